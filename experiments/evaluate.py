@@ -1,0 +1,34 @@
+"""Evaluates a trained reward model on the test split of its data, or of other data.
+
+    python -m experiments.evaluate --workdir=results/run [--config.data.path=other.jsonl]
+"""
+
+import json
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from experiments import launch
+from qrm import workdir
+from qrm.evaluate import evaluate
+
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+
+
+def main() -> None:
+    evaluation = evaluate(flags.FLAGS.config, _WORKDIR.value)
+    print(evaluation.report.format())
+    print(json.dumps(evaluation.metrics, indent=2))
+
+
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses flags twice: the run's own config defines what `--config.…` can change."""
+    flags.FLAGS(argv, known_only=True)
+    if _WORKDIR.value is None:
+        raise app.UsageError('flag --workdir=None: the folder of a run is needed')
+    config_flags.DEFINE_config_dict('config', workdir.load_config(_WORKDIR.value))
+    return app.parse_flags_with_usage(argv)
+
+
+if __name__ == '__main__':
+    launch.run(main, flags_parser=parse_flags)

@@ -1,0 +1,118 @@
+"""Checkpoints of a training run: asynchronous, atomic, the last few and the best.
+
+A checkpoint holds three items: `params`, `state` (optimiser, step, RNG key) and `meta` (data
+position and fingerprint). The metric that ranks checkpoints is the held-out negative
+log-likelihood.
+"""
+
+import os
+from typing import Any, Self
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from qrm.workdir import WorkdirError
+
+_METRIC = 'nll'
+
+
+class Checkpoints:
+    """The checkpoints of one workdir; use as a context manager, so that saves are finished.
+
+    Args:
+      workdir: folder of the run.
+      keep: how many of the last checkpoints to keep, beside the best.
+      read_only: only restore.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 1, read_only: bool = False):
+        self._path = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+        policies = [
+            checkpoint_managers.LatestN(keep),
+            checkpoint_managers.BestN(
+                get_metric_fn=lambda metrics: metrics[_METRIC], reverse=True, n=1,
+                keep_checkpoints_without_metrics=False,
+            ),
+        ]
+        options = ocp.CheckpointManagerOptions(
+            best_fn=lambda metrics: metrics[_METRIC],
+            best_mode='min',
+            preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+            cleanup_tmp_directories=not read_only,
+            create=not read_only,
+            read_only=read_only,
+        )
+        if read_only and not os.path.isdir(self._path):
+            raise WorkdirError(f'{self._path}: no such folder; expected the checkpoints of a run')
+        self._manager = ocp.CheckpointManager(self._path, options=options)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self._manager.close()
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return self._manager.latest_step()
+
+    @property
+    def best(self) -> int | None:
+        """Step of the checkpoint with the lowest held-out loss, the latest of equals."""
+        found = [
+            (-info[_METRIC], step) for step in self._manager.all_steps()
+            if (info := self._manager.metrics(step)) is not None
+        ]
+        return max(found)[1] if found else None
+
+    def save(
+        self, step: int, params: Any, state: Any, meta: dict[str, Any], nll: float | None
+    ) -> None:
+        """Starts saving; `nll` is the held-out loss at this step, None if not evaluated.
+
+        Raises:
+          ValueError: a step that is not newer than the latest, or a loss that is not finite,
+            which would rank this checkpoint above all others.
+        """
+        if nll is not None and not np.isfinite(nll):
+            raise ValueError(f'held-out loss {nll} at step {step}, expected a finite number')
+        saved = self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                state=ocp.args.StandardSave(state),
+                meta=ocp.args.JsonSave(meta),
+            ),
+            metrics=None if nll is None else {_METRIC: nll},
+            force=True,
+        )
+        if not saved:
+            raise ValueError(f'step {step} is not newer than the latest checkpoint {self.latest}')
+
+    def restore(self, step: int, params: Any, state: Any) -> tuple[Any, Any, dict[str, Any]]:
+        """Restores (params, state, meta); the arguments give shapes and dtypes."""
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(_abstract(params)),
+                state=ocp.args.StandardRestore(_abstract(state)),
+                meta=ocp.args.JsonRestore(),
+            ),
+        )
+        return restored['params'], restored['state'], restored['meta']
+
+    def restore_params(self, step: int, params: Any) -> Any:
+        """Restores the parameters alone; `params` gives shapes and dtypes."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
+        return self._manager.restore(step, args=args)['params']
+
+
+def _abstract(tree: Any) -> Any:
+    """Shapes on this process's first device: a checkpoint restores on any number of devices."""
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
+    )

@@ -1,0 +1,105 @@
+"""Checks of a config, and the objects its sections describe.
+
+Configs are complete `ml_collections` files in `configs/`; here each value is checked once,
+before anything is loaded, and turned into the frozen objects the rest of the package takes.
+"""
+
+import math
+from typing import Any
+
+from qrm import losses, step, tokens
+from qrm.heads import HeadConfig
+from qrm.network import DTYPES
+
+
+class ConfigError(ValueError):
+    """A config value that cannot be used; the message names the key and what was expected."""
+
+
+_POSITIVE, _NOT_NEGATIVE = (1e-300, math.inf), (0, math.inf)
+_RANGES = {
+    'seed': _NOT_NEGATIVE,
+    'data.max_length': _NOT_NEGATIVE,
+    'data.validation_fraction': (1e-300, 1 - 1e-9),
+    'data.test_fraction': (1e-300, 1),
+    'data.max_malformed': (0, 1),
+    'data.demo.train': (1, math.inf),
+    'data.demo.test': (1, math.inf),
+    'data.demo.seed': _NOT_NEGATIVE,
+    'model.dropout': (0, 1 - 1e-9),
+    'head.num_quantiles': (1, math.inf),
+    'loss.huber_weight': _NOT_NEGATIVE,
+    'loss.kappa': _POSITIVE,
+    'loss.lm_weight': _NOT_NEGATIVE,
+    'optimizer.learning_rate': _NOT_NEGATIVE,
+    'optimizer.warmup_fraction': (0, 1),
+    'optimizer.final_fraction': (0, 1),
+    'optimizer.b1': (0, 1 - 1e-9),
+    'optimizer.b2': (0, 1 - 1e-9),
+    'optimizer.eps': _POSITIVE,
+    'optimizer.weight_decay': _NOT_NEGATIVE,
+    'optimizer.clip_norm': _NOT_NEGATIVE,
+    'train.batch_size': (1, math.inf),
+    'train.epochs': _POSITIVE,
+    'train.max_steps': _NOT_NEGATIVE,
+    'train.row_length': (1, math.inf),
+    'train.rows': (1, math.inf),
+    'train.checkpoint_every': (1, math.inf),
+    'train.keep': (1, math.inf),
+    'train.log_every': (1, math.inf),
+    'analysis.bootstrap': (20, math.inf),
+    'analysis.null_draws': (20, math.inf),
+    'analysis.level': (0.5, 1 - 1e-9),
+    'analysis.seed': _NOT_NEGATIVE,
+}
+_CHOICES = {
+    'data.overlong': tokens.OVERLONG,
+    'model.dtype': DTYPES,
+    'loss.scalar': losses.OBJECTIVES,
+    'loss.quantile': losses.OBJECTIVES,
+    'loss.targets': losses.TARGETS,
+    'optimizer.name': step.OPTIMIZERS,
+    'optimizer.schedule': step.SCHEDULES,
+    'evaluation.checkpoint': ('best', 'last'),
+}
+
+
+def check(config: Any) -> None:
+    """Checks the ranges and choices of a config.
+
+    Raises:
+      ConfigError: lists every value that cannot be used.
+    """
+    problems = []
+    for key, (low, high) in _RANGES.items():
+        value = _get(config, key)
+        if isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high):
+            expected = 'a number above 0' if low == 1e-300 and high == math.inf else (
+                f'a number from {low:.4g} to {high:.4g}')
+            problems.append(f'config.{key}={value!r}, expected {expected}')
+    for key, choices in _CHOICES.items():
+        if (value := _get(config, key)) not in choices:
+            problems.append(f'config.{key}={value!r}, expected one of {choices}')
+    try:
+        head_config(config)
+    except ValueError as error:
+        problems.append(f'config.head: {error}')
+    if problems:
+        raise ConfigError('\n'.join(problems))
+
+
+def head_config(config: Any) -> HeadConfig:
+    """The head that the config describes."""
+    return HeadConfig(**config.head)
+
+
+def loss_config(config: Any) -> losses.LossConfig:
+    """The loss of the configured head."""
+    rest = {key: value for key, value in config.loss.items() if key not in ('scalar', 'quantile')}
+    return losses.LossConfig(objective=config.loss[config.head.name], **rest)
+
+
+def _get(config: Any, key: str) -> Any:
+    for part in key.split('.'):
+        config = config[part]
+    return config

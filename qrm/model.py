@@ -1,0 +1,189 @@
+"""Trained reward models: what to score with, and how to load it.
+
+    model = qrm.load('results/helpful-quantile')      # a workdir, or a Hugging Face folder or name
+    scores = model.score(['...prompt...'], [['...response...', '...another...']])
+"""
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from qrm import heads, inference, losses, weights
+from qrm.backbone import DecoderConfig
+from qrm.checkpoints import Checkpoints
+from qrm.comparisons import Comparison, DataError, parse_row
+from qrm.heads import HeadConfig
+from qrm.network import Params, RewardNetwork
+from qrm.tokens import Tokenizer, encode_to_score, load_tokenizer
+from qrm.workdir import WorkdirError, read_json, write_json
+
+_ROWS = 8
+
+
+class Scores(NamedTuple):
+    """Scores of several prompts.
+
+    Attributes:
+      rewards: for each prompt [K] float32, or a float where its response was given as one text.
+      quantiles: for each prompt [K, N] float32 at `RewardModel.taus`, or [N]; N = 1 for a
+        scalar head.
+    """
+
+    rewards: list[Any]
+    quantiles: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """A reward model with its parameters and its way of reading text.
+
+    Attributes:
+      network: architecture.
+      params: parameters.
+      tokenizer: tokenizer.
+      loss: the objective it was trained with, which says what a win probability is.
+      append_eos: whether EOS is appended to each dialogue.
+      max_length: tokens of the longest dialogue; longer ones lose their left end.
+      row_length: tokens of a packed row; has no effect on scores.
+    """
+
+    network: RewardNetwork
+    params: Params
+    tokenizer: Tokenizer
+    loss: losses.LossConfig
+    append_eos: bool
+    max_length: int
+    row_length: int = 512
+
+    @property
+    def taus(self) -> np.ndarray:
+        """[N] float32, the levels of the quantiles."""
+        return heads.taus(self.network.head.outputs)
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Scores:
+        """Scores responses; a score does not depend on what else is scored with it.
+
+        Args:
+          prompts: n texts or lists of chat messages.
+          responses: for each prompt one response (text) or a list of K responses.
+
+        Raises:
+          DataError: the two differ in length, or hold something that is no text.
+        """
+        if len(prompts) != len(responses):
+            raise DataError(f'{len(prompts)} prompts and {len(responses)} lists of responses')
+        single = [isinstance(response, str) for response in responses]
+        comparisons = []
+        for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
+            prompt = prompt if isinstance(prompt, str) else list(prompt)
+            row = {'prompt': prompt, 'responses': [given] if single[i] else list(given)}
+            comparisons.append(parse_row(row, f'prompts[{i}]', allow_blank=True))
+        quantiles, _ = self.score_comparisons(comparisons)
+        return Scores(
+            rewards=[float(q[0].mean()) if one else q.mean(axis=1)
+                     for q, one in zip(quantiles, single, strict=True)],
+            quantiles=[q[0] if one else q for q, one in zip(quantiles, single, strict=True)],
+        )
+
+    def score_comparisons(
+        self, comparisons: Sequence[Comparison]
+    ) -> tuple[list[np.ndarray], int]:
+        """Quantiles [K, N] of each comparison, in order, and how many dialogues were cut."""
+        encoded, cut = encode_to_score(comparisons, self.tokenizer, max_length=self.max_length,
+                                       append_eos=self.append_eos)
+        return self.predict(encoded), cut
+
+    def predict(self, encoded: Sequence[Any]) -> list[np.ndarray]:
+        """Quantiles [K, N] of each encoded comparison, in order."""
+        row_length = min(self.row_length, self.max_length)
+        return inference.predict(self.network, self.params, encoded, row_length=row_length,
+                                 rows=_ROWS, max_length=self.max_length)
+
+
+def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardModel:
+    """Loads a reward model from a workdir, or a `GPT2ForSequenceClassification` checkpoint.
+
+    Args:
+      path: workdir of a training run, or folder or hub name in the Hugging Face layout; a
+        `score.weight` with one row is a scalar head, with N rows a quantile head.
+      step: of a workdir, which checkpoint: 'best', 'last' or a number.
+      max_length: tokens of the longest dialogue; 0: the model's number of positions.
+
+    Raises:
+      DataError, WorkdirError: there is no reward model, or it cannot be used.
+    """
+    if os.path.isdir(path) and os.path.exists(os.path.join(path, 'model.json')):
+        model = _load_workdir(path, step)
+    else:
+        model = _load_hugging_face(path)
+    positions = model.network.decoder.n_positions
+    if max_length > positions:
+        raise DataError(f'max_length={max_length}, but the model has {positions} positions')
+    return dataclasses.replace(model, max_length=max_length or positions)
+
+
+def describe(workdir: str, model: RewardModel) -> None:
+    """Writes what `load` needs beside the checkpoints: `model.json` and the tokenizer."""
+    model.tokenizer.save_pretrained(os.path.join(workdir, 'tokenizer'))
+    network = dataclasses.asdict(model.network)
+    write_json(os.path.join(workdir, 'model.json'), {
+        'network': network, 'loss': dataclasses.asdict(model.loss), 'append_eos': model.append_eos,
+        'max_length': model.max_length, 'row_length': model.row_length,
+    })
+
+
+def _load_workdir(workdir: str, step: int | str) -> RewardModel:
+    values = read_json(os.path.join(workdir, 'model.json'))
+    parts = values['network']
+    network = RewardNetwork(**parts | {
+        'decoder': DecoderConfig(**parts['decoder']), 'head': HeadConfig(**parts['head'])})
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        number = {'best': checkpoints.best, 'last': checkpoints.latest}.get(step, step)
+        if number is None:
+            raise WorkdirError(f'{workdir}: no {step} checkpoint yet; run the training to its end')
+        params = checkpoints.restore_params(number, params)
+    return RewardModel(
+        network, params, load_tokenizer(os.path.join(workdir, 'tokenizer')),
+        losses.LossConfig(**values['loss']), values['append_eos'], values['max_length'],
+        values['row_length'],
+    )
+
+
+def _load_hugging_face(path: str) -> RewardModel:
+    folder = weights.resolve(path)
+    if not os.path.exists(os.path.join(folder, 'config.json')):
+        runs = [name for name in sorted(os.listdir(folder))
+                if os.path.exists(os.path.join(folder, name, 'model.json'))]
+        hint = f'; it holds the runs {", ".join(runs)}: name one of them' if runs else ''
+        raise DataError(f'{path}: neither the folder of a run (model.json) nor a Hugging Face '
+                        f'checkpoint (config.json){hint}')
+    pretrained = weights.load_pretrained(folder)
+    if pretrained.score is None:
+        raise DataError(f'{path}: no score.weight; this is a language model, not a reward model')
+    outputs = pretrained.score.shape[1]
+    head = HeadConfig('scalar') if outputs == 1 else HeadConfig('quantile', outputs)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, pretrained.config)
+    objective = 'bradley_terry' if outputs == 1 else 'bradley_terry_quantile_huber'
+    return RewardModel(
+        RewardNetwork(pretrained.config, head),
+        {'decoder': pretrained.decoder, 'head': {'kernel': pretrained.score}},
+        tokenizer, losses.LossConfig(objective), append_eos=True,
+        max_length=pretrained.config.n_positions,
+    )
+
+
+def check_vocabulary(tokenizer: Tokenizer, decoder: DecoderConfig) -> None:
+    """Checks that every token has an embedding; a missing one would read another token's.
+
+    Raises:
+      DataError: the tokenizer has more tokens than the embedding has rows.
+    """
+    if len(tokenizer) > decoder.vocab_size:
+        raise DataError(f'the tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, '
+                        f'but the embedding has {decoder.vocab_size} rows')

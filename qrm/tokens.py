@@ -1,0 +1,261 @@
+"""Comparisons as tokens: tokenizers, shared prompts, over-length dialogues.
+
+Each whole dialogue is tokenised once, so that its tokens are those a model would see if the
+dialogue stood alone; the longest common token prefix of the dialogues is the shared prompt.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+
+import jinja2
+import numpy as np
+import tokenizers
+import transformers
+
+from qrm.comparisons import Comparison, DataError, DataReport, Text
+
+Tokenizer = transformers.PreTrainedTokenizerBase
+Ids = np.ndarray  # [length] int32
+
+OVERLONG = ('truncate_prompt', 'drop', 'error')
+_BATCH = 2048  # dialogues handed to the tokenizer at a time
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """One comparison in tokens; dialogue k is `prompt` followed by `responses[k]`.
+
+    Attributes:
+      id, group: as in `Comparison`.
+      prompt: [P] int32, tokens shared by all dialogues.
+      responses: K arrays [R_k] int32 with R_k >= 1; the reward is read at the last token.
+      preference: [K, K] float32, see `Comparison.preference_matrix`.
+      margin, weight: as in `Comparison`.
+    """
+
+    id: str
+    group: str
+    prompt: Ids
+    responses: tuple[Ids, ...]
+    preference: np.ndarray
+    margin: float = 0.0
+    weight: float = 1.0
+
+    @property
+    def size(self) -> int:
+        """Tokens of the comparison with the prompt stored once."""
+        return len(self.prompt) + sum(map(len, self.responses))
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest dialogue."""
+        return len(self.prompt) + max(map(len, self.responses))
+
+
+def load_tokenizer(path: str) -> Tokenizer:
+    """Loads a tokenizer from a local folder or the Hugging Face hub; runs no remote code.
+
+    Raises:
+      DataError: there is none at `path`.
+    """
+    try:
+        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except Exception as error:  # The library raises a different type for each way to fail.
+        raise DataError(
+            f'{path}: no tokenizer could be loaded ({error}); expected tokenizer.json, or '
+            'vocab.json and merges.txt, or set config.model.tokenizer to where it is'
+        ) from error
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
+    """Trains a byte-level BPE of `vocab_size` tokens, with an end-of-text and a padding token."""
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE())
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bpe.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=['<|endoftext|>', '<|pad|>'],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    bpe.train_from_iterator(texts, trainer)
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, eos_token='<|endoftext|>', pad_token='<|pad|>'
+    )
+
+
+def texts_of(comparisons: Iterable[Comparison]) -> Iterable[str]:
+    """All texts of the comparisons, to train a tokenizer on."""
+    for comparison in comparisons:
+        for text in (comparison.prompt, *comparison.responses):
+            yield text if isinstance(text, str) else '\n'.join(m['content'] for m in text)
+
+
+def tokenize(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, *, append_eos: bool = True
+) -> list[list[Ids]]:
+    """Tokenises every dialogue of every comparison as a whole.
+
+    Chats are rendered by the tokenizer's chat template, which brings its own special tokens;
+    plain dialogues get those the tokenizer adds by itself. So a BOS token is never doubled. EOS
+    is appended unless the dialogue ends with it already.
+
+    Returns:
+      One list of K arrays [length] int32 for each comparison.
+
+    Raises:
+      DataError: EOS or a chat template is needed and missing, or a dialogue has no tokens.
+    """
+    if append_eos and tokenizer.eos_token_id is None:
+        raise DataError(f'{tokenizer.name_or_path}: the tokenizer has no EOS token, and '
+                        'append_eos is set')
+    chats: list[str] = []
+    plain: list[str] = []
+    for comparison in comparisons:
+        for response in comparison.responses:
+            if isinstance(comparison.prompt, str):
+                plain.append(comparison.prompt + response)
+            else:
+                chats.append(_render(comparison, response, tokenizer))
+    chat_ids = _ids(chats, tokenizer, add_special_tokens=False)
+    plain_ids = _ids(plain, tokenizer, add_special_tokens=True)
+    result = []
+    for comparison in comparisons:
+        source = plain_ids if isinstance(comparison.prompt, str) else chat_ids
+        dialogues = [next(source) for _ in comparison.responses]
+        if append_eos:
+            dialogues = [_with_eos(ids, tokenizer.eos_token_id) for ids in dialogues]
+        if not all(map(len, dialogues)):
+            raise DataError(f'{comparison.id}: a dialogue has no tokens, expected text')
+        result.append([np.asarray(ids, np.int32) for ids in dialogues])
+    return result
+
+
+def split_prompt(dialogues: Sequence[Ids]) -> tuple[Ids, tuple[Ids, ...]]:
+    """Splits dialogues into their longest common prefix and the rest, at least one token each."""
+    limit = min(map(len, dialogues)) - 1
+    first = dialogues[0][:limit]
+    same = np.all([ids[:limit] == first for ids in dialogues], axis=0)
+    length = limit if same.all() else int(np.argmin(same))
+    return first[:length], tuple(ids[length:] for ids in dialogues)
+
+
+def encode(
+    comparisons: Sequence[Comparison],
+    tokenizer: Tokenizer,
+    report: DataReport,
+    *,
+    max_length: int,
+    overlong: str = 'truncate_prompt',
+    append_eos: bool = True,
+) -> list[Encoded]:
+    """Encodes comparisons to learn from or to evaluate on.
+
+    A comparison with a dialogue longer than `max_length` tokens (EOS included) loses the left
+    end of its shared prompt ('truncate_prompt'), is dropped ('drop') or raises ('error');
+    responses always stay whole. Comparisons without any known preference or with identical
+    responses say nothing and are dropped. All is counted in `report`.
+
+    Raises:
+      DataError: see `tokenize`; or a dialogue is too long and `overlong` is 'error'.
+    """
+    if overlong not in OVERLONG:
+        raise ValueError(f'overlong={overlong!r}, expected one of {OVERLONG}')
+    special = [token for token in tokenizer.all_special_tokens if token]
+    kept = []
+    for comparison, dialogues in zip(
+        comparisons, tokenize(comparisons, tokenizer, append_eos=append_eos), strict=True
+    ):
+        preference = comparison.preference_matrix()
+        if all(response == comparison.responses[0] for response in comparison.responses[1:]):
+            report.identical += len(dialogues) > 1
+            report.dropped['identical responses' if len(dialogues) > 1 else 'one response'] += 1
+            continue
+        if not preference.any() or not comparison.weight:
+            report.dropped['no preference known, or weight 0'] += 1
+            continue
+        prompt, responses = split_prompt(dialogues)
+        excess = len(prompt) + max(map(len, responses)) - max_length
+        if excess > 0:
+            if overlong == 'error':
+                raise DataError(f"{comparison.id}: a dialogue of {max_length + excess} tokens, "
+                                f"expected at most {max_length} (overlong is 'error')")
+            if overlong == 'drop' or excess > len(prompt):
+                reason = 'a dialogue' if overlong == 'drop' else 'a response alone'
+                report.dropped[f'{reason} is longer than {max_length} tokens'] += 1
+                continue
+            report.truncated += 1
+            prompt = prompt[excess:]
+        encoded = Encoded(comparison.id, comparison.group, prompt, responses, preference,
+                          comparison.margin, comparison.weight)
+        kept.append(encoded)
+        report.tied += bool((preference == 0.5).any())
+        report.dialogue_tokens += len(prompt) * len(responses) + sum(map(len, responses))
+        report.packed_tokens += encoded.size
+        report.prompt_tokens += len(prompt) * len(responses)
+        texts = (t for t in (comparison.prompt, *comparison.responses) if isinstance(t, str))
+        if any(token in text for text in texts for token in special):
+            report.notes['special tokens spelt out in the text'] += 1
+    report.kept += len(kept)
+    return kept
+
+
+def encode_to_score(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, *, max_length: int, append_eos: bool
+) -> tuple[list[Encoded], int]:
+    """Encodes comparisons to be scored: none is dropped, each dialogue is cut by itself.
+
+    A dialogue longer than `max_length` keeps its last `max_length` tokens whatever its
+    neighbours are, so that a score never depends on them.
+
+    Returns:
+      The encoded comparisons, in order, and how many dialogues were cut.
+    """
+    result, cut = [], 0
+    for comparison, dialogues in zip(
+        comparisons, tokenize(comparisons, tokenizer, append_eos=append_eos), strict=True
+    ):
+        cut += sum(len(ids) > max_length for ids in dialogues)
+        prompt, responses = split_prompt([ids[-max_length:] for ids in dialogues])
+        result.append(Encoded(comparison.id, comparison.group, prompt, responses,
+                              comparison.preference_matrix()))
+    return result, cut
+
+
+def fingerprint(encoded: Sequence[Encoded]) -> str:
+    """SHA-256 over everything training reads of the comparisons, to recognise other data."""
+    digest = hashlib.sha256()
+    for item in encoded:
+        for array in (item.prompt, *item.responses, item.preference):
+            digest.update(f'{array.shape}'.encode())
+            digest.update(array.tobytes())
+        digest.update(f'{item.margin} {item.weight}'.encode())
+    return digest.hexdigest()
+
+
+def _render(comparison: Comparison, response: Text, tokenizer: Tokenizer) -> str:
+    if tokenizer.chat_template is None:
+        raise DataError(f'{comparison.id}: chat messages, but the tokenizer '
+                        f'{tokenizer.name_or_path!r} has no chat template')
+    messages = [*comparison.prompt, *response]
+    try:
+        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+    except jinja2.TemplateError as error:
+        raise DataError(f'{comparison.id}: the chat template refuses it ({error})') from error
+
+
+def _ids(
+    texts: list[str], tokenizer: Tokenizer, *, add_special_tokens: bool
+) -> Iterator[list[int]]:
+    for start in range(0, len(texts), _BATCH):
+        yield from tokenizer(
+            texts[start:start + _BATCH],
+            add_special_tokens=add_special_tokens,
+            return_attention_mask=False,
+            verbose=False,  # lengths beyond the model's are cut, and counted, later
+        )['input_ids']
+
+
+def _with_eos(ids: list[int], eos: int) -> list[int]:
+    return ids if ids and ids[-1] == eos else [*ids, eos]

@@ -1,0 +1,298 @@
+"""Training, read from top to bottom: data, model, resume, loop, checkpoints."""
+
+import math
+import os
+import signal
+import sys
+import time
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+import tqdm
+
+from qrm import config as config_lib
+from qrm import inference, metrics, model, packing, step, tokens, weights, workdir
+from qrm.backbone import DecoderConfig
+from qrm.checkpoints import Checkpoints
+from qrm.comparisons import DataError, DataReport
+from qrm.data import load_splits
+from qrm.devices import replicate, unreplicate
+from qrm.model import RewardModel
+from qrm.network import RewardNetwork, parameter_count
+from qrm.tokens import Encoded
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss or gradient became NaN or infinite; the message names step and comparisons."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved and a rerun goes on from there."""
+
+
+class Prepared(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+      model: the reward model with its initial parameters.
+      encoded: 'train', 'validation', 'test' -> comparisons in tokens.
+      reports: the same keys -> what became of the rows.
+    """
+
+    model: RewardModel
+    encoded: dict[str, list[Encoded]]
+    reports: dict[str, DataReport]
+
+
+def prepare(config: Any, folder: str | None = None) -> Prepared:
+    """Loads data, tokenizer and initial parameters.
+
+    Args:
+      config: a checked config.
+      folder: workdir whose tokenizer, if there is one, is used again.
+
+    Raises:
+      DataError: see `data.load_splits`, `tokens.encode` and `weights.load_pretrained`; or no
+        comparisons are left to learn from or to hold out.
+    """
+    splits = load_splits(config.data, config.workload)
+    pretrained, checkpoint = None, ''
+    if config.model.checkpoint:
+        checkpoint = weights.resolve(config.model.checkpoint)
+        pretrained = weights.load_pretrained(checkpoint)
+        decoder = pretrained.config
+    else:
+        decoder = DecoderConfig(n_inner=4 * config.model.sizes.n_embd, **config.model.sizes)
+    saved = os.path.join(folder, 'tokenizer') if folder else ''
+    if os.path.isdir(saved):
+        tokenizer = tokens.load_tokenizer(saved)
+    elif config.model.tokenizer or checkpoint:
+        tokenizer = tokens.load_tokenizer(config.model.tokenizer or checkpoint)
+    else:
+        texts = tokens.texts_of(splits['train'][0])
+        tokenizer = tokens.train_tokenizer(texts, decoder.vocab_size)
+    model.check_vocabulary(tokenizer, decoder)
+    max_length = config.data.max_length or decoder.n_positions
+    if max_length > decoder.n_positions:
+        raise DataError(f'config.data.max_length={max_length}, but the model has '
+                        f'{decoder.n_positions} positions')
+    encoded = {
+        split: tokens.encode(
+            comparisons, tokenizer, report, max_length=max_length, overlong=config.data.overlong,
+            append_eos=config.data.append_eos)
+        for split, (comparisons, report) in splits.items()
+    }
+    reports = {split: report for split, (_, report) in splits.items()}
+    for split, items in encoded.items():
+        if not items:
+            raise DataError(f'no comparisons left in the {split} split\n' + format_reports(reports))
+    network = RewardNetwork(decoder, config_lib.head_config(config), config.model.dtype,
+                            config.model.remat, config.model.dropout)
+    params = jax.jit(network.init)(jax.random.key(config.seed))
+    if pretrained:
+        # The head always starts anew, so that heads compared with each other start alike.
+        params = params | {'decoder': pretrained.decoder}
+    return Prepared(
+        RewardModel(network, params, tokenizer, config_lib.loss_config(config),
+                    config.data.append_eos, max_length, config.train.row_length),
+        encoded, reports,
+    )
+
+
+def format_reports(reports: dict[str, DataReport]) -> str:
+    """The data reports of a run, for the terminal."""
+    return '\n'.join(report.format() for report in reports.values())
+
+
+def train(config: Any, folder: str) -> None:
+    """Trains the configured model in `folder`; goes on where an earlier run there stopped.
+
+    A rerun ends bit for bit where an uninterrupted run ends, on the same devices. With several
+    local devices the step runs under `pmap`, otherwise under `jit`.
+
+    Raises:
+      ConfigError, DataError, WorkdirError: nothing was trained.
+      NonFiniteLoss: the run cannot go on; the last checkpoint is from before.
+      Interrupted: SIGTERM or SIGINT came; the state is saved.
+    """
+    config_lib.check(config)
+    with workdir.lock(folder):
+        workdir.claim(folder, config)
+        _train(config, folder)
+
+
+def _train(config: Any, folder: str) -> None:
+    prepared = prepare(config, folder)
+    network, loss = prepared.model.network, prepared.model.loss
+    examples = prepared.encoded['train']
+    print(format_reports(prepared.reports), flush=True)
+    model.describe(folder, prepared.model)
+    workdir.write_json(os.path.join(folder, 'versions.json'), workdir.versions())
+    workdir.write_json(os.path.join(folder, 'data_report.json'),
+                       {split: r.as_dict() for split, r in prepared.reports.items()})
+
+    # Shapes and length of the run.
+    batch_size, devices = config.train.batch_size, jax.local_device_count()
+    layouts = packing.plan_layouts(examples, row_length=config.train.row_length,
+                                   rows=config.train.rows, max_length=prepared.model.max_length)
+    total = round(config.train.epochs * len(examples))
+    steps = -(-total // batch_size)
+    if config.train.max_steps:
+        steps = min(steps, config.train.max_steps)
+        total = min(total, steps * batch_size)
+
+    # State and step.
+    optimizer = step.make_optimizer(config.optimizer, steps)
+    schedule = step.make_schedule(config.optimizer, steps)
+    state = step.init_state(prepared.model.params, optimizer, config.seed)
+    train_step = step.make_train_step(network, loss, optimizer)
+    if devices > 1:
+        run_step = jax.pmap(lambda s, b: train_step(s, b, axis_name='devices'),
+                            axis_name='devices', donate_argnums=0)
+    else:
+        run_step = jax.jit(train_step, donate_argnums=0)
+    fingerprint = tokens.fingerprint(examples)
+
+    def make_batch(number: int) -> packing.Batch:
+        parts = packing.share([examples[i] for i in indices(number)], devices)
+        per_device = -(-batch_size // devices)
+        batches = [packing.make_batch(part, layouts, per_device) for part in parts]
+        return batches[0] if devices == 1 else jax.tree.map(lambda *x: np.stack(x), *batches)
+
+    def indices(number: int) -> np.ndarray:
+        return packing.batch_indices(number, seed=config.seed, examples=len(examples),
+                                     batch_size=batch_size, total=total)
+
+    def held_out_metrics(params: Any) -> dict[str, float]:
+        quantiles = inference.predict(
+            network, params, prepared.encoded['validation'], row_length=config.train.row_length,
+            rows=config.train.rows, max_length=prepared.model.max_length)
+        return metrics.summarise(
+            metrics.ordered_pairs(prepared.encoded['validation'], quantiles, loss))
+
+    with Checkpoints(folder, keep=config.train.keep) as checkpoints, _Signals() as signals:
+        start = 0
+        if checkpoints.latest is not None:
+            start = checkpoints.latest
+            params, rest, meta = checkpoints.restore(
+                start, state.params, state._replace(params=None))
+            if meta['fingerprint'] != fingerprint:
+                raise DataError(f'{folder}: the training comparisons are not those this run '
+                                'started with; choose another --workdir or restore the data')
+            if meta['devices'] != devices:
+                print(f'note: the run started on {meta["devices"]} devices and goes on on '
+                      f'{devices}; the last digits may differ', flush=True)
+            state = rest._replace(params=params)
+            print(f'resuming {folder} at step {start} of {steps}', flush=True)
+        print(f'{parameter_count(state.params):,} parameters, {len(examples)} comparisons, '
+              f'{steps} steps of {batch_size} on {devices} x {jax.devices()[0].device_kind}; '
+              f'micro-batches {" and ".join(f"{x.rows} x {x.length}" for x in layouts)}',
+              flush=True)
+        state = replicate(state) if devices > 1 else state
+        log = workdir.Metrics(folder, resume_from=start, tensorboard=config.train.tensorboard)
+        progress = _Progress(steps)
+        pending: list[tuple[int, Any]] = []
+
+        def flush() -> dict[str, float]:
+            """Fetches the metrics of the steps since the last time, checks and writes them."""
+            row: dict[str, float] = {}
+            for number, values in pending:
+                values = unreplicate(values) if devices > 1 else values
+                row = {name: float(value) for name, value in jax.device_get(values).items()}
+                if not all(map(math.isfinite, row.values())):
+                    ids = ', '.join(examples[i].id for i in indices(number))
+                    raise NonFiniteLoss(f'{folder}: step {number} gave {row}; comparisons in its '
+                                        f'batch: {ids}')
+                row['learning_rate'] = float(schedule(number))
+                log.write(number + 1, 'train', row)
+            pending.clear()
+            return row
+
+        def save(done: int, nll: float | None) -> None:
+            own = unreplicate(state) if devices > 1 else state
+            meta = {'position': min(done * batch_size, total), 'fingerprint': fingerprint,
+                    'devices': devices}
+            checkpoints.save(done, own.params, own._replace(params=None), meta, nll)
+
+        try:
+            for number in range(start, steps):
+                state, values = run_step(state, make_batch(number))
+                pending.append((number, values))
+                # The host stays one step ahead of the device, no more: a signal is served soon.
+                if len(pending) > 1:
+                    jax.block_until_ready(pending[-2])
+                done = number + 1
+                due = done % config.train.checkpoint_every == 0 or done == steps
+                if due or signals.received or done % config.train.log_every == 0:
+                    progress.update(done, flush())
+                if due:
+                    own = unreplicate(state.params) if devices > 1 else state.params
+                    held_out = held_out_metrics(own)
+                    log.write(done, 'validation', held_out)
+                    save(done, held_out['nll'])
+                    progress.note(done, f'held-out nll {held_out["nll"]:.4f}, accuracy '
+                                        f'{held_out["accuracy"]:.3f}')
+                if signals.received:
+                    if not due:
+                        save(done, None)
+                    raise Interrupted(f'{signals.received}: saved {folder} at step {done} of '
+                                      f'{steps}; run the same command again to go on')
+        finally:
+            progress.close()
+            log.close()
+
+
+class _Signals:
+    """Remembers SIGTERM and SIGINT while it is entered, in place of dying by them."""
+
+    def __init__(self):
+        self.received = ''
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, unused_frame: Any) -> None:
+        self.received = signal.Signals(number).name
+
+    def __exit__(self, *unused) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere; time starts after the first steps.
+
+    The first update comes after compilation, which the estimated time must not contain.
+    """
+
+    def __init__(self, steps: int):
+        self._steps = steps
+        self._bar: tqdm.tqdm | None = None
+        self._start: tuple[int, float] | None = None
+
+    def update(self, done: int, row: dict[str, float]) -> None:
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = tqdm.tqdm(total=self._steps, initial=done, unit='step', leave=False)
+            self._bar.update(done - self._bar.n)
+            self._bar.set_postfix(loss=f'{row["loss"]:.4f}', accuracy=f'{row["accuracy"]:.3f}')
+        if self._start is None:
+            self._start = done, time.monotonic()
+
+    def note(self, done: int, text: str) -> None:
+        text = f'step {done}/{self._steps}: {text}'
+        if self._bar is not None:
+            self._bar.write(text)
+            return
+        if self._start and done > self._start[0]:
+            pace = (time.monotonic() - self._start[1]) / (done - self._start[0])
+            text += f', {pace:.2f} s/step, {pace * (self._steps - done):.0f} s left'
+        print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

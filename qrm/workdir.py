@@ -1,0 +1,187 @@
+"""What a run leaves in its folder, apart from checkpoints: config, versions, metrics.
+
+    config.json        the resolved config           versions.json   packages and devices
+    data_report.json   what became of the rows       model.json      architecture
+    metrics.jsonl      one object a logged step      tokenizer/      tokenizer files
+    checkpoints/       see `checkpoints`
+"""
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_collections
+
+# Sections and keys that may differ when a run is resumed, as they do not change its course.
+_FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
+              'train.tensorboard')
+_PACKAGES = ('qrm-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers',
+             'tokenizers', 'datasets', 'safetensors', 'numpy', 'scipy')
+
+
+class WorkdirError(ValueError):
+    """The folder belongs to another run, or a run in it is still going on."""
+
+
+@contextlib.contextmanager
+def lock(workdir: str) -> Iterator[None]:
+    """Keeps a second process out of the folder; freed by the system if this process dies.
+
+    Raises:
+      WorkdirError: another process holds the folder.
+    """
+    os.makedirs(workdir, exist_ok=True)
+    with open(os.path.join(workdir, '.lock'), 'w', encoding='utf-8') as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise WorkdirError(f'{workdir}: another process is running in this folder') from error
+        yield
+
+
+def write_json(path: str, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the new one, never a part."""
+    write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
+
+
+def write_text(path: str, text: str) -> None:
+    """Writes text atomically."""
+    with open(path + '.tmp', 'w', encoding='utf-8') as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(path + '.tmp', path)
+
+
+def read_json(path: str) -> Any:
+    """Reads a JSON file.
+
+    Raises:
+      WorkdirError: it is missing or damaged.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            return json.load(file)
+    except FileNotFoundError as error:
+        raise WorkdirError(f'{path}: no such file; expected the folder of a run') from error
+    except ValueError as error:
+        raise WorkdirError(f'{path}: not JSON ({error})') from error
+
+
+def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
+    """Stores the config, or checks that the run in this folder has the same one.
+
+    Raises:
+      WorkdirError: the folder holds a run whose config differs; names each key with both values.
+    """
+    path = os.path.join(workdir, 'config.json')
+    new = json.loads(config.to_json())
+    if os.path.exists(path):
+        old = read_json(path)
+        changes = config_changes(old, new)
+        if changes:
+            raise WorkdirError(
+                f'{workdir} holds a run with another config; choose another --workdir or take '
+                'back these changes:\n  ' + '\n  '.join(changes)
+            )
+    write_json(path, new)
+
+
+def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Lists the keys that differ between two configs and would change the course of a run."""
+    flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
+    missing = object()
+    return [
+        f'config.{key}: {flat_old.get(key, "absent")!r} -> {flat_new.get(key, "absent")!r}'
+        for key in sorted(flat_old.keys() | flat_new.keys())
+        if flat_old.get(key, missing) != flat_new.get(key, missing)
+        and not key.startswith(_FREE_KEYS)
+    ]
+
+
+def load_config(workdir: str) -> ml_collections.ConfigDict:
+    """The locked config of a run.
+
+    Raises:
+      WorkdirError: the folder holds no run.
+    """
+    values = read_json(os.path.join(workdir, 'config.json'))
+    return ml_collections.ConfigDict(_tuples(values)).lock()
+
+
+def versions() -> dict[str, Any]:
+    """Versions of Python and of the packages that matter, and the devices."""
+    packages = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            packages[name] = importlib.metadata.version(name)
+    devices = [f'{d.platform} {d.device_kind}' for d in jax.local_devices()]
+    return {'python': platform.python_version(), 'platform': platform.platform(),
+            'packages': packages, 'devices': devices}
+
+
+class Metrics:
+    """Writes scalars to `metrics.jsonl`, and to TensorBoard if asked for.
+
+    On resume, rows past the restored step, which will be written again, are removed.
+    """
+
+    def __init__(self, workdir: str, *, resume_from: int, tensorboard: bool):
+        path = os.path.join(workdir, 'metrics.jsonl')
+        rows = [row for row in read_metrics(workdir) if row['step'] <= resume_from]
+        write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+        self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close)
+        self._board = None
+        if tensorboard:
+            try:
+                import tensorboardX
+            except ImportError as error:
+                raise ImportError('config.train.tensorboard needs tensorboardX: pip install '
+                                  "'qrm-jax[tensorboard]'") from error
+            self._board = tensorboardX.SummaryWriter(
+                os.path.join(workdir, 'tensorboard'), purge_step=resume_from + 1
+            )
+
+    def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
+        """Appends one row; `split` is 'train' or 'validation'."""
+        self._file.write(json.dumps({'step': step, 'split': split, **values}) + '\n')
+        self._file.flush()
+        if self._board:
+            for name, value in values.items():
+                self._board.add_scalar(f'{split}/{name}', value, step)
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._file.close()
+        if self._board:
+            self._board.close()
+
+
+def read_metrics(workdir: str) -> list[dict[str, Any]]:
+    """Rows of `metrics.jsonl`; a last line cut by a kill is left out."""
+    path = os.path.join(workdir, 'metrics.jsonl')
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding='utf-8') as file:
+        return [json.loads(line) for line in file if line.endswith('\n')]
+
+
+def _flatten(tree: Mapping[str, Any], prefix: str = '') -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f'{prefix}{key}.')
+        else:
+            yield prefix + key, value
+
+
+def _tuples(value: Any) -> Any:
+    """JSON has no tuples, and a config does not take a tuple where it had a list."""
+    if isinstance(value, Mapping):
+        return {key: _tuples(item) for key, item in value.items()}
+    return tuple(value) if isinstance(value, list) else value

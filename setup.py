@@ -1,0 +1,51 @@
+"""Packaging of qrm; the distribution is called qrm-jax, as `qrm` is taken on PyPI."""
+
+from pathlib import Path
+
+from setuptools import setup
+
+setup(
+    name='qrm-jax',
+    version='0.1.0',
+    description='Distributional reward models in JAX and Flax',
+    long_description=Path(__file__).with_name('README.md').read_text(encoding='utf-8'),
+    long_description_content_type='text/markdown',
+    license='Apache-2.0',
+    license_files=['LICENSE'],
+    packages=['qrm', 'experiments'],
+    python_requires='>=3.11',
+    install_requires=[
+        'absl-py>=2.1',
+        'chex>=0.1.90',
+        'datasets>=4.0',
+        'flax>=0.12.0',
+        'huggingface_hub>=1.0',
+        'jax>=0.10.0',
+        'jinja2>=3.1',
+        'matplotlib>=3.9',
+        'ml-collections>=1.0',
+        'numpy>=2.0',
+        'optax>=0.2.6',
+        'orbax-checkpoint>=0.12.0',
+        'safetensors>=0.7',
+        'scikit-learn>=1.6',
+        'scipy>=1.14',
+        'tokenizers>=0.22',
+        'tqdm>=4.66',
+        'transformers>=5.0',
+    ],
+    extras_require={
+        'cuda12': ['jax[cuda12]'],
+        'cuda13': ['jax[cuda13]'],
+        'tpu': ['jax[tpu]'],
+        'tensorboard': ['tensorboardX>=2.6'],
+        'test': [
+            'ipykernel>=6.29',
+            'nbclient>=0.10',
+            'nbformat>=5.10',
+            'pytest>=8.3',
+            'ruff>=0.12',
+            'tensorboardX>=2.6',
+        ],
+    },
+)

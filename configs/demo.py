@@ -37,7 +37,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
     # --- model ---------------------------------------------------------------------------------
     config.model = model = ConfigDict()
-    model.checkpoint = ''  # Hugging Face folder or hub name; '': random weights, sizes below
+    model.checkpoint = ''  # Hugging Face folder or hub name; '': random, sizes below
     model.tokenizer = ''  # folder or hub name; '': the checkpoint's, or one trained on the data
     model.dtype = 'float32'  # of the computation, or 'bfloat16'; parameters are float32
     model.remat = False  # recompute blocks in the backward pass: slower, less memory
@@ -67,7 +67,7 @@ def get_config(arg: str = '') -> ConfigDict:
     # --- optimisation --------------------------------------------------------------------------
     config.optimizer = optimizer = ConfigDict()
     optimizer.name = 'adamw'  # or 'sgd'
-    optimizer.learning_rate = 1e-3  # peak
+    optimizer.learning_rate = 2e-3  # peak
     optimizer.schedule = 'cosine'  # after warm-up: or 'linear', 'constant', 'inverse_sqrt'
     optimizer.warmup_fraction = 0.05  # share of the run over which the rate rises
     optimizer.final_fraction = 0.0  # cosine, linear: share of the peak at the end
@@ -80,11 +80,11 @@ def get_config(arg: str = '') -> ConfigDict:
     # --- training ------------------------------------------------------------------------------
     config.train = train = ConfigDict()
     train.batch_size = 64  # comparisons a step, over all devices
-    train.epochs = 4.0  # passes over the training comparisons; the run's last step may be short
+    train.epochs = 3.0  # passes over the training comparisons; the run's last step may be short
     train.max_steps = 0  # ends the run early; 0: no limit
-    train.row_length = 256  # tokens of a packed row
+    train.row_length = 128  # tokens of a packed row
     train.rows = 8  # rows of a micro-batch on one device; a step runs as many as it needs
-    train.checkpoint_every = 50  # steps between held-out evaluations, each with a checkpoint
+    train.checkpoint_every = 40  # steps between held-out evaluations, each with a checkpoint
     train.keep = 2  # last checkpoints to keep, beside the best
     train.log_every = 10  # steps between rows of metrics.jsonl
     train.tensorboard = False  # also write TensorBoard files (needs tensorboardX)

@@ -7,7 +7,7 @@ value after rescaling the rewards.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -28,15 +28,15 @@ MIN_GROUPS = 30  # with fewer, bootstrap replicates hold too few different pairs
 Runs = Mapping[tuple[str, str], Predictions]
 
 
-def check_groups(predictions: Predictions) -> None:
-    """Checks that there are enough opening questions to resample.
+def check_groups(groups: Iterable[Hashable]) -> None:
+    """Checks that the test pairs have enough opening questions to resample.
 
     Raises:
       DataError: fewer than `MIN_GROUPS`.
     """
-    groups = len(np.unique(predictions.groups))
-    if groups < MIN_GROUPS:
-        raise DataError(f'{groups} opening questions in the test pairs, expected at least '
+    count = len(set(groups))
+    if count < MIN_GROUPS:
+        raise DataError(f'{count} opening questions in the test pairs, expected at least '
                         f'{MIN_GROUPS} for intervals')
 
 
@@ -65,7 +65,7 @@ def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, s
     for workload in dict.fromkeys(workload for workload, _ in runs):
         members = {head: p for (name, head), p in runs.items() if name == workload}
         first = next(iter(members.values()))
-        check_groups(first)
+        check_groups(first.groups.tolist())
         if any(not np.array_equal(p.ids, first.ids) for p in members.values()):
             raise DataError(f'{workload}: the models were evaluated on different pairs')
         weights = divergences.cluster_bootstrap_weights(first.groups, replicates, seed)

@@ -7,7 +7,7 @@ from typing import Any
 from qrm import analysis, demo, figures, workdir
 from qrm import config as config_lib
 from qrm.comparisons import DataError
-from qrm.data import is_jsonl, workloads_of
+from qrm.data import is_jsonl, load_splits, workloads_of
 from qrm.evaluate import evaluate
 from qrm.train import train
 
@@ -26,13 +26,15 @@ def reproduce(config: Any, folder: str) -> str:
     """
     config_lib.check(config)
     members = run_configs(config)
-    runs, evaluations = {}, {}
+    for member in members.values():  # Before hours of training, not after.
+        comparisons, _ = load_splits(member.data, member.workload)['test']
+        analysis.check_groups(comparison.group for comparison in comparisons)
+    runs = {}
     for (workload, head), member in members.items():
         path = os.path.join(folder, f'{workload}-{head}')
         print(f'\n== {workload}, {head} head: {path}', flush=True)
         train(member, path)
-        evaluations[workload, head] = evaluate(member, path)
-        runs[workload, head] = evaluations[workload, head].predictions
+        runs[workload, head] = evaluate(member, path).predictions
     print('\n== analysis', flush=True)
     settings = config.analysis
     table = analysis.build_table(
@@ -42,7 +44,7 @@ def reproduce(config: Any, folder: str) -> str:
         table['bayes'] = {
             workload: demo.bayes(demo.generate(
                 workload, 'test', config.data.demo.test, config.data.demo.seed,
-                config.data.demo.annotators))._asdict()
+                config.data.demo.annotators), config.data.demo.annotators)._asdict()
             for workload, _ in members
         }
     text = analysis.format_table(table)

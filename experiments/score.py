@@ -1,0 +1,39 @@
+"""Scores responses with a trained reward model.
+
+    python -m experiments.score --checkpoint=results/run --input=in.jsonl --output=out.jsonl
+"""
+
+import dataclasses
+
+from absl import flags
+
+import qrm
+from experiments import launch
+from qrm.score import score_file
+
+_CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', None, 'Folder of a run, or folder or hub name of a Hugging Face checkpoint.')
+_INPUT = flags.DEFINE_string('input', None, 'File to score, .jsonl or .jsonl.gz.')
+_OUTPUT = flags.DEFINE_string('output', None, 'File to write, one row for each row read.')
+_APPEND_EOS = flags.DEFINE_bool(
+    'append_eos', None, 'Append EOS to each dialogue. Default: as the model was trained, else yes.')
+_MAX_LENGTH = flags.DEFINE_integer(
+    'max_length', 0, "Tokens of the longest dialogue, longer ones are cut from the left. 0: the "
+    "model's number of positions.", lower_bound=0)
+_ROW_LENGTH = flags.DEFINE_integer(
+    'row_length', 0, 'Tokens of a packed row; has no effect on scores. 0: the default.',
+    lower_bound=0)
+
+
+def main() -> None:
+    model = qrm.load(_CHECKPOINT.value, max_length=_MAX_LENGTH.value)
+    if _APPEND_EOS.value is not None:
+        model = dataclasses.replace(model, append_eos=_APPEND_EOS.value)
+    if _ROW_LENGTH.value:
+        model = dataclasses.replace(model, row_length=_ROW_LENGTH.value)
+    print(score_file(model, _INPUT.value, _OUTPUT.value))
+
+
+if __name__ == '__main__':
+    flags.mark_flags_as_required(['checkpoint', 'input', 'output'])
+    launch.run(main)

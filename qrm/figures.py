@@ -1,0 +1,252 @@
+"""The figures of a reproduction: reward densities, outer quantiles, training curves.
+
+Functions that take `axes` draw one panel and can be reused elsewhere; the `draw_*` functions
+arrange panels. Axes of arrays: n ordered pairs, N quantiles.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import scipy.stats
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from qrm import workdir
+from qrm.metrics import Predictions
+
+# Okabe & Ito's colours, which colour-blind readers can tell apart.
+CHOSEN, REJECTED = '#0072B2', '#D55E00'
+_INK, _FAINT = '#222222', '#8C8C8C'
+
+_NAMES = {'nll': 'NLL (nats)', 'loss': 'loss (of the objective)'}
+
+_DPI = 130
+_PANEL = (5.0, 3.1)  # inches
+_BINS = 40
+_GRID = 512
+_TAIL = 4.0  # bandwidths beyond the outermost values: cuts 3e-5 of a kernel
+_WINDOWS = 20  # a smoothed curve averages over one in so many of its points
+# A sample narrower than this share of its size differs by rounding of float32 only.
+_CONSTANT = 1e-6
+
+# (workload, head) -> predictions on the test pairs of the workload.
+Runs = Mapping[tuple[str, str], Predictions]
+
+
+def draw_all(folder: str, runs: Runs) -> None:
+    """Draws all figures of a reproduction as PNGs in `<folder>/figures/`.
+
+    There is no figure of outer quantiles if no run has more than one quantile.
+
+    Args:
+      folder: holds the folder `<workload>-<head>` of each run, from which metrics are read.
+      runs: predictions on the test pairs.
+    """
+    figures = {
+        'figure2_reward_densities': draw_reward_densities(runs),
+        'training_curves': draw_training_curves({
+            f'{workload}, {head} head': workdir.read_metrics(
+                os.path.join(folder, f'{workload}-{head}'))
+            for workload, head in runs
+        }),
+    }
+    quantile_runs = {workload: p for (workload, _), p in runs.items() if len(p.taus) > 1}
+    if quantile_runs:
+        figures['figure3_outer_quantiles'] = draw_outer_quantiles(quantile_runs)
+    os.makedirs(os.path.join(folder, 'figures'), exist_ok=True)
+    for name, figure in figures.items():
+        figure.savefig(os.path.join(folder, 'figures', f'{name}.png'), dpi=_DPI)
+
+
+def draw_reward_densities(runs: Runs) -> Figure:
+    """A row of panels for each workload, a column for each head (the paper's figure 2).
+
+    The panels of a row have the same scale of rewards, as the heads differ in it.
+    """
+    workloads = list(dict.fromkeys(workload for workload, _ in runs))
+    columns = list(dict.fromkeys(head for _, head in runs))
+    figure, panels = _grid(len(workloads), len(columns), sharex='row')
+    for (workload, head), predictions in runs.items():
+        axes = panels[workloads.index(workload), columns.index(head)]
+        reward_densities(axes, predictions)
+        axes.set_title(f'{workload}, {head} head (n = {len(predictions.chosen)} pairs)')
+    _hide_empty(panels)
+    figure.suptitle('Rewards of test responses')
+    return figure
+
+
+def draw_outer_quantiles(runs: Mapping[str, Predictions]) -> Figure:
+    """A row of two panels, lowest and highest quantile, for each workload (figure 3).
+
+    Args:
+      runs: workload -> predictions with N > 1 quantiles.
+    """
+    figure, panels = _grid(len(runs), 2, sharex='row')
+    for row, (workload, predictions) in zip(panels, runs.items(), strict=True):
+        for axes, index in zip(row, (0, len(predictions.taus) - 1), strict=True):
+            outer_quantile(axes, predictions, index)
+            axes.set_title(f'{workload}, {axes.get_title()}')
+    figure.suptitle('Outer quantiles of test responses')
+    figure.supxlabel('Preferences identify win probabilities only: the distance between the '
+                     'quantiles is not the uncertainty of the reward.', fontsize='medium')
+    return figure
+
+
+def draw_training_curves(rows_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
+    """Loss and accuracy over the steps, a row of two panels for each run.
+
+    Args:
+      rows_of: title -> rows of `metrics.jsonl`.
+    """
+    figure, panels = _grid(len(rows_of), 2, sharey='col')
+    for row, (title, rows) in zip(panels, rows_of.items(), strict=True):
+        for axes, keys in zip(row, (('loss', 'nll'), ('accuracy', 'accuracy')), strict=True):
+            training_curve(axes, rows, *keys)
+            axes.set_title(title)
+    return figure
+
+
+def reward_densities(axes: Axes, predictions: Predictions) -> None:
+    """Densities of the rewards, means of the quantiles, of chosen and rejected responses."""
+    chosen, rejected = predictions.rewards
+    edges = _edges(chosen, rejected)
+    _sample(axes, chosen, edges, CHOSEN, 'chosen')
+    _sample(axes, rejected, edges, REJECTED, 'rejected')
+    _finish_density(axes, 'reward')
+
+
+def outer_quantile(axes: Axes, predictions: Predictions, index: int) -> None:
+    """Histogram and density of one quantile over all responses, and the densities by side.
+
+    The title states Spearman's rank correlation of the quantile with the reward, which is the
+    mean of the quantiles: near 1 the quantile orders responses as the reward does, and says
+    nothing of its own about them.
+
+    Args:
+      axes: where to draw.
+      predictions: with N > index quantiles.
+      index: of the quantile, from 0.
+    """
+    chosen, rejected = predictions.chosen[:, index], predictions.rejected[:, index]
+    values = np.concatenate([chosen, rejected])
+    _sample(axes, values, _edges(values), _INK, 'all responses', fill=_FAINT)
+    _sample(axes, chosen, None, CHOSEN, 'chosen')
+    _sample(axes, rejected, None, REJECTED, 'rejected')
+    _finish_density(axes, f'quantile {index} of the reward')
+    rank = rank_correlation(values, np.concatenate(predictions.rewards))
+    axes.set_title(f'quantile {index} (τ = {predictions.taus[index]:.3g}), n = {len(values)} '
+                   f'responses\nrank correlation with the reward {rank:.3f}')
+
+
+def training_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], train: str = 'loss',
+                   validation: str = 'nll') -> None:
+    """A metric of the training batches, as logged and smoothed, and one of the held-out pairs.
+
+    Args:
+      axes: where to draw.
+      rows: of `metrics.jsonl`.
+      train: key in the rows of the training batches.
+      validation: key in the rows of the validation split.
+    """
+    steps, values = _series(rows, 'train', train)
+    axes.plot(steps, values, color=_FAINT, alpha=0.6, linewidth=0.8,
+              label=f'train {train}, each step')
+    axes.plot(steps, smooth(values), color=_INK, label=f'train {train}, smoothed')
+    axes.plot(*_series(rows, 'validation', validation), 'o-', color=CHOSEN, markersize=4,
+              label=f'validation {_NAMES.get(validation, validation)}')
+    axes.set_xlabel('step')
+    axes.set_ylabel(_NAMES.get(train, train))
+    axes.legend(frameon=False, fontsize='small')
+
+
+def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """Gaussian kernel density estimate with Scott's bandwidth on an even grid.
+
+    Args:
+      values: [m].
+
+    Returns:
+      (positions, densities) that integrate to 1, or None if all values are equal.
+    """
+    if is_constant(values):
+        return None
+    # Standardised, so that a narrow sample far from 0 keeps its digits.
+    values = np.asarray(values, np.float64)
+    center, scale = values.mean(), values.std()
+    standard = (values - center) / scale
+    estimate = scipy.stats.gaussian_kde(standard)
+    reach = _TAIL * float(np.sqrt(estimate.covariance[0, 0]))
+    grid = np.linspace(standard.min() - reach, standard.max() + reach, _GRID)
+    return center + scale * grid, estimate(grid) / scale
+
+
+def is_constant(values: np.ndarray) -> bool:
+    """Whether the values differ by no more than rounding."""
+    return bool(np.ptp(values) <= _CONSTANT * np.abs(values).max())
+
+
+def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
+    """Spearman's rank correlation of [m] and [m]; NaN where one of them is constant."""
+    if is_constant(a) or is_constant(b):
+        return float('nan')
+    return float(scipy.stats.spearmanr(a, b).statistic)
+
+
+def smooth(values: np.ndarray) -> np.ndarray:
+    """Centred moving average over one in `_WINDOWS` of the values, over fewer at the ends."""
+    half = len(values) // (2 * _WINDOWS)
+    window = np.ones(2 * half + 1)
+    if not half:
+        return np.asarray(values, np.float64)
+    return (np.convolve(values, window, 'same')
+            / np.convolve(np.ones(len(values)), window, 'same'))
+
+
+def _series(rows: Sequence[Mapping[str, Any]], split: str,
+            key: str) -> tuple[np.ndarray, np.ndarray]:
+    pairs = [(row['step'], row[key]) for row in rows if row['split'] == split]
+    steps, values = np.array(pairs, np.float64).reshape(-1, 2).T
+    return steps, values
+
+
+def _edges(*samples: np.ndarray) -> np.ndarray | None:
+    """Edges of bins common to the samples; None if all values are equal."""
+    values = np.concatenate(samples).astype(np.float64)
+    return None if is_constant(values) else np.linspace(values.min(), values.max(), _BINS + 1)
+
+
+def _sample(axes: Axes, values: np.ndarray, edges: np.ndarray | None, color: str, label: str,
+            fill: str | None = None) -> None:
+    """Draws the density of a sample and its histogram, or a line where all values are equal."""
+    curve = density(values)
+    if curve is None:
+        axes.axvline(values[0], color=color, label=f'{label} (all equal)')
+        return
+    if edges is not None:
+        axes.hist(values, edges, density=True, color=fill or color, alpha=0.25)
+    axes.plot(*curve, color=color, linewidth=1.8, label=label)
+
+
+def _finish_density(axes: Axes, label: str) -> None:
+    axes.axvline(0.0, color=_FAINT, linewidth=0.8, linestyle=':', zorder=0)
+    axes.set_xlabel(label)
+    axes.set_ylabel('density')
+    axes.set_ylim(bottom=0.0)
+    axes.legend(frameon=False, fontsize='small')
+
+
+def _grid(rows: int, columns: int, **shared: str) -> tuple[Figure, np.ndarray]:
+    """A figure and its panels, always [rows, columns]."""
+    figure = Figure(figsize=(columns * _PANEL[0], rows * _PANEL[1] + 0.4), layout='constrained')
+    panels = figure.subplots(rows, columns, squeeze=False, **shared)
+    for axes in panels.flat:
+        axes.spines[['top', 'right']].set_visible(False)
+        axes.tick_params(labelbottom=True, labelleft=True)
+    return figure, panels
+
+
+def _hide_empty(panels: np.ndarray) -> None:
+    for axes in panels.flat:
+        axes.set_visible(axes.has_data())

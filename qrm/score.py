@@ -1,0 +1,43 @@
+"""Scoring files of comparisons with a reward model."""
+
+import json
+
+import numpy as np
+
+from qrm.comparisons import MalformedRow, parse_row, read_jsonl
+from qrm.model import RewardModel
+from qrm.workdir import write_text
+
+
+def score_file(model: RewardModel, source: str, target: str) -> str:
+    """Scores every row of a JSON Lines file, and writes one row for each, in order.
+
+    A row has `prompt` + `response`, `prompt` + `responses` or `chosen` + `rejected`; its scores
+    are `{"rewards": [K], "quantiles": [K][N]}` in the order of the responses, chosen first.
+
+    Args:
+      model: the reward model.
+      source: `.jsonl` or `.jsonl.gz` file to read.
+      target: file to write; it appears when all rows are scored.
+
+    Returns:
+      A line that says what was done.
+
+    Raises:
+      DataError: a row that cannot be scored, named by file and line; nothing is written.
+    """
+    comparisons = []
+    for where, row in read_jsonl(source):
+        if isinstance(row, MalformedRow):
+            raise row
+        comparisons.append(parse_row(row, where, allow_blank=True))
+    quantiles, cut = model.score_comparisons(comparisons)
+    rewards = [q.mean(axis=1, dtype=np.float64) for q in quantiles]
+    write_text(target, ''.join(
+        json.dumps({'rewards': r.tolist(), 'quantiles': q.tolist()}, allow_nan=False) + '\n'
+        for r, q in zip(rewards, quantiles, strict=True)
+    ))
+    crossed = [np.mean(np.diff(q, axis=1) < 0) for q in quantiles if q.shape[1] > 1]
+    crossing = f', {np.mean(crossed):.1%} of neighbouring quantiles cross' if crossed else ''
+    return (f'{target}: {len(rewards)} rows, {sum(map(len, rewards))} responses scored, {cut} '
+            f'dialogues cut to {model.max_length} tokens{crossing}')

@@ -86,7 +86,7 @@ def get_config(arg: str = '') -> ConfigDict:
     train.rows = 8  # rows of a micro-batch on one device; a step runs as many as it needs
     train.checkpoint_every = 40  # steps between held-out evaluations, each with a checkpoint
     train.keep = 2  # last checkpoints to keep, beside the best
-    train.log_every = 10  # steps between rows of metrics.jsonl
+    train.log_every = 10  # steps between fetching metrics from the device and writing them
     train.tensorboard = False  # also write TensorBoard files (needs tensorboardX)
 
     # --- evaluation and analysis ---------------------------------------------------------------

@@ -5,7 +5,7 @@
 
 import json
 
-from absl import app, flags
+from absl import flags
 from ml_collections import config_flags
 
 from experiments import launch
@@ -25,10 +25,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses flags twice: the run's own config defines what `--config.…` can change."""
     flags.FLAGS(argv, known_only=True)
     if _WORKDIR.value is None:
-        raise app.UsageError('flag --workdir=None: the folder of a run is needed')
+        raise flags.ValidationError('Flag --workdir must have a value other than None.')
     config_flags.DEFINE_config_dict('config', workdir.load_config(_WORKDIR.value))
-    return app.parse_flags_with_usage(argv)
+    return flags.FLAGS(argv)
 
 
 if __name__ == '__main__':
-    launch.run(main, flags_parser=parse_flags)
+    launch.run(main, parse_flags)

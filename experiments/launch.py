@@ -4,7 +4,7 @@ import logging
 import sys
 from collections.abc import Callable
 
-from absl import app
+from absl import app, flags
 from absl import logging as absl_logging
 
 from qrm.comparisons import DataError
@@ -13,14 +13,32 @@ from qrm.train import Interrupted, NonFiniteLoss
 from qrm.workdir import WorkdirError
 
 _EXPECTED = (DataError, ConfigError, WorkdirError, NonFiniteLoss)
+# How absl and ml_collections report flags that cannot be parsed, and files that are not there.
+_FLAG_ERRORS = (flags.Error, WorkdirError, AttributeError, KeyError, TypeError, ValueError, OSError)
 
 
-def run(main: Callable[[], None], flags_parser: Callable | None = None) -> None:
-    """Runs `main` under absl; exit code 2 for bad input, 0 after a signal that was served."""
+def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] | None = None) -> None:
+    """Runs `main` under absl; exit code 2 for bad input, 0 after a signal that was served.
 
-    def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            raise app.UsageError(f'unexpected arguments {argv[1:]}; a flag starts with --')
+    Args:
+      main: takes no arguments, reads flags.
+      parse: parses flags, given the command line; default `flags.FLAGS`.
+    """
+
+    def parse_flags(argv: list[str]) -> list[str]:
+        try:
+            rest = (parse or flags.FLAGS)(argv)
+            if 'config' in flags.FLAGS:
+                # A file that could not be loaded says so only when a value is asked for.
+                _ = flags.FLAGS.config.seed
+        except _FLAG_ERRORS as error:
+            message = str(error).strip('"').replace('\\n', ' ').replace("\\'", "'")
+            _fail(f'{message}; --help lists the flags')
+        if len(rest) > 1:
+            _fail(f'unexpected arguments {rest[1:]}; a flag starts with --')
+        return rest
+
+    def guarded(unused_argv: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # checkpointing warns of nothing of use
         logging.getLogger('jax').setLevel(logging.WARNING)
         try:
@@ -28,7 +46,11 @@ def run(main: Callable[[], None], flags_parser: Callable | None = None) -> None:
         except Interrupted as stop:
             print(stop, file=sys.stderr, flush=True)
         except _EXPECTED as error:
-            print(f'error: {error}', file=sys.stderr, flush=True)
-            sys.exit(2)
+            _fail(str(error))
 
-    app.run(guarded, **({'flags_parser': flags_parser} if flags_parser else {}))
+    app.run(guarded, flags_parser=parse_flags)
+
+
+def _fail(message: str) -> None:
+    print(f'error: {message}', file=sys.stderr, flush=True)
+    sys.exit(2)

@@ -117,7 +117,9 @@ def statement(rows: list[dict[str, Any]], source: str) -> str:
         f'variance {min(published)} to {max(published)} nats need an AUC of '
         f'{required_auc(min(published)):.3f} to {required_auc(max(published)):.3f}. They do not '
         f'show how the published cells were computed, nor what a pretrained model on all of the '
-        f'data would give.'
+        f'data would give; and a divergence of pooled rewards also depends on how much they vary '
+        f'between prompts, so a larger one need not mean better discrimination within pairs, '
+        f'which is what accuracy measures.'
     )
 
 

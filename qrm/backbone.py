@@ -27,8 +27,8 @@ class DecoderConfig:
     """Architecture of a GPT-2 decoder, with the names of its Hugging Face `config.json`.
 
     Raises:
-      ValueError: a size is not positive, the heads do not divide the width, or the activation
-        is unknown.
+      ValueError: a size is not a positive integer, the heads do not divide the width, or the
+        activation is unknown.
     """
 
     vocab_size: int
@@ -43,8 +43,9 @@ class DecoderConfig:
 
     def __post_init__(self):
         for field in ('vocab_size', 'n_positions', 'n_embd', 'n_layer', 'n_head', 'n_inner'):
-            if getattr(self, field) < 1:
-                raise ValueError(f'{field}={getattr(self, field)}, expected a positive integer')
+            size = getattr(self, field)
+            if not isinstance(size, int) or size < 1:
+                raise ValueError(f'{field}={size!r}, expected a positive integer')
         if self.n_embd % self.n_head:
             raise ValueError(f'n_embd={self.n_embd} is not divisible by n_head={self.n_head}')
         if self.activation_function not in ACTIVATIONS:

@@ -24,7 +24,7 @@ class Checkpoints:
     Args:
       workdir: folder of the run.
       keep: how many of the last checkpoints to keep, beside the best.
-      read_only: only restore.
+      read_only: only restore; nothing in the folder is touched.
     """
 
     def __init__(self, workdir: str, *, keep: int = 1, read_only: bool = False):
@@ -42,7 +42,6 @@ class Checkpoints:
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
-            read_only=read_only,
         )
         if read_only and not os.path.isdir(self._path):
             raise WorkdirError(f'{self._path}: no such folder; expected the checkpoints of a run')

@@ -27,10 +27,9 @@ ROLES = ('system', 'user', 'assistant', 'tool')
 
 _HUMAN = '\n\nHuman:'
 _ASSISTANT = '\n\nAssistant:'
-_ROW_KEYS = frozenset((
-    'prompt', 'chosen', 'rejected', 'response', 'responses', 'ratings', 'ranks', 'preferred',
-    'preference', 'margin', 'weight', 'id',
-))
+_PAIR_KEYS = frozenset(('chosen', 'rejected'))
+_LIST_KEYS = frozenset(('responses', 'ratings', 'ranks', 'preferred'))
+_COMMON_KEYS = frozenset(('prompt', 'preference', 'margin', 'weight', 'id'))
 _ROW_FORMS = "'chosen' + 'rejected', 'prompt' + 'responses' or 'prompt' + 'response'"
 
 
@@ -118,6 +117,8 @@ def parse_row(row: Any, where: str, *, allow_blank: bool = False) -> Comparison:
         raise MalformedRow(f'{where}: got {_kind(row)}, expected an object with {_ROW_FORMS}')
     fields = _Fields(row, where, allow_blank)
     name = fields.get('id', (str, int), 'text or an integer')
+    if isinstance(name, str):
+        fields.text('id', blank=True)
     fields.where = where if name is None else f'{where} id={name}'
     if 'chosen' in row or 'rejected' in row:
         prompt, responses, group = fields.pair()
@@ -136,7 +137,8 @@ def parse_row(row: Any, where: str, *, allow_blank: bool = False) -> Comparison:
     if not isinstance(prompt, str):
         responses = tuple(_as_messages(response) for response in responses)
     elif any(not isinstance(response, str) for response in responses):
-        fields.fail('responses', "chat messages after a text prompt, expected both to be of a kind")
+        fields.fail('responses' if 'responses' in row else 'response',
+                    'chat messages after a text prompt, expected both to be of a kind')
     preference = fields.number('preference', low=0.0, high=1.0)
     if preference is not None and len(responses) != 2:
         fields.fail('preference', f'a soft label for {len(responses)} responses, expected 2')
@@ -154,7 +156,11 @@ def parse_row(row: Any, where: str, *, allow_blank: bool = False) -> Comparison:
 
 def ignored_keys(row: Mapping[str, Any]) -> set[str]:
     """Keys of a row that `parse_row` does not read."""
-    return set(map(str, row)) - _ROW_KEYS
+    if _PAIR_KEYS & row.keys():
+        read = _PAIR_KEYS
+    else:
+        read = _LIST_KEYS if 'responses' in row else {'response'}
+    return set(map(str, row)) - _COMMON_KEYS - read
 
 
 def opening(prompt: Text) -> str:
@@ -183,8 +189,9 @@ class _Fields:
 
     def number(self, key: str, low: float = -math.inf, high: float = math.inf) -> float | None:
         value = self.get(key, (int, float), 'a number')
-        if value is not None and not (math.isfinite(value) and low <= value <= high):
-            self.fail(key, f'{value}, expected a finite number in [{low}, {high}]')
+        if value is not None and not (_is_finite(value) and low <= value <= high):
+            found = value if _is_finite(value) else _kind(value)
+            self.fail(key, f'{found}, expected a finite number in [{low}, {high}]')
         return value if value is None else float(value)
 
     def text(self, key: str, blank: bool = False) -> Text:
@@ -211,6 +218,9 @@ class _Fields:
         ):
             prompt = self.text('prompt', blank=True)
             return prompt, (chosen, rejected), opening(prompt)
+        if self.row.get('prompt') and not any(m['role'] == 'user' for m in (*chosen, *rejected)):
+            self.fail('prompt', 'text before chat messages that do not contain it, expected both '
+                                'to be of a kind')
         if isinstance(chosen, str):
             shared = ''.join(_common(chosen, rejected))
             split = shared.rfind(_ASSISTANT)
@@ -223,7 +233,8 @@ class _Fields:
     def judgements(self, k: int) -> dict[str, Any]:
         """What a K-wise row says of its responses, as arguments of `Comparison`."""
         known: dict[str, Any] = {}
-        for key, expected in (('ratings', (int, float)), ('ranks', (int,))):
+        for key, types, expected in (('ratings', (int, float), 'a finite number'),
+                                     ('ranks', (int,), 'an integer')):
             values = self.get(key, (list, tuple), f'a list of {k} numbers')
             if values is None:
                 continue
@@ -232,9 +243,9 @@ class _Fields:
             for i, value in enumerate(values):
                 if value is None and key == 'ratings':
                     continue
-                if (isinstance(value, bool) or not isinstance(value, expected)
-                        or not math.isfinite(value)):
-                    self.fail(f'{key}[{i}]', f'{_kind(value)}, expected a finite number')
+                if (isinstance(value, bool) or not isinstance(value, types)
+                        or not _is_finite(value)):
+                    self.fail(f'{key}[{i}]', f'{_kind(value)}, expected {expected}')
             known[key] = tuple(values)
         preferred = self.get('preferred', (int,), 'the index of a response')
         if preferred is not None:
@@ -258,8 +269,10 @@ class _Fields:
             at = f'{key}[{i}]'
             if not isinstance(message, Mapping):
                 self.fail(at, f"{_kind(message)}, expected a message with 'role' and 'content'")
-            if message.get('role') not in ROLES:
-                self.fail(f'{at}.role', f'{message.get("role")!r}, expected one of {ROLES}')
+            role = message.get('role')
+            if role not in ROLES:
+                found = repr(role) if isinstance(role, str) else _kind(role)
+                self.fail(f'{at}.role', f'{found}, expected one of {ROLES}')
             if not isinstance(message.get('content'), str):
                 self.fail(f'{at}.content', f'{_kind(message.get("content"))}, expected text')
             self._text(f'{at}.content', message['content'], blank=True)
@@ -276,12 +289,19 @@ def _as_messages(text: Text) -> Messages:
     return ({'role': 'assistant', 'content': text},) if isinstance(text, str) else text
 
 
+def _is_finite(value: float) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON has integers that are too large for a float.
+        return False
+
+
 def _kind(value: Any) -> str:
     """Short description of a value for error messages, without its content."""
     names = {type(None): 'null', str: 'text', bool: 'a truth value', int: 'an integer',
              float: 'a number', list: 'a list', dict: 'an object'}
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
+    if isinstance(value, (int, float)) and not _is_finite(value):
+        return str(value) if isinstance(value, float) else 'an integer beyond all floats'
     if value in ('', [], {}):
         return f'empty {names[type(value)].removeprefix("a ").removeprefix("an ")}'
     return names.get(type(value), type(value).__name__)
@@ -289,6 +309,13 @@ def _kind(value: Any) -> str:
 
 # ---------------------------------------------------------------------------------------------
 # JSON Lines
+
+_BOM = b'\xef\xbb\xbf'
+# How files begin that a download has left in place of the rows, archives included.
+_NOT_ROWS = {
+    b'version https://git-lfs': 'a Git LFS pointer, expected the file it points to',
+    b'<': 'a web page, expected one JSON object a line',
+}
 
 
 def read_jsonl(path: str) -> Iterator[tuple[str, Any]]:
@@ -300,16 +327,14 @@ def read_jsonl(path: str) -> Iterator[tuple[str, Any]]:
 
     Raises:
       DataError: the file as a whole cannot be trusted: missing, not UTF-8, a damaged archive, a
-        last line that is cut, a pointer in place of the content, no rows at all, or duplicate
-        keys within a row.
+        last line that is cut, a pointer or a web page in place of the content, no rows at all, or
+        duplicate keys within a row.
     """
     rows = 0
     for number, raw in _lines(path):
         where = f'{path}:{number}'
         if number == 1:
-            raw = raw.removeprefix(b'\xef\xbb\xbf')
-            if raw.startswith(b'version https://git-lfs'):
-                raise DataError(f'{where}: got a Git LFS pointer, expected the file it points to')
+            raw = raw.removeprefix(_BOM)
         try:
             line = raw.decode('utf-8')
         except UnicodeDecodeError as error:
@@ -319,7 +344,9 @@ def read_jsonl(path: str) -> Iterator[tuple[str, Any]]:
         rows += 1
         try:
             yield where, json.loads(line, object_pairs_hook=functools.partial(_unique, where))
-        except (json.JSONDecodeError, RecursionError) as error:
+        except DataError:
+            raise
+        except (ValueError, RecursionError) as error:  # ValueError: also for endless integers
             if not raw.endswith(b'\n') and number > 1:
                 raise DataError(f'{where}: the last line is cut ({error})') from error
             yield where, MalformedRow(f'{where}: not JSON ({error}); expected one object a line')
@@ -331,10 +358,17 @@ def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     if not os.path.isfile(path):
         raise DataError(f'{path}: no such file')
     try:
+        with open(path, 'rb') as file:
+            start = file.read(64).removeprefix(_BOM).lstrip()
+        for magic, found in _NOT_ROWS.items():
+            if start.startswith(magic):
+                raise DataError(f'{path}:1: got {found}')
         with (gzip.open if path.endswith('.gz') else open)(path, 'rb') as file:
             yield from enumerate(file, start=1)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f'{path}: damaged gzip archive ({error})') from error
+    except OSError as error:
+        raise DataError(f'{path}: cannot be read ({error.strerror})') from error
 
 
 def _unique(where: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import datasets
+import numpy as np
 
 from qrm import demo
 from qrm.comparisons import (
@@ -128,10 +129,11 @@ def _hub_sources(name: str, data_dir: str | None) -> dict[str, tuple[str, Iterab
     found = {split: loaded[split] for split in ('train', 'test') if split in loaded}
     if not found:
         raise DataError(f'{where}: splits {sorted(loaded)}, expected train or test')
-    return {
-        split: (where, ((f'{where}[{split}]:{i}', row) for i, row in enumerate(rows)))
-        for split, rows in found.items()
-    }
+    return {split: (where, _numbered(f'{where}[{split}]', rows)) for split, rows in found.items()}
+
+
+def _numbered(where: str, rows: Iterable[Any]) -> Iterator[Row]:
+    return ((f'{where}:{i}', row) for i, row in enumerate(rows))
 
 
 def _file(folder: str, split: str) -> str | None:
@@ -165,7 +167,7 @@ def _collect(rows: Iterable[Row], data: Any, source: str, split: str) -> Split:
                             'content, expected unique ids')
         comparisons.append(comparison)
     malformed = report.dropped['malformed row']
-    if malformed > data.max_malformed * report.read:
+    if malformed and malformed / report.read > data.max_malformed:
         raise DataError(
             f'{first_error}; {malformed} of {report.read} rows are malformed, more than '
             f'config.data.max_malformed={data.max_malformed} allows'
@@ -176,15 +178,17 @@ def _collect(rows: Iterable[Row], data: Any, source: str, split: str) -> Split:
 
 
 def _note_duplicates(comparisons: list[Comparison], report: DataReport) -> None:
-    """Counts rows that repeat an earlier one, as it is or with the sides exchanged."""
-    seen = set()
+    """Counts rows with the texts of an earlier one, in any order, by whether the two agree."""
+    seen: dict[tuple[str, ...], np.ndarray] = {}
     for comparison in comparisons:
-        key = (str(comparison.prompt), tuple(map(str, comparison.responses)))
-        if key in seen:
-            report.notes['repeats an earlier row'] += 1
-        elif len(key[1]) == 2 and (key[0], key[1][::-1]) in seen and key[1][0] != key[1][1]:
-            report.notes['contradicts an earlier row'] += 1
-        seen.add(key)
+        texts = [str(response) for response in comparison.responses]
+        order = sorted(range(len(texts)), key=texts.__getitem__)
+        matrix = comparison.preference_matrix()[np.ix_(order, order)]
+        judged = np.sign(matrix - matrix.T)
+        first = seen.setdefault((str(comparison.prompt), *(texts[i] for i in order)), judged)
+        if first is not judged:
+            opposed = (first * judged < 0).any()
+            report.notes[f'{"contradicts" if opposed else "repeats"} an earlier row'] += 1
 
 
 def _divide(split: Split, fraction: float, name: str) -> tuple[Split, Split]:

@@ -6,6 +6,7 @@ quantile Huber loss, in units of reward (squared below kappa).
 
 import dataclasses
 import functools
+import math
 
 import chex
 import jax
@@ -29,7 +30,7 @@ class LossConfig:
       lm_weight: weight of the language-model loss on the preferred response (MOSS-RLHF).
 
     Raises:
-      ValueError: an unknown name, kappa <= 0 or a negative weight.
+      ValueError: an unknown name, kappa <= 0, a negative weight, or one that is not finite.
     """
 
     objective: str
@@ -43,11 +44,11 @@ class LossConfig:
             raise ValueError(f'objective {self.objective!r}, expected one of {OBJECTIVES}')
         if self.targets not in TARGETS:
             raise ValueError(f'targets {self.targets!r}, expected one of {TARGETS}')
-        if not self.kappa > 0:
-            raise ValueError(f'kappa={self.kappa}, expected a positive number')
-        if not (self.huber_weight >= 0 and self.lm_weight >= 0):
+        if not 0 < self.kappa < math.inf:
+            raise ValueError(f'kappa={self.kappa}, expected a finite positive number')
+        if not (0 <= self.huber_weight < math.inf and 0 <= self.lm_weight < math.inf):
             raise ValueError(f'huber_weight={self.huber_weight}, lm_weight={self.lm_weight}, '
-                             'expected numbers that are not negative')
+                             'expected finite numbers that are not negative')
 
 
 def bradley_terry(chosen: jax.Array, rejected: jax.Array, margin: jax.Array | float = 0.0):
@@ -203,11 +204,14 @@ def comparison_loss(
     chex.assert_rank([quantiles, preference, margin], [2, 2, 0])
     chex.assert_equal_shape_prefix([quantiles, preference], 1)
     loss = pair_loss(config)
+    # Slots without a response hold arbitrary rewards. They are replaced before the losses: a NaN
+    # or infinity there would reach the gradient through 0 * inf even if only losses are selected.
+    known = preference > 0
+    compared = jnp.any(known | known.T, axis=1)
+    quantiles = jnp.where(compared[:, None], quantiles, 0.0)
     over_losers = jax.vmap(loss, in_axes=(None, 0, None))
     table = jax.vmap(over_losers, in_axes=(0, None, None))(quantiles, quantiles, margin)
-    # Slots without a response hold arbitrary rewards: select, as 0 * inf would be NaN.
-    known = preference > 0
-    total = jnp.sum(jnp.where(known, preference * jnp.where(known, table, 0.0), 0.0))
+    total = jnp.sum(jnp.where(known, preference * table, 0.0))
     return total / jnp.maximum(jnp.sum(preference), jnp.finfo(jnp.float32).tiny)
 
 

@@ -182,8 +182,12 @@ def check_vocabulary(tokenizer: Tokenizer, decoder: DecoderConfig) -> None:
     """Checks that every token has an embedding; a missing one would read another token's.
 
     Raises:
-      DataError: the tokenizer has more tokens than the embedding has rows.
+      DataError: the tokenizer has more tokens than the embedding has rows, or no words at all.
     """
+    # From a folder with no tokenizer but a config.json, transformers makes an empty one.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise DataError(f'{tokenizer.name_or_path}: no tokenizer, or one with special tokens only; '
+                        'expected tokenizer.json, or vocab.json and merges.txt')
     if len(tokenizer) > decoder.vocab_size:
         raise DataError(f'the tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, '
                         f'but the embedding has {decoder.vocab_size} rows')

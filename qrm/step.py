@@ -159,7 +159,7 @@ def make_train_step(
         gradients, sums = all_sum(total, axis_name)
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-        metrics = sums.metrics() | {'gradient_norm': optax.global_norm(gradients)}
+        metrics = sums.metrics() | {'gradient_norm': optax.tree.norm(gradients)}
         params = optax.apply_updates(state.params, updates)
         return TrainState(state.step + 1, params, opt_state, state.key), metrics
 

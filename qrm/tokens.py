@@ -168,7 +168,7 @@ def encode(
         comparisons, tokenize(comparisons, tokenizer, append_eos=append_eos), strict=True
     ):
         preference = comparison.preference_matrix()
-        if all(response == comparison.responses[0] for response in comparison.responses[1:]):
+        if all(np.array_equal(ids, dialogues[0]) for ids in dialogues[1:]):
             report.identical += len(dialogues) > 1
             report.dropped['identical responses' if len(dialogues) > 1 else 'one response'] += 1
             continue
@@ -194,8 +194,7 @@ def encode(
         report.dialogue_tokens += len(prompt) * len(responses) + sum(map(len, responses))
         report.packed_tokens += encoded.size
         report.prompt_tokens += len(prompt) * len(responses)
-        texts = (t for t in (comparison.prompt, *comparison.responses) if isinstance(t, str))
-        if any(token in text for text in texts for token in special):
+        if any(token in text for text in texts_of((comparison,)) for token in special):
             report.notes['special tokens spelt out in the text'] += 1
     report.kept += len(kept)
     return kept
@@ -258,4 +257,7 @@ def _ids(
 
 
 def _with_eos(ids: list[int], eos: int) -> list[int]:
-    return ids if ids and ids[-1] == eos else [*ids, eos]
+    end = len(ids)
+    while end and ids[end - 1] == eos:  # spelt out in the text, added by the tokenizer, or both
+        end -= 1
+    return [*ids[:end], eos]

@@ -24,7 +24,7 @@ from qrm.tokens import Encoded
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss or gradient became NaN or infinite; the message names step and comparisons."""
+    """A loss, gradient or reward became NaN or infinite; names the step and its comparisons."""
 
 
 class Interrupted(Exception):
@@ -164,10 +164,17 @@ def _train(config: Any, folder: str) -> None:
         return packing.batch_indices(number, seed=config.seed, examples=len(examples),
                                      batch_size=batch_size, total=total)
 
-    def held_out_metrics(params: Any) -> dict[str, float]:
+    def not_finite(number: int, what: str) -> NonFiniteLoss:
+        ids = ', '.join(examples[i].id for i in indices(number))
+        return NonFiniteLoss(f'{folder}: step {number} gave {what}; comparisons in its batch: {ids}')
+
+    def held_out_metrics(params: Any, number: int) -> dict[str, float]:
         quantiles = inference.predict(
             network, params, prepared.encoded['validation'], row_length=config.train.row_length,
             rows=config.train.rows, max_length=prepared.model.max_length)
+        # An update can overflow where loss and gradient did not.
+        if not all(np.isfinite(q).all() for q in quantiles):
+            raise not_finite(number, 'held-out rewards that are not finite')
         return metrics.summarise(
             metrics.ordered_pairs(prepared.encoded['validation'], quantiles, loss))
 
@@ -201,9 +208,7 @@ def _train(config: Any, folder: str) -> None:
                 values = unreplicate(values) if devices > 1 else values
                 row = {name: float(value) for name, value in jax.device_get(values).items()}
                 if not all(map(math.isfinite, row.values())):
-                    ids = ', '.join(examples[i].id for i in indices(number))
-                    raise NonFiniteLoss(f'{folder}: step {number} gave {row}; comparisons in its '
-                                        f'batch: {ids}')
+                    raise not_finite(number, str(row))
                 row['learning_rate'] = float(schedule(number))
                 log.write(number + 1, 'train', row)
             pending.clear()
@@ -228,7 +233,7 @@ def _train(config: Any, folder: str) -> None:
                     progress.update(done, flush())
                 if due:
                     own = unreplicate(state.params) if devices > 1 else state.params
-                    held_out = held_out_metrics(own)
+                    held_out = held_out_metrics(own, number)
                     log.write(done, 'validation', held_out)
                     save(done, held_out['nll'])
                     progress.note(done, f'held-out nll {held_out["nll"]:.4f}, accuracy '

@@ -96,9 +96,10 @@ def load_pretrained(folder: str) -> Pretrained:
     """
     settings = _read_json(os.path.join(folder, 'config.json'))
     config = decoder_config(settings, folder)
-    tensors = {
-        name.removeprefix(_PREFIX): tensor for name, tensor in _read_tensors(folder).items()
-    }
+    tensors = {}
+    for name, tensor in _read_tensors(folder).items():
+        if tensors.setdefault(name.removeprefix(_PREFIX), tensor) is not tensor:
+            raise DataError(f'{folder}: {name} is there with and without {_PREFIX!r}')
     score, lm_head = tensors.pop('score.weight', None), tensors.pop('lm_head.weight', None)
     decoder = map_tensors(tensors, config, folder)
     if lm_head is not None and not jnp.array_equal(lm_head, tensors['wte.weight']):
@@ -128,10 +129,10 @@ def decoder_config(settings: Mapping[str, Any], where: str) -> DecoderConfig:
         raise DataError(f'{where}: config.json has no {error}') from error
     optional = {key: settings[key] for key in ('activation_function', 'layer_norm_epsilon',
                                                'initializer_range') if key in settings}
-    inner = settings.get('n_inner') or 4 * sizes['n_embd']
     try:
+        inner = settings.get('n_inner') or 4 * sizes['n_embd']
         return DecoderConfig(n_inner=inner, **sizes, **optional)
-    except ValueError as error:
+    except (TypeError, ValueError) as error:  # TypeError: a size or the activation is no scalar.
         raise DataError(f'{where}: config.json: {error}') from error
 
 
@@ -194,7 +195,9 @@ def _read_tensors(folder: str) -> dict[str, np.ndarray]:
     """All tensors of a folder, from one file or from the shards its index names."""
     index = os.path.join(folder, 'model.safetensors.index.json')
     if os.path.isfile(index):
-        weight_map = _read_json(index)['weight_map']
+        weight_map = _read_json(index).get('weight_map')
+        if not isinstance(weight_map, dict):
+            raise DataError(f'{index}: no weight_map, expected tensor names and their files')
         shards = collections.defaultdict(set)
         for name, shard in weight_map.items():
             shards[os.path.basename(shard)].add(name)
@@ -224,8 +227,11 @@ def _read_tensors(folder: str) -> dict[str, np.ndarray]:
 def _read_json(path: str) -> dict[str, Any]:
     try:
         with open(path, encoding='utf-8') as file:
-            return json.load(file)
+            content = json.load(file)
     except FileNotFoundError as error:
         raise DataError(f'{path}: no such file') from error
     except ValueError as error:
         raise DataError(f'{path}: not JSON ({error})') from error
+    if not isinstance(content, dict):
+        raise DataError(f'{path}: a {type(content).__name__}, expected an object')
+    return content

@@ -2,7 +2,7 @@
 
     config.json        the resolved config           versions.json   packages and devices
     data_report.json   what became of the rows       model.json      architecture
-    metrics.jsonl      one object a logged step      tokenizer/      tokenizer files
+    metrics.jsonl      one object a step             tokenizer/      tokenizer files
     checkpoints/       see `checkpoints`
 """
 

@@ -1,0 +1,76 @@
+"""Small comparisons, networks and configs that several tests build on."""
+
+import importlib.util
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from qrm import losses, packing
+from qrm.backbone import DecoderConfig
+from qrm.heads import HeadConfig
+from qrm.network import RewardNetwork
+from qrm.tokens import Encoded
+
+ROOT = Path(__file__).parents[1]
+DECODER = DecoderConfig(vocab_size=50, n_positions=64, n_embd=16, n_layer=2, n_head=2, n_inner=32)
+
+
+def encoded(name, prompt, responses, *, seed=0, preference=None, weight=1.0, margin=0.0):
+    """A comparison with random tokens; sizes are token counts, the first response is best."""
+    rng = np.random.default_rng(seed)
+    k = len(responses)
+    if preference is None:
+        preference = np.triu(np.ones((k, k)), 1)
+    return Encoded(
+        str(name), str(name), rng.integers(1, 50, prompt).astype(np.int32),
+        tuple(rng.integers(1, 50, size).astype(np.int32) for size in responses),
+        np.asarray(preference, np.float32), margin, weight,
+    )
+
+
+def random_comparisons(count, *, seed=0, most=20, responses=(1, 4)):
+    """Comparisons of random sizes; dialogues have at most 2 * most tokens."""
+    rng = np.random.default_rng(seed)
+    return [
+        encoded(i, rng.integers(0, most + 1), rng.integers(1, most + 1, rng.integers(*responses)),
+                seed=(seed, i))
+        for i in range(count)
+    ]
+
+
+def network(head='quantile', **kwargs):
+    return RewardNetwork(DECODER, HeadConfig(head, 10), **kwargs)
+
+
+def init(net, seed=0):
+    return jax.jit(net.init)(jax.random.key(seed))
+
+
+def loss_config(head='quantile', **kwargs):
+    objective = 'bradley_terry' if head == 'scalar' else 'bradley_terry_quantile_huber'
+    return losses.LossConfig(**{'objective': objective} | kwargs)
+
+
+def single_batch(item, length):
+    """A comparison of K = 1 alone in a row."""
+    layout = packing.Layout(length, 1, 1, 1)
+    return packing.pack([item], layout)[0].micro_batch
+
+
+def load_config(name, arg='', **overrides):
+    """A config file of the project with some keys, dotted names, set to other values."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config(arg)
+    config.update_from_flattened_dict(overrides)
+    return config
+
+
+TINY = {
+    'data.demo.train': 300, 'data.demo.test': 150, 'model.sizes.n_embd': 16,
+    'model.sizes.n_layer': 1, 'model.sizes.n_head': 2, 'model.sizes.vocab_size': 300,
+    'train.batch_size': 16, 'train.epochs': 1.0, 'train.checkpoint_every': 5,
+    'train.rows': 4, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
+}

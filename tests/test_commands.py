@@ -1,0 +1,143 @@
+"""The commands, as a user types them."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from tests.helpers import ROOT, TINY
+
+
+def command(name, *flags, cwd=ROOT, code=0):
+    """Runs `python -m experiments.<name>`; returns what it printed and its errors."""
+    done = subprocess.run([sys.executable, '-m', f'experiments.{name}', *flags], cwd=cwd,
+                          capture_output=True, text=True,
+                          env=os.environ | {'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1'})
+    assert done.returncode == code, done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+    return done.stdout, done.stderr
+
+
+def read(path):
+    return pathlib.Path(path).read_text(encoding='utf-8')
+
+
+def overrides(**kwargs):
+    settings = TINY | {'train.max_steps': 4} | kwargs
+    return [f'--config.{key}={value}' for key, value in settings.items()]
+
+
+@pytest.fixture(scope='module')
+def pairs(tmp_path_factory):
+    """A file of pairs with chat messages, strings, a soft label, a tie and a malformed row."""
+    path = tmp_path_factory.mktemp('data') / 'pairs.jsonl'
+    rows = [{'id': i, 'prompt': f'\n\nHuman: question number {i}?\n\nAssistant:',
+             'chosen': f' a good answer to {i}.', 'rejected': ' no idea.'} for i in range(400)]
+    rows[3]['preference'] = 0.7
+    rows[4]['preference'] = 0.5
+    rows[5]['chosen'] = rows[5]['rejected']
+    rows[6] = {'prompt': 'which is best?', 'responses': [' x', ' y', ' z'], 'ratings': [1, 3, None]}
+    rows[7]['rejected'] = None
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def results(tmp_path_factory, pairs):
+    """Results of the main job on a file of pairs, with what it printed."""
+    folder = str(tmp_path_factory.mktemp('results'))
+    out, _ = command('reproduce', '--config=configs/demo.py', f'--workdir={folder}',
+                     *overrides(**{'data.path': pairs, 'data.max_malformed': 0.01}))
+    return folder, out
+
+
+def test_reproduce_leaves_table_figures_and_runs(results):
+    folder, out = results
+    table = json.loads(read(f'{folder}/table.json'))
+    assert [(row['workload'], row['head']) for row in table['rows']] == [
+        ('pairs', 'scalar'), ('pairs', 'quantile')]
+    assert table['rows'][0]['n'] == table['rows'][1]['n'] >= 35
+    assert read(f'{folder}/table.md').strip() in out
+    figures = set(os.listdir(f'{folder}/figures'))
+    assert figures == {'figure2_reward_densities.png', 'figure3_outer_quantiles.png',
+                       'training_curves.png'}
+    for head, outputs in (('scalar', 1), ('quantile', 10)):
+        run = f'{folder}/pairs-{head}'
+        assert {'metrics.jsonl', 'predictions.npz', 'checkpoints', 'config.json', 'versions.json',
+                'data_report.json', 'evaluation.json'} <= set(os.listdir(run))
+        with np.load(f'{run}/predictions.npz') as file:
+            assert file['chosen'].shape == file['rejected'].shape == (
+                table['rows'][0]['n'], outputs)
+            assert len(file['taus']) == outputs
+
+
+def test_nothing_is_lost_uncounted(results):
+    folder, out = results
+    report = json.loads(read(f'{folder}/pairs-scalar/data_report.json'))
+    assert sum(split['read'] for split in report.values()) == 400
+    for split in report.values():
+        assert split['read'] == split['kept'] + sum(split['dropped'].values())
+    dropped = {key: value for split in report.values() for key, value in split['dropped'].items()}
+    assert dropped == {'malformed row': 1, 'identical responses': 1}
+    assert sum(split['tied'] for split in report.values()) == 1
+    assert '1: malformed row' in out
+
+
+def test_reproduce_again_trains_nothing_and_finds_the_same(results, pairs):
+    folder, _ = results
+    before = read(f'{folder}/table.json')
+    out, _ = command('reproduce', '--config=configs/demo.py', f'--workdir={folder}',
+                     *overrides(**{'data.path': pairs, 'data.max_malformed': 0.01}))
+    assert 'at step 4 of 4' in out
+    assert read(f'{folder}/table.json') == before
+
+
+def test_evaluate_on_other_data_takes_the_whole_file(results, tmp_path):
+    folder, _ = results
+    path = tmp_path / 'other.jsonl'
+    path.write_text(''.join(
+        json.dumps({'prompt': f'why {i}?', 'chosen': ' so.', 'rejected': ' or so.'}) + '\n'
+        for i in range(7)))
+    out, _ = command('evaluate', f'--workdir={folder}/pairs-scalar',
+                     f'--config.data.path={path}')
+    assert json.loads(out[out.index('{'):])['n'] == 7
+    _, err = command('evaluate', f'--workdir={folder}/pairs-scalar', '--config.data.pth=x', code=2)
+    assert '"path"' in err
+    command('evaluate', f'--workdir={folder}/pairs-scalar')
+
+
+def test_score_of_a_run_and_errors_of_score(results, pairs, tmp_path):
+    folder, _ = results
+    target = str(tmp_path / 'out.jsonl')
+    _, err = command('score', f'--checkpoint={folder}/pairs-quantile', f'--input={pairs}',
+                     f'--output={target}', code=2)
+    assert f"{pairs}:8 id=7 field 'rejected': got null, expected text" in err
+    good = tmp_path / 'good.jsonl'
+    good.write_text('{"prompt": "a", "response": " b"}\n{"prompt": "a", "responses": ["c", "d"]}\n')
+    command('score', f'--checkpoint={folder}/pairs-quantile', f'--input={good}',
+            f'--output={target}', '--noappend_eos', '--max_length=20', '--row_length=16')
+    rows = [json.loads(line) for line in read(target).splitlines()]
+    assert [np.shape(row['quantiles']) for row in rows] == [(1, 10), (2, 10)]
+    _, err = command('score', f'--checkpoint={folder}', f'--input={good}', f'--output={target}',
+                     code=2)
+    assert 'pairs-quantile' in err
+
+
+@pytest.mark.parametrize(('flags', 'code', 'message'), [
+    (['--config=configs/demo.py:helpful,quantil'], 2, "head 'quantil', expected one of"),
+    (['--config=configs/demo.py:useful,scalar'], 2, "'useful'"),
+    (['--config=configs/demo.py', '--config.optimizer.learning_rat=1'], 2, 'learning_rate'),
+    (['--config=configs/demo.py', 'config.optimizer.learning_rate=3'], 2, 'unexpected arguments'),
+    (['--config=configs/demo.py', '--config.data.path=/no/such/folder'], 2, 'no such folder'),
+    (['--config=configs/demo.py', '--config.data.path=none.jsonl'], 2, 'no such file'),
+    (['--config=configs/hh.py:helpful,scalar', '--config.data.path=demo'], 2, 'openai-community'),
+    (['--config=configs/none.py'], 2, 'configs/none.py'),
+    ([], 2, '--config'),
+])
+def test_bad_input_ends_in_one_clear_line(flags, code, message, tmp_path):
+    out, err = command('train', *flags, f'--workdir={tmp_path}/run', code=code)
+    assert message in out + err

@@ -1,0 +1,49 @@
+"""Config files are complete, locked, commented, and every key is read."""
+
+import itertools
+import json
+import re
+
+import pytest
+
+from qrm import config as config_lib
+from qrm.workdir import _flatten
+from tests.helpers import ROOT, load_config
+
+NAMES = ('demo', 'hh', 'moss')
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_configs_are_valid_locked_and_hold_the_same_keys(name):
+    config = load_config(name)
+    config_lib.check(config)
+    assert config.is_locked
+    keys, expected = (dict(_flatten(c.to_dict())).keys() for c in (config, load_config('demo')))
+    assert keys == expected
+    json.loads(config.to_json())
+
+
+@pytest.mark.parametrize('name', NAMES)
+def test_the_argument_names_workload_and_head(name):
+    config = load_config(name, 'harmless,scalar')
+    assert (config.workload, config.head.name) == ('harmless', 'scalar')
+    assert config.reproduce.workloads == ('harmless',)
+    assert config.reproduce.heads == ('scalar',)
+    both = load_config(name).reproduce
+    assert (both.workloads, both.heads) == (('helpful', 'harmless'), ('scalar', 'quantile'))
+
+
+@pytest.mark.parametrize('name', ['demo', 'hh'])
+def test_every_key_has_a_comment(name):
+    lines = (ROOT / 'configs' / f'{name}.py').read_text().splitlines()
+    for before, line in itertools.pairwise(lines):
+        if re.match(r' +(config|\w+)\.\w+ = (?!.*ConfigDict)', line):
+            commented = '  # ' in line or before.lstrip().startswith('#')
+            family = line.split('=')[0].rsplit('.', 1)[0].strip() in ('loss', 'config.reproduce')
+            assert commented or family, line
+
+
+def test_every_key_is_read_somewhere():
+    source = '\n'.join(path.read_text() for path in (ROOT / 'qrm').glob('*.py'))
+    for key in dict(_flatten(load_config('demo').to_dict())):
+        assert re.search(rf'\b{key.rsplit(".", 1)[-1]}\b', source), key

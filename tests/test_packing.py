@@ -1,0 +1,233 @@
+"""Packing is exact, keeps what it is given, and gives few shapes."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qrm import losses, packing
+from qrm.backbone import attention_mask
+from tests.helpers import encoded, init, loss_config, network, random_comparisons, single_batch
+
+
+def test_layout_of_one_comparison_drawn_by_hand():
+    item = dataclasses.replace(
+        encoded('a', 3, (2, 3)),
+        prompt=np.array([11, 12, 13], np.int32),
+        responses=(np.array([21, 22], np.int32), np.array([31, 32, 33], np.int32)),
+        margin=0.5, weight=2.0,
+    )
+    packed, = packing.pack([item], packing.Layout(length=10, rows=1, slots=2, responses=2))
+    batch = packed.micro_batch
+    np.testing.assert_array_equal(batch.tokens, [[11, 12, 13, 21, 22, 31, 32, 33, 0, 0]])
+    np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 3, 4, 5, 0, 0]])
+    np.testing.assert_array_equal(batch.segments, [[1, 1, 1, 1, 1, 1, 1, 1, 0, 0]])
+    np.testing.assert_array_equal(batch.responses, [[0, 0, 0, 1, 1, 2, 2, 2, 0, 0]])
+    np.testing.assert_array_equal(batch.reads, [[4, 7], [0, 0]])
+    np.testing.assert_array_equal(batch.present, [[True, True], [False, False]])
+    np.testing.assert_array_equal(batch.preference[0], [[0, 1], [0, 0]])
+    np.testing.assert_array_equal(batch.margin, [0.5, 0])
+    np.testing.assert_array_equal(batch.weight, [2, 0])
+    # The chosen response is predicted from the prompt's last token on: 13 -> 21 -> 22.
+    np.testing.assert_array_equal(batch.lm_targets, [[0, 0, 21, 22, 0, 0, 0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.lm_weights, [[0, 0, 1, 1, 0, 0, 0, 0, 0, 0]])
+    picture = [
+        '1.........',  # prompt
+        '11........',
+        '111.......',
+        '1111......',  # first response: the prompt and itself
+        '11111.....',
+        '111..1....',  # second response: the prompt and itself, not the first
+        '111..11...',
+        '111..111..',
+        '........1.',  # padding sees padding
+        '........11',
+    ]
+    expected = np.array([[c == '1' for c in line] for line in picture])
+    np.testing.assert_array_equal(attention_mask(batch.segments, batch.responses)[0], expected)
+
+
+def test_a_comparison_too_large_for_a_row_gets_several_segments():
+    item = encoded('a', 4, (5, 3, 6))
+    layout, = packing.plan_layouts([item], row_length=12, rows=1, max_length=12)
+    # 4 + 5 + 3 = 12 tokens in one row, the prompt again with the third response in another.
+    assert layout.rows == 2
+    batch = packing.pack([item], layout)[0].micro_batch
+    np.testing.assert_array_equal(batch.tokens[1, :10], np.r_[item.prompt, item.responses[2]])
+    np.testing.assert_array_equal(batch.reads, [[8, 11, 12 + 9]])
+    assert batch.segments[0, 0] != batch.segments[1, 0]
+
+
+def test_longer_dialogues_get_longer_rows():
+    items = [encoded('a', 4, (5, 3)), encoded('b', 10, (20, 3))]
+    short, long = packing.plan_layouts(items, row_length=16, rows=4, max_length=32)
+    assert (short.length, short.rows, long.length, long.rows) == (16, 4, 32, 2)
+    assert [packing.layout_of(item, (short, long)) for item in items] == [0, 1]
+
+
+@pytest.mark.parametrize('row_length', [40, 64])
+@pytest.mark.parametrize('seed', [0, 1])
+def test_packing_keeps_every_comparison_once(row_length, seed):
+    items = random_comparisons(80, seed=seed)
+    layouts = packing.plan_layouts(items, row_length=row_length, rows=3, max_length=40)
+    found = []
+    for number, layout in enumerate(layouts):
+        members = [i for i, x in enumerate(items) if packing.layout_of(x, layouts) == number]
+        for packed in packing.pack([items[i] for i in members], layout):
+            batch = packed.micro_batch
+            for slot, index in enumerate(packed.indices):
+                item = items[members[index]]
+                found.append(members[index])
+                assert batch.present[slot].sum() == len(item.responses)
+                for k, response in enumerate(item.responses):
+                    row, column = divmod(batch.reads[slot, k], layout.length)
+                    start = column - len(response) + 1
+                    np.testing.assert_array_equal(batch.tokens[row, start:column + 1], response)
+                    own = batch.segments[row] == batch.segments[row, column]
+                    prompt = own & (batch.responses[row] == 0)
+                    np.testing.assert_array_equal(batch.tokens[row, prompt], item.prompt)
+                    assert batch.positions[row, column] == len(item.prompt) + len(response) - 1
+    assert sorted(found) == list(range(80))
+
+
+def _alone(item):
+    """Each dialogue of a comparison by itself, without a shared prompt."""
+    return [
+        dataclasses.replace(item, prompt=response[:0], preference=np.zeros((1, 1), np.float32),
+                            responses=(np.concatenate([item.prompt, response]),))
+        for response in item.responses
+    ]
+
+
+@pytest.mark.parametrize('head', ['scalar', 'quantile'])
+@pytest.mark.parametrize('row_length', [24, 40, 64])
+def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_length):
+    items = random_comparisons(9, seed=3, responses=(2, 4))
+    net, loss = network(head), loss_config(head)
+    params = init(net)
+    # Larger weights than at the start of training, so that attention has something to choose.
+    params = jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)
+    layouts = packing.plan_layouts(items, row_length=row_length, rows=2, max_length=40)
+    forward = jax.jit(lambda params, batch: net(params, batch).quantiles)
+    packed = [
+        (batch, [x for x in items if packing.layout_of(x, layouts) == number])
+        for number, layout in enumerate(layouts)
+        for batch in packing.pack([x for x in items if packing.layout_of(x, layouts) == number],
+                                  layout)
+    ]
+
+    objective = jax.jit(losses.pair_loss(loss))
+
+    def packed_loss(params):
+        total, rewards = 0.0, {}
+        for (batch, indices), members in packed:
+            quantiles = forward(params, batch)
+            for slot, index in enumerate(indices):
+                item = members[index]
+                rewards[item.id] = quantiles[slot, :len(item.responses)]
+            each = jax.vmap(lambda *x: losses.comparison_loss(loss, *x))
+            total += jnp.sum(batch.weight * each(quantiles, batch.preference, batch.margin))
+        return total, rewards
+
+    def plain_loss(params):
+        total, rewards = 0.0, {}
+        for item in items:
+            q = jnp.stack([forward(params, single_batch(x, 40))[0, 0] for x in _alone(item)])
+            rewards[item.id] = q
+            k = len(item.responses)
+            pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
+            total += sum(objective(q[i], q[j], 0.0) for i, j in pairs) / len(pairs)
+        return total, rewards
+
+    (value, rewards), gradient = jax.value_and_grad(packed_loss, has_aux=True)(params)
+    (plain, expected), reference = jax.value_and_grad(plain_loss, has_aux=True)(params)
+    np.testing.assert_allclose(value, plain, rtol=1e-5)
+    assert rewards.keys() == expected.keys()
+    for name, reward in rewards.items():
+        np.testing.assert_allclose(reward, expected[name], atol=1e-5)
+    jax.tree.map(
+        # A shift of all rewards changes no preference: such gradients are 0 but for rounding.
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4 * float(np.abs(b).max()) + 1e-6),
+        gradient, reference)
+
+
+def test_batches_of_all_steps_have_one_shape_and_compile_once():
+    items = random_comparisons(60, seed=5, responses=(2, 4))
+    layouts = packing.plan_layouts(items, row_length=32, rows=3, max_length=40)
+    assert len(layouts) == 2
+    net = network()
+    params = init(net)
+    traces = []
+
+    @jax.jit
+    def total(params, batch):
+        traces.append(1)
+        return sum(
+            net(params, jax.tree.map(lambda x: x[0], stack.micro_batches)).quantiles.sum()
+            for stack in batch
+        )
+
+    for step in range(8):
+        chosen = packing.batch_indices(step, seed=0, examples=60, batch_size=9, total=70)
+        total(params, packing.make_batch([items[i] for i in chosen], layouts, 9))
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize('seed', range(20))
+def test_stacks_are_large_enough_for_any_batch(seed):
+    rng = np.random.default_rng(seed)
+    items = random_comparisons(30, seed=seed, most=int(rng.integers(2, 21)), responses=(1, 5))
+    layouts = packing.plan_layouts(items, row_length=int(rng.integers(8, 50)),
+                                   rows=int(rng.integers(1, 6)), max_length=42)
+    batch = packing.make_batch(items, layouts, 30)  # np.stack would refuse a stack that is short
+    used = sum(int((stack.micro_batches.weight > 0).sum()) for stack in batch)
+    assert used == 30
+
+
+def test_every_epoch_is_a_permutation_and_a_step_needs_no_history():
+    total = 2 * 23
+    steps = [packing.batch_indices(s, seed=4, examples=23, batch_size=5, total=total)
+             for s in range(10)]
+    assert [len(s) for s in steps] == [5] * 9 + [1]
+    stream = np.concatenate(steps)
+    assert sorted(stream[:23]) == sorted(stream[23:]) == list(range(23))
+    assert not np.array_equal(stream[:23], stream[23:])
+    other = packing.batch_indices(0, seed=5, examples=23, batch_size=5, total=total)
+    assert not np.array_equal(other, steps[0])
+
+
+def test_batches_larger_than_the_data_draw_on_several_epochs():
+    indices = packing.batch_indices(0, seed=0, examples=3, batch_size=7, total=7)
+    np.testing.assert_array_equal(np.bincount(indices) >= 2, [True] * 3)
+
+
+def test_devices_get_equal_numbers_of_comparisons_and_similar_work():
+    items = random_comparisons(43, seed=1)
+    parts = packing.share(items, 8)
+    assert sorted(x.id for part in parts for x in part) == sorted(x.id for x in items)
+    assert {len(part) for part in parts} == {5, 6}
+    work = [sum(x.size for x in part) / len(part) for part in parts]
+    assert max(work) < 1.5 * min(work)
+
+
+def test_ties_and_later_responses_are_language_model_targets_only_if_preferred():
+    tie = encoded('tie', 2, (2, 2), preference=[[0, 0.5], [0.5, 0]])
+    second = encoded('second', 0, (2, 3), preference=[[0, 0], [1, 0]], weight=3.0)
+    batch = packing.pack([tie, second], packing.Layout(12, 1, 2, 2))[0].micro_batch
+    # Without a prompt the first token of a response is not predicted by anything.
+    np.testing.assert_allclose(batch.lm_weights.sum(), 3.0)
+    assert (batch.lm_weights > 0).sum() == 2
+    targets = batch.lm_targets[batch.lm_weights > 0]
+    np.testing.assert_array_equal(targets, second.responses[1][1:])
+
+
+def test_what_cannot_be_packed_is_refused():
+    item = encoded('a', 4, (20,))
+    with pytest.raises(ValueError, match='nothing|no comparisons'):
+        packing.plan_layouts([], row_length=8, rows=1, max_length=8)
+    with pytest.raises(ValueError, match='24 tokens fits no row'):
+        packing.layout_of(item, [packing.Layout(16, 1, 1, 1)])
+    with pytest.raises(ValueError, match='a: fits no micro-batch'):
+        packing.pack([item], packing.Layout(16, 1, 1, 1))

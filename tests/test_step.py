@@ -1,0 +1,191 @@
+"""A training step means the same however its comparisons are spread."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from ml_collections import ConfigDict
+
+from qrm import losses, packing, step
+from tests.helpers import ROOT, encoded, init, loss_config, network, random_comparisons
+
+SGD = {'name': 'sgd', 'learning_rate': 0.1, 'schedule': 'constant', 'warmup_fraction': 0.0,
+       'final_fraction': 0.0, 'clip_norm': 0.0, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8,
+       'weight_decay': 0.0}
+
+
+def optimizer_config(**kwargs):
+    return ConfigDict(SGD | kwargs)
+
+
+def run(items, *, rows=2, steps=3, batch_size=9, net=None, loss=None, optimizer=None):
+    """States and metrics of a few steps on one device."""
+    net, loss = net or network(), loss or loss_config()
+    optimizer = optimizer or step.make_optimizer(optimizer_config(), steps)
+    layouts = packing.plan_layouts(items, row_length=32, rows=rows, max_length=40)
+    state = step.init_state(init(net), optimizer, 0)
+    train_step = jax.jit(step.make_train_step(net, loss, optimizer))
+    metrics = []
+    for number in range(steps):
+        indices = packing.batch_indices(number, seed=0, examples=len(items),
+                                        batch_size=batch_size, total=len(items))
+        batch = packing.make_batch([items[i] for i in indices], layouts, batch_size)
+        state, values = train_step(state, batch)
+        metrics.append({name: float(value) for name, value in values.items()})
+    return state, metrics
+
+
+def assert_close(a, b, tolerance=1e-6):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=tolerance), a, b)
+
+
+def test_micro_batches_do_not_change_a_step():
+    items = random_comparisons(25, seed=2, responses=(2, 4))
+    one, one_metrics = run(items, rows=40)
+    many, many_metrics = run(items, rows=1)
+    assert_close(one.params, many.params)
+    for a, b in zip(one_metrics, many_metrics, strict=True):
+        assert a == pytest.approx(b, rel=1e-4, abs=1e-5)
+
+
+def test_a_step_is_gradient_descent_on_the_weighted_mean_loss():
+    items = [encoded(i, 3, (4, 5), seed=i, weight=w) for i, w in enumerate((1.0, 2.0, 0.5))]
+    net, loss = network(), loss_config()
+    params = init(net)
+    layout = packing.Layout(length=40, rows=1, slots=3, responses=2)
+    batch = packing.pack(items, layout)[0].micro_batch
+
+    def mean_loss(params):
+        quantiles = net(params, batch).quantiles
+        each = [losses.pair_loss(loss)(quantiles[i, 0], quantiles[i, 1], 0.0) for i in range(3)]
+        return sum(w * x for w, x in zip(batch.weight[:3], each, strict=True)) / 3.5
+
+    value, gradient = jax.value_and_grad(mean_loss)(params)
+    state, metrics = run(items, steps=1, batch_size=3)
+    assert metrics[0]['loss'] == pytest.approx(float(value), rel=1e-5)
+    assert metrics[0]['gradient_norm'] == pytest.approx(
+        float(optax.tree.norm(gradient)), rel=1e-5)
+    assert_close(state.params, jax.tree.map(lambda p, g: p - 0.1 * g, params, gradient))
+
+
+def test_metrics_of_a_batch_worked_out_by_hand():
+    rewards = jnp.array([[2.0, -1.0], [0.5, 0.5], [0.0, 3.0], [9.0, 9.0]])
+    first = jnp.array([[0.0, 1.0], [0.0, 0.0]])
+    tie = jnp.array([[0.0, 0.5], [0.5, 0.0]])
+    batch = packing.empty_micro_batch(packing.Layout(4, 1, 4, 2))._replace(
+        present=jnp.array([[True, True], [True, True], [True, True], [False, False]]),
+        preference=jnp.stack([first, first, tie, jnp.zeros((2, 2))]),
+        weight=jnp.array([1.0, 1.0, 1.0, 0.0]))
+    sums = step._sums(jnp.float32(6.0), rewards, batch)
+    values = {name: float(x) for name, x in sums.metrics().items()}
+    # Decided pairs: (2, -1) right, (.5, .5) half right; six rewards with sum 5, squares 14.5.
+    assert values['accuracy'] == pytest.approx(0.75)
+    assert values['margin'] == pytest.approx((3.0 + 0.0) / 2)
+    assert values['loss'] == pytest.approx(2.0)
+    assert values['reward_mean'] == pytest.approx(5 / 6)
+    assert values['reward_std'] == pytest.approx(np.sqrt(14.5 / 6 - (5 / 6) ** 2), rel=1e-5)
+
+
+def test_all_steps_of_a_run_compile_once():
+    items = random_comparisons(40, seed=1, responses=(2, 4))
+    net, loss = network(), loss_config()
+    optimizer = step.make_optimizer(optimizer_config(), 6)
+    layouts = packing.plan_layouts(items, row_length=24, rows=2, max_length=40)
+    state = step.init_state(init(net), optimizer, 0)
+    train_step = jax.jit(step.make_train_step(net, loss, optimizer))
+    for number in range(6):  # the last one is short
+        indices = packing.batch_indices(number, seed=0, examples=40, batch_size=7, total=40)
+        state, _ = train_step(
+            state, packing.make_batch([items[i] for i in indices], layouts, 7))
+    assert train_step._cache_size() == 1
+    assert int(state.step) == 6
+
+
+def test_one_and_eight_devices_take_the_same_steps():
+    """25 comparisons in batches of 9 over 8 devices: ragged, and empty on most at the end."""
+    results = {}
+    for count in (1, 8):
+        environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
+                                    'JAX_PLATFORMS': 'cpu'}
+        done = subprocess.run([sys.executable, '-m', 'tests.on_devices'], cwd=ROOT, check=True,
+                              env=environment, capture_output=True, text=True)
+        results[count] = json.loads(done.stdout)
+    one, eight = results[1], results[8]
+    assert (one['devices'], eight['devices']) == (1, 8)
+    np.testing.assert_allclose(eight['losses'], one['losses'], rtol=1e-5)
+    np.testing.assert_allclose(eight['params'], one['params'], atol=1e-6)
+    np.testing.assert_allclose(eight['rewards'], one['rewards'], atol=1e-5)
+    # The steps moved the parameters by far more than the tolerance.
+    assert np.abs(np.subtract(one['params'], one['initial'])).max() > 1e-2
+
+
+def test_dropout_changes_steps_and_repeats_for_a_seed():
+    items = random_comparisons(9, seed=2, responses=(2, 3))
+    plain, _ = run(items, steps=1)
+    first, _ = run(items, steps=1, net=network(dropout=0.3))
+    second, _ = run(items, steps=1, net=network(dropout=0.3))
+    assert_close(first.params, second.params, 0.0)
+    assert max(jax.tree.leaves(jax.tree.map(
+        lambda a, b: float(jnp.abs(a - b).max()), first.params, plain.params))) > 1e-4
+
+
+def test_language_model_loss_is_the_mean_over_the_chosen_response():
+    item = encoded('a', 3, (4, 5), weight=2.0)
+    net = network()
+    params = init(net)
+    layout, = packing.plan_layouts([item], row_length=16, rows=1, max_length=16)
+    batch = packing.pack([item], layout)[0].micro_batch
+    value = net.language_model_loss(params, batch, net.hidden(params, batch))
+    hidden = net.hidden(params, batch)[0, 2:6]  # last prompt token and three of the response
+    log_probs = jax.nn.log_softmax(hidden @ params['decoder']['wte'].T)
+    expected = -2.0 * np.mean([log_probs[i, t] for i, t in enumerate(item.responses[0])])
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    with_lm, without = (
+        run([item], steps=1, batch_size=1, loss=loss_config(lm_weight=w))[1][0]['loss']
+        for w in (0.5, 0.0))
+    assert with_lm - without == pytest.approx(0.5 * expected / 2.0, rel=1e-4)
+
+
+@pytest.mark.parametrize(('name', 'expected'), [
+    # 100 steps, peak 1, warm-up of 10 steps; values at steps 0, 9, 10, 55 and 100.
+    ('constant', [0.1, 1.0, 1.0, 1.0, 1.0]),
+    ('linear', [0.1, 1.0, 1.0, 0.6, 0.2]),
+    ('cosine', [0.1, 1.0, 1.0, 0.6, 0.2]),
+    ('inverse_sqrt', [0.1, 1.0, 1.0, np.sqrt(10 / 55), np.sqrt(10 / 100)]),
+])
+def test_schedules(name, expected):
+    config = optimizer_config(learning_rate=1.0, schedule=name, warmup_fraction=0.1,
+                              final_fraction=0.2)
+    schedule = step.make_schedule(config, 100)
+    values = [float(schedule(s)) for s in (0, 9, 10, 55, 100)]
+    np.testing.assert_allclose(values, expected, rtol=1e-5)
+
+
+def test_schedule_without_warmup_starts_at_the_peak():
+    schedule = step.make_schedule(optimizer_config(learning_rate=2.0, schedule='linear'), 4)
+    np.testing.assert_allclose([float(schedule(s)) for s in range(5)], [2, 1.5, 1, 0.5, 0])
+
+
+def test_weight_decay_acts_on_matrices_only():
+    mask = step.decays(init(network()))
+    decayed = {jax.tree_util.keystr(path) for path, yes in
+               jax.tree_util.tree_leaves_with_path(mask) if yes}
+    assert "['head']['kernel']" in decayed
+    assert "['decoder']['wte']" in decayed
+    assert len(decayed) == 7  # wte, wpe, head and four kernels of a block
+    assert not any('ln_' in name or 'bias' in name for name in decayed)
+
+
+def test_clipping_bounds_the_update():
+    items = random_comparisons(9, seed=2, responses=(2, 3))
+    config = optimizer_config(clip_norm=0.01)
+    state, metrics = run(items, steps=1, optimizer=step.make_optimizer(config, 1))
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, init(network())))
+    assert metrics[0]['gradient_norm'] > 0.01
+    assert float(moved) == pytest.approx(0.1 * 0.01, rel=1e-3)

@@ -1,0 +1,174 @@
+"""Runs resume where they stopped, and refuse to go on with something else."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from qrm import packing, step, train, workdir
+from qrm.checkpoints import Checkpoints
+from qrm.comparisons import DataError
+from qrm.config import ConfigError
+from tests.helpers import ROOT, TINY, load_config
+
+OVERRIDES = TINY | {'model.dropout': 0.1, 'train.max_steps': 14, 'train.keep': 1}
+
+
+def config(**kwargs):
+    return load_config('demo', 'helpful,quantile', **OVERRIDES | kwargs)
+
+
+def final_state(folder):
+    """Every array of the last checkpoint, its step, and the best step."""
+    prepared = train.prepare(load_config('demo', 'helpful,quantile', **OVERRIDES), folder)
+    optimizer = step.make_optimizer(config().optimizer, 14)
+    state = step.init_state(prepared.model.params, optimizer, 0)
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        last, best = checkpoints.latest, checkpoints.best
+        params, rest, _ = checkpoints.restore(last, state.params, state._replace(params=None))
+    return [np.asarray(x) for x in jax.tree.leaves((params, rest))], last, best
+
+
+def assert_same_end(folder, reference):
+    leaves, last, best = final_state(folder)
+    expected, expected_last, expected_best = final_state(reference)
+    assert (last, best) == (expected_last, expected_best)
+    for a, b in zip(leaves, expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert workdir.read_metrics(folder) == workdir.read_metrics(reference)
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(tmp_path_factory):
+    folder = str(tmp_path_factory.mktemp('uninterrupted'))
+    train.train(config(), folder)
+    return folder
+
+
+def test_a_run_leaves_its_records(uninterrupted):
+    rows = workdir.read_metrics(uninterrupted)
+    assert [r['step'] for r in rows if r['split'] == 'train'] == list(range(1, 15))
+    assert [r['step'] for r in rows if r['split'] == 'validation'] == [5, 10, 14]
+    report = workdir.read_json(os.path.join(uninterrupted, 'data_report.json'))
+    assert report['train']['read'] == report['train']['kept'] > 0
+    assert report['train']['read'] + report['validation']['read'] == 300
+    saved = workdir.read_json(os.path.join(uninterrupted, 'config.json'))
+    assert saved == json.loads(config().to_json())
+    assert 'jax' in workdir.read_json(os.path.join(uninterrupted, 'versions.json'))['packages']
+    _, last, best = final_state(uninterrupted)
+    validation = {r['step']: r['nll'] for r in rows if r['split'] == 'validation'}
+    assert last == 14
+    assert validation[best] == min(validation.values())
+
+
+def test_a_finished_run_is_left_as_it_is(uninterrupted):
+    before = workdir.read_metrics(uninterrupted)
+    train.train(config(), uninterrupted)
+    assert workdir.read_metrics(uninterrupted) == before
+
+
+def test_sigterm_saves_and_the_rerun_ends_bit_for_bit(uninterrupted, tmp_path, monkeypatch):
+    folder = str(tmp_path)
+    make_batch = packing.make_batch
+    calls = []
+
+    def interrupt(*args):
+        calls.append(1)
+        if len(calls) == 8:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make_batch(*args)
+
+    monkeypatch.setattr(packing, 'make_batch', interrupt)
+    with pytest.raises(train.Interrupted, match='SIGTERM: saved .* at step 8 of 14'):
+        train.train(config(), folder)
+    assert [r['step'] for r in workdir.read_metrics(folder) if r['split'] == 'train'][-1] == 8
+    monkeypatch.setattr(packing, 'make_batch', make_batch)
+    train.train(config(), folder)
+    assert_same_end(folder, uninterrupted)
+
+
+def test_kill_at_any_moment_and_the_rerun_ends_bit_for_bit(uninterrupted, tmp_path):
+    """Two kills of the real command: while it starts or trains, and after a first checkpoint."""
+    folder = str(tmp_path)
+    command = [sys.executable, '-m', 'experiments.train',
+               '--config=configs/demo.py:helpful,quantile', f'--workdir={folder}',
+               *(f'--config.{key}={value}' for key, value in OVERRIDES.items())]
+    for steps in (1, 6):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 200
+        while len(workdir.read_metrics(folder)) < steps and process.poll() is None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+        with open(os.path.join(folder, 'metrics.jsonl'), 'a', encoding='utf-8') as file:
+            file.write('{"step": 3, "spl')  # as a kill in the middle of a write leaves it
+    train.train(config(), folder)
+    assert_same_end(folder, uninterrupted)
+
+
+def test_another_config_is_refused_by_key(uninterrupted):
+    with pytest.raises(workdir.WorkdirError) as error:
+        train.train(config(**{'optimizer.learning_rate': 0.5, 'loss.kappa': 0.1}), uninterrupted)
+    assert 'config.optimizer.learning_rate: 0.002 -> 0.5' in str(error.value)
+    assert 'config.loss.kappa: 1.0 -> 0.1' in str(error.value)
+    assert str(error.value).count('\n') == 2
+    train.train(config(**{'train.log_every': 3, 'analysis.level': 0.9}), uninterrupted)
+
+
+def test_other_data_under_the_same_name_are_refused(tmp_path):
+    path, folder = tmp_path / 'pairs.jsonl', str(tmp_path / 'run')
+    rows = [{'prompt': f'question {i}', 'chosen': f' good {i}', 'rejected': f' bad {i}'}
+            for i in range(40)]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    own = config(**{'data.path': str(path), 'train.max_steps': 2})
+    train.train(own, folder)
+    rows[3]['chosen'] = ' other'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    with pytest.raises(DataError, match='not those this run started with'):
+        train.train(own, folder)
+
+
+def test_a_folder_in_use_is_refused(tmp_path):
+    with (workdir.lock(str(tmp_path)),
+          pytest.raises(workdir.WorkdirError, match='another process')):
+        train.train(config(), str(tmp_path))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tmp_path):
+    own = config(**{'optimizer.name': 'sgd', 'optimizer.learning_rate': 1e25,
+                    'optimizer.clip_norm': 0.0, 'train.checkpoint_every': 1})
+    with pytest.raises(train.NonFiniteLoss, match=r'step \d+ gave .* helpful/train/\d+'):
+        train.train(own, str(tmp_path))
+    assert all(np.isfinite(row['loss']) for row in workdir.read_metrics(str(tmp_path))
+               if row['split'] == 'train')
+
+
+def test_positions_and_vocabulary_are_checked_before_training():
+    with pytest.raises(DataError, match='config.data.max_length=300, but the model has 128'):
+        train.prepare(config(**{'data.max_length': 300}))
+
+
+@pytest.mark.parametrize(('key', 'value', 'message'), [
+    ('loss.kappa', 0.0, 'config.loss.kappa=0.0, expected a number above 0'),
+    ('loss.kappa', -1.0, 'config.loss.kappa=-1.0'),
+    ('optimizer.learning_rate', float('nan'), 'config.optimizer.learning_rate=nan'),
+    ('head.num_quantiles', 0, 'config.head.num_quantiles=0'),
+    ('head.name', 'quantil', "head 'quantil', expected one of"),
+    ('loss.quantile', 'pinball', 'config.loss.quantile=\'pinball\', expected one of'),
+    ('optimizer.schedule', 'step', 'config.optimizer.schedule'),
+    ('data.overlong', 'cut', 'config.data.overlong'),
+    ('train.batch_size', 0, 'config.train.batch_size=0'),
+    ('model.dtype', 'float16', 'config.model.dtype'),
+])
+def test_values_out_of_range_are_named(key, value, message, tmp_path):
+    with pytest.raises(ConfigError) as error:
+        train.train(config(**{key: value}), str(tmp_path / 'run'))
+    assert message in str(error.value)
+    assert not (tmp_path / 'run').exists()

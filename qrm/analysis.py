@@ -111,34 +111,38 @@ def statement(rows: list[dict[str, Any]], source: str) -> str:
     published = [value for cells in PUBLISHED.values() for value in cells.values()]
     return (
         f'The published cells are of a pretrained GPT-2 trained and tested on all of Anthropic HH; '
-        f'the other numbers are of {source}. They show which definitions give values of the '
-        f'published size, and that the real estimators, {min(real):.3f} to {max(real):.3f} nats '
-        f'here at an AUC of {min(aucs):.3f} to {max(aucs):.3f}, do not: between Gaussians of equal '
-        f'variance {min(published)} to {max(published)} nats need an AUC of '
-        f'{required_auc(min(published)):.3f} to {required_auc(max(published)):.3f}. They do not '
-        f'show how the published cells were computed, nor what a pretrained model on all of the '
-        f'data would give; and a divergence of pooled rewards also depends on how much they vary '
-        f'between prompts, so a larger one need not mean better discrimination within pairs, '
-        f'which is what accuracy measures.'
+        f'the other numbers are of {source}. They show how large each definition comes out on '
+        f'these rewards, and which of them change with the scale of the rewards. The real '
+        f'estimators give {min(real):.3f} to {max(real):.3f} nats at an AUC of {min(aucs):.3f} to '
+        f'{max(aucs):.3f}; between Gaussians of equal variance the published {min(published)} to '
+        f'{max(published)} nats would need an AUC of {required_auc(min(published)):.3f} to '
+        f'{required_auc(max(published)):.3f}. They do not show how the published cells were '
+        f'computed, nor what a pretrained model on all of the data would give; and a divergence of '
+        f'pooled rewards also depends on how much they vary between prompts, so a larger one need '
+        f'not mean better discrimination within pairs, which is what accuracy measures.'
     )
 
 
 def format_table(table: Mapping[str, Any]) -> str:
     """The table as Markdown, for the terminal and for `table.md`."""
     level = f"{table['settings']['level']:.0%}"
+    estimators = table['estimators'].values()
     parts = [
         '# KL(chosen || rejected), in nats\n',
         'The reward is the mean of the quantiles. Published: Kim, Hong & Kim, Table 1 (GPT-2, all '
         'of Anthropic HH).\n',
         '## The models\n', _markdown(_model_lines(table)),
-        f'\n## Estimates of KL(chosen || rejected) with {level} intervals\n',
-        _markdown(_kl_lines(table, is_kl=True)),
-        '\n## Not KL: formulas of the published size\n',
-        _markdown(_kl_lines(table, is_kl=False)),
-        *(f"\n- {e['label']}: {e['note']}" for e in table['estimators'].values()),
-        f'\n\nEach cell: value [{level} interval of a bootstrap over opening questions], then the '
-        'median under within-pair swaps (null), then the value with the rewards halved and doubled '
-        '(a KL stays the same).\n',
+        '\n## The table, by every definition\n', _markdown(_summary_lines(table)),
+        '\nEstimates of KL(chosen || rejected):\n',
+        *(f"- {e['label']}: {e['note']}" for e in estimators if e['is_kl']),
+        '\nNot KL, marked (!): formulas that are easily mistaken for it:\n',
+        *(f"- {e['label']}: {e['note']}" for e in estimators if not e['is_kl']),
+        f'\n## Each cell with its {level} interval\n',
+        'Intervals: bootstrap over opening questions. Null: median under within-pair swaps, where '
+        'the truth is 0. Halved, doubled: the value after rescaling the rewards, which no KL '
+        'notices. A resample holds fewer different rewards and so more empty bins: the interval '
+        'of a definition that counts them can lie off its value.\n',
+        _markdown(_cell_lines(table, level)),
     ]
     if table['differences']:
         parts += [f'\n## Quantile - scalar, paired, with {level} intervals\n',
@@ -205,43 +209,51 @@ def _markdown(lines: list[list[str]]) -> str:
 
 def _model_lines(table: Mapping[str, Any]) -> list[list[str]]:
     lines = [['workload', 'head', 'pairs', 'accuracy', 'AUC', 'NLL', 'ECE', 'margin', 'std',
-              'crossing', 'published KL']]
-    for row in table['rows']:
-        published = table['published'].get(row['workload'], {}).get(row['head'])
-        lines.append([
-            row['workload'], row['head'], str(row['n']),
-            f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
-            f"{row['auc']:.3f}", f"{row['nll']:.3f}", f"{row['ece']:.3f}", f"{row['margin']:.3f}",
-            f"{row['std']:.3f}", f"{row['crossing_rate']:.1%}",
-            '-' if published is None else f'{published:.3f}',
-        ])
+              'crossing']]
+    lines += [
+        [row['workload'], row['head'], str(row['n']),
+         f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
+         *(f'{row[key]:.3f}' for key in ('auc', 'nll', 'ece', 'margin', 'std')),
+         f"{row['crossing_rate']:.1%}"]
+        for row in table['rows']
+    ]
     return lines
 
 
-def _kl_lines(table: Mapping[str, Any], *, is_kl: bool) -> list[list[str]]:
-    names = [name for name, e in table['estimators'].items() if e['is_kl'] == is_kl]
-    lines = [['workload', 'head', 'published',
-              *(table['estimators'][name]['label'] for name in names)]]
-    for row in table['rows']:
-        published = table['published'].get(row['workload'], {}).get(row['head'])
-        lines.append([row['workload'], row['head'],
-                      '-' if published is None else f'{published:.3f}',
-                      *(_cell_text(row['kl'][name]) for name in names)])
+def _label(estimator: Mapping[str, Any]) -> str:
+    return estimator['label'] if estimator['is_kl'] else f"(!) {estimator['label']}"
+
+
+def _summary_lines(table: Mapping[str, Any]) -> list[list[str]]:
+    """One line for each definition, one column for each model, as in the paper."""
+    rows = table['rows']
+    published = [table['published'].get(r['workload'], {}).get(r['head']) for r in rows]
+    lines = [['', *(f"{row['workload']}, {row['head']}" for row in rows)],
+             ['published', *('-' if p is None else f'{p:.3f}' for p in published)]]
+    lines += [[_label(e), *(f"{row['kl'][name]['value']:.3f}" for row in rows)]
+              for name, e in table['estimators'].items()]
     return lines
 
 
-def _cell_text(cell: Mapping[str, Any]) -> str:
-    return (f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}] null "
-            f"{cell['null']:.3f}; half {cell['half']:.3f}, double {cell['double']:.3f}")
+def _cell_lines(table: Mapping[str, Any], level: str) -> list[list[str]]:
+    lines = [['workload', 'head', 'definition', 'value', f'{level} interval', 'null', 'halved',
+              'doubled']]
+    lines += [
+        [row['workload'], row['head'], _label(e), f"{cell['value']:.3f}",
+         f"[{cell['low']:.3f}, {cell['high']:.3f}]", f"{cell['null']:.3f}", f"{cell['half']:.3f}",
+         f"{cell['double']:.3f}"]
+        for row in table['rows'] for name, e in table['estimators'].items()
+        for cell in (row['kl'][name],)
+    ]
+    return lines
 
 
 def _difference_lines(table: Mapping[str, Any]) -> list[list[str]]:
-    names = list(table['estimators'])
-    lines = [['workload', *(table['estimators'][name]['label'] for name in names)]]
+    lines = [['workload', 'definition', 'quantile - scalar', 'interval']]
     lines += [
-        [d['workload'], *(f"{c['value']:+.3f} [{c['low']:+.3f}, {c['high']:+.3f}]"
-                          for c in (d['kl'][name] for name in names))]
-        for d in table['differences']
+        [d['workload'], _label(e), f"{c['value']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]"]
+        for d in table['differences'] for name, e in table['estimators'].items()
+        for c in (d['kl'][name],)
     ]
     return lines
 

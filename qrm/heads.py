@@ -79,7 +79,9 @@ class Head(nn.Module):
         # 2020), which the norm before the head makes independent of the backbone's width.
         init = nn.initializers.normal(1.0 / math.sqrt(hidden.shape[-1] + 1))
         kernel = self.param('kernel', init, (hidden.shape[-1], self.config.outputs))
-        outputs = jnp.einsum('...d,dn->...n', hidden.astype(jnp.float32), kernel)
+        # Full precision, where an accelerator would round the factors to TF32 or bfloat16.
+        outputs = jnp.einsum('...d,dn->...n', hidden.astype(jnp.float32), kernel,
+                             precision=jax.lax.Precision.HIGHEST)
         if self.config.name == 'quantile' and self.config.monotone:
             outputs = monotone_quantiles(outputs)
         return Reward(outputs)

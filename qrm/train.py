@@ -166,7 +166,8 @@ def _train(config: Any, folder: str) -> None:
 
     def not_finite(number: int, what: str) -> NonFiniteLoss:
         ids = ', '.join(examples[i].id for i in indices(number))
-        return NonFiniteLoss(f'{folder}: step {number} gave {what}; comparisons in its batch: {ids}')
+        return NonFiniteLoss(f'{folder}: step {number} gave {what}; comparisons in its batch: '
+                             f'{ids}')
 
     def held_out_metrics(params: Any, number: int) -> dict[str, float]:
         quantiles = inference.predict(

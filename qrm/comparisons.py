@@ -212,13 +212,20 @@ class _Fields:
         chosen, rejected = self.text('chosen'), self.text('rejected')
         if isinstance(chosen, str) != isinstance(rejected, str):
             self.fail('rejected', 'text beside chat messages, expected both to be of a kind')
-        # Some data sets keep the prompt as text beside whole conversations that contain it.
-        if self.row.get('prompt') is not None and not (
-            isinstance(self.row['prompt'], str) and not isinstance(chosen, str)
-        ):
+        given = self.row.get('prompt')
+        text_beside_chats = isinstance(given, str) and not isinstance(chosen, str)
+        if given is not None and not text_beside_chats:
             prompt = self.text('prompt', blank=True)
+            n = len(prompt)
+            # Conversations may be whole and begin with the prompt; texts are continuations.
+            if not isinstance(prompt, str) and all(
+                len(chat) > n and chat[:n] == prompt for chat in (chosen, rejected)
+            ):
+                chosen, rejected = chosen[n:], rejected[n:]
             return prompt, (chosen, rejected), opening(prompt)
-        if self.row.get('prompt') and not any(m['role'] == 'user' for m in (*chosen, *rejected)):
+        if text_beside_chats and given and not any(
+            message['role'] == 'user' for message in (*chosen, *rejected)
+        ):
             self.fail('prompt', 'text before chat messages that do not contain it, expected both '
                                 'to be of a kind')
         if isinstance(chosen, str):

@@ -165,6 +165,8 @@ def _collect(rows: Iterable[Row], data: Any, source: str, split: str) -> Split:
         if known != comparison:
             raise DataError(f'{where}: id {comparison.id!r} stands on another row with other '
                             'content, expected unique ids')
+        if any(isinstance(r, str) and not r.strip() for r in comparison.responses):
+            report.notes['blank response'] += 1
         comparisons.append(comparison)
     malformed = report.dropped['malformed row']
     if malformed and malformed / report.read > data.max_malformed:
@@ -198,7 +200,7 @@ def _divide(split: Split, fraction: float, name: str) -> tuple[Split, Split]:
         {c.group for c in comparisons},
         key=lambda group: hashlib.sha256(f'{name} {group}'.encode()).digest(),
     )
-    moved = set(groups[:math.ceil(fraction * len(groups))])
+    moved = set(groups[:math.ceil(fraction * len(groups) - 1e-9)])
     rest = [c for c in comparisons if c.group not in moved]
     held_out = [c for c in comparisons if c.group in moved]
     report.read -= len(held_out)

@@ -7,7 +7,7 @@ import collections
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -101,14 +101,13 @@ def load_pretrained(folder: str) -> Pretrained:
         if tensors.setdefault(name.removeprefix(_PREFIX), tensor) is not tensor:
             raise DataError(f'{folder}: {name} is there with and without {_PREFIX!r}')
     score, lm_head = tensors.pop('score.weight', None), tensors.pop('lm_head.weight', None)
-    decoder = map_tensors(tensors, config, folder)
-    if lm_head is not None and not jnp.array_equal(lm_head, tensors['wte.weight']):
-        raise DataError(f'{folder}: lm_head.weight differs from wte.weight, expected them tied')
-    if score is not None:
-        if score.ndim != 2 or score.shape[1] != config.n_embd:
-            raise DataError(f'{folder}: score.weight {score.shape}, expected (N, {config.n_embd})')
-        score = jnp.asarray(score, jnp.float32).T
-    return Pretrained(config, decoder, score)
+    problems = []
+    if lm_head is not None and not jnp.array_equal(lm_head, tensors.get('wte.weight', lm_head)):
+        problems.append('lm_head.weight differs from wte.weight, expected them tied')
+    if score is not None and (score.ndim != 2 or score.shape[1] != config.n_embd):
+        problems.append(f'misshapen score.weight {score.shape}, expected (N, {config.n_embd})')
+    decoder = map_tensors(tensors, config, folder, problems)
+    return Pretrained(config, decoder, None if score is None else jnp.asarray(score, jnp.float32).T)
 
 
 def decoder_config(settings: Mapping[str, Any], where: str) -> DecoderConfig:
@@ -137,15 +136,22 @@ def decoder_config(settings: Mapping[str, Any], where: str) -> DecoderConfig:
 
 
 def map_tensors(
-    tensors: Mapping[str, jax.Array], config: DecoderConfig, where: str
+    tensors: Mapping[str, jax.Array], config: DecoderConfig, where: str,
+    problems: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Maps tensors (without the `transformer.` prefix) to decoder parameters by the table.
+
+    Args:
+      tensors: name -> tensor.
+      config: architecture they must fit.
+      where: folder, for the error.
+      problems: what is wrong with other tensors of the checkpoint, reported with the rest.
 
     Raises:
       DataError: lists every missing, unexpected and misshapen tensor.
     """
     shapes = _decoder_shapes(config)
-    problems, used, flat = [], set(), {}
+    problems, used, flat = list(problems), set(), {}
     for pattern, path in GPT2_TENSORS.items():
         layered = '{}' in pattern
         names = [pattern.format(i) for i in range(config.n_layer)] if layered else [pattern]

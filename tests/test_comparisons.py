@@ -623,3 +623,12 @@ def test_report_by_hand():
 def test_an_empty_report_has_no_shares():
     assert DataReport('x', 'test').as_dict()['prefix_share'] == 0.0
     assert '0 read, 0 kept' in DataReport('x', 'test').format()
+
+
+def test_conversations_that_begin_with_the_prompt_are_not_doubled():
+    user, good, bad = ({'role': r, 'content': c} for r, c in (
+        ('user', 'why?'), ('assistant', 'so'), ('assistant', 'no')))
+    whole = parse_row({'prompt': [user], 'chosen': [user, good], 'rejected': [user, bad]}, 'f:1')
+    rest = parse_row({'prompt': [user], 'chosen': [good], 'rejected': [bad]}, 'f:1')
+    assert whole == rest
+    assert whole.responses == ((good,), (bad,))

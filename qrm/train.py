@@ -284,8 +284,9 @@ class _Progress:
         if sys.stderr.isatty():
             if self._bar is None:
                 self._bar = tqdm.tqdm(total=self._steps, initial=done, unit='step', leave=False)
+            self._bar.set_postfix(loss=f'{row["loss"]:.4f}', accuracy=f'{row["accuracy"]:.3f}',
+                                  refresh=False)
             self._bar.update(done - self._bar.n)
-            self._bar.set_postfix(loss=f'{row["loss"]:.4f}', accuracy=f'{row["accuracy"]:.3f}')
         if self._start is None:
             self._start = done, time.monotonic()
 

@@ -19,7 +19,7 @@ from qrm.comparisons import Comparison, DataError, parse_row
 from qrm.heads import HeadConfig
 from qrm.network import Params, RewardNetwork
 from qrm.tokens import Tokenizer, encode_to_score, load_tokenizer
-from qrm.workdir import WorkdirError, read_json, write_json
+from qrm.workdir import WorkdirError, read_json, runs_hint, write_json
 
 _ROWS = 8
 
@@ -157,11 +157,8 @@ def _load_workdir(workdir: str, step: int | str) -> RewardModel:
 def _load_hugging_face(path: str) -> RewardModel:
     folder = weights.resolve(path)
     if not os.path.exists(os.path.join(folder, 'config.json')):
-        runs = [name for name in sorted(os.listdir(folder))
-                if os.path.exists(os.path.join(folder, name, 'model.json'))]
-        hint = f'; it holds the runs {", ".join(runs)}: name one of them' if runs else ''
         raise DataError(f'{path}: neither the folder of a run (model.json) nor a Hugging Face '
-                        f'checkpoint (config.json){hint}')
+                        f'checkpoint (config.json){runs_hint(folder)}')
     pretrained = weights.load_pretrained(folder)
     if pretrained.score is None:
         raise DataError(f'{path}: no score.weight; this is a language model, not a reward model')

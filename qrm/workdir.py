@@ -109,10 +109,21 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
     """The locked config of a run.
 
     Raises:
-      WorkdirError: the folder holds no run.
+      WorkdirError: the folder holds no run; names those one folder down.
     """
-    values = read_json(os.path.join(workdir, 'config.json'))
+    path = os.path.join(workdir, 'config.json')
+    if not os.path.exists(path):
+        raise WorkdirError(f'{workdir}: not the folder of a run (no config.json)'
+                           + runs_hint(workdir))
+    values = read_json(path)
     return ml_collections.ConfigDict(_tuples(values)).lock()
+
+
+def runs_hint(folder: str) -> str:
+    """'; it holds the runs a, b: name one of them', or nothing if there are none."""
+    names = sorted(os.listdir(folder)) if os.path.isdir(folder) else []
+    runs = [name for name in names if os.path.exists(os.path.join(folder, name, 'model.json'))]
+    return f'; it holds the runs {", ".join(runs)}: name one of them' if runs else ''
 
 
 def versions() -> dict[str, Any]:

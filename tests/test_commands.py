@@ -125,6 +125,8 @@ def test_score_of_a_run_and_errors_of_score(results, pairs, tmp_path):
     _, err = command('score', f'--checkpoint={folder}', f'--input={good}', f'--output={target}',
                      code=2)
     assert 'pairs-quantile' in err
+    _, err = command('evaluate', f'--workdir={folder}', code=2)
+    assert 'it holds the runs pairs-quantile, pairs-scalar' in err
 
 
 @pytest.mark.parametrize(('flags', 'code', 'message'), [

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 
+import qrm
 from qrm import packing, step, train, workdir
 from qrm.checkpoints import Checkpoints
 from qrm.comparisons import DataError
@@ -172,3 +173,31 @@ def test_values_out_of_range_are_named(key, value, message, tmp_path):
         train.train(config(**{key: value}), str(tmp_path / 'run'))
     assert message in str(error.value)
     assert not (tmp_path / 'run').exists()
+
+
+@pytest.mark.parametrize('options', [
+    {'loss.quantile': 'distributional_bradley_terry', 'head.monotone': True,
+     'model.dtype': 'bfloat16', 'data.overlong': 'drop', 'data.max_length': 90},
+    {'loss.targets': 'margin', 'loss.lm_weight': 0.5, 'model.remat': True,
+     'optimizer.name': 'sgd', 'train.row_length': 64, 'data.max_length': 0},
+    {'head.name': 'scalar', 'data.append_eos': False, 'optimizer.schedule': 'inverse_sqrt',
+     'train.tensorboard': True, 'data.demo.annotators': 'shared'},
+])
+def test_options_train_and_load(options, tmp_path):
+    folder = str(tmp_path)
+    train.train(config(**options | {'train.max_steps': 3}), folder)
+    rows = [r for r in workdir.read_metrics(folder) if r['split'] == 'train']
+    assert len(rows) == 3
+    assert all(r['gradient_norm'] > 0 for r in rows)
+    loaded = qrm.load(folder)
+    assert loaded.append_eos == options.get('data.append_eos', True)
+    assert loaded.network.dtype == options.get('model.dtype', 'float32')
+    quantiles = loaded.score(['\n\nHuman: why?\n\nAssistant:'], [[' so.', ' no.']]).quantiles[0]
+    assert quantiles.shape == (2, len(loaded.taus))
+    if options.get('head.monotone'):
+        assert (np.diff(quantiles, axis=1) > 0).all()
+    if options.get('data.overlong') == 'drop':
+        report = workdir.read_json(os.path.join(folder, 'data_report.json'))['train']
+        assert report['dropped']['a dialogue is longer than 90 tokens'] > 0
+        assert report['read'] == report['kept'] + sum(report['dropped'].values())
+    assert (tmp_path / 'tensorboard').exists() == options.get('train.tensorboard', False)

@@ -19,7 +19,8 @@ def get_config(arg: str = '') -> ConfigDict:
     workload, _, head = arg.partition(',')
 
     config.seed = 0  # of parameters, batch order and dropout; the data have a seed of their own
-    config.workload = workload or 'helpful'  # what to train on; `data.path` says which there are
+    # What `train` trains on; `data.path` says which there are. `reproduce` has a list below.
+    config.workload = workload or 'helpful'
 
     # --- comparisons ---------------------------------------------------------------------------
     config.data = data = ConfigDict()
@@ -53,7 +54,7 @@ def get_config(arg: str = '') -> ConfigDict:
 
     # --- head and loss -------------------------------------------------------------------------
     config.head = ConfigDict()
-    config.head.name = head or 'quantile'  # or 'scalar'
+    config.head.name = head or 'quantile'  # or 'scalar'; `reproduce` has a list below
     config.head.num_quantiles = 10  # N of the quantile head, tau_i = (i + 0.5) / N
     config.head.monotone = False  # quantiles of the quantile head cannot cross
     config.loss = loss = ConfigDict()

@@ -1,8 +1,10 @@
 """What every entry point shares: running a main so that bad input ends in one clear line."""
 
 import logging
+import signal
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags
 from absl import logging as absl_logging
@@ -41,6 +43,7 @@ def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] | None
     def guarded(unused_argv: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # checkpointing warns of nothing of use
         logging.getLogger('jax').setLevel(logging.WARNING)
+        signal.signal(signal.SIGTERM, _stop)
         try:
             main()
         except Interrupted as stop:
@@ -49,6 +52,12 @@ def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] | None
             _fail(str(error))
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def _stop(number: int, unused_frame: Any) -> None:
+    """Serves a signal where there is nothing to save; the training loop has its own handler."""
+    name = signal.Signals(number).name
+    raise Interrupted(f'{name}: stopped; run the same command again to go on')
 
 
 def _fail(message: str) -> None:

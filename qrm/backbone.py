@@ -83,12 +83,14 @@ class Attention(nn.Module):
         c = self.config
         qkv = _dense(c, 3 * c.n_embd, self.dtype, 'c_attn')(x)
         q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * c.n_head, -1), 3, axis=2)
-        logits = jnp.einsum('rqhe,rkhe->rhqk', q, k, preferred_element_type=jnp.float32)
+        precision = _precision(self.dtype)
+        logits = jnp.einsum('rqhe,rkhe->rhqk', q, k, precision=precision,
+                            preferred_element_type=jnp.float32)
         logits = logits / math.sqrt(c.n_embd // c.n_head)
         logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
         weights = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
-        mixed = jnp.einsum('rhqk,rkhe->rqhe', weights, v).reshape(x.shape)
+        mixed = jnp.einsum('rhqk,rkhe->rqhe', weights, v, precision=precision).reshape(x.shape)
         return _dense(c, c.n_embd, self.dtype, 'c_proj', depth=c.n_layer)(mixed)
 
 
@@ -174,7 +176,14 @@ class Decoder(nn.Module):
 def _dense(config: DecoderConfig, features: int, dtype: Any, name: str, depth: int = 0) -> nn.Dense:
     # Residual projections start smaller by sqrt(2 * layers), as in GPT-2.
     scale = config.initializer_range / math.sqrt(2 * depth or 1)
-    return nn.Dense(features, dtype=dtype, kernel_init=nn.initializers.normal(scale), name=name)
+    return nn.Dense(features, dtype=dtype, precision=_precision(dtype), name=name,
+                    kernel_init=nn.initializers.normal(scale))
+
+
+def _precision(dtype: Any) -> jax.lax.Precision:
+    # By default accelerators round float32 factors to TF32 or bfloat16, which is not float32.
+    full = jnp.dtype(dtype) == jnp.float32
+    return jax.lax.Precision.HIGHEST if full else jax.lax.Precision.DEFAULT
 
 
 def _norm(config: DecoderConfig, name: str) -> nn.LayerNorm:

@@ -59,6 +59,11 @@ class Checkpoints:
         return self._manager.latest_step()
 
     @property
+    def steps(self) -> list[int]:
+        """Steps of all checkpoints."""
+        return sorted(self._manager.all_steps())
+
+    @property
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest held-out loss, the latest of equals."""
         found = [

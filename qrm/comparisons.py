@@ -54,7 +54,8 @@ class Comparison:
       preferred: index of the one response that is preferred to all others.
       preference: for K = 2, probability in [0, 1] that the first response is preferred.
       ratings: one number per response, higher is better, None where unrated.
-      margin: by how much preferred responses should be ahead, in units of reward.
+      margin: by how much whichever response is preferred should be ahead, in units of reward;
+        under a soft label this holds for either order.
       weight: weight of the comparison in losses.
     """
 
@@ -232,7 +233,8 @@ class _Fields:
             shared = ''.join(_common(chosen, rejected))
             split = shared.rfind(_ASSISTANT)
             split = split + len(_ASSISTANT) if split >= 0 else 0
-            group = opening(chosen if chosen.startswith(_HUMAN) else shared)
+            # Unrelated texts may begin alike: only turns tell what the opening question is.
+            group = opening(chosen) if chosen.startswith(_HUMAN) else ''
             return chosen[:split], (chosen[split:], rejected[split:]), group
         prompt = tuple(_common(chosen[:-1], rejected[:-1]))
         return prompt, (chosen[len(prompt):], rejected[len(prompt):]), opening(prompt or chosen)

@@ -7,7 +7,8 @@ before anything is loaded, and turned into the frozen objects the rest of the pa
 import math
 from typing import Any
 
-from qrm import losses, step, tokens
+from qrm import demo, losses, step, tokens
+from qrm.backbone import DecoderConfig
 from qrm.heads import HeadConfig
 from qrm.network import DTYPES
 
@@ -54,6 +55,7 @@ _RANGES = {
 }
 _CHOICES = {
     'data.overlong': tokens.OVERLONG,
+    'data.demo.annotators': demo.ANNOTATORS,
     'model.dtype': DTYPES,
     'loss.scalar': losses.OBJECTIVES,
     'loss.quantile': losses.OBJECTIVES,
@@ -80,12 +82,18 @@ def check(config: Any) -> None:
     for key, choices in _CHOICES.items():
         if (value := _get(config, key)) not in choices:
             problems.append(f'config.{key}={value!r}, expected one of {choices}')
-    try:
-        head_config(config)
-    except ValueError as error:
-        problems.append(f'config.head: {error}')
+    for section, build in (('head', head_config), ('model.sizes', decoder_config)):
+        try:
+            build(config)
+        except ValueError as error:
+            problems.append(f'config.{section}: {error}')
     if problems:
         raise ConfigError('\n'.join(problems))
+
+
+def decoder_config(config: Any) -> DecoderConfig:
+    """The decoder of a model that starts without a checkpoint."""
+    return DecoderConfig(n_inner=4 * config.model.sizes.n_embd, **config.model.sizes)
 
 
 def head_config(config: Any) -> HeadConfig:

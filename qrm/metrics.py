@@ -3,6 +3,7 @@
 Axes: n ordered pairs, N quantiles. Evaluation sums over pairs and divides once.
 """
 
+import os
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -85,6 +86,8 @@ def ordered_pairs(
 def summarise(predictions: Predictions) -> dict[str, float]:
     """Metrics of held-out pairs; rewards are means of quantiles.
 
+    Every decided pair counts once: ties have no chosen side, and weights act in training only.
+
     `accuracy` counts equal rewards as one half; `auc` is the probability that a random chosen
     reward beats a random rejected one; `nll` (nats) and `ece` judge the predicted probability
     that the chosen side is preferred; `margin`, `reward_mean` and `reward_std` are in units of
@@ -133,8 +136,10 @@ def expected_calibration_error(win: np.ndarray, bins: int = ECE_BINS) -> float:
 
 
 def save_predictions(path: str, predictions: Predictions) -> None:
-    """Writes `predictions.npz`."""
-    np.savez_compressed(path, **predictions._asdict())
+    """Writes `predictions.npz`, whole or not at all."""
+    with open(path + '.tmp', 'wb') as file:
+        np.savez_compressed(file, **predictions._asdict())
+    os.replace(path + '.tmp', path)
 
 
 def load_predictions(path: str) -> Predictions:

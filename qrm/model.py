@@ -6,6 +6,7 @@
 
 import dataclasses
 import os
+import shutil
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -74,13 +75,14 @@ class RewardModel:
         Raises:
           DataError: the two differ in length, or hold something that is no text.
         """
+        if isinstance(prompts, str) or isinstance(responses, str):
+            raise DataError('got one text, expected a list of prompts and a list of responses')
         if len(prompts) != len(responses):
             raise DataError(f'{len(prompts)} prompts and {len(responses)} lists of responses')
         single = [isinstance(response, str) for response in responses]
         comparisons = []
         for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
-            prompt = prompt if isinstance(prompt, str) else list(prompt)
-            row = {'prompt': prompt, 'responses': [given] if single[i] else list(given)}
+            row = {'prompt': prompt, 'responses': [given] if single[i] else given}
             comparisons.append(parse_row(row, f'prompts[{i}]', allow_blank=True))
         quantiles, _ = self.score_comparisons(comparisons)
         return Scores(
@@ -107,6 +109,8 @@ class RewardModel:
 def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardModel:
     """Loads a reward model from a workdir, or a `GPT2ForSequenceClassification` checkpoint.
 
+    It computes in float32, also if it was trained in bfloat16.
+
     Args:
       path: workdir of a training run, or folder or hub name in the Hugging Face layout; a
         `score.weight` with one row is a scalar head, with N rows a quantile head.
@@ -121,14 +125,20 @@ def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardM
     else:
         model = _load_hugging_face(path)
     positions = model.network.decoder.n_positions
-    if max_length > positions:
+    if not 0 <= max_length <= positions:
         raise DataError(f'max_length={max_length}, but the model has {positions} positions')
-    return dataclasses.replace(model, max_length=max_length or positions)
+    # In bfloat16 a score would depend on what shares its row, by about .003.
+    network = dataclasses.replace(model.network, dtype='float32')
+    return dataclasses.replace(model, network=network, max_length=max_length or positions)
 
 
 def describe(workdir: str, model: RewardModel) -> None:
     """Writes what `load` needs beside the checkpoints: `model.json` and the tokenizer."""
-    model.tokenizer.save_pretrained(os.path.join(workdir, 'tokenizer'))
+    folder = os.path.join(workdir, 'tokenizer')
+    if not os.path.isdir(folder):  # Appears whole or not at all, also if the run is killed here.
+        shutil.rmtree(folder + '.tmp', ignore_errors=True)
+        model.tokenizer.save_pretrained(folder + '.tmp')
+        os.rename(folder + '.tmp', folder)
     network = dataclasses.asdict(model.network)
     write_json(os.path.join(workdir, 'model.json'), {
         'network': network, 'loss': dataclasses.asdict(model.loss), 'append_eos': model.append_eos,
@@ -144,8 +154,9 @@ def _load_workdir(workdir: str, step: int | str) -> RewardModel:
     params = jax.eval_shape(network.init, jax.random.key(0))
     with Checkpoints(workdir, read_only=True) as checkpoints:
         number = {'best': checkpoints.best, 'last': checkpoints.latest}.get(step, step)
-        if number is None:
-            raise WorkdirError(f'{workdir}: no {step} checkpoint yet; run the training to its end')
+        if number not in checkpoints.steps:
+            raise WorkdirError(f'{workdir}: no checkpoint {step!r}; there are {checkpoints.steps}, '
+                               "expected one of them, 'best' or 'last'")
         params = checkpoints.restore_params(number, params)
     return RewardModel(
         network, params, load_tokenizer(os.path.join(workdir, 'tokenizer')),

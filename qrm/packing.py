@@ -39,7 +39,8 @@ class MicroBatch(NamedTuple):
       margin: [C] float32.
       weight: [C] float32; 0 for slots without a comparison.
       lm_targets: [R, L] int32, next token where the language-model loss is taken.
-      lm_weights: [R, L] float32; for each comparison they add up to its weight.
+      lm_weights: [R, L] float32; for each comparison with one best response they add up to its
+        weight, for others they are 0.
     """
 
     tokens: np.ndarray
@@ -150,7 +151,7 @@ def pack(encoded: Sequence[Encoded], layout: Layout) -> list[Packed]:
     bins: list[_Bin] = []
     order = sorted(range(len(encoded)), key=lambda i: (-encoded[i].size, i))
     open_bins: list[_Bin] = []
-    smallest = min((item.size for item in encoded), default=0)
+    smallest = min((size for item in encoded for size, _ in runs(item, layout.length)), default=0)
     for i in order:
         segments = runs(encoded[i], layout.length)
         for candidate in open_bins:

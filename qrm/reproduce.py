@@ -7,9 +7,9 @@ from typing import Any
 from qrm import analysis, demo, figures, workdir
 from qrm import config as config_lib
 from qrm.comparisons import DataError
-from qrm.data import is_jsonl, load_splits, workloads_of
+from qrm.data import is_jsonl, workloads_of
 from qrm.evaluate import evaluate
-from qrm.train import train
+from qrm.train import prepare, train
 
 
 def reproduce(config: Any, folder: str) -> str:
@@ -26,9 +26,11 @@ def reproduce(config: Any, folder: str) -> str:
     """
     config_lib.check(config)
     members = run_configs(config)
-    for member in members.values():  # Before hours of training, not after.
-        comparisons, _ = load_splits(member.data, member.workload)['test']
-        analysis.check_groups(comparison.group for comparison in comparisons)
+    for workload in dict.fromkeys(workload for workload, _ in members):
+        # What the analysis will need is checked before hours of training, not after.
+        member = next(m for (name, _), m in members.items() if name == workload)
+        test = prepare(member, None).encoded['test']
+        analysis.check_groups(item.group for item in test if (item.preference > 0.5).any())
     runs = {}
     for (workload, head), member in members.items():
         path = os.path.join(folder, f'{workload}-{head}')
@@ -76,6 +78,8 @@ def run_configs(config: Any) -> dict[tuple[str, str], Any]:
             member.workload, member.head.name = workload, head
             config_lib.check(member)
             result[workload, head] = member
+    if not result:
+        raise config_lib.ConfigError('config.reproduce: no workload or no head to train')
     return result
 
 

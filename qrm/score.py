@@ -1,10 +1,11 @@
 """Scoring files of comparisons with a reward model."""
 
 import json
+import os
 
 import numpy as np
 
-from qrm.comparisons import MalformedRow, parse_row, read_jsonl
+from qrm.comparisons import DataError, MalformedRow, parse_row, read_jsonl
 from qrm.model import RewardModel
 from qrm.workdir import write_text
 
@@ -24,8 +25,12 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
       A line that says what was done.
 
     Raises:
-      DataError: a row that cannot be scored, named by file and line; nothing is written.
+      DataError: a row that cannot be scored, named by file and line, or a target that cannot be
+        written; nothing is written.
     """
+    folder = os.path.dirname(os.path.abspath(target))
+    if not os.path.isdir(folder) or os.path.isdir(target):
+        raise DataError(f'{target}: cannot be written, expected a file in a folder that exists')
     comparisons = []
     for where, row in read_jsonl(source):
         if isinstance(row, MalformedRow):
@@ -37,7 +42,7 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
         json.dumps({'rewards': r.tolist(), 'quantiles': q.tolist()}, allow_nan=False) + '\n'
         for r, q in zip(rewards, quantiles, strict=True)
     ))
-    crossed = [np.mean(np.diff(q, axis=1) < 0) for q in quantiles if q.shape[1] > 1]
-    crossing = f', {np.mean(crossed):.1%} of neighbouring quantiles cross' if crossed else ''
+    crossed = np.concatenate([np.diff(q, axis=1) < 0 for q in quantiles])
+    crossing = f', {crossed.mean():.1%} of neighbouring quantiles cross' if crossed.size else ''
     return (f'{target}: {len(rewards)} rows, {sum(map(len, rewards))} responses scored, {cut} '
             f'dialogues cut to {model.max_length} tokens{crossing}')

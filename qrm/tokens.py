@@ -239,9 +239,12 @@ def _render(comparison: Comparison, response: Text, tokenizer: Tokenizer) -> str
                         f'{tokenizer.name_or_path!r} has no chat template')
     messages = [*comparison.prompt, *response]
     try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     except jinja2.TemplateError as error:
         raise DataError(f'{comparison.id}: the chat template refuses it ({error})') from error
+    # Some templates end in EOS and a line feed: EOS is then the end, not to be appended again.
+    stripped = text.rstrip()
+    return stripped if stripped.endswith(tokenizer.eos_token or '\0') else text
 
 
 def _ids(

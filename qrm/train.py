@@ -13,7 +13,6 @@ import tqdm
 
 from qrm import config as config_lib
 from qrm import inference, metrics, model, packing, step, tokens, weights, workdir
-from qrm.backbone import DecoderConfig
 from qrm.checkpoints import Checkpoints
 from qrm.comparisons import DataError, DataReport
 from qrm.data import load_splits
@@ -63,7 +62,7 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
         pretrained = weights.load_pretrained(checkpoint)
         decoder = pretrained.config
     else:
-        decoder = DecoderConfig(n_inner=4 * config.model.sizes.n_embd, **config.model.sizes)
+        decoder = config_lib.decoder_config(config)
     saved = os.path.join(folder, 'tokenizer') if folder else ''
     if os.path.isdir(saved):
         tokenizer = tokens.load_tokenizer(saved)
@@ -85,13 +84,17 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
     }
     reports = {split: report for split, (_, report) in splits.items()}
     for split, items in encoded.items():
-        if not items:
-            raise DataError(f'no comparisons left in the {split} split\n' + format_reports(reports))
+        if not any((item.preference > 0.5).any() for item in items):
+            raise DataError(f'no comparison with a preferred response is left in the {split} split '
+                            '(rows with the same opening question stay in one split)\n'
+                            + format_reports(reports))
     network = RewardNetwork(decoder, config_lib.head_config(config), config.model.dtype,
                             config.model.remat, config.model.dropout)
     params = jax.jit(network.init)(jax.random.key(config.seed))
     if pretrained:
         # The head always starts anew, so that heads compared with each other start alike.
+        if pretrained.score is not None:
+            print(f'note: score.weight of {checkpoint} is not used, training starts a new head')
         params = params | {'decoder': pretrained.decoder}
     return Prepared(
         RewardModel(network, params, tokenizer, config_lib.loss_config(config),
@@ -118,12 +121,14 @@ def train(config: Any, folder: str) -> None:
     """
     config_lib.check(config)
     with workdir.lock(folder):
+        workdir.check_claim(folder, config)
+        prepared = prepare(config, folder)
+        # Only now: a run that could not start must not keep a corrected one out of its folder.
         workdir.claim(folder, config)
-        _train(config, folder)
+        _train(config, folder, prepared)
 
 
-def _train(config: Any, folder: str) -> None:
-    prepared = prepare(config, folder)
+def _train(config: Any, folder: str, prepared: Prepared) -> None:
     network, loss = prepared.model.network, prepared.model.loss
     examples = prepared.encoded['train']
     print(format_reports(prepared.reports), flush=True)
@@ -138,6 +143,9 @@ def _train(config: Any, folder: str) -> None:
                                    rows=config.train.rows, max_length=prepared.model.max_length)
     total = round(config.train.epochs * len(examples))
     steps = -(-total // batch_size)
+    if not steps:
+        raise config_lib.ConfigError(f'config.train.epochs={config.train.epochs} of '
+                                     f'{len(examples)} comparisons is not one comparison')
     if config.train.max_steps:
         steps = min(steps, config.train.max_steps)
         total = min(total, steps * batch_size)
@@ -152,7 +160,7 @@ def _train(config: Any, folder: str) -> None:
                             axis_name='devices', donate_argnums=0)
     else:
         run_step = jax.jit(train_step, donate_argnums=0)
-    fingerprint = tokens.fingerprint(examples)
+    fingerprint = tokens.fingerprint([*examples, *prepared.encoded['validation']])
 
     def make_batch(number: int) -> packing.Batch:
         parts = packing.share([examples[i] for i in indices(number)], devices)
@@ -263,6 +271,8 @@ class _Signals:
 
     def _receive(self, number: int, unused_frame: Any) -> None:
         self.received = signal.Signals(number).name
+        signal.signal(number, self._before[number])
+        print(f'{self.received}: saving after this step; a second signal stops at once', flush=True)
 
     def __exit__(self, *unused) -> None:
         for number, handler in self._before.items():

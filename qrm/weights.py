@@ -83,7 +83,7 @@ def resolve(name: str) -> str:
     except Exception as error:  # The library raises a different type for each way to fail.
         raise DataError(
             f'{name}: no such folder, and not to be had from the hub ({type(error).__name__}: '
-            f'{error}); for local weights set config.model.checkpoint to their folder'
+            f'{error}); for local weights give the path of their folder'
         ) from error
 
 

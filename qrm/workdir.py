@@ -75,22 +75,24 @@ def read_json(path: str) -> Any:
 
 
 def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
-    """Stores the config, or checks that the run in this folder has the same one.
+    """Stores the config, by which the folder belongs to this run."""
+    write_json(os.path.join(workdir, 'config.json'), json.loads(config.to_json()))
+
+
+def check_claim(workdir: str, config: ml_collections.ConfigDict) -> None:
+    """Checks that a run in this folder, if there is one, has the same config.
 
     Raises:
       WorkdirError: the folder holds a run whose config differs; names each key with both values.
     """
     path = os.path.join(workdir, 'config.json')
-    new = json.loads(config.to_json())
     if os.path.exists(path):
-        old = read_json(path)
-        changes = config_changes(old, new)
+        changes = config_changes(read_json(path), json.loads(config.to_json()))
         if changes:
             raise WorkdirError(
                 f'{workdir} holds a run with another config; choose another --workdir or take '
                 'back these changes:\n  ' + '\n  '.join(changes)
             )
-    write_json(path, new)
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

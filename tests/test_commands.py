@@ -108,6 +108,27 @@ def test_evaluate_on_other_data_takes_the_whole_file(results, tmp_path):
     _, err = command('evaluate', f'--workdir={folder}/pairs-scalar', '--config.data.pth=x', code=2)
     assert '"path"' in err
     command('evaluate', f'--workdir={folder}/pairs-scalar')
+    # Nothing may bring training rows into the test split, or seem to change the model.
+    before = json.loads(read(f'{folder}/pairs-scalar/evaluation.json'))['metrics']
+    relative = os.path.relpath(json.loads(read(f'{folder}/pairs-scalar/config.json'))
+                               ['data']['path'], ROOT)
+    command('evaluate', f'--workdir={folder}/pairs-scalar', f'--config.data.path={relative}')
+    assert json.loads(read(f'{folder}/pairs-scalar/evaluation.json'))['metrics'] == before
+    for change in ('data.test_fraction=0.5', 'head.name=quantile'):
+        _, err = command('evaluate', f'--workdir={folder}/pairs-scalar', f'--config.{change}',
+                         code=2)
+        assert f'config.{change.split("=")[0]}: cannot be changed' in err
+
+
+def test_evaluate_counts_rows_that_it_leaves_out(results, tmp_path):
+    folder, _ = results
+    path = tmp_path / 'other.jsonl'
+    rows = [{'prompt': f'why {i}?', 'chosen': ' so.', 'rejected': ' or so.'} for i in range(9)]
+    rows[2]['chosen'] = None
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    out, _ = command('evaluate', f'--workdir={folder}/pairs-scalar',
+                     f'--config.data.path={path}', '--config.data.max_malformed=0.5')
+    assert 'test: 9 read, 8 kept, 1 dropped' in out
 
 
 def test_score_of_a_run_and_errors_of_score(results, pairs, tmp_path):
@@ -139,6 +160,8 @@ def test_score_of_a_run_and_errors_of_score(results, pairs, tmp_path):
     (['--config=configs/hh.py:helpful,scalar', '--config.data.path=demo'], 2, 'openai-community'),
     (['--config=configs/none.py'], 2, 'configs/none.py'),
     ([], 2, '--config'),
+    (['--config=configs/demo.py', '--config.model.sizes.n_head=5'], 2, 'not divisible by n_head=5'),
+    (['--config=configs/demo.py', '--config.data.demo.annotators=x'], 2, 'config.data.demo.annot'),
 ])
 def test_bad_input_ends_in_one_clear_line(flags, code, message, tmp_path):
     out, err = command('train', *flags, f'--workdir={tmp_path}/run', code=code)

@@ -632,3 +632,9 @@ def test_conversations_that_begin_with_the_prompt_are_not_doubled():
     rest = parse_row({'prompt': [user], 'chosen': [good], 'rejected': [bad]}, 'f:1')
     assert whole == rest
     assert whole.responses == ((good,), (bad,))
+
+
+def test_texts_that_begin_alike_are_not_one_group():
+    first, second = (parse_row({'chosen': f'The cat {i} sat', 'rejected': f'The dog {i} ran'},
+                               f'f:{i}') for i in range(2))
+    assert first.group != second.group

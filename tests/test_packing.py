@@ -186,6 +186,29 @@ def test_stacks_are_large_enough_for_any_batch(seed):
     assert used == 30
 
 
+@pytest.mark.parametrize('responses', [(20, 20), (10,) * 16])
+def test_comparisons_larger_than_a_row_still_share_micro_batches(responses):
+    items = [encoded(i, 100, responses, seed=i) for i in range(64)]
+    layout, = packing.plan_layouts(items, row_length=128, rows=8, max_length=128)
+    needed = sum(len(packing.runs(item, 128)) for item in items)
+    packed = packing.pack(items, layout)
+    assert len(packed) <= packing.stack_size(layout, 64)
+    assert len(packed) <= 1.25 * needed / layout.rows + 1
+
+
+@pytest.mark.parametrize('seed', range(200))
+def test_first_fit_keeps_to_the_size_of_a_stack(seed):
+    rng = np.random.default_rng(seed)
+    items = [encoded(i, rng.integers(0, 30), rng.integers(1, 30, rng.integers(1, 9)))
+             for i in range(30)]
+    layouts = packing.plan_layouts(items, row_length=int(rng.integers(8, 90)),
+                                   rows=int(rng.integers(1, 9)), max_length=60)
+    size = int(rng.integers(1, 31))
+    chosen = [items[i] for i in rng.permutation(30)[:size]]
+    for stack, layout in zip(packing.make_batch(chosen, layouts, 30), layouts, strict=True):
+        assert stack.micro_batches.tokens.shape[0] == packing.stack_size(layout, 30)
+
+
 def test_every_epoch_is_a_permutation_and_a_step_needs_no_history():
     total = 2 * 23
     steps = [packing.batch_indices(s, seed=4, examples=23, batch_size=5, total=total)

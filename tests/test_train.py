@@ -136,6 +136,32 @@ def test_other_data_under_the_same_name_are_refused(tmp_path):
         train.train(own, folder)
 
 
+def test_a_start_that_failed_does_not_claim_the_folder(uninterrupted, tmp_path):
+    folder = str(tmp_path)
+    with pytest.raises(DataError, match='no such file'):
+        train.train(config(**{'data.path': 'none.jsonl'}), folder)
+    train.train(config(), folder)
+    assert_same_end(folder, uninterrupted)
+
+
+def test_a_tokenizer_half_written_by_a_kill_is_written_again(uninterrupted, tmp_path):
+    folder = str(tmp_path)
+    os.makedirs(os.path.join(folder, 'tokenizer.tmp'))
+    train.train(config(), folder)
+    assert_same_end(folder, uninterrupted)
+    assert not os.path.exists(os.path.join(folder, 'tokenizer.tmp'))
+
+
+@pytest.mark.parametrize('split', ['train', 'test'])
+def test_splits_without_a_preferred_response_are_refused_before_training(split, tmp_path):
+    for name in ('train', 'test'):
+        rows = [{'prompt': f'{name} {i}', 'chosen': ' a', 'rejected': ' b',
+                 'preference': 0.5 if name == split else 1.0} for i in range(50)]
+        (tmp_path / f'{name}.jsonl').write_text(''.join(json.dumps(r) + '\n' for r in rows))
+    with pytest.raises(DataError, match=f'no comparison with a preferred .* in the {split} split'):
+        train.train(config(**{'data.path': str(tmp_path)}), str(tmp_path / 'run'))
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     with (workdir.lock(str(tmp_path)),
           pytest.raises(workdir.WorkdirError, match='another process')):
@@ -191,7 +217,7 @@ def test_options_train_and_load(options, tmp_path):
     assert all(r['gradient_norm'] > 0 for r in rows)
     loaded = qrm.load(folder)
     assert loaded.append_eos == options.get('data.append_eos', True)
-    assert loaded.network.dtype == options.get('model.dtype', 'float32')
+    assert loaded.network.dtype == 'float32'  # scores do not depend on neighbours, see `load`
     quantiles = loaded.score(['\n\nHuman: why?\n\nAssistant:'], [[' so.', ' no.']]).quantiles[0]
     assert quantiles.shape == (2, len(loaded.taus))
     if options.get('head.monotone'):

@@ -1,4 +1,4 @@
-"""The decoder: GPT-2 (Radford et al. 2019) with explicit positions and attention mask.
+"""The decoder: GPT-2 (Radford et al. 2019) with explicit positions and attention plan.
 
 Axes: R rows, L tokens a row, D features, H heads, E features a head, V vocabulary.
 """
@@ -11,6 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from qrm import attention
 
 # Hugging Face names of activations; GPT-2 uses the tanh approximation of GELU.
 ACTIVATIONS = {
@@ -53,44 +55,23 @@ class DecoderConfig:
                              f'{sorted(ACTIVATIONS)}')
 
 
-def attention_mask(segments: jax.Array, responses: jax.Array) -> jax.Array:
-    """Which tokens a token attends to: earlier ones of its segment, prompt or own response.
-
-    Padding (segment 0) attends to padding, so that no row of the mask is empty.
-
-    Args:
-      segments, responses: [R, L], see `packing.MicroBatch`.
-
-    Returns:
-      [R, L, L] bool, query by key.
-    """
-    index = jnp.arange(segments.shape[-1])
-    causal = index[:, None] >= index[None, :]
-    same_segment = segments[:, :, None] == segments[:, None, :]
-    visible = (responses[:, None, :] == 0) | (responses[:, :, None] == responses[:, None, :])
-    return causal & same_segment & visible
-
-
 class Attention(nn.Module):
-    """Multi-head self-attention; softmax in float32 whatever the compute dtype."""
+    """Projections around `attention.attend`; [..., D] in, queries' mixed values [..., D] out."""
 
     config: DecoderConfig
     dtype: Any
     dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, plan: attention.Plan, reads: jax.Array | None, deterministic: bool
+    ) -> jax.Array:
         c = self.config
         qkv = _dense(c, 3 * c.n_embd, self.dtype, 'c_attn')(x)
         q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * c.n_head, -1), 3, axis=2)
-        precision = _precision(self.dtype)
-        logits = jnp.einsum('rqhe,rkhe->rhqk', q, k, precision=precision,
-                            preferred_element_type=jnp.float32)
-        logits = logits / math.sqrt(c.n_embd // c.n_head)
-        logits = jnp.where(mask[:, None], logits, jnp.finfo(jnp.float32).min)
-        weights = jax.nn.softmax(logits, axis=-1).astype(self.dtype)
-        weights = nn.Dropout(self.dropout)(weights, deterministic=deterministic)
-        mixed = jnp.einsum('rhqk,rkhe->rqhe', weights, v, precision=precision).reshape(x.shape)
+        key = self.make_rng('dropout') if self.dropout and not deterministic else None
+        mixed = attention.attend(q, k, v, plan, dropout=self.dropout, dropout_key=key)
+        mixed = _at(mixed.reshape(x.shape), reads)
         return _dense(c, c.n_embd, self.dtype, 'c_proj', depth=c.n_layer)(mixed)
 
 
@@ -108,27 +89,34 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; returns (x, None), the form that `nn.scan` asks for."""
+    """Pre-norm transformer block; with `reads`, what follows the attention is done there only."""
 
     config: DecoderConfig
     dtype: Any
     dropout: float
 
     @nn.compact
-    def __call__(self, x: jax.Array, mask: jax.Array, deterministic: bool):
+    def __call__(
+        self,
+        x: jax.Array,
+        plan: attention.Plan,
+        reads: jax.Array | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
         drop = nn.Dropout(self.dropout, deterministic=deterministic)
         h = _norm(self.config, 'ln_1')(x).astype(self.dtype)
-        x = x + drop(Attention(self.config, self.dtype, self.dropout, name='attn')(
-            h, mask, deterministic))
+        attend = Attention(self.config, self.dtype, self.dropout, name='attn')
+        x = _at(x, reads) + drop(attend(h, plan, reads, deterministic))
         h = _norm(self.config, 'ln_2')(x).astype(self.dtype)
-        return x + drop(Mlp(self.config, self.dtype, name='mlp')(h)), None
+        return x + drop(Mlp(self.config, self.dtype, name='mlp')(h))
 
 
-class Decoder(nn.Module):
-    """GPT-2: embeddings, `n_layer` scanned blocks, final norm.
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """GPT-2 as pure functions: embeddings, `n_layer` blocks, final norm.
 
-    Parameters are float32; blocks have a leading layer axis. The residual stream and matrix
-    products are in `dtype`, norms and softmax in float32.
+    Parameters are float32; the blocks' are stacked, with a leading layer axis. The residual
+    stream and matrix products are in `dtype`, norms and softmax in float32.
 
     Attributes:
       config: architecture.
@@ -139,52 +127,149 @@ class Decoder(nn.Module):
 
     config: DecoderConfig
     dtype: Any = jnp.float32
-    remat: bool = True
+    remat: bool = False
     dropout: float = 0.0
 
-    @nn.compact
+    def init(self, key: jax.Array) -> Any:
+        """Random parameters `{'wte', 'wpe', 'h', 'ln_f'}`, initialised as GPT-2's."""
+        c = self.config
+        normal = nn.initializers.normal(c.initializer_range)
+        wte_key, wpe_key, *layer_keys = jax.random.split(key, 2 + c.n_layer)
+        tokens = jnp.zeros((1, 1), jnp.int32)
+        plan = attention.plan(tokens, tokens, 'dense')
+        x = jnp.zeros((1, 1, c.n_embd), self.dtype)
+        return {
+            'wte': normal(wte_key, (c.vocab_size, c.n_embd)),
+            'wpe': normal(wpe_key, (c.n_positions, c.n_embd)),
+            'h': jax.vmap(lambda k: self._block.init(k, x, plan)['params'])(
+                jnp.stack(layer_keys)),
+            'ln_f': _norm(c, None).init(key, x)['params'],
+        }
+
+    def embed(self, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """Sum of token and position embeddings, [R, L] int32 each -> [R, L, D] float32."""
+        return params['wte'][tokens] + params['wpe'][positions]
+
+    def add_embedding_gradient(
+        self, total: Any, gradient: jax.Array, tokens: jax.Array, positions: jax.Array
+    ) -> Any:
+        """Adds the gradient of `embed`'s output to a running total in the shape of the parameters.
+
+        Only the rows of tokens that occur are touched, where differentiating `embed` would make
+        and add a gradient of the size of the vocabulary.
+        """
+        return total | {
+            'wte': total['wte'].at[tokens].add(gradient),
+            'wpe': total['wpe'].at[positions].add(gradient),
+        }
+
     def __call__(
-        self, tokens: jax.Array, positions: jax.Array, mask: jax.Array, deterministic: bool = True
+        self,
+        params: Any,
+        embedded: jax.Array,
+        plan: attention.Plan,
+        reads: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
-        """Hidden states of all tokens.
+        """Hidden states after the final norm.
+
+        Of the last block only the attention needs all tokens, so with `reads` what follows it is
+        computed at the tokens that are read.
 
         Args:
-          tokens, positions: [R, L] int32.
-          mask: [R, L, L] bool, query by key.
-          deterministic: no dropout; otherwise a 'dropout' RNG is needed.
+          params: from `init`, or the same after `unstack_blocks`, which runs the blocks without a scan.
+          embedded: [R, L, D], from `embed`.
+          plan: from `attention.plan`.
+          reads: [...] int32, indices into R * L; None for all tokens.
+          dropout_key: with a key, with dropout.
 
         Returns:
-          [R, L, D] float32, after the final norm.
+          [..., D] float32 at `reads`, or [R, L, D].
         """
         c = self.config
-        init = nn.initializers.normal(c.initializer_range)
-        wte = self.param('wte', init, (c.vocab_size, c.n_embd))
-        wpe = self.param('wpe', init, (c.n_positions, c.n_embd))
-        x = (wte[tokens] + wpe[positions]).astype(self.dtype)
-        x = nn.Dropout(self.dropout)(x, deterministic=deterministic)
-        block = nn.remat(Block, prevent_cse=False, static_argnums=(3,)) if self.remat else Block
-        x, _ = nn.scan(
-            block,
-            variable_axes={'params': 0},
-            split_rngs={'params': True, 'dropout': True},
-            in_axes=(nn.broadcast, nn.broadcast),
-            length=c.n_layer,
-        )(c, self.dtype, self.dropout, name='h')(x, mask, deterministic)
-        return _norm(c, 'ln_f')(x)
+        keys = None
+        if self.dropout and dropout_key is not None:
+            dropout_key, *keys = jax.random.split(dropout_key, 1 + c.n_layer)
+            kept = jax.random.bernoulli(dropout_key, 1 - self.dropout, embedded.shape)
+            embedded = jnp.where(kept, embedded / (1 - self.dropout), 0.0)
+
+        def run(x: jax.Array, layer: Any, key: jax.Array | None, reads=None) -> jax.Array:
+            rngs = None if key is None else {'dropout': key}
+            return self._block.apply({'params': layer}, x, plan, reads, key is None, rngs=rngs)
+
+        step = jax.checkpoint(run, prevent_cse=False) if self.remat else run
+        x, layers = embedded.astype(self.dtype), params['h']
+        most = c.n_layer if reads is None else c.n_layer - 1
+        if isinstance(layers, tuple):
+            for i in range(most):
+                x = step(x, layers[i], keys and keys[i])
+            last = layers[-1]
+        else:
+            scanned = jax.tree.map(lambda leaf: leaf[:most], layers)
+            x, _ = jax.lax.scan(lambda x, layer: (step(x, *layer), None), x,
+                                (scanned, keys and jnp.stack(keys[:most])))
+            last = jax.tree.map(lambda leaf: leaf[-1], layers)
+        if reads is not None:
+            x = run(x, last, keys and keys[-1], reads)
+        return _norm(c, None).apply({'params': params['ln_f']}, x)
+
+    @property
+    def _block(self) -> Block:
+        return Block(self.config, self.dtype, self.dropout)
+
+
+def unstack_blocks(params: Any) -> Any:
+    """Decoder parameters with a tuple of blocks in place of their leading axis."""
+    count = len(jax.tree.leaves(params['h'])[0])
+    return params | {'h': tuple(jax.tree.map(lambda leaf: leaf[i], params['h'])
+                                for i in range(count))}
+
+
+def stack_blocks(params: Any) -> Any:
+    """The inverse of `unstack_blocks`."""
+    return params | {'h': jax.tree.map(lambda *leaves: jnp.stack(leaves), *params['h'])}
+
+
+def _at(x: jax.Array, reads: jax.Array | None) -> jax.Array:
+    """Rows of x [R, L, D] at indices into R * L; x itself without."""
+    return x if reads is None else x.reshape(-1, x.shape[-1])[reads]
 
 
 def _dense(config: DecoderConfig, features: int, dtype: Any, name: str, depth: int = 0) -> nn.Dense:
     # Residual projections start smaller by sqrt(2 * layers), as in GPT-2.
     scale = config.initializer_range / math.sqrt(2 * depth or 1)
-    return nn.Dense(features, dtype=dtype, precision=_precision(dtype), name=name,
-                    kernel_init=nn.initializers.normal(scale))
+    return nn.Dense(features, dtype=dtype, precision=attention.precision(dtype), name=name,
+                    kernel_init=nn.initializers.normal(scale),
+                    dot_general=lambda x, kernel, *unused, **unused_kw: _project(x, kernel))
 
 
-def _precision(dtype: Any) -> jax.lax.Precision:
-    # By default accelerators round float32 factors to TF32 or bfloat16, which is not float32.
-    full = jnp.dtype(dtype) == jnp.float32
-    return jax.lax.Precision.HIGHEST if full else jax.lax.Precision.DEFAULT
+@jax.custom_vjp
+def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., D] times [D, F].
+
+    Written out for its backward pass: what differentiation makes of the kernel's gradient is a
+    product of two transposed factors, which runs at two thirds of the speed on CPU.
+    """
+    return jnp.einsum('...d,df->...f', x, kernel, precision=attention.precision(x.dtype))
 
 
-def _norm(config: DecoderConfig, name: str) -> nn.LayerNorm:
+def _project_forward(x, kernel):
+    return _project(x, kernel), (x, kernel)
+
+
+def _project_backward(saved, gradient):
+    x, kernel = saved
+    precision = attention.precision(x.dtype)
+    if jax.default_backend() == 'cpu':
+        # Otherwise the activation that made x is fused into a transposition, and runs in strides.
+        x = jax.lax.optimization_barrier(x)
+    return (jnp.einsum('...f,df->...d', gradient, kernel, precision=precision),
+            jnp.einsum('td,tf->df', x.reshape(-1, x.shape[-1]),
+                       gradient.reshape(-1, gradient.shape[-1]), precision=precision))
+
+
+_project.defvjp(_project_forward, _project_backward)
+
+
+def _norm(config: DecoderConfig, name: str | None) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=config.layer_norm_epsilon, dtype=jnp.float32, name=name)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrm.backbone import Decoder, DecoderConfig, attention_mask
+from qrm import attention, backbone
+from qrm.backbone import Decoder, DecoderConfig
 from qrm.heads import Head, HeadConfig, Reward
 from qrm.packing import MicroBatch
 
@@ -26,6 +27,7 @@ class RewardNetwork:
       decoder: architecture of the backbone.
       head: which head.
       dtype: compute dtype of the backbone, 'float32' or 'bfloat16'.
+      attention: one of `attention.IMPLEMENTATIONS`.
       remat: recompute blocks in the backward pass.
       dropout: rate in the backbone while training.
     """
@@ -33,45 +35,64 @@ class RewardNetwork:
     decoder: DecoderConfig
     head: HeadConfig
     dtype: str = 'float32'
-    remat: bool = True
+    attention: str = 'auto'
+    remat: bool = False
     dropout: float = 0.0
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f'dtype={self.dtype!r}, expected one of {DTYPES}')
+        if self.attention not in attention.IMPLEMENTATIONS:
+            raise ValueError(f'attention={self.attention!r}, expected one of '
+                             f'{attention.IMPLEMENTATIONS}')
 
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters; the decoder's do not depend on the head."""
         decoder_key, head_key = jax.random.split(key)
-        tokens = jnp.zeros((1, 2), jnp.int32)
-        mask = jnp.ones((1, 2, 2), bool)
         hidden = jnp.zeros((1, self.decoder.n_embd))
         return {
-            'decoder': self._decoder.init(decoder_key, tokens, tokens, mask)['params'],
+            'decoder': self._decoder.init(decoder_key),
             'head': Head(self.head).init(head_key, hidden)['params'],
         }
 
-    def hidden(
-        self, params: Params, batch: MicroBatch, dropout_key: jax.Array | None = None
-    ) -> jax.Array:
-        """Hidden states [R, L, D] float32; with a key, with dropout."""
-        return self._decoder.apply(
-            {'params': params['decoder']},
-            batch.tokens,
-            batch.positions,
-            attention_mask(batch.segments, batch.responses),
-            deterministic=dropout_key is None,
-            rngs=None if dropout_key is None else {'dropout': dropout_key},
-        )
+    def embed(self, params: Params, batch: MicroBatch) -> jax.Array:
+        """Embeddings [R, L, D] float32 of the tokens and their positions."""
+        return self._decoder.embed(params['decoder'], batch.tokens, batch.positions)
 
-    def rewards(self, params: Params, batch: MicroBatch, hidden: jax.Array) -> Reward:
-        """Rewards [C, K, N] at `batch.reads`; entries that are not present are meaningless."""
-        flat = hidden.reshape(-1, hidden.shape[-1])
-        return Head(self.head).apply({'params': params['head']}, flat[batch.reads])
+    def add_embedding_gradient(
+        self, total: Params, batch: MicroBatch, gradient: jax.Array
+    ) -> Params:
+        """Adds the gradient [R, L, D] of `embed`'s output to a sum of parameter gradients."""
+        decoder = self._decoder.add_embedding_gradient(
+            total['decoder'], gradient, batch.tokens, batch.positions)
+        return total | {'decoder': decoder}
+
+    def hidden(
+        self,
+        params: Params,
+        batch: MicroBatch,
+        embedded: jax.Array,
+        dropout_key: jax.Array | None = None,
+        *,
+        everywhere: bool = False,
+    ) -> jax.Array:
+        """Hidden states, float32; with a key, with dropout.
+
+        Returns:
+          [C, K, D] at `batch.reads`, or [R, L, D] of all tokens if `everywhere`; entries that are
+          not present, and those of padding, are meaningless.
+        """
+        plan = attention.plan(batch.segments, batch.responses, self.attention)
+        return self._decoder(params['decoder'], embedded, plan,
+                             None if everywhere else batch.reads, dropout_key)
+
+    def rewards(self, params: Params, hidden: jax.Array) -> Reward:
+        """Rewards [..., N] of hidden states [..., D]."""
+        return Head(self.head).apply({'params': params['head']}, hidden)
 
     def __call__(self, params: Params, batch: MicroBatch) -> Reward:
-        """Rewards [C, K, N] of a micro-batch."""
-        return self.rewards(params, batch, self.hidden(params, batch))
+        """Rewards [C, K, N] of a micro-batch; entries that are not present are meaningless."""
+        return self.rewards(params, self.hidden(params, batch, self.embed(params, batch)))
 
     def language_model_loss(
         self, params: Params, batch: MicroBatch, hidden: jax.Array
@@ -91,6 +112,16 @@ class RewardNetwork:
     @property
     def _decoder(self) -> Decoder:
         return Decoder(self.decoder, jnp.dtype(self.dtype), self.remat, self.dropout)
+
+
+def unstack_blocks(params: Params) -> Params:
+    """Parameters with a tuple of blocks in place of their leading axis, see `Decoder`."""
+    return params | {'decoder': backbone.unstack_blocks(params['decoder'])}
+
+
+def stack_blocks(params: Params) -> Params:
+    """The inverse of `unstack_blocks`."""
+    return params | {'decoder': backbone.stack_blocks(params['decoder'])}
 
 
 def parameter_count(params: Params) -> int:

@@ -13,7 +13,7 @@ import optax
 
 from qrm import losses
 from qrm.devices import all_sum
-from qrm.network import Params, RewardNetwork
+from qrm.network import Params, RewardNetwork, stack_blocks, unstack_blocks
 from qrm.packing import Batch, MicroBatch
 
 SCHEDULES = ('cosine', 'linear', 'constant', 'inverse_sqrt')
@@ -123,10 +123,12 @@ def make_train_step(
     """
 
     def objective(
-        params: Params, batch: MicroBatch, key: jax.Array | None
+        params: Params, embedded: jax.Array, batch: MicroBatch, key: jax.Array | None
     ) -> tuple[jax.Array, Sums]:
-        hidden = network.hidden(params, batch, key)
-        quantiles = network.rewards(params, batch, hidden).quantiles
+        # The language-model loss needs all tokens, the rewards only those they are read at.
+        hidden = network.hidden(params, batch, embedded, key, everywhere=bool(loss.lm_weight))
+        read = hidden.reshape(-1, hidden.shape[-1])[batch.reads] if loss.lm_weight else hidden
+        quantiles = network.rewards(params, read).quantiles
         per_comparison = jax.vmap(losses.comparison_loss, in_axes=(None, 0, 0, 0))(
             loss, quantiles, batch.preference, batch.margin
         )
@@ -134,6 +136,15 @@ def make_train_step(
         if loss.lm_weight:
             total += loss.lm_weight * network.language_model_loss(params, batch, hidden)
         return total, _sums(total, jnp.mean(quantiles, axis=-1), batch)
+
+    gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+
+    def add_micro_batch(
+        total: tuple[Params, Sums], params: Params, batch: MicroBatch, key: jax.Array | None
+    ) -> tuple[Params, Sums]:
+        (of_params, of_embedded), sums = gradient(params, network.embed(params, batch), batch, key)
+        gradients, sums = jax.tree.map(jnp.add, total, (of_params, sums))
+        return network.add_embedding_gradient(gradients, batch, of_embedded), sums
 
     def train_step(
         state: TrainState, batch: Batch, *, axis_name: str | None = None
@@ -143,20 +154,24 @@ def make_train_step(
             key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
             if axis_name is not None:
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        gradient = jax.grad(objective, has_aux=True)
+        # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
+        # elsewhere a scan keeps compilation short.
+        unrolled = jax.default_backend() == 'cpu'
+        params = unstack_blocks(state.params) if unrolled else state.params
         zeros = jnp.zeros((), jnp.float32)
-        total = (jax.tree.map(jnp.zeros_like, state.params), Sums(*[zeros] * len(Sums._fields)))
+        total = (jax.tree.map(jnp.zeros_like, params), Sums(*[zeros] * len(Sums._fields)))
         for number, stack in enumerate(batch):
 
             def add(i, carry, stack=stack, number=number):
                 micro_batch = jax.tree.map(lambda x: x[i], stack.micro_batches)
                 own = None if key is None else jax.random.fold_in(
                     jax.random.fold_in(key, number), i)
-                return jax.tree.map(jnp.add, carry, gradient(state.params, micro_batch, own))
+                return add_micro_batch(carry, params, micro_batch, own)
 
             # The trip count is data: one compilation serves however many are filled.
             total = jax.lax.fori_loop(0, stack.count, add, total)
         gradients, sums = all_sum(total, axis_name)
+        gradients = stack_blocks(gradients) if unrolled else gradients
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = sums.metrics() | {'gradient_norm': optax.tree.norm(gradients)}

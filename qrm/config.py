@@ -7,7 +7,7 @@ before anything is loaded, and turned into the frozen objects the rest of the pa
 import math
 from typing import Any
 
-from qrm import demo, losses, step, tokens
+from qrm import attention, demo, losses, step, tokens
 from qrm.backbone import DecoderConfig
 from qrm.heads import HeadConfig
 from qrm.network import DTYPES
@@ -57,6 +57,7 @@ _CHOICES = {
     'data.overlong': tokens.OVERLONG,
     'data.demo.annotators': demo.ANNOTATORS,
     'model.dtype': DTYPES,
+    'model.attention': attention.IMPLEMENTATIONS,
     'loss.scalar': losses.OBJECTIVES,
     'loss.quantile': losses.OBJECTIVES,
     'loss.targets': losses.TARGETS,

@@ -101,9 +101,8 @@ class RewardModel:
 
     def predict(self, encoded: Sequence[Any]) -> list[np.ndarray]:
         """Quantiles [K, N] of each encoded comparison, in order."""
-        row_length = min(self.row_length, self.max_length)
-        return inference.predict(self.network, self.params, encoded, row_length=row_length,
-                                 rows=_ROWS, max_length=self.max_length)
+        return inference.predict(self.network, self.params, encoded, row_length=self.row_length,
+                                 rows=_ROWS)
 
 
 def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardModel:

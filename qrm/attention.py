@@ -10,7 +10,6 @@ attends to earlier tokens of its own segment that belong to the prompt or to its
               Dao 2023), which neither computes nor stores what neighbours in a row would cost
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -38,16 +37,20 @@ class Plan(NamedTuple):
     count: jax.Array | None
 
 
-def plan(segments: jax.Array, responses: jax.Array, implementation: str) -> Plan:
+def plan(
+    segments: jax.Array, responses: jax.Array, implementation: str, *, dropout: bool = False
+) -> Plan:
     """Prepares attention over packed rows.
 
     Args:
       segments, responses: [R, L], see `packing.MicroBatch`.
       implementation: one of `IMPLEMENTATIONS`; 'auto' is 'tiled' on CPU, 'dense' elsewhere.
+      dropout: whether attention weights will be dropped, for which 'auto' is 'dense'.
     """
     mask = attention_mask(segments, responses)
     if implementation == 'auto':
-        implementation = 'tiled' if jax.default_backend() == 'cpu' else 'dense'
+        tiled = jax.default_backend() == 'cpu' and not dropout
+        implementation = 'tiled' if tiled else 'dense'
     if implementation == 'dense':
         return Plan(mask, None, None)
     rows, length = segments.shape

@@ -6,6 +6,7 @@ Axes: R rows, L tokens a row, D features, H heads, E features a head, V vocabula
 import dataclasses
 import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -177,7 +178,7 @@ class Decoder:
         computed at the tokens that are read.
 
         Args:
-          params: from `init`, or the same after `unstack_blocks`, which runs the blocks without a scan.
+          params: from `init`, or the same after `unstack_blocks`, which runs them without a scan.
           embedded: [R, L, D], from `embed`.
           plan: from `attention.plan`.
           reads: [...] int32, indices into R * L; None for all tokens.
@@ -221,7 +222,7 @@ class Decoder:
 def unstack_blocks(params: Any) -> Any:
     """Decoder parameters with a tuple of blocks in place of their leading axis."""
     count = len(jax.tree.leaves(params['h'])[0])
-    return params | {'h': tuple(jax.tree.map(lambda leaf: leaf[i], params['h'])
+    return params | {'h': tuple(jax.tree.map(operator.itemgetter(i), params['h'])
                                 for i in range(count))}
 
 

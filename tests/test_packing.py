@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qrm import losses, packing
-from qrm.backbone import attention_mask
+from qrm.attention import attention_mask
 from tests.helpers import encoded, init, loss_config, network, random_comparisons, single_batch
 
 

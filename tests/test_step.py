@@ -141,9 +141,10 @@ def test_language_model_loss_is_the_mean_over_the_chosen_response():
     params = init(net)
     layout, = packing.plan_layouts([item], row_length=16, rows=1, max_length=16)
     batch = packing.pack([item], layout)[0].micro_batch
-    value = net.language_model_loss(params, batch, net.hidden(params, batch))
-    hidden = net.hidden(params, batch)[0, 2:6]  # last prompt token and three of the response
-    log_probs = jax.nn.log_softmax(hidden @ params['decoder']['wte'].T)
+    hidden = net.hidden(params, batch, net.embed(params, batch), everywhere=True)
+    value = net.language_model_loss(params, batch, hidden)
+    predicting = hidden[0, 2:6]  # last prompt token and three of the response
+    log_probs = jax.nn.log_softmax(predicting @ params['decoder']['wte'].T)
     expected = -2.0 * np.mean([log_probs[i, t] for i, t in enumerate(item.responses[0])])
     assert float(value) == pytest.approx(expected, rel=1e-5)
     with_lm, without = (

@@ -26,13 +26,13 @@ def get_config(arg: str = '') -> ConfigDict:
     spec.loader.exec_module(hh)
     config = hh.get_config(arg)
     if not arg:
-        config.workload = 'harmless'
+        config.workload = 'harmless'  # whose lengths the synthetic comparisons have
     config.data.path = ''  # '': synthetic comparisons
     config.data.max_length = 512  # so that a padded batch, which is compared with, fits too
     config.data.overlong = 'drop'  # as other trainers do, so that all time the same dialogues
-    config.model.checkpoint = ''
-    config.model.remat = False
-    config.train.batch_size = 32
+    config.model.checkpoint = ''  # random weights
+    config.model.remat = False  # as a trainer without gradient checkpointing
+    config.train.batch_size = 32  # comparisons a step, over all devices
     with config.unlocked():
         config.benchmark = benchmark = ConfigDict()
         benchmark.repeats = 5  # times that everything is measured, in turns

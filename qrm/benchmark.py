@@ -239,7 +239,8 @@ def measure(config: Any, workload: Workload) -> dict[str, Any]:
         },
         'model': {'parameters': training.parameters,
                   'matmul_parameters': costs.matmul_parameters(network.decoder)},
-        'matmul': product_info | {'flops_per_second': summary(products), 'peak': peak},
+        'matmul': product_info | {'flops_per_second': summary(products),
+                                  'peak_flops_per_second': peak},
         'startup': startup,
         'memory': memory,
         'training': training_rates,
@@ -451,7 +452,7 @@ def savings(timed: Sequence[Encoded], slots: int, real: int) -> dict[str, Any]:
         'packed_tokens': real, 'packed_slots': slots, 'padded_slots': padded,
         'padded_batch': _PADDED_BATCH, 'distinct_of_repeated': distinct / repeated,
         'fill': real / slots, 'padded_fill': repeated / padded,
-        'slots_saved': padded / slots,
+        'padded_over_packed': padded / slots,
     }
 
 
@@ -536,7 +537,7 @@ def format_table(result: dict[str, Any]) -> str:
         ('tokens: distinct of repeated', saved['distinct_of_repeated'], ''),
         ('fill of the packed rows', saved['fill'], ''),
         (f'fill if padded, {saved["padded_batch"]} a batch', saved['padded_fill'], ''),
-        ('slots: padded over packed', saved['slots_saved'], 'x'),
+        ('slots: padded over packed', saved['padded_over_packed'], 'x'),
     ]
     lines = [
         f'{host["devices"]} x {host["device_kind"]}; {host["cpu"]}, {host["cores"]} logical cores, '

@@ -161,7 +161,7 @@ def test_savings_by_hand():
         'comparisons': 2, 'distinct_tokens': 13, 'repeated_tokens': 19, 'packed_tokens': 15,
         'packed_slots': 32, 'padded_slots': 24, 'padded_batch': 8,
         'distinct_of_repeated': 13 / 19, 'fill': 15 / 32, 'padded_fill': 19 / 24,
-        'slots_saved': 24 / 32}
+        'padded_over_packed': 24 / 32}
 
 
 def test_slots_are_those_of_the_timed_steps(result):

@@ -9,7 +9,14 @@ import numpy as np
 from qrm.devices import replicate
 from qrm.network import Params, RewardNetwork
 from qrm.packing import (
-    Layout, MicroBatch, empty_micro_batch, fit_row_length, pack, plan_layouts, runs,
+    Layout,
+    MicroBatch,
+    empty_micro_batch,
+    fit_row_length,
+    pack,
+    plan_layouts,
+    round_length,
+    runs,
 )
 from qrm.tokens import Encoded
 
@@ -40,6 +47,9 @@ def predict(
         return results
     pieces, owners = [], []
     length = fit_row_length(encoded, row_length)
+    total = round_length(sum(item.size for item in encoded))
+    if total < length:  # a few dialogues alone do not pay for a whole row
+        length, rows = total, 1
     for owner, item in enumerate(encoded):
         for _, part in runs(item, length):
             pieces.append(dataclasses.replace(

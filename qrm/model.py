@@ -22,7 +22,7 @@ from qrm.network import Params, RewardNetwork
 from qrm.tokens import Tokenizer, encode_to_score, load_tokenizer
 from qrm.workdir import WorkdirError, read_json, runs_hint, write_json
 
-_ROWS = 8
+_ROWS = 1  # of `row_length` tokens
 
 
 class Scores(NamedTuple):
@@ -58,7 +58,7 @@ class RewardModel:
     loss: losses.LossConfig
     append_eos: bool
     max_length: int
-    row_length: int = 512
+    row_length: int = 1024
 
     @property
     def taus(self) -> np.ndarray:

@@ -112,7 +112,14 @@ def fit_row_length(encoded: Sequence[Encoded], row_length: int) -> int:
     """
     largest = max(item.size for item in encoded)
     longest = max(item.longest for item in encoded)
-    return max(row_length, longest, min(largest, 4 * row_length))
+    needed = max(longest, min(largest, 4 * row_length))
+    return row_length if needed <= row_length else round_length(needed)
+
+
+def round_length(tokens: int) -> int:
+    """The next of eight lengths an octave, so that similar data need no new compilation."""
+    step = max(8, 2 ** max(0, (tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step
 
 
 def plan_layouts(
@@ -137,12 +144,12 @@ def plan_layouts(
     needed = max(len(runs(item, length)) for item in encoded)
     count = max(needed, rows * row_length // length, 1)
     sizes = [item.size for item in encoded]
-    responses = max(len(item.responses) for item in encoded)
-    # Room for as many comparisons as a micro-batch of small ones can hold.
+    # Powers of two, again so that similar data have the same shapes.
+    responses = 1 << (max(len(item.responses) for item in encoded) - 1).bit_length()
     typical = max(1, int(np.percentile(sizes, 5)))
     shapes = [(count, length), (count // 2, length) if count > 1 else (1, length // 2)]
     return tuple(
-        Layout(length, count, min(len(encoded), max(1, count * length // typical)), responses)
+        Layout(length, count, 1 << (max(1, count * length // typical)).bit_length() - 1, responses)
         for count, length in shapes if min(sizes) <= length
     )
 

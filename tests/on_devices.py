@@ -19,7 +19,7 @@ def flat(params) -> list[float]:
 def main() -> None:
     devices = jax.local_device_count()
     items = random_comparisons(25, seed=2, responses=(2, 4))
-    layouts = packing.plan_layouts(items, row_length=24, rows=2, max_length=40)
+    layouts = packing.plan_layouts(items, row_length=24, rows=2)
     net = network()
     optimizer = step.make_optimizer(optimizer_config(), 3)
     train_step = step.make_train_step(net, loss_config(), optimizer)
@@ -40,7 +40,7 @@ def main() -> None:
         state, metrics = run_step(state, batch)
         losses.append(float(np.ravel(metrics['loss'])[0]))
     params = unreplicate(state.params) if devices > 1 else state.params
-    rewards = inference.predict(net, params, items, row_length=24, rows=2, max_length=40)
+    rewards = inference.predict(net, params, items, row_length=24, rows=2)
     json.dump({
         'devices': devices, 'losses': losses, 'initial': initial, 'params': flat(params),
         'rewards': np.concatenate([q.ravel() for q in rewards]).tolist(),

@@ -208,7 +208,7 @@ class Decoder:
         else:
             scanned = jax.tree.map(lambda leaf: leaf[:most], layers)
             x, _ = jax.lax.scan(lambda x, layer: (step(x, *layer), None), x,
-                                (scanned, keys and jnp.stack(keys[:most])))
+                                (scanned, keys and jnp.stack(keys)[:most]))
             last = jax.tree.map(lambda leaf: leaf[-1], layers)
         if reads is not None:
             x = run(x, last, keys and keys[-1], reads)

@@ -1,11 +1,13 @@
 """What every entry point shares: running a main so that bad input ends in one clear line."""
 
 import logging
+import os
 import signal
 import sys
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from absl import app, flags
 from absl import logging as absl_logging
 
@@ -43,6 +45,7 @@ def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] | None
     def guarded(unused_argv: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # checkpointing warns of nothing of use
         logging.getLogger('jax').setLevel(logging.WARNING)
+        _cache_compilations()
         signal.signal(signal.SIGTERM, _stop)
         try:
             main()
@@ -52,6 +55,16 @@ def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] | None
             _fail(str(error))
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def _cache_compilations() -> None:
+    """Keeps what is compiled, so that a second run of the same shapes starts at once.
+
+    In `JAX_COMPILATION_CACHE_DIR`, or below the user's cache folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        root = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+        jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'qrm', 'compilations'))
 
 
 def _stop(number: int, unused_frame: Any) -> None:

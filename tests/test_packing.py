@@ -9,6 +9,7 @@ import pytest
 
 from qrm import losses, packing
 from qrm.attention import attention_mask
+from qrm.benchmark import synthetic
 from tests.helpers import encoded, init, loss_config, network, random_comparisons, single_batch
 
 
@@ -100,10 +101,7 @@ def test_what_is_left_over_goes_to_the_smaller_shape():
 
 
 def test_steps_of_many_comparisons_are_packed_to_97_percent():
-    rng = np.random.default_rng(0)
-    # Log-normal sizes of about the mean and spread of HH: 212 tokens, 5% of them above 500.
-    sizes = np.clip(rng.lognormal(5.13, 0.66, (640, 3)) / 3, 5, 330).astype(int)
-    items = [encoded(i, p, (a, b), seed=i) for i, (p, a, b) in enumerate(sizes)]
+    items = synthetic(640, vocab_size=50, max_length=512, seed=0)  # lengths as in HH
     layouts = packing.plan_layouts(items, row_length=1024, rows=1)
     slots = sum(
         int(stack.count) * layout.rows * layout.length

@@ -1,4 +1,7 @@
-"""Attention of packed rows: a numpy reference, then every implementation against the dense one."""
+"""Attention of packed rows: a numpy reference, then every implementation against the dense one.
+
+The GPU kernel is interpreted here, and lowered without a GPU; nothing of it runs compiled.
+"""
 
 import functools
 
@@ -19,7 +22,7 @@ CASES = {
     'segments across many tiles': (
         330, [[(5, (300,))], [(200, (60, 50)), (4, (3,))], [(1, (10, 100, 100, 100)), (9, ())]]),
 }
-BLOCKED = ['tiled']
+BLOCKED = ['tiled', 'pallas']
 
 
 def layout(length, rows):
@@ -127,6 +130,18 @@ def test_tiles_of_a_plan_counted_by_hand():
     np.testing.assert_array_equal(plan.tiles[:len(expected)], expected)
     # As many fit as causal rows without any structure need: 3 rows of 4 * 5 / 2 tiles.
     assert plan.tiles.shape == (30, 3)
+
+    # The same tiles as lists, by query tile and by key tile.
+    listed = attention.plan(segments, responses, 'pallas').listed
+    counts = [listed.key_counts.tolist(), listed.query_counts.tolist()]
+    assert counts == [[[1, 2, 2, 0], [1, 2, 2, 0], [0, 0, 0, 0]],
+                      [[2, 2, 1, 0], [3, 1, 1, 0], [0, 0, 0, 0]]]
+    by_query = [(r, i, int(j)) for r in range(3) for i in range(4)
+                for j in listed.keys[r, i, :listed.key_counts[r, i]]]
+    by_key = [(r, int(i), j) for r in range(3) for j in range(4)
+              for i in listed.queries[r, j, :listed.query_counts[r, j]]]
+    assert by_query == expected
+    assert sorted(by_key) == expected
 
 
 def test_padding_makes_a_row_of_whole_tiles():
@@ -261,6 +276,26 @@ def test_bfloat16_stays_near_float32(implementation):
         assert np.max(error) < 2 * 2.0**-8 * np.max(np.abs(reference[real]))
         assert np.mean(error) < 2 * 2.0**-8 * np.std(reference[real])
         assert np.max(error) > 1e-5  # it did compute in bfloat16
+
+
+# The kernel beyond its interpreter.
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_kernel_is_lowered_for_gpus(dtype):
+    segments, responses = layout(*CASES['many segments, an empty row'])
+    inputs = random_inputs(np.random.default_rng(9), segments, dtype=dtype)
+    traced = run.trace('pallas', *inputs, segments, responses)
+    calls = traced.lower(lowering_platforms=('cuda',)).as_text().count('@__gpu$xla.gpu.triton')
+    assert calls == 3  # forward, queries, keys and values
+
+
+def test_kernel_is_refused_on_tpus(monkeypatch):
+    segments, responses = layout(8, [[(3, (4,))]])
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'tpu')
+    with pytest.raises(ValueError, match="'pallas' is for NVIDIA GPUs; on a TPU use 'dense'"):
+        attention.plan(segments, responses, 'pallas')
+    assert attention.plan(segments, responses, 'auto').listed is None
 
 
 # Dropout.

@@ -5,7 +5,7 @@ import ast
 from tests.helpers import ROOT
 
 ORDER = [
-    'comparisons', 'demo', 'data', 'tokens', 'packing', 'attention', 'backbone', 'heads',
+    'comparisons', 'demo', 'data', 'tokens', 'packing', 'flash', 'attention', 'backbone', 'heads',
     'network', 'costs', 'weights', 'losses', 'devices', 'step', 'config', 'inference', 'metrics',
     'workdir', 'checkpoints', 'model', 'train', 'score', 'evaluate', 'divergences', 'figures',
     'analysis', 'reproduce', 'benchmark',

@@ -242,8 +242,8 @@ def step_gradient(net, params, lm_weight):
     return metrics['loss'], jax.tree.map(jnp.subtract, params, state.params)
 
 
-@pytest.mark.parametrize(('attention', 'lm_weight'), [('dense', 0.0), ('tiled', 0.0),
-                                                      ('tiled', 0.5)])
+@pytest.mark.parametrize(('attention', 'lm_weight'), [
+    ('dense', 0.0), ('tiled', 0.0), ('tiled', 0.5), ('pallas', 0.0)])
 def test_a_step_is_that_of_dialogues_alone(params, plain, attention, lm_weight):
     value, gradient = plain(lm_weight)
     loss, actual = step_gradient(small_network('scalar', attention=attention), params, lm_weight)

@@ -1,5 +1,6 @@
 """Rewards of many comparisons: packed rows through the network, on all devices."""
 
+import collections
 import dataclasses
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from qrm.network import Params, RewardNetwork
 from qrm.packing import (
     Layout,
     MicroBatch,
+    Packed,
     empty_micro_batch,
     fit_row_length,
     pack,
@@ -20,6 +22,7 @@ from qrm.packing import (
 )
 from qrm.tokens import Encoded
 
+_AHEAD = 2  # micro-batches that run while the host prepares the next
 _CHUNK = 4096  # comparisons packed together; bounds memory and the time spent on packing
 
 
@@ -59,6 +62,16 @@ def predict(
     layouts = plan_layouts(pieces, row_length=length, rows=max(1, rows * row_length // length))
     devices = jax.local_device_count()
     params = params if devices == 1 else replicate(params)
+    running: collections.deque[tuple[jax.Array, list[Packed], int]] = collections.deque()
+
+    def fetch() -> None:
+        outputs, group, start = running.popleft()
+        for slots, one in zip(np.asarray(outputs), group, strict=False):
+            for slot, index in enumerate(one.indices):
+                owner, k = owners[start + index]
+                count = len(pieces[start + index].responses)
+                results[owner][k:k + count] = slots[slot, :count]
+
     for start in range(0, len(pieces), _CHUNK):
         packed = pack(pieces[start:start + _CHUNK], layouts)
         for number, layout in enumerate(layouts):
@@ -66,23 +79,24 @@ def predict(
             for first in range(0, len(members), devices):
                 group = members[first:first + devices]
                 outputs = _forward(network, params, [p.micro_batch for p in group], layout)
-                for slots, indices in zip(outputs, (p.indices for p in group), strict=False):
-                    for slot, index in enumerate(indices):
-                        owner, k = owners[start + index]
-                        count = len(pieces[start + index].responses)
-                        results[owner][k:k + count] = slots[slot, :count]
+                running.append((outputs, group, start))
+                # The devices never wait for the host to take results away.
+                if len(running) > _AHEAD:
+                    fetch()
+    while running:
+        fetch()
     return results
 
 
 def _forward(
     network: RewardNetwork, params: Params, batches: list[MicroBatch], layout: Layout
-) -> np.ndarray:
+) -> jax.Array:
     """Quantiles [devices, C, K, N] of up to one micro-batch for each device."""
     devices = jax.local_device_count()
     if devices == 1:
-        return np.asarray(_apply(network, params, batches[0]))[None]
+        return _apply(network, params, batches[0])[None]
     batches = batches + [empty_micro_batch(layout)] * (devices - len(batches))
-    return np.asarray(_apply_all(network, params, jax.tree.map(lambda *x: np.stack(x), *batches)))
+    return _apply_all(network, params, jax.tree.map(lambda *x: np.stack(x), *batches))
 
 
 def _quantiles(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:

@@ -97,7 +97,7 @@ class Checkpoints:
             raise ValueError(f'step {step} is not newer than the latest checkpoint {self.latest}')
 
     def restore(self, step: int, params: Any, state: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Restores (params, state, meta); the arguments give shapes and dtypes."""
+        """Restores (params, state, meta); the arguments give shapes, dtypes and how to split."""
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -115,8 +115,14 @@ class Checkpoints:
 
 
 def _abstract(tree: Any) -> Any:
-    """Shapes on this process's first device: a checkpoint restores on any number of devices."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    """Shapes where the leaves are split, or else on this process's first device.
+
+    So a checkpoint restores on any number of devices, split or not.
+    """
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = leaf.sharding if isinstance(leaf.sharding, jax.sharding.NamedSharding) else local
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(shape, tree)

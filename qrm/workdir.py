@@ -18,9 +18,10 @@ from typing import Any
 import jax
 import ml_collections
 
-# Sections and keys that may differ when a run is resumed, as they do not change its course.
+# Sections and keys that may differ when a run is resumed, as they do not change its course; with
+# another sharding, as on another number of devices, it rounds differently.
 _FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
-              'train.tensorboard')
+              'train.tensorboard', 'train.sharding')
 _PACKAGES = ('qrm-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers',
              'tokenizers', 'datasets', 'safetensors', 'numpy', 'scipy')
 

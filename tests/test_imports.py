@@ -5,9 +5,10 @@ import ast
 from tests.helpers import ROOT
 
 ORDER = [
-    'comparisons', 'demo', 'data', 'tokens', 'packing', 'backbone', 'heads', 'network', 'weights',
-    'losses', 'devices', 'step', 'config', 'inference', 'metrics', 'workdir', 'checkpoints',
-    'model', 'train', 'score', 'evaluate', 'divergences', 'figures', 'analysis', 'reproduce',
+    'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'attention', 'backbone',
+    'heads', 'network', 'weights', 'losses', 'devices', 'step', 'config', 'inference',
+    'metrics', 'workdir', 'checkpoints', 'model', 'train', 'score', 'evaluate', 'divergences',
+    'figures', 'analysis', 'reproduce',
 ]
 LINEN = {'backbone', 'heads'}
 

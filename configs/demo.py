@@ -42,6 +42,7 @@ def get_config(arg: str = '') -> ConfigDict:
     model.checkpoint = ''  # Hugging Face folder or hub name; '': random, sizes below
     model.tokenizer = ''  # folder or hub name; '': the checkpoint's, or one trained on the data
     model.dtype = 'float32'  # of the computation, or 'bfloat16'; parameters are float32
+    model.attention = 'auto'  # implementation: fastest known here, or 'dense', 'tiled'
     model.remat = False  # recompute blocks in the backward pass: slower, less memory
     model.dropout = 0.0  # on embeddings, attention and residual branches while training
     model.sizes = sizes = ConfigDict()  # read if there is no checkpoint
@@ -84,7 +85,7 @@ def get_config(arg: str = '') -> ConfigDict:
     train.batch_size = 64  # comparisons a step, over all devices
     train.epochs = 2.0  # passes over the training comparisons; the run's last step may be short
     train.max_steps = 0  # ends the run early; 0: no limit
-    train.row_length = 128  # tokens of a packed row
+    train.row_length = 128  # tokens of a packed row, or more where a dialogue needs them
     train.rows = 8  # rows of a micro-batch on one device; a step runs as many as it needs
     train.sharding = 'replicated'  # state on several devices: a copy on each, or 'fsdp': in shards
     train.checkpoint_every = 40  # steps between held-out evaluations, each with a checkpoint

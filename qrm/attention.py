@@ -10,7 +10,6 @@ attends to earlier tokens of its own segment that belong to the prompt or to its
               Dao 2023), which neither computes nor stores what neighbours in a row would cost
 """
 
-import functools
 import math
 from typing import NamedTuple
 
@@ -38,16 +37,20 @@ class Plan(NamedTuple):
     count: jax.Array | None
 
 
-def plan(segments: jax.Array, responses: jax.Array, implementation: str) -> Plan:
+def plan(
+    segments: jax.Array, responses: jax.Array, implementation: str, *, dropout: bool = False
+) -> Plan:
     """Prepares attention over packed rows.
 
     Args:
       segments, responses: [R, L], see `packing.MicroBatch`.
       implementation: one of `IMPLEMENTATIONS`; 'auto' is 'tiled' on CPU, 'dense' elsewhere.
+      dropout: whether attention weights will be dropped, for which 'auto' is 'dense'.
     """
     mask = attention_mask(segments, responses)
     if implementation == 'auto':
-        implementation = 'tiled' if jax.default_backend() == 'cpu' else 'dense'
+        tiled = jax.default_backend() == 'cpu' and not dropout
+        implementation = 'tiled' if tiled else 'dense'
     if implementation == 'dense':
         return Plan(mask, None, None)
     rows, length = segments.shape
@@ -84,6 +87,7 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     plan: Plan,
+    reads: jax.Array | None = None,
     *,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -93,16 +97,19 @@ def attend(
     Args:
       q, k, v: [R, L, H, E] of one dtype.
       plan: from `plan`.
+      reads: [...] int32, indices into R * L of the queries that are needed; None for all.
       dropout: rate on the attention weights; only the dense implementation has it.
       dropout_key: with a key, dropout is applied.
 
     Returns:
-      [R, L, H, E]; at padding it is finite and without meaning.
+      [..., H, E] at `reads`, or [R, L, H, E]; at padding it is finite and without meaning.
 
     Raises:
       ValueError: dropout in an implementation that has none.
     """
     q = q * (1.0 / math.sqrt(q.shape[-1]))
+    if reads is not None:
+        return _at_reads(q, k, v, plan.mask, reads, dropout, dropout_key)
     if plan.tiles is None:
         return _dense(q, k, v, plan.mask, dropout, dropout_key)
     if dropout and dropout_key is not None:
@@ -125,12 +132,28 @@ def _einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
 
 
 def _dense(q, k, v, mask, dropout, key):
-    logits = jnp.where(mask[:, None], _einsum('rqhe,rkhe->rhqk', q, k), _LOWEST)
-    weights = jax.nn.softmax(logits, axis=-1)
+    weights = _weights(_einsum('rqhe,rkhe->rhqk', q, k), mask[:, None], dropout, key)
+    return _einsum('rhqk,rkhe->rqhe', weights.astype(q.dtype), v).astype(q.dtype)
+
+
+def _at_reads(q, k, v, mask, reads, dropout, key):
+    """Few queries, against the keys of all rows."""
+    rows, length, *head = q.shape
+    q, k, v = (x.reshape(rows * length, *head) for x in (q, k, v))
+    own = reads.reshape(-1, 1) // length == jnp.arange(rows)
+    visible = mask[:, :length, :length].reshape(rows * length, length)[reads.reshape(-1)]
+    visible = (own[:, :, None] & visible[:, None, :]).reshape(-1, rows * length)
+    weights = _weights(_einsum('qhe,khe->hqk', q[reads.reshape(-1)], k), visible, dropout, key)
+    out = _einsum('hqk,khe->qhe', weights.astype(q.dtype), v).astype(q.dtype)
+    return out.reshape(*reads.shape, *head)
+
+
+def _weights(logits, mask, dropout, key):
+    weights = jax.nn.softmax(jnp.where(mask, logits, _LOWEST), axis=-1)
     if dropout and key is not None:
         kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
-    return _einsum('rhqk,rkhe->rqhe', weights.astype(q.dtype), v).astype(q.dtype)
+    return weights
 
 
 @jax.custom_vjp

@@ -6,6 +6,7 @@ Axes: R rows, L tokens a row, D features, H heads, E features a head, V vocabula
 import dataclasses
 import functools
 import math
+import operator
 from typing import Any
 
 import jax
@@ -59,7 +60,7 @@ class DecoderConfig:
 
 
 class Attention(nn.Module):
-    """Projections around `attention.attend`; [..., D] in, queries' mixed values [..., D] out."""
+    """Projections around `attention.attend`: [R, L, D] in, [R, L, D] or at `reads` [..., D] out."""
 
     config: DecoderConfig
     dtype: Any
@@ -73,8 +74,8 @@ class Attention(nn.Module):
         qkv = _dense(c, 3 * c.n_embd, self.dtype, 'c_attn')(x)
         q, k, v = jnp.split(qkv.reshape(*x.shape[:2], 3 * c.n_head, -1), 3, axis=2)
         key = self.make_rng('dropout') if self.dropout and not deterministic else None
-        mixed = attention.attend(q, k, v, plan, dropout=self.dropout, dropout_key=key)
-        mixed = _at(mixed.reshape(x.shape), reads)
+        mixed = attention.attend(q, k, v, plan, reads, dropout=self.dropout, dropout_key=key)
+        mixed = mixed.reshape(*mixed.shape[:-2], c.n_embd)
         return _dense(c, c.n_embd, self.dtype, 'c_proj', depth=c.n_layer)(mixed)
 
 
@@ -92,7 +93,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block; with `reads`, what follows the attention is done there only."""
+    """Pre-norm transformer block; with `reads`, its output is computed there only."""
 
     config: DecoderConfig
     dtype: Any
@@ -178,11 +179,11 @@ class Decoder:
     ) -> jax.Array:
         """Hidden states after the final norm.
 
-        Of the last block only the attention needs all tokens, so with `reads` what follows it is
-        computed at the tokens that are read.
+        Of the last block only keys and values are needed of all tokens, so with `reads` queries
+        and what follows the attention are computed at the tokens that are read.
 
         Args:
-          params: from `init`, or the same after `unstack_blocks`, which runs the blocks without a scan.
+          params: from `init`, or the same after `unstack_blocks`, which runs them without a scan.
           embedded: [R, L, D], from `embed`.
           plan: from `attention.plan`.
           reads: [...] int32, indices into R * L; None for all tokens.
@@ -235,7 +236,7 @@ class Decoder:
 def unstack_blocks(params: Any) -> Any:
     """Decoder parameters with a tuple of blocks in place of their leading axis."""
     count = len(jax.tree.leaves(params['h'])[0])
-    return params | {'h': tuple(jax.tree.map(lambda leaf: leaf[i], params['h'])
+    return params | {'h': tuple(jax.tree.map(operator.itemgetter(i), params['h'])
                                 for i in range(count))}
 
 

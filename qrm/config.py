@@ -7,7 +7,7 @@ before anything is loaded, and turned into the frozen objects the rest of the pa
 import math
 from typing import Any
 
-from qrm import demo, devices, losses, step, tokens
+from qrm import attention, demo, devices, losses, step, tokens
 from qrm.backbone import DecoderConfig
 from qrm.heads import HeadConfig
 from qrm.network import DTYPES
@@ -53,10 +53,20 @@ _RANGES = {
     'analysis.level': (0.5, 1 - 1e-9),
     'analysis.seed': _NOT_NEGATIVE,
 }
+_BENCHMARK_RANGES = {  # of a section that only the config of a benchmark has
+    'benchmark.repeats': (1, math.inf),
+    'benchmark.steps': (1, math.inf),
+    'benchmark.comparisons': (1, math.inf),
+    'benchmark.scored': (1, math.inf),
+    'benchmark.responses': _NOT_NEGATIVE,
+    'benchmark.prompt': _NOT_NEGATIVE,
+    'benchmark.response': (1, math.inf),
+}
 _CHOICES = {
     'data.overlong': tokens.OVERLONG,
     'data.demo.annotators': demo.ANNOTATORS,
     'model.dtype': DTYPES,
+    'model.attention': attention.IMPLEMENTATIONS,
     'loss.scalar': losses.OBJECTIVES,
     'loss.quantile': losses.OBJECTIVES,
     'loss.targets': losses.TARGETS,
@@ -74,7 +84,8 @@ def check(config: Any) -> None:
       ConfigError: lists every value that cannot be used.
     """
     problems = []
-    for key, (low, high) in _RANGES.items():
+    ranges = _RANGES | (_BENCHMARK_RANGES if 'benchmark' in config else {})
+    for key, (low, high) in ranges.items():
         value = _get(config, key)
         if isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high):
             expected = 'a number above 0' if low == 1e-300 and high == math.inf else (

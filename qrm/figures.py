@@ -1,4 +1,4 @@
-"""The figures of a reproduction: reward densities, outer quantiles, training curves.
+"""Figures: of a reproduction (densities, outer quantiles, training curves) and of a benchmark.
 
 Functions that take `axes` draw one panel and can be reused elsewhere; the `draw_*` functions
 arrange panels. Axes of arrays: n ordered pairs, N quantiles.
@@ -109,6 +109,72 @@ def draw_training_curves(rows_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     for axes in panels[1:].flat:  # One legend for a column is enough.
         axes.get_legend().remove()
     return figure
+
+
+def draw_benchmark(result: Mapping[str, Any]) -> Figure:
+    """Rates of useful work beside the machine's best, and what the slots hold.
+
+    Args:
+      result: of `benchmark.measure`.
+    """
+    figure, panels = _grid(1, 2)
+    useful_rates(panels[0, 0], {
+        'matrix product': result['matmul']['flops_per_second'],
+        'training': result['training']['useful_flops_per_second'],
+        'scoring': result['scoring']['useful_flops_per_second'],
+    })
+    slot_use(panels[0, 1], result['savings'])
+    machine = result['machine']
+    figure.suptitle(f'{machine["devices"]} x {machine["device_kind"]} ({machine["cpu"]})',
+                    fontsize='medium')
+    return figure
+
+
+def useful_rates(axes: Axes, rates: Mapping[str, Mapping[str, float]]) -> None:
+    """A bar for the median of each rate, FLOP/s, with its range, and its share of the first.
+
+    Args:
+      axes: where to draw.
+      rates: name -> 'median', 'min' and 'max', the reference first.
+    """
+    reference = next(iter(rates.values()))['median']
+    unit, scale = ('TFLOP/s', 1e12) if reference >= 1e12 else ('GFLOP/s', 1e9)
+    median, low, high = (np.array([rate[key] for rate in rates.values()]) / scale
+                         for key in ('median', 'min', 'max'))
+    axes.barh(list(rates), median, xerr=[median - low, high - median], height=0.6,
+              color=[_PALE, *[CHOSEN] * (len(rates) - 1)], ecolor=_INK, capsize=3)
+    for place, (value, end) in enumerate(zip(median, high, strict=True)):
+        share = '' if place == 0 else f' ({value * scale / reference:.0%})'
+        axes.annotate(f'{value:.3g}{share}', (end, place), (5, 0), textcoords='offset points',
+                      va='center', fontsize='small')
+    axes.invert_yaxis()
+    axes.margins(x=0.25)
+    axes.set_xlim(left=0.0)
+    axes.set_xlabel(f'useful {unit}: median, range of the repeats')
+
+
+def slot_use(axes: Axes, savings: Mapping[str, Any]) -> None:
+    """Slots of a comparison in packed rows and in padded batches, by what they hold.
+
+    Args:
+      axes: where to draw.
+      savings: of `benchmark.savings`.
+    """
+    names = ['packed rows', f'padded batches of {savings["padded_batch"]}']
+    distinct = np.array([savings['distinct_tokens']] * 2)
+    real = np.array([savings['packed_tokens'], savings['repeated_tokens']])
+    slots = np.array([savings['packed_slots'], savings['padded_slots']])
+    left = np.zeros(2)
+    for label, amount, color in (('distinct tokens', distinct, CHOSEN),
+                                 ('prompts again', real - distinct, REJECTED),
+                                 ('padding', slots - real, _PALE)):
+        width = amount / savings['comparisons']
+        axes.barh(names, width, left=left, height=0.6, color=color, label=label)
+        left = left + width
+    axes.invert_yaxis()
+    axes.set_xlabel('slots a comparison')
+    axes.legend(frameon=False, fontsize='small', loc='lower center', bbox_to_anchor=(0.4, 1.0),
+                ncols=3)
 
 
 def reward_densities(axes: Axes, predictions: Predictions) -> None:

@@ -12,7 +12,16 @@ from jax.sharding import PartitionSpec as P
 from qrm import sharding
 from qrm.devices import own_devices, put, replicate, stack, unreplicate
 from qrm.network import Params, RewardNetwork
-from qrm.packing import Layout, MicroBatch, empty_micro_batch, layout_of, pack, plan_layouts, runs
+from qrm.packing import (
+    Layout,
+    MicroBatch,
+    empty_micro_batch,
+    fit_row_length,
+    pack,
+    plan_layouts,
+    round_length,
+    runs,
+)
 from qrm.tokens import Encoded
 
 _CHUNK = 4096  # comparisons packed together; bounds memory and the time spent on packing
@@ -25,7 +34,6 @@ def predict(
     *,
     row_length: int,
     rows: int,
-    max_length: int,
     mesh: Mesh | None = None,
 ) -> list[np.ndarray]:
     """Quantiles of every response, whatever shares its rows.
@@ -35,42 +43,42 @@ def predict(
     Args:
       network, params: the reward model.
       encoded: comparisons with any number of responses.
-      row_length, rows: shape of the usual micro-batch.
-      max_length: tokens of the longest dialogue; rows of this length serve dialogues longer
-        than `row_length`.
+      row_length, rows: shape of a micro-batch, see `packing.plan_layouts`.
       mesh: the mesh over which params are split, see `sharding`; None: they are not.
 
     Returns:
       One [K, N] float32 array for each comparison, in order.
     """
+    results = [np.empty((len(item.responses), network.head.outputs), np.float32)
+               for item in encoded]
+    if not encoded:
+        return results
     pieces, owners = [], []
+    length = fit_row_length(encoded, row_length)
+    total = round_length(sum(item.size for item in encoded))
+    if total < length:  # a few dialogues alone do not pay for a whole row
+        length, rows = total, 1
     for owner, item in enumerate(encoded):
-        length = row_length if item.longest <= row_length else max_length
         for _, part in runs(item, length):
             pieces.append(dataclasses.replace(
                 item, responses=item.responses[part.start:part.stop],
                 preference=item.preference[part.start:part.stop, part.start:part.stop]))
             owners.append((owner, part.start))
-    results = [np.empty((len(item.responses), network.head.outputs), np.float32)
-               for item in encoded]
-    if not pieces:
-        return results
-    layouts = plan_layouts(pieces, row_length=row_length, rows=rows, max_length=max_length)
+    layouts = plan_layouts(pieces, row_length=length, rows=max(1, rows * row_length // length))
     devices = jax.device_count()
     params = params if devices == 1 or mesh is not None else replicate(params)
-    for number, layout in enumerate(layouts):
-        members = [i for i, piece in enumerate(pieces) if layout_of(piece, layouts) == number]
-        for start in range(0, len(members), _CHUNK):
-            chunk = members[start:start + _CHUNK]
-            packed = pack([pieces[i] for i in chunk], layout)
-            for first in range(0, len(packed), devices):
-                group = packed[first:first + devices]
+    for start in range(0, len(pieces), _CHUNK):
+        packed = pack(pieces[start:start + _CHUNK], layouts)
+        for number, layout in enumerate(layouts):
+            members = [item for item in packed if item.layout == number]
+            for first in range(0, len(members), devices):
+                group = members[first:first + devices]
                 outputs = _forward(network, params, [p.micro_batch for p in group], layout,
                                    mesh)
                 for slots, indices in zip(outputs, (p.indices for p in group), strict=False):
                     for slot, index in enumerate(indices):
-                        owner, k = owners[chunk[index]]
-                        count = len(pieces[chunk[index]].responses)
+                        owner, k = owners[start + index]
+                        count = len(pieces[start + index].responses)
                         results[owner][k:k + count] = slots[slot, :count]
     return results
 

@@ -22,7 +22,7 @@ from qrm.network import Params, RewardNetwork
 from qrm.tokens import Tokenizer, encode_to_score, load_tokenizer
 from qrm.workdir import WorkdirError, read_json, runs_hint, write_json
 
-_ROWS = 8
+_ROWS = 1  # of `row_length` tokens
 
 
 class Scores(NamedTuple):
@@ -58,7 +58,7 @@ class RewardModel:
     loss: losses.LossConfig
     append_eos: bool
     max_length: int
-    row_length: int = 512
+    row_length: int = 1024
 
     @property
     def taus(self) -> np.ndarray:
@@ -101,9 +101,8 @@ class RewardModel:
 
     def predict(self, encoded: Sequence[Any]) -> list[np.ndarray]:
         """Quantiles [K, N] of each encoded comparison, in order."""
-        row_length = min(self.row_length, self.max_length)
-        return inference.predict(self.network, self.params, encoded, row_length=row_length,
-                                 rows=_ROWS, max_length=self.max_length)
+        return inference.predict(self.network, self.params, encoded, row_length=self.row_length,
+                                 rows=_ROWS)
 
 
 def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardModel:

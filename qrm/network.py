@@ -84,7 +84,8 @@ class RewardNetwork:
           [C, K, D] at `batch.reads`, or [R, L, D] of all tokens if `everywhere`; entries that are
           not present, and those of padding, are meaningless.
         """
-        plan = attention.plan(batch.segments, batch.responses, self.attention)
+        plan = attention.plan(batch.segments, batch.responses, self.attention,
+                              dropout=self.dropout > 0 and dropout_key is not None)
         return self._decoder(params['decoder'], embedded, plan,
                              None if everywhere else batch.reads, dropout_key)
 

@@ -13,7 +13,8 @@ for each response, so every reward is what the dialogue would get alone:
 
 A comparison too large for a row is laid out in several segments, each with its own copy of the
 prompt, in one micro-batch; this is exact too, as rewards are gathered from anywhere in it. A
-step consists of as many micro-batches as its comparisons need, all of one fixed shape.
+step consists of as many micro-batches of one fixed shape as its comparisons need; what is left
+over goes to a micro-batch of half that size.
 """
 
 import dataclasses
@@ -68,7 +69,7 @@ class Stack(NamedTuple):
     micro_batches: MicroBatch
 
 
-# One stack for each row length. A step's batch holds every layout, also those it leaves empty.
+# One stack for each layout. A step's batch holds every layout, also those it leaves empty.
 Batch = tuple[Stack, ...]
 
 
@@ -93,79 +94,84 @@ class Packed(NamedTuple):
     """A filled micro-batch and which comparison stands in which slot.
 
     Attributes:
+      layout: which of the layouts it has.
       micro_batch: the arrays.
       indices: for each used slot, index of its comparison in the packed sequence.
     """
 
+    layout: int
     micro_batch: MicroBatch
     indices: list[int]
 
 
-def plan_layouts(
-    encoded: Sequence[Encoded], *, row_length: int, rows: int, max_length: int
-) -> tuple[Layout, ...]:
-    """The few shapes that hold all of these comparisons exactly.
+def fit_row_length(encoded: Sequence[Encoded], row_length: int) -> int:
+    """Tokens of a row: `row_length`, or more where that would cut or repeat what can be shared.
 
-    Rows have `row_length` tokens; comparisons with a longer dialogue go to rows of `max_length`
-    tokens (as many as make up the same number of tokens), planned only if there are any.
+    A row holds the longest dialogue. Up to four times `row_length` it also holds the largest
+    comparison with its prompt laid out once; a still larger one is split.
+    """
+    largest = max(item.size for item in encoded)
+    longest = max(item.longest for item in encoded)
+    needed = max(longest, min(largest, 4 * row_length))
+    return row_length if needed <= row_length else round_length(needed)
+
+
+def round_length(tokens: int) -> int:
+    """The next of eight lengths an octave, so that similar data need no new compilation."""
+    step = max(8, 2 ** max(0, (tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step
+
+
+def plan_layouts(
+    encoded: Sequence[Encoded], *, row_length: int, rows: int
+) -> tuple[Layout, ...]:
+    """The shapes that hold any of these comparisons exactly: one, and one of half its tokens.
+
+    The second has half the rows, or of a single row half the length; it takes what is left over
+    at the end of a step. More shapes would save little more and take longer to compile.
 
     Args:
       encoded: all comparisons that will ever be packed into these layouts.
-      row_length: tokens of a usual row.
-      rows: rows of a micro-batch, at least; more if one comparison needs more.
-      max_length: tokens of the longest dialogue allowed.
+      row_length: tokens of a row, at least; see `fit_row_length`.
+      rows: rows of a micro-batch of `row_length` tokens; fewer, if the rows are longer.
 
     Raises:
       ValueError: there is nothing to plan for.
     """
     if not encoded:
         raise ValueError('no comparisons to lay out')
-    responses = max(len(item.responses) for item in encoded)
-    layouts = []
-    for length, members in (
-        (row_length, [item for item in encoded if item.longest <= row_length]),
-        (max_length, [item for item in encoded if item.longest > row_length]),
-    ):
-        if members:
-            needed = max(len(runs(item, length)) for item in members)
-            count = max(needed, rows * row_length // length, 1)
-            slots = min(len(encoded), max(1, count * length // 16))
-            layouts.append(Layout(length, count, slots, responses))
-    return tuple(layouts)
+    length = fit_row_length(encoded, row_length)
+    needed = max(len(runs(item, length)) for item in encoded)
+    count = max(needed, rows * row_length // length, 1)
+    sizes = [item.size for item in encoded]
+    # Powers of two, again so that similar data have the same shapes.
+    responses = 1 << (max(len(item.responses) for item in encoded) - 1).bit_length()
+    typical = max(1, int(np.percentile(sizes, 5)))
+    shapes = [(count, length), (count // 2, length) if count > 1 else (1, length // 2)]
+    return tuple(
+        Layout(length, count, 1 << (max(1, count * length // typical)).bit_length() - 1, responses)
+        for count, length in shapes if min(sizes) <= length
+    )
 
 
-def layout_of(item: Encoded, layouts: Sequence[Layout]) -> int:
-    """Index of the layout a comparison is packed into: the shortest rows that hold it."""
-    for i, layout in enumerate(layouts):
-        if item.longest <= layout.length:
-            return i
-    raise ValueError(f'{item.id}: a dialogue of {item.longest} tokens fits no row of {layouts}')
+def pack(encoded: Sequence[Encoded], layouts: Sequence[Layout]) -> list[Packed]:
+    """Packs comparisons into as few micro-batches as first-fit-decreasing finds.
 
-
-def pack(encoded: Sequence[Encoded], layout: Layout) -> list[Packed]:
-    """Packs comparisons into as few micro-batches of one shape as first-fit-decreasing finds.
+    All have the first layout, but one has the second if its comparisons fit there.
 
     Raises:
-      ValueError: a comparison fits no micro-batch of this layout.
+      ValueError: a comparison fits no micro-batch of the first layout.
     """
-    bins: list[_Bin] = []
     order = sorted(range(len(encoded)), key=lambda i: (-encoded[i].size, i))
-    open_bins: list[_Bin] = []
-    smallest = min((size for item in encoded for size, _ in runs(item, layout.length)), default=0)
-    for i in order:
-        segments = runs(encoded[i], layout.length)
-        for candidate in open_bins:
-            if candidate.place(i, segments):
+    filled = [(0, placed) for placed in _first_fit(encoded, order, layouts[0])]
+    for number, layout in enumerate(layouts[1:], start=1):
+        for i in reversed(range(len(filled))):  # the last ones are the emptiest
+            smaller = _in_one(encoded, filled[i][1].indices, layout)
+            if smaller is not None:
+                filled[i] = number, smaller
                 break
-        else:
-            candidate = _Bin(layout)
-            if not candidate.place(i, segments):
-                raise ValueError(f'{encoded[i].id}: fits no micro-batch of {layout}')
-            bins.append(candidate)
-            open_bins.append(candidate)
-        if candidate.full(smallest):
-            open_bins.remove(candidate)
-    return [Packed(_fill(b, encoded, layout), b.indices) for b in bins]
+    return [Packed(number, _fill(placed, encoded, layouts[number]), placed.indices)
+            for number, placed in filled]
 
 
 def make_batch(
@@ -178,14 +184,12 @@ def make_batch(
       layouts: from `plan_layouts`.
       batch_size: the most comparisons that any batch of these shapes may hold.
     """
-    members: list[list[Encoded]] = [[] for _ in layouts]
-    for item in encoded:
-        members[layout_of(item, layouts)].append(item)
+    packed = pack(encoded, layouts)
     stacks = []
-    for layout, items in zip(layouts, members, strict=True):
-        filled = [packed.micro_batch for packed in pack(items, layout)]
-        empty = empty_micro_batch(layout)
-        padding = [empty] * (stack_size(layout, batch_size) - len(filled))
+    for number, layout in enumerate(layouts):
+        filled = [item.micro_batch for item in packed if item.layout == number]
+        size = 1 if number else stack_size(layout, batch_size)
+        padding = [empty_micro_batch(layout)] * (size - len(filled))
         micro_batches = MicroBatch(*map(np.stack, zip(*filled, *padding, strict=True)))
         stacks.append(Stack(np.asarray(len(filled), np.int32), micro_batches))
     return tuple(stacks)
@@ -260,38 +264,65 @@ def runs(item: Encoded, length: int) -> list[tuple[int, range]]:
     return [*found, (size, range(start, len(item.responses)))]
 
 
-class _Bin:
-    """The rows of one micro-batch while it is being filled."""
+class _Placed(NamedTuple):
+    """Where the comparisons of one micro-batch stand.
 
-    def __init__(self, layout: Layout):
-        self.layout = layout
-        self.free = [layout.length] * layout.rows
-        self.indices: list[int] = []
-        # (slot, row, first column, responses) of each segment
-        self.segments: list[tuple[int, int, int, range]] = []
+    Attributes:
+      indices: for each used slot, index of its comparison.
+      segments: (slot, row, first column, responses) of each segment.
+    """
 
-    def place(self, index: int, segments: list[tuple[int, range]]) -> bool:
-        """Places all segments, (tokens, responses) each, of a comparison, or none."""
-        if len(self.indices) == self.layout.slots:
-            return False
-        free, placed = list(self.free), []
-        for size, responses in segments:
-            row = next((r for r, tokens in enumerate(free) if tokens >= size), None)
-            if row is None:
-                return False
-            placed.append((len(self.indices), row, self.layout.length - free[row], responses))
-            free[row] -= size
-        self.free = free
-        self.indices.append(index)
-        self.segments += placed
-        return True
-
-    def full(self, smallest: int) -> bool:
-        return len(self.indices) == self.layout.slots or max(self.free) < smallest
+    indices: list[int]
+    segments: list[tuple[int, int, int, range]]
 
 
-def _fill(placed: _Bin, encoded: Sequence[Encoded], layout: Layout) -> MicroBatch:
-    """Writes the comparisons of a bin into arrays."""
+def _first_fit(
+    encoded: Sequence[Encoded], order: Sequence[int], layout: Layout
+) -> list[_Placed]:
+    """Places comparisons, in this order, each in the first micro-batch that has room."""
+    placed: list[_Placed] = []
+    free = np.full((len(order) + 1, layout.rows), layout.length)
+    for index in order:
+        segments = runs(encoded[index], layout.length)
+        # One more than are open: the last one is empty.
+        rooms = np.flatnonzero(free[:len(placed) + 1].max(axis=1) >= max(n for n, _ in segments))
+        for number in rooms:
+            if number < len(placed) and len(placed[number].indices) == layout.slots:
+                continue
+            left, found = free[number].copy(), []
+            for size, responses in segments:
+                fits = np.flatnonzero(left >= size)
+                if not len(fits):
+                    break
+                found.append((fits[0], layout.length - left[fits[0]], responses))
+                left[fits[0]] -= size
+            if len(found) == len(segments):
+                break
+        else:
+            raise ValueError(f'{encoded[index].id}: {len(segments)} segments of up to '
+                             f'{max(n for n, _ in segments)} tokens fit no micro-batch of {layout}')
+        if number == len(placed):
+            placed.append(_Placed([], []))
+        slot = len(placed[number].indices)
+        placed[number].indices.append(index)
+        placed[number].segments.extend((slot, *place) for place in found)
+        free[number] = left
+    return placed
+
+
+def _in_one(encoded: Sequence[Encoded], order: Sequence[int], layout: Layout) -> _Placed | None:
+    """Places comparisons in one micro-batch, if they fit."""
+    if sum(encoded[i].size for i in order) > layout.rows * layout.length:
+        return None
+    try:
+        placed = _first_fit(encoded, order, layout)
+    except ValueError:
+        return None
+    return placed[0] if len(placed) == 1 else None
+
+
+def _fill(placed: _Placed, encoded: Sequence[Encoded], layout: Layout) -> MicroBatch:
+    """Writes the comparisons of a micro-batch into arrays."""
     batch = empty_micro_batch(layout)
     for slot, index in enumerate(placed.indices):
         item, k = encoded[index], len(encoded[index].responses)

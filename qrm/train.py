@@ -105,7 +105,7 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
                             '(rows with the same opening question stay in one split)\n'
                             + format_reports(reports))
     network = RewardNetwork(decoder, config_lib.head_config(config), config.model.dtype,
-                            config.model.remat, config.model.dropout)
+                            config.model.attention, config.model.remat, config.model.dropout)
     key = jax.random.key(config.seed)
     places = mesh and sharding.shardings(jax.eval_shape(network.init, key), mesh)
     params = jax.jit(network.init, out_shardings=places)(key)
@@ -163,7 +163,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
     # Shapes and length of the run.
     batch_size, devices = config.train.batch_size, jax.device_count()
     layouts = packing.plan_layouts(examples, row_length=config.train.row_length,
-                                   rows=config.train.rows, max_length=prepared.model.max_length)
+                                   rows=config.train.rows)
     total = round(config.train.epochs * len(examples))
     steps = -(-total // batch_size)
     if not steps:
@@ -200,7 +200,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
     def held_out_metrics(params: Any, number: int) -> dict[str, float]:
         quantiles = inference.predict(
             network, params, prepared.encoded['validation'], row_length=config.train.row_length,
-            rows=config.train.rows, max_length=prepared.model.max_length, mesh=mesh)
+            rows=config.train.rows, mesh=mesh)
         # An update can overflow where loss and gradient did not.
         if not all(np.isfinite(q).all() for q in quantiles):
             raise not_finite(number, 'held-out rewards that are not finite')
@@ -223,7 +223,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             print(f'resuming {folder} at step {start} of {steps}', flush=True)
         print(f'{parameter_count(state.params):,} parameters, {len(examples)} comparisons, '
               f'{steps} steps of {batch_size} on {layout}; '
-              f'micro-batches {" and ".join(f"{x.rows} x {x.length}" for x in layouts)}',
+              f'micro-batches {", ".join(f"{x.rows} x {x.length}" for x in layouts)}',
               flush=True)
         state = spread.start(state)
         log = workdir.Metrics(folder, resume_from=start, tensorboard=config.train.tensorboard)

@@ -180,8 +180,7 @@ def map_tensors(
 
 
 def _decoder_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    ids, mask = jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1, 1), bool)
-    tree = jax.eval_shape(Decoder(config).init, jax.random.key(0), ids, ids, mask)['params']
+    tree = jax.eval_shape(Decoder(config).init, jax.random.key(0))
     leaves = jax.tree_util.tree_leaves_with_path(tree)
     return {'/'.join(part.key for part in path): leaf.shape for path, leaf in leaves}
 

@@ -33,9 +33,8 @@ def local_bytes(tree) -> int:
 def take_steps(mode: str, optimizer: str, head: str, dropout: str) -> dict:
     devices = jax.device_count()
     items = random_comparisons(25, seed=2, responses=(2, 4))
-    layouts = packing.plan_layouts(items, row_length=24, rows=2, max_length=40)
-    net = network(head, dropout=float(dropout),
-                  attention='dense' if float(dropout) else 'auto')
+    layouts = packing.plan_layouts(items, row_length=24, rows=2)
+    net = network(head, dropout=float(dropout))
     # A factor on all gradients shows under SGD without clipping only.
     settings = {} if optimizer == 'sgd' else {
         'name': optimizer, 'learning_rate': 0.01, 'weight_decay': 0.1, 'clip_norm': 0.5}
@@ -62,8 +61,7 @@ def take_steps(mode: str, optimizer: str, head: str, dropout: str) -> dict:
     if mesh is not None:
         assert local_bytes((state.params, state.opt_state)) == own_bytes
     params = spread.one(state.params)
-    rewards = inference.predict(net, params, items, row_length=24, rows=2, max_length=40,
-                                mesh=mesh)
+    rewards = inference.predict(net, params, items, row_length=24, rows=2, mesh=mesh)
     return {
         'devices': devices, 'metrics': metrics, 'initial': initial, 'params': flat(params),
         'rewards': np.concatenate([q.ravel() for q in rewards]).tolist(),

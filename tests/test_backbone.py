@@ -1,4 +1,4 @@
-"""Tests of the decoder: GPT-2 of `transformers`, module by module, then masks and precision.
+"""Tests of the decoder: GPT-2 of `transformers`, module by module, then packing and precision.
 
 The numbers of `transformers` are in tests/reference and were made by make_gpt2_reference.py, so
 PyTorch is not needed; where it is installed, one test compares with it directly.
@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrm import backbone, weights
-from qrm.backbone import ACTIVATIONS, Attention, Block, Decoder, DecoderConfig, Mlp, attention_mask
+from qrm import attention, backbone, weights
+from qrm.backbone import ACTIVATIONS, Attention, Block, Decoder, DecoderConfig, Mlp
 from qrm.heads import Head, HeadConfig
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference'
@@ -42,9 +42,19 @@ def real(numbers):
     return np.arange(numbers['tokens'].shape[1]) < numbers['lengths'][:, None]
 
 
+@pytest.fixture(scope='module', params=['dense', 'tiled'])
+def implementation(request):
+    return request.param
+
+
 @pytest.fixture(scope='module')
-def mask(real):
-    return attention_mask(jnp.asarray(real, jnp.int32), jnp.zeros(real.shape, jnp.int32))
+def plan(real, implementation):
+    return _plan(real, jnp.zeros(real.shape), implementation)
+
+
+def _plan(segments, responses, implementation='dense'):
+    return attention.plan(
+        jnp.asarray(segments, jnp.int32), jnp.asarray(responses, jnp.int32), implementation)
 
 
 def _layer(pretrained, i, *names):
@@ -58,19 +68,26 @@ def _assert_close(actual, expected, where, tolerance=TOLERANCE):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(decoder, params, tokens, positions, mask):
-    return decoder.apply({'params': params}, tokens, positions, mask)
+def _apply(decoder, params, tokens, positions, plan):
+    return decoder(params, decoder.embed(params, tokens, positions), plan)
 
 
-def _run(config, params, tokens, positions, mask, dtype=jnp.float32):
+def _run(config, params, tokens, positions, plan, dtype=jnp.float32):
     # Without rematerialisation, which has a test of its own, this compiles faster.
-    return _apply(Decoder(config, dtype, remat=False), params, tokens, positions, mask)
+    return _apply(Decoder(config, dtype, remat=False), params, tokens, positions, plan)
 
 
 # Parity with `transformers`, float32, at most 1e-5 in every module.
 
 
-def test_embedding_matches_transformers(pretrained, numbers, mask):
+def test_embedding_matches_transformers(pretrained, numbers):
+    embedded = Decoder(pretrained.config).embed(
+        pretrained.decoder, numbers['tokens'], numbers['positions'])
+    assert embedded.dtype == jnp.float32
+    _assert_close(embedded, numbers['embedding'], ...)
+
+
+def test_norm_of_the_embedding_matches_transformers(pretrained, numbers, plan):
     # A block without output projections adds nothing, which leaves the embedding and the norm.
     params = dict(pretrained.decoder)
     silent = {'c_proj': jax.tree.map(jnp.zeros_like, params['h']['attn']['c_proj'])}
@@ -79,7 +96,7 @@ def test_embedding_matches_transformers(pretrained, numbers, mask):
         'mlp': params['h']['mlp']
         | {'c_proj': jax.tree.map(jnp.zeros_like, params['h']['mlp']['c_proj'])},
     }
-    hidden = _run(pretrained.config, params, numbers['tokens'], numbers['positions'], mask)
+    hidden = _run(pretrained.config, params, numbers['tokens'], numbers['positions'], plan)
     _assert_close(hidden, numbers['normed_embedding'], ...)
 
 
@@ -95,9 +112,9 @@ def test_norm_matches_transformers(pretrained, numbers, i, name, before):
 
 
 @pytest.mark.parametrize('i', LAYERS)
-def test_attention_matches_transformers(pretrained, numbers, real, mask, i):
+def test_attention_matches_transformers(pretrained, numbers, real, plan, i):
     module = Attention(pretrained.config, jnp.float32, 0.0)
-    actual = module.apply(_layer(pretrained, i, 'attn'), numbers[f'norm_{i}'], mask, True)
+    actual = module.apply(_layer(pretrained, i, 'attn'), numbers[f'norm_{i}'], plan, None, True)
     _assert_close(actual, numbers[f'attention_{i}'], real)
 
 
@@ -109,11 +126,16 @@ def test_mlp_matches_transformers(pretrained, numbers, i):
 
 
 @pytest.mark.parametrize('i', LAYERS)
-def test_block_matches_transformers(pretrained, numbers, real, mask, i):
+def test_block_matches_transformers(pretrained, numbers, real, plan, i):
     x = numbers['embedding'] if i == 0 else numbers[f'block_{i - 1}']
-    actual, _ = Block(pretrained.config, jnp.float32, 0.0).apply(
-        _layer(pretrained, i), x, mask, True)
+    block = Block(pretrained.config, jnp.float32, 0.0)
+    actual = block.apply(_layer(pretrained, i), x, plan)
     _assert_close(actual, numbers[f'block_{i}'], real)
+    # At some tokens only, in any order and shape; 1 is in the first row, the others in the second.
+    length = real.shape[1]
+    reads = jnp.array([[length + 3, 1], [length, length]])
+    actual = block.apply(_layer(pretrained, i), x, plan, reads)
+    _assert_close(actual, numbers[f'block_{i}'][[[1, 0], [1, 1]], [[3, 1], [0, 0]]], ...)
 
 
 def test_output_norm_matches_transformers(pretrained, numbers):
@@ -122,18 +144,20 @@ def test_output_norm_matches_transformers(pretrained, numbers):
     _assert_close(actual, numbers['output'], ...)
 
 
-def test_decoder_matches_transformers(pretrained, numbers, real, mask):
+def test_decoder_matches_transformers(pretrained, numbers, real, plan):
     hidden = _run(
-        pretrained.config, pretrained.decoder, numbers['tokens'], numbers['positions'], mask)
+        pretrained.config, pretrained.decoder, numbers['tokens'], numbers['positions'], plan)
     assert hidden.dtype == jnp.float32
     _assert_close(hidden, numbers['output'], real)
 
 
 @pytest.mark.parametrize('outputs', [1, 10])
-def test_rewards_match_sequence_classification(pretrained, numbers, mask, outputs):
-    hidden = _run(
-        pretrained.config, pretrained.decoder, numbers['tokens'], numbers['positions'], mask)
-    last = hidden[np.arange(len(hidden)), numbers['lengths'] - 1]
+def test_rewards_match_sequence_classification(pretrained, numbers, plan, outputs):
+    decoder = Decoder(pretrained.config)
+    embedded = decoder.embed(pretrained.decoder, numbers['tokens'], numbers['positions'])
+    rows, length = numbers['tokens'].shape
+    reads = np.arange(rows) * length + numbers['lengths'] - 1
+    last = jax.jit(decoder.__call__)(pretrained.decoder, embedded, plan, reads)
     kernel = pretrained.score if outputs == 10 else numbers['score_1'].T
     head = HeadConfig('quantile', 10) if outputs == 10 else HeadConfig('scalar')
     reward = Head(head).apply({'params': {'kernel': kernel}}, last)
@@ -141,7 +165,7 @@ def test_rewards_match_sequence_classification(pretrained, numbers, mask, output
     _assert_close(reward.mean, numbers[f'rewards_{outputs}'].mean(axis=1), ...)
 
 
-def test_shared_prompt_matches_dialogues_alone(pretrained, numbers):
+def test_shared_prompt_matches_dialogues_alone(pretrained, numbers, implementation):
     # The first two dialogues share 5 tokens; with 7 and 4 of their own they fill a row of 18,
     # the last 2 of it padding.
     first, second = numbers['tokens'][:2]
@@ -150,8 +174,8 @@ def test_shared_prompt_matches_dialogues_alone(pretrained, numbers):
     positions = np.r_[:12, 5:9, 0, 0][None]
     segments = np.r_[np.ones(16, int), 0, 0][None]
     responses = np.r_[np.zeros(5, int), np.full(7, 1), np.full(4, 2), 0, 0][None]
-    mask = attention_mask(jnp.asarray(segments), jnp.asarray(responses))
-    hidden = _run(pretrained.config, pretrained.decoder, row, positions, mask)[0]
+    plan = _plan(segments, responses, implementation)
+    hidden = _run(pretrained.config, pretrained.decoder, row, positions, plan)[0]
     assert np.all(np.isfinite(hidden))
     _assert_close(hidden[:12], numbers['output'][0], ...)
     _assert_close(hidden[12:16], numbers['output'][1, 5:9], ...)
@@ -177,8 +201,8 @@ def test_matches_installed_transformers(tmp_path, outputs):
 
     pretrained = weights.load_pretrained(str(tmp_path))
     positions = np.tile(np.arange(9), (3, 1))
-    mask = jnp.tile(jnp.tril(jnp.ones((9, 9), bool)), (3, 1, 1))
-    hidden = _run(pretrained.config, pretrained.decoder, tokens, positions, mask)[:, -1]
+    plan = _plan(np.ones((3, 9)), np.zeros((3, 9)))
+    hidden = _run(pretrained.config, pretrained.decoder, tokens, positions, plan)[:, -1]
     head = HeadConfig('quantile', outputs)
     actual = Head(head).apply({'params': {'kernel': pretrained.score}}, hidden).quantiles
     assert np.std(expected) > 0.1
@@ -233,62 +257,28 @@ def test_config_sizes_are_integers(value):
         DecoderConfig(**dataclasses.asdict(TINY) | {'n_embd': value})
 
 
-# Masks.
+# Packed rows.
 
 
-def _drawn(*rows):
-    """A mask from a drawing: rows are queries, columns keys."""
-    return np.array([[cell == 'x' for cell in row.split()] for row in rows])
-
-
-def test_attention_mask_drawn():
-    # Prompt of 2, responses of 1 and 2 tokens, then a second segment, then padding.
-    segments = jnp.array([[1, 1, 1, 1, 1, 2, 2, 0, 0]])
-    responses = jnp.array([[0, 0, 1, 2, 2, 0, 1, 0, 0]])
-    expected = _drawn(
-        'x . . . . . . . .',
-        'x x . . . . . . .',
-        'x x x . . . . . .',
-        'x x . x . . . . .',
-        'x x . x x . . . .',
-        '. . . . . x . . .',
-        '. . . . . x x . .',
-        '. . . . . . . x .',
-        '. . . . . . . x x',
-    )
-    np.testing.assert_array_equal(attention_mask(segments, responses)[0], expected)
-
-
-def test_attention_mask_rows_are_independent():
-    segments = jnp.array([[1, 1, 1], [1, 2, 2]])
-    responses = jnp.array([[0, 1, 2], [1, 1, 1]])
-    mask = attention_mask(segments, responses)
-    np.testing.assert_array_equal(mask[0], _drawn('x . .', 'x x .', 'x . x'))
-    np.testing.assert_array_equal(mask[1], _drawn('x . .', '. x .', '. x x'))
-
-
-def test_masked_tokens_have_no_influence(pretrained):
-    segments = jnp.array([[1, 1, 1, 1, 2, 2, 0]])
-    responses = jnp.array([[0, 1, 2, 2, 0, 1, 0]])
+def test_masked_tokens_have_no_influence(pretrained, implementation):
+    plan = _plan([[1, 1, 1, 1, 2, 2, 0]], [[0, 1, 2, 2, 0, 1, 0]], implementation)
     positions = jnp.array([[0, 1, 1, 2, 0, 1, 0]])
-    mask = attention_mask(segments, responses)
     run = functools.partial(_run, pretrained.config, pretrained.decoder)
-    before = run(jnp.array([[1, 2, 3, 4, 5, 6, 0]]), positions, mask)[0]
+    before = run(jnp.array([[1, 2, 3, 4, 5, 6, 0]]), positions, plan)[0]
     # Another first response: its own state changes, those of the others not by a bit.
-    after = run(jnp.array([[1, 9, 3, 4, 5, 6, 0]]), positions, mask)[0]
+    after = run(jnp.array([[1, 9, 3, 4, 5, 6, 0]]), positions, plan)[0]
     assert np.max(np.abs(after[1] - before[1])) > 0.1
     others = np.array([0, 2, 3, 4, 5, 6])
     np.testing.assert_array_equal(after[others], before[others])
 
 
-def test_padding_gives_no_nan(pretrained):
+def test_padding_gives_no_nan(pretrained, implementation):
     # A row of padding only, and one that ends with it, forward and backward.
-    segments = jnp.array([[0, 0, 0, 0], [1, 1, 0, 0]])
     tokens = positions = jnp.zeros((2, 4), jnp.int32)
-    mask = attention_mask(segments, jnp.zeros_like(segments))
+    plan = _plan([[0, 0, 0, 0], [1, 1, 0, 0]], np.zeros((2, 4)), implementation)
 
     def loss(params):
-        hidden = _run(pretrained.config, params, tokens, positions, mask, jnp.bfloat16)
+        hidden = _run(pretrained.config, params, tokens, positions, plan, jnp.bfloat16)
         return jnp.sum(hidden[1, 1] ** 2), hidden
 
     gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(pretrained.decoder)
@@ -300,9 +290,9 @@ def test_padding_gives_no_nan(pretrained):
 # Precision, rematerialisation, parameters.
 
 
-def test_bfloat16_stays_near_float32(pretrained, numbers, real, mask):
+def test_bfloat16_stays_near_float32(pretrained, numbers, real, plan):
     hidden = _run(pretrained.config, pretrained.decoder, numbers['tokens'],
-                  numbers['positions'], mask, dtype=jnp.bfloat16)
+                  numbers['positions'], plan, dtype=jnp.bfloat16)
     assert hidden.dtype == jnp.float32
     # bfloat16 keeps 8 bits. The outputs are about 1; over three blocks the error stays within
     # 8 units of rounding (2^-8) at the worst and within 2 on average.
@@ -316,13 +306,14 @@ def test_bfloat16_stays_near_float32(pretrained, numbers, real, mask):
 def dropped(pretrained):
     """Hidden states and gradient of a decoder with dropout: (remat, key) -> both."""
     tokens = positions = jnp.arange(4)[None]
-    mask = jnp.tril(jnp.ones((1, 4, 4), bool))
+    plan = _plan(np.ones((1, 4)), np.zeros((1, 4)))
 
     @functools.partial(jax.jit, static_argnums=0)
     def run(remat, key):
         def loss(params):
-            hidden = Decoder(pretrained.config, remat=remat, dropout=0.5).apply(
-                {'params': params}, tokens, positions, mask, False, rngs={'dropout': key})
+            decoder = Decoder(pretrained.config, remat=remat, dropout=0.5)
+            embedded = decoder.embed(params, tokens, positions)
+            hidden = decoder(params, embedded, plan, dropout_key=key)
             return jnp.sum(jnp.sin(hidden)), hidden
 
         gradient, hidden = jax.grad(loss, has_aux=True)(pretrained.decoder)
@@ -348,9 +339,7 @@ def test_dropout_is_decided_by_its_key(dropped):
 
 
 def test_parameters_have_the_layer_axis():
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    mask = jnp.ones((1, 1, 1), bool)
-    tree = jax.eval_shape(Decoder(TINY).init, jax.random.key(0), tokens, tokens, mask)['params']
+    tree = jax.eval_shape(Decoder(TINY).init, jax.random.key(0))
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(tree))
     assert jax.tree.map(lambda leaf: leaf.shape, tree) == {
         'wte': (11, 8),
@@ -373,10 +362,7 @@ def test_parameters_have_the_layer_axis():
 
 def test_initial_scales_are_those_of_gpt2():
     config = dataclasses.replace(TINY, n_embd=64, n_inner=128, n_layer=8, vocab_size=300)
-    tokens = jnp.zeros((1, 1), jnp.int32)
-    mask = jnp.ones((1, 1, 1), bool)
-    init = jax.jit(Decoder(config).init)
-    params = init(jax.random.key(0), tokens, tokens, mask)['params']
+    params = jax.jit(Decoder(config).init)(jax.random.key(0))
     blocks = params['h']
     # .02 everywhere, residual projections divided by sqrt(2 * 8) = 4.
     assert np.std(params['wte']) == pytest.approx(0.02, rel=0.05)

@@ -6,9 +6,9 @@ from tests.helpers import ROOT
 
 ORDER = [
     'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'attention', 'backbone',
-    'heads', 'network', 'weights', 'losses', 'devices', 'step', 'config', 'inference',
+    'heads', 'network', 'costs', 'weights', 'losses', 'devices', 'step', 'config', 'inference',
     'metrics', 'workdir', 'checkpoints', 'model', 'train', 'score', 'evaluate', 'divergences',
-    'figures', 'analysis', 'reproduce',
+    'figures', 'analysis', 'reproduce', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qrm import losses, packing
-from qrm.backbone import attention_mask
+from qrm.attention import attention_mask
 from tests.helpers import encoded, init, loss_config, network, random_comparisons, single_batch
 
 
@@ -51,7 +51,7 @@ def test_layout_of_one_comparison_drawn_by_hand():
 
 def test_a_comparison_too_large_for_a_row_gets_several_segments():
     item = encoded('a', 4, (5, 3, 6))
-    layout, = packing.plan_layouts([item], row_length=12, rows=1, max_length=12)
+    layout, = packing.plan_layouts([item], row_length=12, rows=1)
     # 4 + 5 + 3 = 12 tokens in one row, the prompt again with the third response in another.
     assert layout.rows == 2
     batch = packing.pack([item], layout)[0].micro_batch
@@ -62,7 +62,7 @@ def test_a_comparison_too_large_for_a_row_gets_several_segments():
 
 def test_longer_dialogues_get_longer_rows():
     items = [encoded('a', 4, (5, 3)), encoded('b', 10, (20, 3))]
-    short, long = packing.plan_layouts(items, row_length=16, rows=4, max_length=32)
+    short, long = packing.plan_layouts(items, row_length=16, rows=4)
     assert (short.length, short.rows, long.length, long.rows) == (16, 4, 32, 2)
     assert [packing.layout_of(item, (short, long)) for item in items] == [0, 1]
 
@@ -71,7 +71,7 @@ def test_longer_dialogues_get_longer_rows():
 @pytest.mark.parametrize('seed', [0, 1])
 def test_packing_keeps_every_comparison_once(row_length, seed):
     items = random_comparisons(80, seed=seed)
-    layouts = packing.plan_layouts(items, row_length=row_length, rows=3, max_length=40)
+    layouts = packing.plan_layouts(items, row_length=row_length, rows=3)
     found = []
     for number, layout in enumerate(layouts):
         members = [i for i, x in enumerate(items) if packing.layout_of(x, layouts) == number]
@@ -109,7 +109,7 @@ def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_leng
     params = init(net)
     # Larger weights than at the start of training, so that attention has something to choose.
     params = jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)
-    layouts = packing.plan_layouts(items, row_length=row_length, rows=2, max_length=40)
+    layouts = packing.plan_layouts(items, row_length=row_length, rows=2)
     forward = jax.jit(lambda params, batch: net(params, batch).quantiles)
     packed = [
         (batch, [x for x in items if packing.layout_of(x, layouts) == number])
@@ -155,7 +155,7 @@ def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_leng
 
 def test_batches_of_all_steps_have_one_shape_and_compile_once():
     items = random_comparisons(60, seed=5, responses=(2, 4))
-    layouts = packing.plan_layouts(items, row_length=32, rows=3, max_length=40)
+    layouts = packing.plan_layouts(items, row_length=32, rows=3)
     assert len(layouts) == 2
     net = network()
     params = init(net)
@@ -180,7 +180,7 @@ def test_stacks_are_large_enough_for_any_batch(seed):
     rng = np.random.default_rng(seed)
     items = random_comparisons(30, seed=seed, most=int(rng.integers(2, 21)), responses=(1, 5))
     layouts = packing.plan_layouts(items, row_length=int(rng.integers(8, 50)),
-                                   rows=int(rng.integers(1, 6)), max_length=42)
+                                   rows=int(rng.integers(1, 6)))
     batch = packing.make_batch(items, layouts, 30)  # np.stack would refuse a stack that is short
     used = sum(int((stack.micro_batches.weight > 0).sum()) for stack in batch)
     assert used == 30
@@ -189,7 +189,7 @@ def test_stacks_are_large_enough_for_any_batch(seed):
 @pytest.mark.parametrize('responses', [(20, 20), (10,) * 16])
 def test_comparisons_larger_than_a_row_still_share_micro_batches(responses):
     items = [encoded(i, 100, responses, seed=i) for i in range(64)]
-    layout, = packing.plan_layouts(items, row_length=128, rows=8, max_length=128)
+    layout, = packing.plan_layouts(items, row_length=128, rows=8)
     needed = sum(len(packing.runs(item, 128)) for item in items)
     packed = packing.pack(items, layout)
     assert len(packed) <= packing.stack_size(layout, 64)
@@ -202,7 +202,7 @@ def test_first_fit_keeps_to_the_size_of_a_stack(seed):
     items = [encoded(i, rng.integers(0, 30), rng.integers(1, 30, rng.integers(1, 9)))
              for i in range(30)]
     layouts = packing.plan_layouts(items, row_length=int(rng.integers(8, 90)),
-                                   rows=int(rng.integers(1, 9)), max_length=60)
+                                   rows=int(rng.integers(1, 9)))
     size = int(rng.integers(1, 31))
     chosen = [items[i] for i in rng.permutation(30)[:size]]
     for stack, layout in zip(packing.make_batch(chosen, layouts, 30), layouts, strict=True):
@@ -249,7 +249,7 @@ def test_ties_and_later_responses_are_language_model_targets_only_if_preferred()
 def test_what_cannot_be_packed_is_refused():
     item = encoded('a', 4, (20,))
     with pytest.raises(ValueError, match='nothing|no comparisons'):
-        packing.plan_layouts([], row_length=8, rows=1, max_length=8)
+        packing.plan_layouts([], row_length=8, rows=1)
     with pytest.raises(ValueError, match='24 tokens fits no row'):
         packing.layout_of(item, [packing.Layout(16, 1, 1, 1)])
     with pytest.raises(ValueError, match='a: fits no micro-batch'):

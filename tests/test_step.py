@@ -23,7 +23,7 @@ def run(items, *, rows=2, steps=3, batch_size=9, net=None, loss=None, optimizer=
     """States and metrics of a few steps on one device."""
     net, loss = net or network(), loss or loss_config()
     optimizer = optimizer or step.make_optimizer(optimizer_config(), steps)
-    layouts = packing.plan_layouts(items, row_length=32, rows=rows, max_length=40)
+    layouts = packing.plan_layouts(items, row_length=32, rows=rows)
     state = step.init_state(init(net), optimizer, 0)
     train_step = jax.jit(step.make_train_step(net, loss, optimizer))
     metrics = []
@@ -91,7 +91,7 @@ def test_all_steps_of_a_run_compile_once():
     items = random_comparisons(40, seed=1, responses=(2, 4))
     net, loss = network(), loss_config()
     optimizer = step.make_optimizer(optimizer_config(), 6)
-    layouts = packing.plan_layouts(items, row_length=24, rows=2, max_length=40)
+    layouts = packing.plan_layouts(items, row_length=24, rows=2)
     state = step.init_state(init(net), optimizer, 0)
     train_step = jax.jit(step.make_train_step(net, loss, optimizer))
     for number in range(6):  # the last one is short
@@ -116,11 +116,12 @@ def test_language_model_loss_is_the_mean_over_the_chosen_response():
     item = encoded('a', 3, (4, 5), weight=2.0)
     net = network()
     params = init(net)
-    layout, = packing.plan_layouts([item], row_length=16, rows=1, max_length=16)
+    layout, = packing.plan_layouts([item], row_length=16, rows=1)
     batch = packing.pack([item], layout)[0].micro_batch
-    value = net.language_model_loss(params, batch, net.hidden(params, batch))
-    hidden = net.hidden(params, batch)[0, 2:6]  # last prompt token and three of the response
-    log_probs = jax.nn.log_softmax(hidden @ params['decoder']['wte'].T)
+    hidden = net.hidden(params, batch, net.embed(params, batch), everywhere=True)
+    value = net.language_model_loss(params, batch, hidden)
+    predicting = hidden[0, 2:6]  # last prompt token and three of the response
+    log_probs = jax.nn.log_softmax(predicting @ params['decoder']['wte'].T)
     expected = -2.0 * np.mean([log_probs[i, t] for i, t in enumerate(item.responses[0])])
     assert float(value) == pytest.approx(expected, rel=1e-5)
     with_lm, without = (

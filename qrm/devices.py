@@ -73,6 +73,11 @@ class Spread:
         """One copy of state or metrics as `run` gives them; over a mesh, the split arrays."""
         return unreplicate(tree) if self._copied else tree
 
+    def to_save(self, state: Any) -> Any:
+        """The state as checkpoints take it."""
+        # Of arrays that are whole in each process, only NumPy's are saved by the first alone.
+        return jax.device_get(unreplicate(state)) if self._copied else state
+
     def compile(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
         """Compiles `step.make_train_step`'s function; the state given to it is used up.
 

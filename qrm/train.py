@@ -229,6 +229,8 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
         log = workdir.Metrics(folder, resume_from=start, tensorboard=config.train.tensorboard)
         progress = _Progress(steps)
         pending: list[tuple[int, Any]] = []
+        known: list[jax.Array] = []
+        interrupted = ''
 
         def flush() -> dict[str, float]:
             """Fetches the metrics of the steps since the last time, checks and writes them."""
@@ -244,7 +246,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             return row
 
         def save(done: int, nll: float | None) -> None:
-            own = spread.one(state)
+            own = spread.to_save(state)
             meta = {'position': min(done * batch_size, total), 'fingerprint': fingerprint,
                     'layout': layout}
             checkpoints.save(done, own.params, own._replace(params=None), meta, nll)
@@ -253,14 +255,18 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             for number in range(start, steps):
                 batches = make_batches(number)
                 stop = np.int32(bool(signals.received))
-                state, values, _ = run_step(state, [(batch, stop) for batch in batches])
+                state, values, stops = run_step(state, [(batch, stop) for batch in batches])
                 pending.append((number, values))
+                known.append(stops)
                 # The host stays one step ahead of the device, no more: a signal is served soon.
                 if len(pending) > 1:
                     jax.block_until_ready(pending[-2])
-                done = number + 1
+                done, stopped = number + 1, bool(signals.received)
+                if jax.process_count() > 1:
+                    # A signal may have come to some; all know of it after one more step.
+                    stopped = len(known) > 1 and bool(spread.one(known.pop(0)))
                 due = done % config.train.checkpoint_every == 0 or done == steps
-                if due or signals.received or done % config.train.log_every == 0:
+                if due or stopped or done % config.train.log_every == 0:
                     progress.update(done, flush())
                 if due:
                     held_out = held_out_metrics(spread.one(state.params), number)
@@ -268,14 +274,17 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                     save(done, held_out['nll'])
                     progress.note(done, f'held-out nll {held_out["nll"]:.4f}, accuracy '
                                         f'{held_out["accuracy"]:.3f}')
-                if signals.received:
+                if stopped:
                     if not due:
                         save(done, None)
-                    raise Interrupted(f'{signals.received}: saved {folder} at step {done} of '
-                                      f'{steps}; run the same command again to go on')
+                    interrupted = (f'{signals.received or "stopped"}: saved {folder} at step '
+                                   f'{done} of {steps}; run the same command again to go on')
+                    break
         finally:
             progress.close()
             log.close()
+    if interrupted:
+        raise Interrupted(interrupted)
 
 
 class _Signals:

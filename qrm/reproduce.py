@@ -17,8 +17,8 @@ from qrm.train import prepare, train
 def reproduce(config: Any, folder: str) -> str:
     """Runs the whole experiment in `folder`; goes on where an earlier run stopped.
 
-    Several processes all call it, see `train`, and come to the same table. Leaves one folder for each run, `<workload>-<head>`, and `table.json`, `table.md` and
-    `figures/`.
+    Leaves one folder for each run, `<workload>-<head>`, and `table.json`, `table.md` and
+    `figures/`. Several processes all call it, see `train`, and come to the same table.
 
     Returns:
       The table as Markdown.

@@ -106,8 +106,11 @@ def _join() -> None:
             'process_id': flags.FLAGS.process_id,
             'coordinator_bind_address': coordinator,  # by default it listens on all interfaces
         }
-    jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-                               shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **settings)
+    try:
+        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
+                                   shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **settings)
+    except (RuntimeError, ValueError) as error:
+        _fail(f'--coordinator={coordinator}: {error}')
     if jax.process_index():
         sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115 (open to the end)
 

@@ -76,7 +76,8 @@ class Spread:
     def to_save(self, state: Any) -> Any:
         """The state as checkpoints take it."""
         # Of arrays that are whole in each process, only NumPy's are saved by the first alone.
-        return jax.device_get(unreplicate(state)) if self._copied else state
+        # Copies, as the next step uses the state's memory while this is being saved.
+        return jax.tree.map(np.array, unreplicate(state)) if self._copied else state
 
     def compile(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
         """Compiles `step.make_train_step`'s function; the state given to it is used up.

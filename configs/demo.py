@@ -42,7 +42,7 @@ def get_config(arg: str = '') -> ConfigDict:
     model.checkpoint = ''  # Hugging Face folder or hub name; '': random, sizes below
     model.tokenizer = ''  # folder or hub name; '': the checkpoint's, or one trained on the data
     model.dtype = 'float32'  # of the computation, or 'bfloat16'; parameters are float32
-    model.attention = 'auto'  # implementation: fastest known here, or 'dense', 'tiled'
+    model.attention = 'auto'  # the fastest known for the device; or 'dense', 'tiled', 'pallas'
     model.remat = False  # recompute blocks in the backward pass: slower, less memory
     model.dropout = 0.0  # on embeddings, attention and residual branches while training
     model.sizes = sizes = ConfigDict()  # read if there is no checkpoint

@@ -60,6 +60,7 @@ def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] | None
     def guarded(unused_argv: list[str]) -> None:
         absl_logging.set_verbosity(absl_logging.ERROR)  # checkpointing warns of nothing of use
         logging.getLogger('jax').setLevel(logging.WARNING)
+        _cache_compilations()
         several = 'coordinator' in flags.FLAGS and flags.FLAGS.coordinator
         if several:
             _join()
@@ -120,6 +121,16 @@ def _leave(code: int, message: str) -> None:
     print(f'process {jax.process_index()}: {message}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
+
+
+def _cache_compilations() -> None:
+    """Keeps what is compiled, so that a second run of the same shapes starts at once.
+
+    In `JAX_COMPILATION_CACHE_DIR`, or below the user's cache folder.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        root = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
+        jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'qrm', 'compilations'))
 
 
 def _stop(number: int, unused_frame: Any) -> None:

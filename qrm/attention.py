@@ -8,6 +8,7 @@ attends to earlier tokens of its own segment that belong to the prompt or to its
     'dense'   scores all pairs of a row and masks them; the reference, and the only one with dropout
     'tiled'   a loop over the tiles of the mask that are not empty (block-sparse FlashAttention-2,
               Dao 2023), which neither computes nor stores what neighbours in a row would cost
+    'pallas'  the same as one kernel for NVIDIA GPUs, see `flash`; not for TPUs
 """
 
 import math
@@ -16,7 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-IMPLEMENTATIONS = ('auto', 'dense', 'tiled')
+from qrm import flash
+
+IMPLEMENTATIONS = ('auto', 'dense', 'tiled', 'pallas')
 
 _TILE = 64
 _LOWEST = float(jnp.finfo(jnp.float32).min)
@@ -26,15 +29,17 @@ class Plan(NamedTuple):
     """What attention needs to know of a micro-batch.
 
     Attributes:
-      mask: [R, L, L] bool, query by key.
-      tiles: [T, 3] int32, row, query tile and key tile of the tiles with any pair, ordered; None
-        for the dense implementation.
+      mask: [R, L, L] bool, query by key; L is rounded up to whole tiles for the others.
+      tiles: [T, 3] int32, row, query tile and key tile of the tiles with any pair, ordered; for
+        the tiled implementation.
       count: [] int32, how many of them are used.
+      listed: the same tiles as the kernel reads them; for 'pallas'.
     """
 
     mask: jax.Array
-    tiles: jax.Array | None
-    count: jax.Array | None
+    tiles: jax.Array | None = None
+    count: jax.Array | None = None
+    listed: flash.Tiles | None = None
 
 
 def plan(
@@ -44,21 +49,30 @@ def plan(
 
     Args:
       segments, responses: [R, L], see `packing.MicroBatch`.
-      implementation: one of `IMPLEMENTATIONS`; 'auto' is 'tiled' on CPU, 'dense' elsewhere.
+      implementation: one of `IMPLEMENTATIONS`; 'auto' is 'tiled' on CPU and 'dense' elsewhere, as
+        nothing else has been measured there yet.
       dropout: whether attention weights will be dropped, for which 'auto' is 'dense'.
+
+    Raises:
+      ValueError: 'pallas' on a TPU.
     """
     mask = attention_mask(segments, responses)
     if implementation == 'auto':
         tiled = jax.default_backend() == 'cpu' and not dropout
         implementation = 'tiled' if tiled else 'dense'
     if implementation == 'dense':
-        return Plan(mask, None, None)
+        return Plan(mask)
+    if implementation == 'pallas' and jax.default_backend() == 'tpu':
+        raise ValueError("attention 'pallas' is for NVIDIA GPUs; on a TPU use 'dense'")
     rows, length = segments.shape
     padding = -length % _TILE
     mask = jnp.pad(mask, ((0, 0), (0, padding), (0, padding)))
     n = mask.shape[1] // _TILE
-    real = jnp.pad(segments > 0, ((0, 0), (0, padding)))[:, :, None]
+    segments, responses = (jnp.pad(x, ((0, 0), (0, padding))) for x in (segments, responses))
+    real = (segments > 0)[:, :, None]
     used = jnp.any((mask & real).reshape(rows, n, _TILE, n, _TILE), axis=(2, 4))
+    if implementation == 'pallas':
+        return Plan(mask, listed=flash.tiles(segments, responses, used))
     at_most = rows * n * (n + 1) // 2  # causal
     tiles = jnp.stack(jnp.nonzero(used, size=at_most, fill_value=0), axis=1)
     return Plan(mask, tiles.astype(jnp.int32), jnp.sum(used, dtype=jnp.int32))
@@ -110,14 +124,15 @@ def attend(
     q = q * (1.0 / math.sqrt(q.shape[-1]))
     if reads is not None:
         return _at_reads(q, k, v, plan.mask, reads, dropout, dropout_key)
-    if plan.tiles is None:
+    if plan.tiles is None and plan.listed is None:
         return _dense(q, k, v, plan.mask, dropout, dropout_key)
     if dropout and dropout_key is not None:
         raise ValueError("attention dropout needs the implementation 'dense'")
-    padding = ((0, 0), (0, 0), (0, plan.mask.shape[1] - q.shape[1]), (0, 0))
+    length = q.shape[1]
+    padding = ((0, 0), (0, 0), (0, -length % _TILE), (0, 0))
     q, k, v = (jnp.pad(x.transpose(0, 2, 1, 3), padding) for x in (q, k, v))
-    out = _tiled(q, k, v, plan)
-    return out.transpose(0, 2, 1, 3)[:, :k.shape[2] - padding[2][1]]
+    out = _tiled(q, k, v, plan) if plan.listed is None else flash.attend(q, k, v, plan.listed)
+    return out.transpose(0, 2, 1, 3)[:, :length]
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:

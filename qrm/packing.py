@@ -14,7 +14,7 @@ for each response, so every reward is what the dialogue would get alone:
 A comparison too large for a row is laid out in several segments, each with its own copy of the
 prompt, in one micro-batch; this is exact too, as rewards are gathered from anywhere in it. A
 step consists of as many micro-batches of one fixed shape as its comparisons need; what is left
-over goes to a micro-batch of half that size.
+over goes to micro-batches of a quarter of that size.
 """
 
 import dataclasses
@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 
 from qrm.tokens import Encoded
+
+_FEW = 3  # micro-batches of a quarter; four would be no smaller than a whole one
 
 
 class MicroBatch(NamedTuple):
@@ -125,10 +127,10 @@ def round_length(tokens: int) -> int:
 def plan_layouts(
     encoded: Sequence[Encoded], *, row_length: int, rows: int
 ) -> tuple[Layout, ...]:
-    """The shapes that hold any of these comparisons exactly: one, and one of half its tokens.
+    """The shapes that hold any of these comparisons: one, and one of a quarter of its tokens.
 
-    The second has half the rows, or of a single row half the length; it takes what is left over
-    at the end of a step. More shapes would save little more and take longer to compile.
+    The second has a quarter of the rows, or one short row; it takes what is left over at the end
+    of a step. More shapes would save little more and take longer to compile.
 
     Args:
       encoded: all comparisons that will ever be packed into these layouts.
@@ -147,7 +149,7 @@ def plan_layouts(
     # Powers of two, again so that similar data have the same shapes.
     responses = 1 << (max(len(item.responses) for item in encoded) - 1).bit_length()
     typical = max(1, int(np.percentile(sizes, 5)))
-    shapes = [(count, length), (count // 2, length) if count > 1 else (1, length // 2)]
+    shapes = [(count, length), (count // 4, length) if count >= 4 else (1, count * length // 4)]
     return tuple(
         Layout(length, count, 1 << (max(1, count * length // typical)).bit_length() - 1, responses)
         for count, length in shapes if min(sizes) <= length
@@ -157,21 +159,21 @@ def plan_layouts(
 def pack(encoded: Sequence[Encoded], layouts: Sequence[Layout]) -> list[Packed]:
     """Packs comparisons into as few micro-batches as first-fit-decreasing finds.
 
-    All have the first layout, but one has the second if its comparisons fit there.
+    All have the first layout, but for the comparisons of one that fit a few of the second.
 
     Raises:
       ValueError: a comparison fits no micro-batch of the first layout.
     """
     order = sorted(range(len(encoded)), key=lambda i: (-encoded[i].size, i))
-    filled = [(0, placed) for placed in _first_fit(encoded, order, layouts[0])]
+    placed = [(0, one) for one in _first_fit(encoded, order, layouts[0])]
     for number, layout in enumerate(layouts[1:], start=1):
-        for i in reversed(range(len(filled))):  # the last ones are the emptiest
-            smaller = _in_one(encoded, filled[i][1].indices, layout)
-            if smaller is not None:
-                filled[i] = number, smaller
+        for i in reversed(range(len(placed))):  # the last ones are the emptiest
+            smaller = _in_few(encoded, placed[i][1].indices, layout)
+            if smaller:
+                placed[i:i + 1] = [(number, one) for one in smaller]
                 break
-    return [Packed(number, _fill(placed, encoded, layouts[number]), placed.indices)
-            for number, placed in filled]
+    return [Packed(number, _fill(one, encoded, layouts[number]), one.indices)
+            for number, one in placed]
 
 
 def make_batch(
@@ -188,7 +190,7 @@ def make_batch(
     stacks = []
     for number, layout in enumerate(layouts):
         filled = [item.micro_batch for item in packed if item.layout == number]
-        size = 1 if number else stack_size(layout, batch_size)
+        size = _FEW if number else stack_size(layout, batch_size)
         padding = [empty_micro_batch(layout)] * (size - len(filled))
         micro_batches = MicroBatch(*map(np.stack, zip(*filled, *padding, strict=True)))
         stacks.append(Stack(np.asarray(len(filled), np.int32), micro_batches))
@@ -310,15 +312,15 @@ def _first_fit(
     return placed
 
 
-def _in_one(encoded: Sequence[Encoded], order: Sequence[int], layout: Layout) -> _Placed | None:
-    """Places comparisons in one micro-batch, if they fit."""
-    if sum(encoded[i].size for i in order) > layout.rows * layout.length:
-        return None
+def _in_few(encoded: Sequence[Encoded], order: Sequence[int], layout: Layout) -> list[_Placed]:
+    """Places comparisons in at most `_FEW` micro-batches; none if they do not fit."""
+    if sum(encoded[i].size for i in order) > _FEW * layout.rows * layout.length:
+        return []
     try:
         placed = _first_fit(encoded, order, layout)
     except ValueError:
-        return None
-    return placed[0] if len(placed) == 1 else None
+        return []
+    return placed if len(placed) <= _FEW else []
 
 
 def _fill(placed: _Placed, encoded: Sequence[Encoded], layout: Layout) -> MicroBatch:

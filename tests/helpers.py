@@ -55,7 +55,7 @@ def loss_config(head='quantile', **kwargs):
 def single_batch(item, length):
     """A comparison of K = 1 alone in a row."""
     layout = packing.Layout(length, 1, 1, 1)
-    return packing.pack([item], layout)[0].micro_batch
+    return packing.pack([item], [layout])[0].micro_batch
 
 
 def load_config(name, arg='', **overrides):

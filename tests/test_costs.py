@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qrm import costs, packing
-from qrm.backbone import attention_mask
+from qrm.attention import attention_mask
 from tests.helpers import DECODER, encoded, init, network, random_comparisons
 
 
@@ -29,8 +29,8 @@ def test_visible_pairs_by_hand(prompt, responses, expected):
 
 @pytest.mark.parametrize('item', random_comparisons(5, seed=3))
 def test_visible_pairs_are_those_of_the_attention_mask(item):
-    layout = packing.plan_layouts([item], row_length=item.size, rows=1, max_length=item.size)[0]
-    batch = packing.pack([item], layout)[0].micro_batch
+    layout = packing.Layout(item.size, 1, 1, len(item.responses))
+    batch = packing.pack([item], [layout])[0].micro_batch
     mask = np.asarray(attention_mask(batch.segments, batch.responses))
     assert costs.visible_pairs(item) == mask[batch.segments > 0].sum()
 

@@ -9,6 +9,7 @@ import pytest
 
 from qrm import losses, packing
 from qrm.attention import attention_mask
+from qrm.benchmark import synthetic
 from tests.helpers import encoded, init, loss_config, network, random_comparisons, single_batch
 
 
@@ -19,7 +20,7 @@ def test_layout_of_one_comparison_drawn_by_hand():
         responses=(np.array([21, 22], np.int32), np.array([31, 32, 33], np.int32)),
         margin=0.5, weight=2.0,
     )
-    packed, = packing.pack([item], packing.Layout(length=10, rows=1, slots=2, responses=2))
+    packed, = packing.pack([item], [packing.Layout(length=10, rows=1, slots=2, responses=2)])
     batch = packed.micro_batch
     np.testing.assert_array_equal(batch.tokens, [[11, 12, 13, 21, 22, 31, 32, 33, 0, 0]])
     np.testing.assert_array_equal(batch.positions, [[0, 1, 2, 3, 4, 3, 4, 5, 0, 0]])
@@ -51,44 +52,86 @@ def test_layout_of_one_comparison_drawn_by_hand():
 
 def test_a_comparison_too_large_for_a_row_gets_several_segments():
     item = encoded('a', 4, (5, 3, 6))
-    layout, = packing.plan_layouts([item], row_length=12, rows=1)
     # 4 + 5 + 3 = 12 tokens in one row, the prompt again with the third response in another.
-    assert layout.rows == 2
-    batch = packing.pack([item], layout)[0].micro_batch
+    batch = packing.pack([item], [packing.Layout(12, 2, 1, 3)])[0].micro_batch
     np.testing.assert_array_equal(batch.tokens[1, :10], np.r_[item.prompt, item.responses[2]])
     np.testing.assert_array_equal(batch.reads, [[8, 11, 12 + 9]])
     assert batch.segments[0, 0] != batch.segments[1, 0]
 
 
-def test_longer_dialogues_get_longer_rows():
-    items = [encoded('a', 4, (5, 3)), encoded('b', 10, (20, 3))]
-    short, long = packing.plan_layouts(items, row_length=16, rows=4)
-    assert (short.length, short.rows, long.length, long.rows) == (16, 4, 32, 2)
-    assert [packing.layout_of(item, (short, long)) for item in items] == [0, 1]
+def test_rows_are_as_long_as_the_data_need():
+    small = encoded('a', 4, (5, 3))
+    assert packing.fit_row_length([small], 16) == 16
+    # A dialogue of 30 tokens; 33 tokens in all fit a row of four times 16: rounded up to 36.
+    assert packing.fit_row_length([small, encoded('b', 10, (20, 3))], 16) == 40
+    # 10 + 4 * 20 = 90 tokens are more than four rows: the prompt is repeated.
+    many = encoded('c', 10, (20,) * 4)
+    assert packing.fit_row_length([many], 16) == 64
+    assert [len(run) for _, run in packing.runs(many, 64)] == [2, 2]
+    # A dialogue of 100 tokens must fit, whatever it takes.
+    assert packing.fit_row_length([encoded('d', 1, (99,))], 16) == 112
 
 
-@pytest.mark.parametrize('row_length', [40, 64])
+def test_lengths_are_rounded_to_eight_an_octave():
+    assert [packing.round_length(n) for n in (1, 9, 64, 65, 72, 129, 673, 1000, 1025, 2000)] == [
+        8, 16, 64, 80, 80, 160, 768, 1024, 1280, 2048]
+
+
+def test_the_second_shape_has_a_quarter_of_the_tokens():
+    items = [encoded(i, 4, (5, 3)) for i in range(40)]
+
+    def shapes(**sizes):
+        return [(x.rows, x.length) for x in packing.plan_layouts(items, **sizes)]
+
+    assert shapes(row_length=16, rows=8) == [(8, 16), (2, 16)]
+    assert shapes(row_length=16, rows=3) == [(3, 16), (1, 12)]
+    assert shapes(row_length=64, rows=1) == [(1, 64), (1, 16)]
+    assert shapes(row_length=32, rows=1) == [(1, 32)]  # no comparison of 12 fits a row of 8
+
+
+def test_what_is_left_over_goes_to_the_smaller_shape():
+    layouts = packing.Layout(48, 1, 8, 2), packing.Layout(12, 1, 8, 2)
+    items = [encoded(i, 4, (5, 3)) for i in range(7)]
+    expected = {4: [(0, 4)], 5: [(0, 4), (1, 1)], 7: [(0, 4), (1, 1), (1, 1), (1, 1)]}
+    for count, found in expected.items():
+        packed = packing.pack(items[:count], layouts)
+        assert [(x.layout, len(x.indices)) for x in packed] == found
+        counts = [int(stack.count) for stack in packing.make_batch(items[:count], layouts, 7)]
+        assert counts == [1, len(found) - 1]
+
+
+def test_steps_of_many_comparisons_are_packed_to_97_percent():
+    items = synthetic(640, vocab_size=50, max_length=512, seed=0)  # lengths as in HH
+    layouts = packing.plan_layouts(items, row_length=1024, rows=1)
+    slots = sum(
+        int(stack.count) * layout.rows * layout.length
+        for start in range(0, 640, 64)
+        for stack, layout in zip(
+            packing.make_batch(items[start:start + 64], layouts, 64), layouts, strict=True)
+    )
+    assert sum(item.size for item in items) / slots > 0.97
+
+
+@pytest.mark.parametrize(('row_length', 'rows'), [(10, 3), (40, 1), (64, 3)])
 @pytest.mark.parametrize('seed', [0, 1])
-def test_packing_keeps_every_comparison_once(row_length, seed):
+def test_packing_keeps_every_comparison_once(row_length, rows, seed):
     items = random_comparisons(80, seed=seed)
-    layouts = packing.plan_layouts(items, row_length=row_length, rows=3)
+    layouts = packing.plan_layouts(items, row_length=row_length, rows=rows)
     found = []
-    for number, layout in enumerate(layouts):
-        members = [i for i, x in enumerate(items) if packing.layout_of(x, layouts) == number]
-        for packed in packing.pack([items[i] for i in members], layout):
-            batch = packed.micro_batch
-            for slot, index in enumerate(packed.indices):
-                item = items[members[index]]
-                found.append(members[index])
-                assert batch.present[slot].sum() == len(item.responses)
-                for k, response in enumerate(item.responses):
-                    row, column = divmod(batch.reads[slot, k], layout.length)
-                    start = column - len(response) + 1
-                    np.testing.assert_array_equal(batch.tokens[row, start:column + 1], response)
-                    own = batch.segments[row] == batch.segments[row, column]
-                    prompt = own & (batch.responses[row] == 0)
-                    np.testing.assert_array_equal(batch.tokens[row, prompt], item.prompt)
-                    assert batch.positions[row, column] == len(item.prompt) + len(response) - 1
+    for packed in packing.pack(items, layouts):
+        batch = packed.micro_batch
+        for slot, index in enumerate(packed.indices):
+            item = items[index]
+            found.append(index)
+            assert batch.present[slot].sum() == len(item.responses)
+            for k, response in enumerate(item.responses):
+                row, column = divmod(batch.reads[slot, k], layouts[packed.layout].length)
+                start = column - len(response) + 1
+                np.testing.assert_array_equal(batch.tokens[row, start:column + 1], response)
+                own = batch.segments[row] == batch.segments[row, column]
+                prompt = own & (batch.responses[row] == 0)
+                np.testing.assert_array_equal(batch.tokens[row, prompt], item.prompt)
+                assert batch.positions[row, column] == len(item.prompt) + len(response) - 1
     assert sorted(found) == list(range(80))
 
 
@@ -102,7 +145,7 @@ def _alone(item):
 
 
 @pytest.mark.parametrize('head', ['scalar', 'quantile'])
-@pytest.mark.parametrize('row_length', [24, 40, 64])
+@pytest.mark.parametrize('row_length', [12, 40, 128])
 def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_length):
     items = random_comparisons(9, seed=3, responses=(2, 4))
     net, loss = network(head), loss_config(head)
@@ -111,21 +154,16 @@ def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_leng
     params = jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)
     layouts = packing.plan_layouts(items, row_length=row_length, rows=2)
     forward = jax.jit(lambda params, batch: net(params, batch).quantiles)
-    packed = [
-        (batch, [x for x in items if packing.layout_of(x, layouts) == number])
-        for number, layout in enumerate(layouts)
-        for batch in packing.pack([x for x in items if packing.layout_of(x, layouts) == number],
-                                  layout)
-    ]
+    packed = packing.pack(items, layouts)
 
     objective = jax.jit(losses.pair_loss(loss))
 
     def packed_loss(params):
         total, rewards = 0.0, {}
-        for (batch, indices), members in packed:
+        for _, batch, indices in packed:
             quantiles = forward(params, batch)
             for slot, index in enumerate(indices):
-                item = members[index]
+                item = items[index]
                 rewards[item.id] = quantiles[slot, :len(item.responses)]
             each = jax.vmap(lambda *x: losses.comparison_loss(loss, *x))
             total += jnp.sum(batch.weight * each(quantiles, batch.preference, batch.margin))
@@ -189,9 +227,9 @@ def test_stacks_are_large_enough_for_any_batch(seed):
 @pytest.mark.parametrize('responses', [(20, 20), (10,) * 16])
 def test_comparisons_larger_than_a_row_still_share_micro_batches(responses):
     items = [encoded(i, 100, responses, seed=i) for i in range(64)]
-    layout, = packing.plan_layouts(items, row_length=128, rows=8)
+    layout = packing.Layout(128, 8, 64, 16)
     needed = sum(len(packing.runs(item, 128)) for item in items)
-    packed = packing.pack(items, layout)
+    packed = packing.pack(items, [layout])
     assert len(packed) <= packing.stack_size(layout, 64)
     assert len(packed) <= 1.25 * needed / layout.rows + 1
 
@@ -206,7 +244,8 @@ def test_first_fit_keeps_to_the_size_of_a_stack(seed):
     size = int(rng.integers(1, 31))
     chosen = [items[i] for i in rng.permutation(30)[:size]]
     for stack, layout in zip(packing.make_batch(chosen, layouts, 30), layouts, strict=True):
-        assert stack.micro_batches.tokens.shape[0] == packing.stack_size(layout, 30)
+        most = 3 if layout is not layouts[0] else packing.stack_size(layout, 30)
+        assert stack.micro_batches.tokens.shape[0] == most
 
 
 def test_every_epoch_is_a_permutation_and_a_step_needs_no_history():
@@ -238,7 +277,7 @@ def test_devices_get_equal_numbers_of_comparisons_and_similar_work():
 def test_ties_and_later_responses_are_language_model_targets_only_if_preferred():
     tie = encoded('tie', 2, (2, 2), preference=[[0, 0.5], [0.5, 0]])
     second = encoded('second', 0, (2, 3), preference=[[0, 0], [1, 0]], weight=3.0)
-    batch = packing.pack([tie, second], packing.Layout(12, 1, 2, 2))[0].micro_batch
+    batch = packing.pack([tie, second], [packing.Layout(12, 1, 2, 2)])[0].micro_batch
     # Without a prompt the first token of a response is not predicted by anything.
     np.testing.assert_allclose(batch.lm_weights.sum(), 3.0)
     assert (batch.lm_weights > 0).sum() == 2
@@ -250,7 +289,5 @@ def test_what_cannot_be_packed_is_refused():
     item = encoded('a', 4, (20,))
     with pytest.raises(ValueError, match='nothing|no comparisons'):
         packing.plan_layouts([], row_length=8, rows=1)
-    with pytest.raises(ValueError, match='24 tokens fits no row'):
-        packing.layout_of(item, [packing.Layout(16, 1, 1, 1)])
-    with pytest.raises(ValueError, match='a: fits no micro-batch'):
-        packing.pack([item], packing.Layout(16, 1, 1, 1))
+    with pytest.raises(ValueError, match='a: 1 segments of up to 24 tokens fit no micro-batch'):
+        packing.pack([item], [packing.Layout(16, 1, 1, 1)])

@@ -54,7 +54,7 @@ def test_a_step_is_gradient_descent_on_the_weighted_mean_loss():
     net, loss = network(), loss_config()
     params = init(net)
     layout = packing.Layout(length=40, rows=1, slots=3, responses=2)
-    batch = packing.pack(items, layout)[0].micro_batch
+    batch = packing.pack(items, [layout])[0].micro_batch
 
     def mean_loss(params):
         quantiles = net(params, batch).quantiles
@@ -117,7 +117,7 @@ def test_language_model_loss_is_the_mean_over_the_chosen_response():
     net = network()
     params = init(net)
     layout, = packing.plan_layouts([item], row_length=16, rows=1)
-    batch = packing.pack([item], layout)[0].micro_batch
+    batch = packing.pack([item], [layout])[0].micro_batch
     hidden = net.hidden(params, batch, net.embed(params, batch), everywhere=True)
     value = net.language_model_loss(params, batch, hidden)
     predicting = hidden[0, 2:6]  # last prompt token and three of the response

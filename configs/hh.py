@@ -88,6 +88,7 @@ def get_config(arg: str = '') -> ConfigDict:
     train.max_steps = 0  # ends the run early; 0: no limit
     train.row_length = 1024  # tokens of a packed row, or more where a dialogue needs them
     train.rows = 1  # rows of a micro-batch on one device; a step runs as many as it needs
+    train.sharding = 'replicated'  # state on several devices: a copy on each, or 'fsdp': in shards
     train.checkpoint_every = 100  # steps between held-out evaluations, each with a checkpoint
     train.keep = 2  # last checkpoints to keep, beside the best
     train.log_every = 10  # steps between fetching metrics from the device and writing them

@@ -13,6 +13,7 @@ from qrm import workdir
 from qrm.evaluate import evaluate
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+launch.define_process_flags()
 
 
 def main() -> None:

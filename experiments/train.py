@@ -11,6 +11,7 @@ from qrm.train import train
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file, such as configs/demo.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; a rerun goes on in it.')
+launch.define_process_flags()
 
 
 def main() -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
-from qrm import attention
+from qrm import attention, sharding
 
 # Hugging Face names of activations; GPT-2 uses the tanh approximation of GELU.
 ACTIVATIONS = {
@@ -23,6 +24,8 @@ ACTIVATIONS = {
     'relu': nn.relu,
     'silu': nn.silu,
 }
+
+_PRODUCT = 'product'  # what checkpointing calls the results of the projections
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +120,8 @@ class Decoder:
     """GPT-2 as pure functions: embeddings, `n_layer` blocks, final norm.
 
     Parameters are float32; the blocks' are stacked, with a leading layer axis. The residual
-    stream and matrix products are in `dtype`, norms and softmax in float32.
+    stream and matrix products are in `dtype`, norms and softmax in float32. Leaves may be shards,
+    see `sharding`; those of the blocks are then gathered one block at a time.
 
     Attributes:
       config: architecture.
@@ -149,7 +153,8 @@ class Decoder:
 
     def embed(self, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """Sum of token and position embeddings, [R, L] int32 each -> [R, L, D] float32."""
-        return params['wte'][tokens] + params['wpe'][positions]
+        return (sharding.look_up(params['wte'], tokens)
+                + sharding.look_up(params['wpe'], positions))
 
     def add_embedding_gradient(
         self, total: Any, gradient: jax.Array, tokens: jax.Array, positions: jax.Array
@@ -160,8 +165,8 @@ class Decoder:
         and add a gradient of the size of the vocabulary.
         """
         return total | {
-            'wte': total['wte'].at[tokens].add(gradient),
-            'wpe': total['wpe'].at[positions].add(gradient),
+            'wte': sharding.add_rows(total['wte'], tokens, gradient),
+            'wpe': sharding.add_rows(total['wpe'], positions, gradient),
         }
 
     def __call__(
@@ -196,9 +201,17 @@ class Decoder:
 
         def run(x: jax.Array, layer: Any, key: jax.Array | None, reads=None) -> jax.Array:
             rngs = None if key is None else {'dropout': key}
-            return self._block.apply({'params': layer}, x, plan, reads, key is None, rngs=rngs)
+            return self._block.apply({'params': sharding.whole(layer)}, x, plan, reads,
+                                     key is None, rngs=rngs)
 
-        step = jax.checkpoint(run, prevent_cse=False) if self.remat else run
+        step, sharded = run, sharding.is_sharded(params['h'])
+        if self.remat:
+            step = jax.checkpoint(run, prevent_cse=False)
+        elif sharded:
+            # Products are kept, gathered weights are not: they are gathered again.
+            step = jax.checkpoint(
+                run, prevent_cse=False,
+                policy=jax.checkpoint_policies.save_only_these_names(_PRODUCT))
         x, layers = embedded.astype(self.dtype), params['h']
         most = c.n_layer if reads is None else c.n_layer - 1
         if isinstance(layers, tuple):
@@ -211,7 +224,8 @@ class Decoder:
                                 (scanned, keys and jnp.stack(keys)[:most]))
             last = jax.tree.map(lambda leaf: leaf[-1], layers)
         if reads is not None:
-            x = run(x, last, keys and keys[-1], reads)
+            # The last block is differentiated at once: only gathered weights are worth forgetting.
+            x = (step if sharded else run)(x, last, keys and keys[-1], reads)
         return _norm(c, None).apply({'params': params['ln_f']}, x)
 
     @property
@@ -241,7 +255,8 @@ def _dense(config: DecoderConfig, features: int, dtype: Any, name: str, depth: i
     scale = config.initializer_range / math.sqrt(2 * depth or 1)
     return nn.Dense(features, dtype=dtype, precision=attention.precision(dtype), name=name,
                     kernel_init=nn.initializers.normal(scale),
-                    dot_general=lambda x, kernel, *unused, **unused_kw: _project(x, kernel))
+                    dot_general=lambda x, kernel, *unused, **unused_kw: checkpoint_name(
+                        _project(x, kernel), _PRODUCT))
 
 
 @jax.custom_vjp

@@ -24,7 +24,10 @@ class Checkpoints:
     Args:
       workdir: folder of the run.
       keep: how many of the last checkpoints to keep, beside the best.
-      read_only: only restore; nothing in the folder is touched.
+      read_only: only restore; nothing in the folder is touched, and no other process waited for.
+
+    With several processes all of them save and restore together. If one of them leaves by an
+    exception, which the others may not have, it does not wait for saves to be finished.
     """
 
     def __init__(self, workdir: str, *, keep: int = 1, read_only: bool = False):
@@ -36,12 +39,16 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
+        this = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'alone{this}')
         options = ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[_METRIC],
             best_mode='min',
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
             cleanup_tmp_directories=not read_only,
             create=not read_only,
+            multiprocessing_options=alone if read_only else ocp.options.MultiprocessingOptions(),
         )
         if read_only and not os.path.isdir(self._path):
             raise WorkdirError(f'{self._path}: no such folder; expected the checkpoints of a run')
@@ -50,8 +57,9 @@ class Checkpoints:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *unused) -> None:
-        self._manager.close()
+    def __exit__(self, kind: type[BaseException] | None, *unused) -> None:
+        if kind is None or jax.process_count() == 1:
+            self._manager.close()
 
     @property
     def latest(self) -> int | None:
@@ -97,7 +105,7 @@ class Checkpoints:
             raise ValueError(f'step {step} is not newer than the latest checkpoint {self.latest}')
 
     def restore(self, step: int, params: Any, state: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Restores (params, state, meta); the arguments give shapes and dtypes."""
+        """Restores (params, state, meta); the arguments give shapes, dtypes and how to split."""
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
@@ -115,8 +123,14 @@ class Checkpoints:
 
 
 def _abstract(tree: Any) -> Any:
-    """Shapes on this process's first device: a checkpoint restores on any number of devices."""
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), tree
-    )
+    """Shapes where the leaves are split, or else on this process's first device.
+
+    So a checkpoint restores on any number of devices, split or not.
+    """
+    local = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def shape(leaf: Any) -> jax.ShapeDtypeStruct:
+        place = leaf.sharding if isinstance(leaf.sharding, jax.sharding.NamedSharding) else local
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
+
+    return jax.tree.map(shape, tree)

@@ -7,7 +7,7 @@ before anything is loaded, and turned into the frozen objects the rest of the pa
 import math
 from typing import Any
 
-from qrm import attention, demo, losses, step, tokens
+from qrm import attention, demo, devices, losses, step, tokens
 from qrm.backbone import DecoderConfig
 from qrm.heads import HeadConfig
 from qrm.network import DTYPES
@@ -72,6 +72,7 @@ _CHOICES = {
     'loss.targets': losses.TARGETS,
     'optimizer.name': step.OPTIMIZERS,
     'optimizer.schedule': step.SCHEDULES,
+    'train.sharding': devices.MODES,
     'evaluation.checkpoint': ('best', 'last'),
 }
 

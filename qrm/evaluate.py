@@ -3,6 +3,8 @@
 import os
 from typing import Any, NamedTuple
 
+import jax
+
 from qrm import config as config_lib
 from qrm import metrics, model, tokens, workdir
 from qrm.comparisons import DataError, DataReport
@@ -60,7 +62,8 @@ def evaluate(config: Any, folder: str) -> Evaluation:
                         + report.format())
     predictions = metrics.ordered_pairs(encoded, loaded.predict(encoded), loaded.loss)
     summary = metrics.summarise(predictions)
-    metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions)
+    if not jax.process_index():
+        metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions)
     workdir.write_json(os.path.join(folder, 'evaluation.json'), {
         'data': data.path, 'workload': config.workload, 'head': config.head.name,
         'checkpoint': config.evaluation.checkpoint, 'metrics': summary,

@@ -2,12 +2,16 @@
 
 import collections
 import dataclasses
+import functools
 from collections.abc import Sequence
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from qrm.devices import replicate
+from qrm import sharding
+from qrm.devices import own_devices, put, replicate, stack, unreplicate
 from qrm.network import Params, RewardNetwork
 from qrm.packing import (
     Layout,
@@ -22,7 +26,7 @@ from qrm.packing import (
 )
 from qrm.tokens import Encoded
 
-_AHEAD = 2  # micro-batches that run while the host prepares the next
+_AHEAD = 1  # micro-batches that run while the host prepares the next
 _CHUNK = 4096  # comparisons packed together; bounds memory and the time spent on packing
 
 
@@ -33,13 +37,17 @@ def predict(
     *,
     row_length: int,
     rows: int,
+    mesh: Mesh | None = None,
 ) -> list[np.ndarray]:
     """Quantiles of every response, whatever shares its rows.
+
+    With several processes all of them call it, with the same comparisons, and get all quantiles.
 
     Args:
       network, params: the reward model.
       encoded: comparisons with any number of responses.
       row_length, rows: shape of a micro-batch, see `packing.plan_layouts`.
+      mesh: the mesh over which params are split, see `sharding`; None: they are not.
 
     Returns:
       One [K, N] float32 array for each comparison, in order.
@@ -60,8 +68,8 @@ def predict(
                 preference=item.preference[part.start:part.stop, part.start:part.stop]))
             owners.append((owner, part.start))
     layouts = plan_layouts(pieces, row_length=length, rows=max(1, rows * row_length // length))
-    devices = jax.local_device_count()
-    params = params if devices == 1 else replicate(params)
+    devices = jax.device_count()
+    params = params if devices == 1 or mesh is not None else replicate(params)
     running: collections.deque[tuple[jax.Array, list[Packed], int]] = collections.deque()
 
     def fetch() -> None:
@@ -78,7 +86,8 @@ def predict(
             members = [item for item in packed if item.layout == number]
             for first in range(0, len(members), devices):
                 group = members[first:first + devices]
-                outputs = _forward(network, params, [p.micro_batch for p in group], layout)
+                outputs = _forward(network, params, [p.micro_batch for p in group], layout,
+                                   mesh)
                 running.append((outputs, group, start))
                 # The devices never wait for the host to take results away.
                 if len(running) > _AHEAD:
@@ -89,14 +98,21 @@ def predict(
 
 
 def _forward(
-    network: RewardNetwork, params: Params, batches: list[MicroBatch], layout: Layout
+    network: RewardNetwork,
+    params: Params,
+    batches: list[MicroBatch],
+    layout: Layout,
+    mesh: Mesh | None,
 ) -> jax.Array:
     """Quantiles [devices, C, K, N] of up to one micro-batch for each device."""
-    devices = jax.local_device_count()
-    if devices == 1:
+    devices = jax.device_count()
+    if devices == 1 and mesh is None:
         return _apply(network, params, batches[0])[None]
     batches = batches + [empty_micro_batch(layout)] * (devices - len(batches))
-    return _apply_all(network, params, jax.tree.map(lambda *x: np.stack(x), *batches))
+    own = [batches[i] for i in own_devices()]
+    if mesh is None:
+        return unreplicate(_apply_all(network, params, stack(own)))
+    return _apply_split(network, mesh, params, put(own, mesh))
 
 
 def _quantiles(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
@@ -104,4 +120,18 @@ def _quantiles(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax
 
 
 _apply = jax.jit(_quantiles, static_argnums=0)
-_apply_all = jax.pmap(_quantiles, static_broadcasted_argnums=0)
+
+
+@functools.partial(jax.pmap, axis_name='devices', static_broadcasted_argnums=0)
+def _apply_all(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
+    return jax.lax.all_gather(_quantiles(network, params, batch), 'devices')
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_split(
+    network: RewardNetwork, mesh: Mesh, params: Params, batch: MicroBatch
+) -> jax.Array:
+    def own(params, batch):
+        return jax.lax.all_gather(_quantiles(network, params, batch), sharding.AXIS)
+
+    return sharding.on_shards(own, mesh, P())(params, batch)

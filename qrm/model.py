@@ -134,7 +134,8 @@ def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardM
 def describe(workdir: str, model: RewardModel) -> None:
     """Writes what `load` needs beside the checkpoints: `model.json` and the tokenizer."""
     folder = os.path.join(workdir, 'tokenizer')
-    if not os.path.isdir(folder):  # Appears whole or not at all, also if the run is killed here.
+    if not jax.process_index() and not os.path.isdir(folder):
+        # Appears whole or not at all, also if the run is killed here.
         shutil.rmtree(folder + '.tmp', ignore_errors=True)
         model.tokenizer.save_pretrained(folder + '.tmp')
         os.rename(folder + '.tmp', folder)

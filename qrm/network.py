@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrm import attention, backbone
+from qrm import attention, backbone, sharding
 from qrm.backbone import Decoder, DecoderConfig
 from qrm.heads import Head, HeadConfig, Reward
 from qrm.packing import MicroBatch
@@ -22,6 +22,8 @@ DTYPES = ('float32', 'bfloat16')
 @dataclasses.dataclass(frozen=True)
 class RewardNetwork:
     """Architecture of a reward model; parameters are `{'decoder': ..., 'head': ...}`.
+
+    Leaves of the parameters may be shards, see `sharding.on_shards`.
 
     Attributes:
       decoder: architecture of the backbone.
@@ -89,7 +91,7 @@ class RewardNetwork:
 
     def rewards(self, params: Params, hidden: jax.Array) -> Reward:
         """Rewards [..., N] of hidden states [..., D]."""
-        return Head(self.head).apply({'params': params['head']}, hidden)
+        return Head(self.head).apply({'params': sharding.whole(params['head'])}, hidden)
 
     def __call__(self, params: Params, batch: MicroBatch) -> Reward:
         """Rewards [C, K, N] of a micro-batch; entries that are not present are meaningless."""
@@ -103,7 +105,7 @@ class RewardNetwork:
         Each comparison counts its weight times the mean over the tokens of its preferred
         response, EOS included; the output embedding is the input embedding, as in GPT-2.
         """
-        wte = params['decoder']['wte'].astype(self.dtype)
+        wte = sharding.whole(params['decoder']['wte']).astype(self.dtype)
         logits = jnp.einsum('rld,vd->rlv', hidden.astype(self.dtype), wte,
                             preferred_element_type=jnp.float32)
         log_probs = jax.nn.log_softmax(logits, axis=-1)

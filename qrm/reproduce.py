@@ -4,6 +4,8 @@ import copy
 import os
 from typing import Any
 
+import jax
+
 from qrm import analysis, demo, figures, workdir
 from qrm import config as config_lib
 from qrm.comparisons import DataError
@@ -16,7 +18,7 @@ def reproduce(config: Any, folder: str) -> str:
     """Runs the whole experiment in `folder`; goes on where an earlier run stopped.
 
     Leaves one folder for each run, `<workload>-<head>`, and `table.json`, `table.md` and
-    `figures/`.
+    `figures/`. Several processes all call it, see `train`, and come to the same table.
 
     Returns:
       The table as Markdown.
@@ -52,7 +54,8 @@ def reproduce(config: Any, folder: str) -> str:
     text = analysis.format_table(table)
     workdir.write_json(os.path.join(folder, 'table.json'), table)
     workdir.write_text(os.path.join(folder, 'table.md'), text)
-    figures.draw_all(folder, runs)
+    if not jax.process_index():
+        figures.draw_all(folder, runs)
     return text
 
 

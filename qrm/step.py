@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
 
-from qrm import losses
+from qrm import losses, sharding
 from qrm.devices import all_sum
 from qrm.network import Params, RewardNetwork, stack_blocks, unstack_blocks
 from qrm.packing import Batch, MicroBatch
@@ -106,20 +108,28 @@ def decays(params: Params) -> Params:
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
 
 
-def init_state(params: Params, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
-    """The state before the first step."""
-    key = jax.random.key_data(jax.random.key(seed))
-    return TrainState(jnp.zeros((), jnp.int32), params, optimizer.init(params), key)
+def init_state(
+    params: Params, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh | None = None
+) -> TrainState:
+    """The state before the first step; with a mesh, over which params are split, split likewise."""
+
+    def rest(params: Params) -> TrainState:
+        key = jax.random.key_data(jax.random.key(seed))
+        return TrainState(jnp.zeros((), jnp.int32), None, optimizer.init(params), key)
+
+    places = None if mesh is None else sharding.shardings(jax.eval_shape(rest, params), mesh)
+    return jax.jit(rest, out_shardings=places)(params)._replace(params=params)
 
 
 def make_train_step(
     network: RewardNetwork, loss: losses.LossConfig, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds `train_step(state, batch, *, axis_name=None) -> (state, metrics)`.
+    """Builds `train_step(state, batch, *, axis_name=None, mesh=None) -> (state, metrics)`.
 
     With an axis name the function runs under `pmap` on that device's share of the batch, with
-    replicated state; without, on one device. Metrics are those of `Sums.metrics` and the norm
-    of the gradient before clipping. A batch whose weights are all 0 gives a NaN loss.
+    replicated state; with a mesh, on all shares and on state split as in `sharding`; without
+    either, on one device. Metrics are those of `Sums.metrics` and the norm of the gradient before
+    clipping. A batch whose weights are all 0 gives a NaN loss.
     """
 
     def objective(
@@ -146,37 +156,74 @@ def make_train_step(
         gradients, sums = jax.tree.map(jnp.add, total, (of_params, sums))
         return network.add_embedding_gradient(gradients, batch, of_embedded), sums
 
-    def train_step(
-        state: TrainState, batch: Batch, *, axis_name: str | None = None
-    ) -> tuple[TrainState, dict[str, jax.Array]]:
-        key = None
+    def add_batch(
+        params: Params, batch: Batch, step: jax.Array, key: jax.Array, axis_name: str | None
+    ) -> tuple[Params, Sums]:
+        """Sums over the micro-batches of one device."""
+        own = None
         if network.dropout:
-            key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+            own = jax.random.fold_in(jax.random.wrap_key_data(key), step)
             if axis_name is not None:
-                key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
-        # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
-        # elsewhere a scan keeps compilation short.
-        unrolled = jax.default_backend() == 'cpu'
-        params = unstack_blocks(state.params) if unrolled else state.params
+                own = jax.random.fold_in(own, jax.lax.axis_index(axis_name))
         zeros = jnp.zeros((), jnp.float32)
         total = (jax.tree.map(jnp.zeros_like, params), Sums(*[zeros] * len(Sums._fields)))
         for number, stack in enumerate(batch):
 
             def add(i, carry, stack=stack, number=number):
                 micro_batch = jax.tree.map(lambda x: x[i], stack.micro_batches)
-                own = None if key is None else jax.random.fold_in(
-                    jax.random.fold_in(key, number), i)
-                return add_micro_batch(carry, params, micro_batch, own)
+                drop = None if own is None else jax.random.fold_in(
+                    jax.random.fold_in(own, number), i)
+                return add_micro_batch(carry, params, micro_batch, drop)
 
-            # The trip count is data: one compilation serves however many are filled.
-            total = jax.lax.fori_loop(0, stack.count, add, total)
-        gradients, sums = all_sum(total, axis_name)
-        gradients = stack_blocks(gradients) if unrolled else gradients
+            # The trip count is data: one compilation serves however many are filled. Where
+            # shards are gathered in the loop, all devices go round as often as the fullest.
+            count = stack.count
+            if sharding.is_sharded(params):
+                count = jax.lax.pmax(count, axis_name)
+            total = jax.lax.fori_loop(0, count, add, total)
+        return total
+
+    def over_devices(
+        state: TrainState, batch: Batch, axis_name: str | None
+    ) -> tuple[Params, Sums]:
+        # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
+        # elsewhere a scan keeps compilation short.
+        unrolled = jax.default_backend() == 'cpu'
+        params = unstack_blocks(state.params) if unrolled else state.params
+        gradients, sums = all_sum(
+            add_batch(params, batch, state.step, state.key, axis_name), axis_name)
+        return stack_blocks(gradients) if unrolled else gradients, sums
+
+    def over_mesh(state: TrainState, batch: Batch, mesh: Mesh) -> tuple[Params, Sums]:
+
+        def own(params, batch, step, key):
+            gradients, sums = add_batch(params, batch, step, key, sharding.AXIS)
+            return sharding.add_up(gradients), all_sum(sums, sharding.AXIS)
+
+        splits = sharding.specs(state.params, mesh.size)
+        return sharding.on_shards(own, mesh, (splits, P()))(
+            state.params, batch, state.step, state.key)
+
+    def train_step(
+        state: TrainState,
+        batch: Batch,
+        *,
+        axis_name: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if mesh is None:
+            gradients, sums = over_devices(state, batch, axis_name)
+        else:
+            gradients, sums = over_mesh(state, batch, mesh)
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
+        # Over a mesh these are whole arrays to look at, so that norms are those of all shards.
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = sums.metrics() | {'gradient_norm': optax.tree.norm(gradients)}
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, state.key), metrics
+        state = TrainState(state.step + 1, params, opt_state, state.key)
+        if mesh is not None:
+            state = jax.lax.with_sharding_constraint(state, sharding.shardings(state, mesh))
+        return state, metrics
 
     return train_step
 

@@ -10,13 +10,24 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 import tqdm
+from jax.sharding import Mesh
 
 from qrm import config as config_lib
-from qrm import inference, metrics, model, packing, step, tokens, weights, workdir
+from qrm import (
+    inference,
+    metrics,
+    model,
+    packing,
+    sharding,
+    step,
+    tokens,
+    weights,
+    workdir,
+)
 from qrm.checkpoints import Checkpoints
 from qrm.comparisons import DataError, DataReport
 from qrm.data import load_splits
-from qrm.devices import replicate, unreplicate
+from qrm.devices import Spread, own_devices
 from qrm.model import RewardModel
 from qrm.network import RewardNetwork, parameter_count
 from qrm.tokens import Encoded
@@ -37,11 +48,13 @@ class Prepared(NamedTuple):
       model: the reward model with its initial parameters.
       encoded: 'train', 'validation', 'test' -> comparisons in tokens.
       reports: the same keys -> what became of the rows.
+      mesh: over which the parameters are split; None: they are not.
     """
 
     model: RewardModel
     encoded: dict[str, list[Encoded]]
     reports: dict[str, DataReport]
+    mesh: Mesh | None
 
 
 def prepare(config: Any, folder: str | None = None) -> Prepared:
@@ -56,10 +69,13 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
         comparisons are left to learn from or to hold out.
     """
     splits = load_splits(config.data, config.workload)
+    mesh = sharding.make_mesh() if config.train.sharding == 'fsdp' else None
     pretrained, checkpoint = None, ''
     if config.model.checkpoint:
         checkpoint = weights.resolve(config.model.checkpoint)
-        pretrained = weights.load_pretrained(checkpoint)
+        # What is going to be split need not fit into one accelerator.
+        with jax.default_device(mesh and jax.local_devices(backend='cpu')[0]):
+            pretrained = weights.load_pretrained(checkpoint)
         decoder = pretrained.config
     else:
         decoder = config_lib.decoder_config(config)
@@ -90,16 +106,21 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
                             + format_reports(reports))
     network = RewardNetwork(decoder, config_lib.head_config(config), config.model.dtype,
                             config.model.attention, config.model.remat, config.model.dropout)
-    params = jax.jit(network.init)(jax.random.key(config.seed))
+    key = jax.random.key(config.seed)
+    places = mesh and sharding.shardings(jax.eval_shape(network.init, key), mesh)
+    params = jax.jit(network.init, out_shardings=places)(key)
     if pretrained:
         # The head always starts anew, so that heads compared with each other start alike.
         if pretrained.score is not None:
             print(f'note: score.weight of {checkpoint} is not used, training starts a new head')
-        params = params | {'decoder': pretrained.decoder}
+        decoder = pretrained.decoder
+        if mesh is not None:
+            decoder = sharding.split(decoder, places['decoder'])
+        params = params | {'decoder': decoder}
     return Prepared(
         RewardModel(network, params, tokenizer, config_lib.loss_config(config),
                     config.data.append_eos, max_length, config.train.row_length),
-        encoded, reports,
+        encoded, reports, mesh,
     )
 
 
@@ -111,8 +132,10 @@ def format_reports(reports: dict[str, DataReport]) -> str:
 def train(config: Any, folder: str) -> None:
     """Trains the configured model in `folder`; goes on where an earlier run there stopped.
 
-    A rerun ends bit for bit where an uninterrupted run ends, on the same devices. With several
-    local devices the step runs under `pmap`, otherwise under `jit`.
+    A rerun ends bit for bit where an uninterrupted run ends, on the same devices; on others, or
+    with another `train.sharding`, it ends there but for rounding. With several devices the state
+    is copied to each, under `pmap`, or split over them, see `sharding`. With several processes
+    all of them call this with the same config and folder, and the first one writes.
 
     Raises:
       ConfigError, DataError, WorkdirError: nothing was trained.
@@ -138,7 +161,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                        {split: r.as_dict() for split, r in prepared.reports.items()})
 
     # Shapes and length of the run.
-    batch_size, devices = config.train.batch_size, jax.local_device_count()
+    batch_size, devices = config.train.batch_size, jax.device_count()
     layouts = packing.plan_layouts(examples, row_length=config.train.row_length,
                                    rows=config.train.rows)
     total = round(config.train.epochs * len(examples))
@@ -153,20 +176,17 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
     # State and step.
     optimizer = step.make_optimizer(config.optimizer, steps)
     schedule = step.make_schedule(config.optimizer, steps)
-    state = step.init_state(prepared.model.params, optimizer, config.seed)
-    train_step = step.make_train_step(network, loss, optimizer)
-    if devices > 1:
-        run_step = jax.pmap(lambda s, b: train_step(s, b, axis_name='devices'),
-                            axis_name='devices', donate_argnums=0)
-    else:
-        run_step = jax.jit(train_step, donate_argnums=0)
+    mesh, spread = prepared.mesh, Spread(prepared.mesh)
+    state = step.init_state(prepared.model.params, optimizer, config.seed, mesh)
+    run_step = spread.compile(step.make_train_step(network, loss, optimizer))
+    layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
     fingerprint = tokens.fingerprint([*examples, *prepared.encoded['validation']])
 
-    def make_batch(number: int) -> packing.Batch:
+    def make_batches(number: int) -> list[packing.Batch]:
+        """Batches of this process's devices."""
         parts = packing.share([examples[i] for i in indices(number)], devices)
         per_device = -(-batch_size // devices)
-        batches = [packing.make_batch(part, layouts, per_device) for part in parts]
-        return batches[0] if devices == 1 else jax.tree.map(lambda *x: np.stack(x), *batches)
+        return [packing.make_batch(parts[i], layouts, per_device) for i in own_devices()]
 
     def indices(number: int) -> np.ndarray:
         return packing.batch_indices(number, seed=config.seed, examples=len(examples),
@@ -180,7 +200,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
     def held_out_metrics(params: Any, number: int) -> dict[str, float]:
         quantiles = inference.predict(
             network, params, prepared.encoded['validation'], row_length=config.train.row_length,
-            rows=config.train.rows)
+            rows=config.train.rows, mesh=mesh)
         # An update can overflow where loss and gradient did not.
         if not all(np.isfinite(q).all() for q in quantiles):
             raise not_finite(number, 'held-out rewards that are not finite')
@@ -196,26 +216,28 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             if meta['fingerprint'] != fingerprint:
                 raise DataError(f'{folder}: the training comparisons are not those this run '
                                 'started with; choose another --workdir or restore the data')
-            if meta['devices'] != devices:
-                print(f'note: the run started on {meta["devices"]} devices and goes on on '
-                      f'{devices}; the last digits may differ', flush=True)
+            if meta['layout'] != layout:
+                print(f'note: the run started on {meta["layout"]} and goes on on {layout}; the '
+                      'last digits may differ', flush=True)
             state = rest._replace(params=params)
             print(f'resuming {folder} at step {start} of {steps}', flush=True)
         print(f'{parameter_count(state.params):,} parameters, {len(examples)} comparisons, '
-              f'{steps} steps of {batch_size} on {devices} x {jax.devices()[0].device_kind}; '
+              f'{steps} steps of {batch_size} on {layout}; '
               f'micro-batches {", ".join(f"{x.rows} x {x.length}" for x in layouts)}',
               flush=True)
-        state = replicate(state) if devices > 1 else state
+        state = spread.start(state)
         log = workdir.Metrics(folder, resume_from=start, tensorboard=config.train.tensorboard)
         progress = _Progress(steps)
         pending: list[tuple[int, Any]] = []
+        known: list[jax.Array] = []
+        interrupted = ''
 
         def flush() -> dict[str, float]:
             """Fetches the metrics of the steps since the last time, checks and writes them."""
             row: dict[str, float] = {}
             for number, values in pending:
-                values = unreplicate(values) if devices > 1 else values
-                row = {name: float(value) for name, value in jax.device_get(values).items()}
+                values = jax.device_get(spread.one(values))
+                row = {name: float(value) for name, value in values.items()}
                 if not all(map(math.isfinite, row.values())):
                     raise not_finite(number, str(row))
                 row['learning_rate'] = float(schedule(number))
@@ -224,37 +246,45 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             return row
 
         def save(done: int, nll: float | None) -> None:
-            own = unreplicate(state) if devices > 1 else state
+            own = spread.to_save(state)
             meta = {'position': min(done * batch_size, total), 'fingerprint': fingerprint,
-                    'devices': devices}
+                    'layout': layout}
             checkpoints.save(done, own.params, own._replace(params=None), meta, nll)
 
         try:
             for number in range(start, steps):
-                state, values = run_step(state, make_batch(number))
+                batches = make_batches(number)
+                stop = np.int32(bool(signals.received))
+                state, values, stops = run_step(state, [(batch, stop) for batch in batches])
                 pending.append((number, values))
+                known.append(stops)
                 # The host stays one step ahead of the device, no more: a signal is served soon.
                 if len(pending) > 1:
                     jax.block_until_ready(pending[-2])
-                done = number + 1
+                done, stopped = number + 1, bool(signals.received)
+                if jax.process_count() > 1:
+                    # A signal may have come to some; all know of it after one more step.
+                    stopped = len(known) > 1 and bool(spread.one(known.pop(0)))
                 due = done % config.train.checkpoint_every == 0 or done == steps
-                if due or signals.received or done % config.train.log_every == 0:
+                if due or stopped or done % config.train.log_every == 0:
                     progress.update(done, flush())
                 if due:
-                    own = unreplicate(state.params) if devices > 1 else state.params
-                    held_out = held_out_metrics(own, number)
+                    held_out = held_out_metrics(spread.one(state.params), number)
                     log.write(done, 'validation', held_out)
                     save(done, held_out['nll'])
                     progress.note(done, f'held-out nll {held_out["nll"]:.4f}, accuracy '
                                         f'{held_out["accuracy"]:.3f}')
-                if signals.received:
+                if stopped:
                     if not due:
                         save(done, None)
-                    raise Interrupted(f'{signals.received}: saved {folder} at step {done} of '
-                                      f'{steps}; run the same command again to go on')
+                    interrupted = (f'{signals.received or "stopped"}: saved {folder} at step '
+                                   f'{done} of {steps}; run the same command again to go on')
+                    break
         finally:
             progress.close()
             log.close()
+    if interrupted:
+        raise Interrupted(interrupted)
 
 
 class _Signals:

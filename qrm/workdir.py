@@ -4,6 +4,8 @@
     data_report.json   what became of the rows       model.json      architecture
     metrics.jsonl      one object a step             tokenizer/      tokenizer files
     checkpoints/       see `checkpoints`
+
+Of several processes, which share the folder, the first one writes and the others read.
 """
 
 import contextlib
@@ -18,9 +20,10 @@ from typing import Any
 import jax
 import ml_collections
 
-# Sections and keys that may differ when a run is resumed, as they do not change its course.
+# Sections and keys that may differ when a run is resumed, as they do not change its course; with
+# another sharding, as on another number of devices, it rounds differently.
 _FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
-              'train.tensorboard')
+              'train.tensorboard', 'train.sharding')
 _PACKAGES = ('qrm-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers',
              'tokenizers', 'datasets', 'safetensors', 'numpy', 'scipy')
 
@@ -31,11 +34,16 @@ class WorkdirError(ValueError):
 
 @contextlib.contextmanager
 def lock(workdir: str) -> Iterator[None]:
-    """Keeps a second process out of the folder; freed by the system if this process dies.
+    """Keeps a second run out of the folder; freed by the system if this process dies.
+
+    Of several processes of a run the first one holds the folder.
 
     Raises:
-      WorkdirError: another process holds the folder.
+      WorkdirError: another run holds the folder.
     """
+    if jax.process_index():
+        yield
+        return
     os.makedirs(workdir, exist_ok=True)
     with open(os.path.join(workdir, '.lock'), 'w', encoding='utf-8') as file:
         try:
@@ -51,7 +59,9 @@ def write_json(path: str, value: Any) -> None:
 
 
 def write_text(path: str, text: str) -> None:
-    """Writes text atomically."""
+    """Writes text atomically; of several processes the first one does."""
+    if jax.process_index():
+        return
     with open(path + '.tmp', 'w', encoding='utf-8') as file:
         file.write(text)
         file.flush()
@@ -134,13 +144,13 @@ def versions() -> dict[str, Any]:
     for name in _PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             packages[name] = importlib.metadata.version(name)
-    devices = [f'{d.platform} {d.device_kind}' for d in jax.local_devices()]
+    devices = [f'{d.platform} {d.device_kind}' for d in jax.devices()]
     return {'python': platform.python_version(), 'platform': platform.platform(),
             'packages': packages, 'devices': devices}
 
 
 class Metrics:
-    """Writes scalars to `metrics.jsonl`, and to TensorBoard if asked for.
+    """Writes scalars to `metrics.jsonl`, and to TensorBoard if asked for, in the first process.
 
     On resume, rows past the restored step, which will be written again, are removed.
     """
@@ -149,9 +159,10 @@ class Metrics:
         path = os.path.join(workdir, 'metrics.jsonl')
         rows = [row for row in read_metrics(workdir) if row['step'] <= resume_from]
         write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+        path = os.devnull if jax.process_index() else path
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close)
         self._board = None
-        if tensorboard:
+        if tensorboard and not jax.process_index():
             try:
                 import tensorboardX
             except ImportError as error:

@@ -1,14 +1,23 @@
-"""Takes a few steps on all devices there are, and prints what came out as JSON."""
+"""Takes a few steps on all devices there are, and prints what came out as JSON.
+
+    python -m tests.on_devices MODE,OPTIMIZER,HEAD,DROPOUT ...
+    python -m tests.on_devices FOLDER STEP KEY=VALUE ...
+
+The second trains a tiny model in a folder until a step, where SIGTERM comes; 0: to the end.
+"""
 
 import json
+import os
+import signal
 import sys
 
 import jax
 import numpy as np
 
-from qrm import inference, packing, step
-from qrm.devices import replicate, unreplicate
-from tests.helpers import init, loss_config, network, random_comparisons
+from qrm import inference, packing, sharding, step, train
+from qrm.checkpoints import Checkpoints
+from qrm.devices import Spread, own_devices
+from tests.helpers import TINY, init, load_config, loss_config, network, random_comparisons
 from tests.test_step import optimizer_config
 
 
@@ -16,36 +25,80 @@ def flat(params) -> list[float]:
     return np.concatenate([np.ravel(x) for x in jax.tree.leaves(params)]).tolist()
 
 
-def main() -> None:
-    devices = jax.local_device_count()
+def local_bytes(tree) -> int:
+    """Bytes of a tree on the first device."""
+    return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+
+
+def take_steps(mode: str, optimizer: str, head: str, dropout: str) -> dict:
+    devices = jax.device_count()
     items = random_comparisons(25, seed=2, responses=(2, 4))
     layouts = packing.plan_layouts(items, row_length=24, rows=2)
-    net = network()
-    optimizer = step.make_optimizer(optimizer_config(), 3)
-    train_step = step.make_train_step(net, loss_config(), optimizer)
-    state = step.init_state(init(net), optimizer, 0)
-    initial = flat(state.params)
-    if devices > 1:
-        state = replicate(state)
-        run_step = jax.pmap(lambda s, b: train_step(s, b, axis_name='devices'),
-                            axis_name='devices')
-    else:
-        run_step = jax.jit(train_step)
-    losses = []
+    net = network(head, dropout=float(dropout))
+    # A factor on all gradients shows under SGD without clipping only.
+    settings = {} if optimizer == 'sgd' else {
+        'name': optimizer, 'learning_rate': 0.01, 'weight_decay': 0.1, 'clip_norm': 0.5}
+    optimizer = step.make_optimizer(optimizer_config(**settings), 3)
+    mesh = sharding.make_mesh() if mode == 'fsdp' else None
+    spread = Spread(mesh)
+    params = init(net)
+    initial = flat(params)
+    if mesh is not None:
+        params = sharding.split(params, sharding.shardings(params, mesh))
+    state = step.init_state(params, optimizer, 0, mesh)
+    own_bytes = local_bytes((state.params, state.opt_state))
+    whole_bytes = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
+    run_step = spread.compile(step.make_train_step(net, loss_config(head), optimizer))
+    state, metrics = spread.start(state), []
     for number in range(3):
         indices = packing.batch_indices(number, seed=0, examples=25, batch_size=9, total=25)
         parts = packing.share([items[i] for i in indices], devices)
         batches = [packing.make_batch(part, layouts, -(-9 // devices)) for part in parts]
-        batch = jax.tree.map(lambda *x: np.stack(x), *batches) if devices > 1 else batches[0]
-        state, metrics = run_step(state, batch)
-        losses.append(float(np.ravel(metrics['loss'])[0]))
-    params = unreplicate(state.params) if devices > 1 else state.params
-    rewards = inference.predict(net, params, items, row_length=24, rows=2)
-    json.dump({
-        'devices': devices, 'losses': losses, 'initial': initial, 'params': flat(params),
+        state, values, stop = run_step(
+            state, [(batch, np.int32(i == number)) for i, batch in enumerate(batches)])
+        assert int(spread.one(stop)) == (number < devices)
+        metrics.append({k: float(v) for k, v in spread.one(values).items()})
+    if mesh is not None:
+        assert local_bytes((state.params, state.opt_state)) == own_bytes
+    params = spread.one(state.params)
+    rewards = inference.predict(net, params, items, row_length=24, rows=2, mesh=mesh)
+    return {
+        'devices': devices, 'metrics': metrics, 'initial': initial, 'params': flat(params),
         'rewards': np.concatenate([q.ravel() for q in rewards]).tolist(),
-    }, sys.stdout)
+        'share_of_bytes': own_bytes / whole_bytes,
+    }
+
+
+def train_until(folder: str, stop: int, overrides: dict) -> None:
+    make_batch, calls, end = packing.make_batch, [], ''
+    own = len(own_devices())
+    start = Checkpoints(folder).latest or 0
+
+    def interrupt(*args):
+        calls.append(1)
+        if start + len(calls) / own == stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return make_batch(*args)
+
+    packing.make_batch = interrupt
+    try:
+        train.train(tiny_config(**overrides), folder)
+    except train.Interrupted as interrupted:
+        end = str(interrupted)
+    finally:
+        packing.make_batch = make_batch
+    assert f'at step {stop} of' in end if stop else not end
+
+
+def tiny_config(**overrides):
+    settings = {'model.sizes.n_layer': 2, 'train.max_steps': 8, 'train.checkpoint_every': 8,
+                # Adam makes steps of mere rounding where a gradient is 0, unless eps is larger.
+                'optimizer.eps': 1e-3}
+    return load_config('demo', 'helpful,quantile', **TINY | settings | overrides)
 
 
 if __name__ == '__main__':
-    main()
+    if ',' in sys.argv[1]:
+        json.dump({key: take_steps(*key.split(',')) for key in sys.argv[1:]}, sys.stdout)
+    else:
+        train_until(sys.argv[1], int(sys.argv[2]), dict(a.split('=') for a in sys.argv[3:]))

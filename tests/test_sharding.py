@@ -1,0 +1,174 @@
+"""Copies of the state, shards of it and one device take the same steps."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from qrm import attention, sharding, step, train, workdir
+from qrm.backbone import DecoderConfig
+from qrm.checkpoints import Checkpoints
+from qrm.heads import HeadConfig
+from qrm.network import RewardNetwork
+from tests import on_devices
+from tests.helpers import ROOT, init, network
+from tests.test_step import optimizer_config
+
+GPT2 = DecoderConfig(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12,
+                     n_inner=3072)
+
+
+def run(devices, *args):
+    """What `tests.on_devices` prints on that many devices."""
+    environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+                                'JAX_PLATFORMS': 'cpu'}
+    return subprocess.run([sys.executable, '-m', 'tests.on_devices', *args], cwd=ROOT, check=True,
+                          env=environment, stdout=subprocess.PIPE, text=True, timeout=300).stdout
+
+
+@pytest.fixture(scope='module')
+def results():
+    """{devices: {mode, optimizer, head, dropout: what came out}}."""
+    one = run(1, 'replicated,sgd,quantile,0', 'replicated,adamw,scalar,0')
+    eight = run(8, 'replicated,sgd,quantile,0', 'fsdp,sgd,quantile,0', 'fsdp,adamw,scalar,0')
+    return {1: json.loads(one), 8: json.loads(eight)}
+
+
+def assert_same_metrics(a, b):
+    for row, other in zip(a, b, strict=True):
+        assert row == pytest.approx(other, rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize('mode', ['replicated', 'fsdp'])
+def test_one_and_eight_devices_take_the_same_steps(results, mode):
+    """25 comparisons in batches of 9 over 8 devices: ragged, and empty on most at the end."""
+    one = results[1]['replicated,sgd,quantile,0']
+    eight = results[8][f'{mode},sgd,quantile,0']
+    assert (one['devices'], eight['devices']) == (1, 8)
+    assert_same_metrics(eight['metrics'], one['metrics'])
+    np.testing.assert_allclose(eight['params'], one['params'], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(eight['rewards'], one['rewards'], atol=1e-5)
+    # The steps moved the parameters by far more than the tolerance.
+    assert np.abs(np.subtract(one['params'], one['initial'])).max() > 1e-2
+
+
+def test_shards_take_the_same_steps_under_adamw_with_clipping(results):
+    one, eight = (results[1]['replicated,adamw,scalar,0'], results[8]['fsdp,adamw,scalar,0'])
+    for row, other in zip(one['metrics'], eight['metrics'], strict=True):
+        for name in ('loss', 'gradient_norm', 'margin'):
+            assert row[name] == pytest.approx(other[name], rel=1e-4)
+
+
+def test_a_device_holds_its_share_of_the_state(results):
+    # In this small model 6% are biases and norms, whole on each device.
+    assert 1 / 8 <= results[8]['fsdp,adamw,scalar,0']['share_of_bytes'] < 0.19
+    state = abstract_state(RewardNetwork(GPT2, HeadConfig('quantile')))
+    splits = sharding.specs(state, 8)
+    own = sum(leaf.size // (8 if sharding.AXIS in spec else 1)
+              for leaf, spec in zip(*map(jax.tree.leaves, (state, splits)), strict=True))
+    assert own / sum(leaf.size for leaf in jax.tree.leaves(state)) == pytest.approx(1 / 8, rel=0.01)
+
+
+def abstract_state(net):
+    optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
+    return jax.eval_shape(
+        lambda key: step.init_state(net.init(key), optimizer, 0), jax.random.key(0))
+
+
+def test_every_parameter_and_its_copies_in_the_optimiser_have_one_row():
+    state = abstract_state(network())
+    splits = sharding.specs(state, 8)
+    # (features,) of the table, then as `LOGICAL_AXES` says, worked out for D = 16 on 8 devices.
+    expected = {
+        'decoder': {
+            'wte': P(None, 'fsdp'), 'wpe': P(None, 'fsdp'),
+            'h': {
+                'ln_1': {'scale': P(), 'bias': P()}, 'ln_2': {'scale': P(), 'bias': P()},
+                'attn': {'c_attn': {'kernel': P(None, 'fsdp', None), 'bias': P()},
+                         'c_proj': {'kernel': P(None, None, 'fsdp'), 'bias': P()}},
+                'mlp': {'c_fc': {'kernel': P(None, 'fsdp', None), 'bias': P()},
+                        'c_proj': {'kernel': P(None, None, 'fsdp'), 'bias': P()}},
+            },
+            'ln_f': {'scale': P(), 'bias': P()},
+        },
+        'head': {'kernel': P('fsdp', None)},
+    }
+    assert splits.params == expected
+    adam = splits.opt_state[1][0]
+    assert adam.mu == adam.nu == expected
+    assert adam.count == splits.step == splits.key == P()
+
+
+@pytest.mark.parametrize(('path', 'shape'), [
+    (('decoder', 'wxe'), (50, 16)),
+    (('decoder', 'h', 'attn', 'c_attn', 'kernel'), (16, 48)),
+    (('kernel',), (16, 10)),
+])
+def test_a_leaf_without_a_row_is_refused(path, shape):
+    tree = jnp.zeros(shape)
+    for name in reversed(path):
+        tree = {name: tree}
+    with pytest.raises(ValueError, match=f'{"/".join(path)} .* expected one, with a name for each'):
+        sharding.specs(tree, 8)
+
+
+def test_an_axis_that_devices_do_not_divide_is_left_whole():
+    """Of D = 12, 3 D = 36 and 4 D = 48, 8 divides 48 only, and 9 only 36."""
+    config = DecoderConfig(vocab_size=16, n_positions=72, n_embd=12, n_layer=8, n_head=2,
+                           n_inner=48)
+    params = jax.eval_shape(RewardNetwork(config, HeadConfig('quantile', 8)).init,
+                            jax.random.key(0))
+    eight, nine = (sharding.specs(params, n) for n in (8, 9))
+    assert eight['decoder']['h']['mlp']['c_fc']['kernel'] == P(None, None, 'fsdp')
+    assert eight['decoder']['h']['mlp']['c_proj']['kernel'] == P(None, 'fsdp', None)
+    assert eight['decoder']['h']['attn']['c_attn']['kernel'] == P()
+    assert nine['decoder']['h']['attn']['c_attn']['kernel'] == P(None, None, 'fsdp')
+    for splits in (eight, nine):  # Vocabulary, positions, layers and outputs are never split.
+        assert splits['decoder']['wte'] == splits['decoder']['wpe'] == P()
+        assert splits['head']['kernel'] == P()
+
+
+def test_gathered_blocks_are_not_kept_for_the_backward_pass():
+    """Of a projection its result is kept, and its kernel as shards only, which are there anyway."""
+    net, tokens = network(), jnp.ones((3, 8), jnp.int32)
+    plan = jax.tree.map(lambda x: x[None], attention.plan(tokens, tokens, 'dense'))
+
+    def kept(params, plan):
+        def hidden(blocks):
+            decoder = params['decoder'] | {'h': blocks}
+            return net._decoder(decoder, jnp.ones((3, 8, 16)), plan)
+
+        return jax.tree.leaves(jax.vjp(hidden, params['decoder']['h'])[1])
+
+    on_shards = sharding.on_shards(kept, sharding.make_mesh(), P())
+    shapes = [leaf.shape for leaf in jax.eval_shape(on_shards, init(net), plan)]
+    assert shapes.count((2, 16, 48)) == 1
+    assert shapes.count((2, 3, 8, 48)) == 1
+
+
+def test_checkpoints_move_between_layouts(tmp_path):
+    """Two steps each on 1 device, 8 with shards, 2 with shards, 1: as eight steps on 1."""
+    whole, moved = str(tmp_path / 'whole'), str(tmp_path / 'moved')
+    train.train(on_devices.tiny_config(), whole)
+    on_devices.train_until(moved, 2, {})
+    run(8, moved, '4', 'train.sharding=fsdp')
+    out = run(2, moved, '6', 'train.sharding=fsdp')
+    assert 'the run started on 8 x cpu, fsdp and goes on on 2 x cpu, fsdp' in out
+    on_devices.train_until(moved, 0, {})
+    rows, expected = workdir.read_metrics(moved), workdir.read_metrics(whole)
+    assert [row.pop('split') for row in rows] == [row.pop('split') for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+    shapes = jax.eval_shape(train.prepare(on_devices.tiny_config(), whole).model.network.init,
+                            jax.random.key(0))
+    ends = []
+    for folder in (whole, moved):
+        with Checkpoints(folder, read_only=True) as checkpoints:
+            ends.append(checkpoints.restore_params(8, shapes))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *ends)

@@ -187,8 +187,8 @@ def make_train_step(
         state: TrainState, batch: Batch, axis_name: str | None
     ) -> tuple[Params, Sums]:
         # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
-        # elsewhere a scan keeps compilation short.
-        unrolled = jax.default_backend() == 'cpu'
+        # elsewhere a scan keeps compilation short, and with it blocks are really recomputed.
+        unrolled = jax.default_backend() == 'cpu' and not network.remat
         params = unstack_blocks(state.params) if unrolled else state.params
         gradients, sums = all_sum(
             add_batch(params, batch, state.step, state.key, axis_name), axis_name)

@@ -257,13 +257,13 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                 stop = np.int32(bool(signals.received))
                 state, values, stops = run_step(state, [(batch, stop) for batch in batches])
                 pending.append((number, values))
-                known.append(stops)
                 # The host stays one step ahead of the device, no more: a signal is served soon.
                 if len(pending) > 1:
                     jax.block_until_ready(pending[-2])
                 done, stopped = number + 1, bool(signals.received)
                 if jax.process_count() > 1:
                     # A signal may have come to some; all know of it after one more step.
+                    known.append(stops)
                     stopped = len(known) > 1 and bool(spread.one(known.pop(0)))
                 due = done % config.train.checkpoint_every == 0 or done == steps
                 if due or stopped or done % config.train.log_every == 0:

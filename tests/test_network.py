@@ -235,7 +235,8 @@ def step_gradient(net, params, lm_weight):
     optimizer = optax.sgd(1.0)
     train_step = jax.jit(step.make_train_step(
         net, loss_config('scalar', lm_weight=lm_weight), optimizer))
-    micro_batches = [packing.pack(items, [LAYOUT])[0].micro_batch for items in (ITEMS[:3], ITEMS[3:])]
+    micro_batches = [packing.pack(items, [LAYOUT])[0].micro_batch
+                     for items in (ITEMS[:3], ITEMS[3:])]
     unused = packing.empty_micro_batch(LAYOUT)
     stack = packing.Stack(np.int32(2), jax.tree.map(lambda *x: np.stack(x), *micro_batches, unused))
     state, metrics = train_step(step.init_state(params, optimizer, 0), (stack,))

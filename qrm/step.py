@@ -155,8 +155,8 @@ def make_train_step(
             if axis_name is not None:
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis_name))
         # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
-        # elsewhere a scan keeps compilation short.
-        unrolled = jax.default_backend() == 'cpu'
+        # elsewhere a scan keeps compilation short, and with it blocks are really recomputed.
+        unrolled = jax.default_backend() == 'cpu' and not network.remat
         params = unstack_blocks(state.params) if unrolled else state.params
         zeros = jnp.zeros((), jnp.float32)
         total = (jax.tree.map(jnp.zeros_like, params), Sums(*[zeros] * len(Sums._fields)))

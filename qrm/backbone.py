@@ -126,7 +126,8 @@ class Decoder:
     Attributes:
       config: architecture.
       dtype: compute dtype, float32 or bfloat16.
-      remat: recompute the blocks in the backward pass instead of storing their activations.
+      remat: recompute the blocks in the backward pass instead of storing their activations; of
+        use for stacked blocks only, as without a scan XLA finds them stored on CPU.
       dropout: rate on embeddings, attention weights and residual branches.
     """
 

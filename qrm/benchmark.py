@@ -112,8 +112,9 @@ def prepare(config: Any) -> Workload:
       DataError: see `train.prepare`.
     """
     if config.data.path:
-        model, encoded, _ = train.prepare(config)
-        workload = Workload(model.network, model.params, model.loss, encoded['train'],
+        prepared = train.prepare(config)
+        model = prepared.model
+        workload = Workload(model.network, model.params, model.loss, prepared.encoded['train'],
                             model.max_length, f'{config.data.path}, {config.workload}, training')
     else:
         pretrained = None

@@ -21,10 +21,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import scipy.stats
+from jax.sharding import Mesh
 
 from qrm import config as config_lib
-from qrm import costs, figures, inference, packing, step, train, weights, workdir
-from qrm.devices import replicate, unreplicate
+from qrm import costs, figures, inference, packing, step, train, workdir
+from qrm.devices import Spread, replicate
 from qrm.losses import LossConfig
 from qrm.network import Params, RewardNetwork, parameter_count
 from qrm.tokens import Encoded
@@ -60,6 +61,7 @@ class Workload(NamedTuple):
 
     Attributes:
       network, params, loss: the model; the first step takes the parameters' memory.
+      mesh: over which the parameters are split; None: they are not.
       encoded: comparisons to train on and to score.
       max_length: tokens of the longest dialogue allowed.
       source: where the comparisons come from, in words.
@@ -67,6 +69,7 @@ class Workload(NamedTuple):
 
     network: RewardNetwork
     params: Params
+    mesh: Mesh | None
     loss: LossConfig
     encoded: list[Encoded]
     max_length: int
@@ -114,23 +117,17 @@ def prepare(config: Any) -> Workload:
     if config.data.path:
         prepared = train.prepare(config)
         model = prepared.model
-        workload = Workload(model.network, model.params, model.loss, prepared.encoded['train'],
-                            model.max_length, f'{config.data.path}, {config.workload}, training')
+        workload = Workload(model.network, model.params, prepared.mesh, model.loss,
+                            prepared.encoded['train'], model.max_length,
+                            f'{config.data.path}, {config.workload}, training')
     else:
-        pretrained = None
-        if config.model.checkpoint:
-            pretrained = weights.load_pretrained(weights.resolve(config.model.checkpoint))
-        decoder = pretrained.config if pretrained else config_lib.decoder_config(config)
-        network = RewardNetwork(decoder, config_lib.head_config(config), config.model.dtype,
-                                config.model.attention, config.model.remat, config.model.dropout)
-        params = jax.jit(network.init)(jax.random.key(config.seed))
-        if pretrained:
-            params = params | {'decoder': pretrained.decoder}
+        network, params, mesh = train.initial_network(config)
+        decoder = network.decoder
         max_length = config.data.max_length or decoder.n_positions
         encoded = synthetic(config.benchmark.comparisons, vocab_size=decoder.vocab_size,
                             max_length=max_length, seed=config.seed)
-        workload = Workload(network, params, config_lib.loss_config(config), encoded, max_length,
-                            'synthetic, lengths of HH harmless-base')
+        workload = Workload(network, params, mesh, config_lib.loss_config(config), encoded,
+                            max_length, 'synthetic, lengths of HH harmless-base')
     positions, settings = workload.network.decoder.n_positions, config.benchmark
     if workload.max_length > positions:
         raise config_lib.ConfigError(f'config.data.max_length={workload.max_length}, but the model '
@@ -262,21 +259,17 @@ class _Training:
             workload.encoded, row_length=config.train.row_length, rows=config.train.rows)
         optimizer = step.make_optimizer(
             config.optimizer, 1 + config.benchmark.repeats * config.benchmark.steps)
-        state = step.init_state(workload.params, optimizer, config.seed)
-        train_step = step.make_train_step(workload.network, workload.loss, optimizer)
+        state = step.init_state(workload.params, optimizer, config.seed, workload.mesh)
         self.parameters = parameter_count(workload.params)
-        if self._devices > 1:
-            self._step = jax.pmap(lambda s, b: train_step(s, b, axis_name='devices'),
-                                  axis_name='devices', donate_argnums=0)
-            self._state = replicate(state)
-        else:
-            self._step = jax.jit(train_step, donate_argnums=0)
-            self._state = state
+        self._spread = Spread(workload.mesh)
+        self._step = self._spread.compile(
+            step.make_train_step(workload.network, workload.loss, optimizer))
+        self._state = self._spread.start(state)
 
     @property
     def params(self) -> Params:
         """The parameters after the steps so far."""
-        return unreplicate(self._state.params) if self._devices > 1 else self._state.params
+        return self._spread.one(self._state.params)
 
     def start(self) -> dict[str, float]:
         """Compiles the step and takes it once, with the comparisons of step 0; seconds."""
@@ -286,8 +279,8 @@ class _Training:
         lowering = time.perf_counter()
         self._step = lowered.compile()
         compiled = time.perf_counter()
-        self._state, values = self._step(self._state, batch)
-        jax.block_until_ready((self._state, values))
+        self._state, *rest = self._step(self._state, batch)
+        jax.block_until_ready((self._state, rest))
         return {'lower_seconds': lowering - begin, 'compile_seconds': compiled - lowering,
                 'first_step_seconds': time.perf_counter() - compiled,
                 'process_to_first_step_seconds': process_seconds()}
@@ -296,8 +289,8 @@ class _Training:
         """Seconds of these steps; the host prepares a batch while the device computes."""
         begin = time.perf_counter()
         for number in numbers:
-            self._state, values = self._step(self._state, self._batch(number))
-        jax.block_until_ready((self._state, values))
+            self._state, *rest = self._step(self._state, self._batch(number))
+        jax.block_until_ready((self._state, rest))
         return time.perf_counter() - begin
 
     def load(self, first: int) -> float:
@@ -323,9 +316,9 @@ class _Training:
         return [packing.make_batch(part, self._layouts, per_device)
                 for part in packing.share(self.items(number), self._devices)]
 
-    def _batch(self, number: int) -> packing.Batch:
-        parts = self._parts(number)
-        return parts[0] if self._devices == 1 else jax.tree.map(lambda *x: np.stack(x), *parts)
+    def _batch(self, number: int) -> Any:
+        """What a step takes beside the state, on the devices."""
+        return self._spread.put([(part, np.int32(0)) for part in self._parts(number)])
 
 
 class _BestOf:
@@ -371,7 +364,7 @@ def _scoring(
     def score(params: Params) -> float:
         begin = time.perf_counter()
         inference.predict(workload.network, params, items, row_length=config.train.row_length,
-                          rows=config.train.rows)
+                          rows=config.train.rows, mesh=workload.mesh)
         return time.perf_counter() - begin
 
     return score

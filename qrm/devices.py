@@ -1,6 +1,7 @@
 """How a run is spread over the devices of all processes: on one, copied to each, or split."""
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -39,17 +40,6 @@ def own_devices() -> list[int]:
             if device.process_index == jax.process_index()]
 
 
-def stack(trees: Sequence[Any]) -> Any:
-    """Trees of arrays, one for each device, as one tree with a leading axis."""
-    return jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
-
-
-def put(trees: Sequence[Any], mesh: Mesh) -> Any:
-    """Trees of arrays, one for each own device, as one tree of arrays over all devices."""
-    place = NamedSharding(mesh, P(sharding.AXIS))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(place, x), stack(trees))
-
-
 @dataclasses.dataclass(frozen=True)
 class Spread:
     """Where the state of a run lives, and how its step is run.
@@ -79,13 +69,28 @@ class Spread:
         # Copies, as the next step uses the state's memory while this is being saved.
         return jax.tree.map(np.array, unreplicate(state)) if self._copied else state
 
+    def put(self, trees: Sequence[Any]) -> Any:
+        """Trees of arrays, one for each own device, on their devices as what runs there takes them.
+
+        This does not wait: while the devices compute, what they need next is on its way.
+        """
+        if self.mesh is None and not self._copied:
+            return jax.device_put(trees[0])
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+        if self.mesh is None:
+            mesh = Mesh(np.array(jax.local_devices()), (_AXIS,))
+            return jax.device_put(stacked, NamedSharding(mesh, P(_AXIS)))
+        place = NamedSharding(self.mesh, P(sharding.AXIS))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(place, x), stacked)
+
     def compile(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
         """Compiles `step.make_train_step`'s function; the state given to it is used up.
 
         Returns:
-          `run(state, trees) -> (state, metrics, stop)`; trees are (batch, stop) for each own
-          device. Stop is a number that is added up over all devices: what one process knows
-          reaches all of them at the same step.
+          `run(state, (batch, stop)) -> (state, metrics, stop)`, compiled at its first call, with
+          state from `start` and the rest from `put`. Stop is a number that is added up over all
+          devices: what one process knows reaches all of them at the same step.
         """
 
         def run(state, batch_and_stop, **kwargs):
@@ -93,11 +98,6 @@ class Spread:
             axis_name = kwargs.get('axis_name')
             return *train_step(state, batch, **kwargs), jnp.sum(all_sum(stop, axis_name))
 
-        if self.mesh is not None:
-            compiled = jax.jit(lambda s, b: run(s, b, mesh=self.mesh), donate_argnums=0)
-            return lambda state, trees: compiled(state, put(trees, self.mesh))
         if self._copied:
-            compiled = jax.pmap(lambda s, b: run(s, b, axis_name=_AXIS), _AXIS, donate_argnums=0)
-            return lambda state, trees: compiled(state, stack(trees))
-        compiled = jax.jit(run, donate_argnums=0)
-        return lambda state, trees: compiled(state, trees[0])
+            return jax.pmap(functools.partial(run, axis_name=_AXIS), _AXIS, donate_argnums=0)
+        return jax.jit(functools.partial(run, mesh=self.mesh), donate_argnums=0)

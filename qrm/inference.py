@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qrm import sharding
-from qrm.devices import own_devices, put, replicate, stack, unreplicate
+from qrm.devices import Spread, own_devices
 from qrm.network import Params, RewardNetwork
 from qrm.packing import (
     Layout,
@@ -68,8 +68,8 @@ def predict(
                 preference=item.preference[part.start:part.stop, part.start:part.stop]))
             owners.append((owner, part.start))
     layouts = plan_layouts(pieces, row_length=length, rows=max(1, rows * row_length // length))
-    devices = jax.device_count()
-    params = params if devices == 1 or mesh is not None else replicate(params)
+    devices, spread = jax.device_count(), Spread(mesh)
+    params = spread.start(params)
     running: collections.deque[tuple[jax.Array, list[Packed], int]] = collections.deque()
 
     def fetch() -> None:
@@ -87,7 +87,7 @@ def predict(
             for first in range(0, len(members), devices):
                 group = members[first:first + devices]
                 outputs = _forward(network, params, [p.micro_batch for p in group], layout,
-                                   mesh)
+                                   spread)
                 running.append((outputs, group, start))
                 # The devices never wait for the host to take results away.
                 if len(running) > _AHEAD:
@@ -102,17 +102,17 @@ def _forward(
     params: Params,
     batches: list[MicroBatch],
     layout: Layout,
-    mesh: Mesh | None,
+    spread: Spread,
 ) -> jax.Array:
     """Quantiles [devices, C, K, N] of up to one micro-batch for each device."""
     devices = jax.device_count()
-    if devices == 1 and mesh is None:
-        return _apply(network, params, batches[0])[None]
     batches = batches + [empty_micro_batch(layout)] * (devices - len(batches))
-    own = [batches[i] for i in own_devices()]
-    if mesh is None:
-        return unreplicate(_apply_all(network, params, stack(own)))
-    return _apply_split(network, mesh, params, put(own, mesh))
+    placed = spread.put([batches[i] for i in own_devices()])
+    if spread.mesh is not None:
+        return _apply_split(network, spread.mesh, params, placed)
+    if devices == 1:
+        return _apply(network, params, placed)[None]
+    return spread.one(_apply_all(network, params, placed))
 
 
 def _quantiles(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:

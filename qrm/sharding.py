@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -145,7 +146,7 @@ def whole(tree: Any) -> Any:
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, Shard):
             return leaf
-        return jax.lax.all_gather(leaf.value, AXIS, axis=leaf.value.ndim + leaf.axis, tiled=True)
+        return _gather(leaf.value, leaf.value.ndim + leaf.axis)
 
     return jax.tree.map(gather, tree, is_leaf=_is_shard)
 
@@ -176,6 +177,29 @@ def add_rows(table: Any, indices: jax.Array, rows: jax.Array) -> Any:
     indices = jax.lax.all_gather(indices, AXIS, tiled=True)
     rows = jax.lax.all_to_all(rows, AXIS, split_axis=2, concat_axis=0, tiled=True)
     return dataclasses.replace(table, value=table.value.at[indices].add(rows))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gather(part: jax.Array, axis: int) -> jax.Array:
+    """All devices' parts along an axis; the gradient is summed over devices into the parts."""
+    return jax.lax.all_gather(part, AXIS, axis=axis, tiled=True)
+
+
+def _gather_forward(part, axis):
+    return _gather(part, axis), None
+
+
+def _gather_backward(axis, unused_saved, gradient):
+    if jax.default_backend() != 'cpu':
+        return (jax.lax.psum_scatter(gradient, AXIS, scatter_dimension=axis, tiled=True),)
+    # Between processes XLA scatters sums on CPU through Gloo, which now and then sends what it has
+    # overwritten already (github.com/jax-ml/jax/issues/40830). As many bytes are exchanged here.
+    shape, devices = gradient.shape, jax.lax.axis_size(AXIS)
+    parts = gradient.reshape(*shape[:axis], devices, -1, *shape[axis + 1:])
+    return (jnp.sum(jax.lax.all_to_all(parts, AXIS, split_axis=axis, concat_axis=0), axis=0),)
+
+
+_gather.defvjp(_gather_forward, _gather_backward)
 
 
 def _mark(params: Any, splits: Any) -> Any:

@@ -29,7 +29,7 @@ from qrm.comparisons import DataError, DataReport
 from qrm.data import load_splits
 from qrm.devices import Spread, own_devices
 from qrm.model import RewardModel
-from qrm.network import RewardNetwork, parameter_count
+from qrm.network import Params, RewardNetwork, parameter_count
 from qrm.tokens import Encoded
 
 
@@ -69,21 +69,14 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
         comparisons are left to learn from or to hold out.
     """
     splits = load_splits(config.data, config.workload)
-    mesh = sharding.make_mesh() if config.train.sharding == 'fsdp' else None
-    pretrained, checkpoint = None, ''
-    if config.model.checkpoint:
-        checkpoint = weights.resolve(config.model.checkpoint)
-        # What is going to be split need not fit into one accelerator.
-        with jax.default_device(mesh and jax.local_devices(backend='cpu')[0]):
-            pretrained = weights.load_pretrained(checkpoint)
-        decoder = pretrained.config
-    else:
-        decoder = config_lib.decoder_config(config)
+    network, params, mesh = initial_network(config)
+    decoder = network.decoder
     saved = os.path.join(folder, 'tokenizer') if folder else ''
     if os.path.isdir(saved):
         tokenizer = tokens.load_tokenizer(saved)
-    elif config.model.tokenizer or checkpoint:
-        tokenizer = tokens.load_tokenizer(config.model.tokenizer or checkpoint)
+    elif config.model.tokenizer or config.model.checkpoint:
+        tokenizer = tokens.load_tokenizer(
+            config.model.tokenizer or weights.resolve(config.model.checkpoint))
     else:
         texts = tokens.texts_of(splits['train'][0])
         tokenizer = tokens.train_tokenizer(texts, decoder.vocab_size)
@@ -104,6 +97,26 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
             raise DataError(f'no comparison with a preferred response is left in the {split} split '
                             '(rows with the same opening question stay in one split)\n'
                             + format_reports(reports))
+    return Prepared(
+        RewardModel(network, params, tokenizer, config_lib.loss_config(config),
+                    config.data.append_eos, max_length, config.train.row_length),
+        encoded, reports, mesh,
+    )
+
+
+def initial_network(config: Any) -> tuple[RewardNetwork, Params, Mesh | None]:
+    """The configured network, what its parameters start from, and the mesh they are split over.
+
+    Raises:
+      DataError: see `weights.resolve` and `weights.load_pretrained`.
+    """
+    mesh = sharding.make_mesh() if config.train.sharding == 'fsdp' else None
+    pretrained = None
+    if config.model.checkpoint:
+        # What is going to be split need not fit into one accelerator.
+        with jax.default_device(mesh and jax.local_devices(backend='cpu')[0]):
+            pretrained = weights.load_pretrained(weights.resolve(config.model.checkpoint))
+    decoder = pretrained.config if pretrained else config_lib.decoder_config(config)
     network = RewardNetwork(decoder, config_lib.head_config(config), config.model.dtype,
                             config.model.attention, config.model.remat, config.model.dropout)
     key = jax.random.key(config.seed)
@@ -112,16 +125,12 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
     if pretrained:
         # The head always starts anew, so that heads compared with each other start alike.
         if pretrained.score is not None:
-            print(f'note: score.weight of {checkpoint} is not used, training starts a new head')
-        decoder = pretrained.decoder
-        if mesh is not None:
-            decoder = sharding.split(decoder, places['decoder'])
-        params = params | {'decoder': decoder}
-    return Prepared(
-        RewardModel(network, params, tokenizer, config_lib.loss_config(config),
-                    config.data.append_eos, max_length, config.train.row_length),
-        encoded, reports, mesh,
-    )
+            print(f'note: score.weight of {config.model.checkpoint} is not used, training starts a '
+                  'new head')
+        own = pretrained.decoder
+        params = params | {'decoder': own if mesh is None
+                           else sharding.split(own, places['decoder'])}
+    return network, params, mesh
 
 
 def format_reports(reports: dict[str, DataReport]) -> str:
@@ -143,10 +152,6 @@ def train(config: Any, folder: str) -> None:
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     config_lib.check(config)
-    if config.train.sharding == 'fsdp' and jax.process_count() > 1:
-        # Two of 13 such runs over two CPU processes had a gradient wrong by 1e-4; cause unknown.
-        raise config_lib.ConfigError("config.train.sharding='fsdp' gave wrong gradients over "
-                                     "several processes, expected 'replicated' there")
     with workdir.lock(folder):
         workdir.check_claim(folder, config)
         prepared = prepare(config, folder)
@@ -236,18 +241,19 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
         known: list[jax.Array] = []
         interrupted = ''
 
-        def flush() -> dict[str, float]:
-            """Fetches the metrics of the steps since the last time, checks and writes them."""
+        def flush(running: int) -> None:
+            """Fetches, checks and writes the metrics of all steps so far but those running."""
             row: dict[str, float] = {}
-            for number, values in pending:
+            for number, values in pending[:len(pending) - running]:
                 values = jax.device_get(spread.one(values))
                 row = {name: float(value) for name, value in values.items()}
                 if not all(map(math.isfinite, row.values())):
                     raise not_finite(number, str(row))
                 row['learning_rate'] = float(schedule(number))
                 log.write(number + 1, 'train', row)
-            pending.clear()
-            return row
+            del pending[:len(pending) - running]
+            if row:
+                progress.update(number + 1, row)
 
         def save(done: int, nll: float | None) -> None:
             own = spread.to_save(state)
@@ -259,7 +265,9 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             for number in range(start, steps):
                 batches = make_batches(number)
                 stop = np.int32(bool(signals.received))
-                state, values, stops = run_step(state, [(batch, stop) for batch in batches])
+                placed = spread.put([(batch, stop) for batch in batches])
+                with jax.transfer_guard('disallow'):
+                    state, values, stops = run_step(state, placed)
                 pending.append((number, values))
                 # The host stays one step ahead of the device, no more: a signal is served soon.
                 if len(pending) > 1:
@@ -270,8 +278,10 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                     known.append(stops)
                     stopped = len(known) > 1 and bool(spread.one(known.pop(0)))
                 due = done % config.train.checkpoint_every == 0 or done == steps
-                if due or stopped or done % config.train.log_every == 0:
-                    progress.update(done, flush())
+                if due or stopped:
+                    flush(0)
+                elif done % config.train.log_every == 0:
+                    flush(1)  # the device never waits for the host to write
                 if due:
                     held_out = held_out_metrics(spread.one(state.params), number)
                     log.write(done, 'validation', held_out)

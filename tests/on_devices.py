@@ -54,8 +54,9 @@ def take_steps(mode: str, optimizer: str, head: str, dropout: str) -> dict:
         indices = packing.batch_indices(number, seed=0, examples=25, batch_size=9, total=25)
         parts = packing.share([items[i] for i in indices], devices)
         batches = [packing.make_batch(part, layouts, -(-9 // devices)) for part in parts]
-        state, values, stop = run_step(
-            state, [(batch, np.int32(i == number)) for i, batch in enumerate(batches)])
+        placed = spread.put([(batch, np.int32(i == number)) for i, batch in enumerate(batches)])
+        with jax.transfer_guard('disallow'):
+            state, values, stop = run_step(state, placed)
         assert int(spread.one(stop)) == (number < devices)
         metrics.append({k: float(v) for k, v in spread.one(values).items()})
     if mesh is not None:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from absl import app, flags
 from absl import logging as absl_logging
+from jax.experimental import multihost_utils
 
 from qrm.comparisons import DataError
 from qrm.config import ConfigError
@@ -112,6 +113,9 @@ def _join() -> None:
                                    shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **settings)
     except (RuntimeError, ValueError) as error:
         _fail(f'--coordinator={coordinator}: {error}')
+    # Connects all devices now: on CPU that waits for 30 s only, and one process may compile its
+    # first step for longer than another.
+    multihost_utils.sync_global_devices('joined')
     if jax.process_index():
         sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115 (open to the end)
 

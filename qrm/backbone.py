@@ -202,7 +202,7 @@ class Decoder:
 
         def run(x: jax.Array, layer: Any, key: jax.Array | None, reads=None) -> jax.Array:
             rngs = None if key is None else {'dropout': key}
-            return self._block.apply({'params': sharding.whole(layer)}, x, plan, reads,
+            return self._block.apply({'params': sharding.whole(layer, self.dtype)}, x, plan, reads,
                                      key is None, rngs=rngs)
 
         step, sharded = run, sharding.is_sharded(params['h'])

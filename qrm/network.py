@@ -105,7 +105,7 @@ class RewardNetwork:
         Each comparison counts its weight times the mean over the tokens of its preferred
         response, EOS included; the output embedding is the input embedding, as in GPT-2.
         """
-        wte = sharding.whole(params['decoder']['wte']).astype(self.dtype)
+        wte = sharding.whole(params['decoder']['wte'], self.dtype).astype(self.dtype)
         logits = jnp.einsum('rld,vd->rlv', hidden.astype(self.dtype), wte,
                             preferred_element_type=jnp.float32)
         log_probs = jax.nn.log_softmax(logits, axis=-1)

@@ -140,13 +140,17 @@ def is_sharded(tree: Any) -> bool:
     return any(isinstance(leaf, Shard) for leaf in _leaves(tree))
 
 
-def whole(tree: Any) -> Any:
-    """The tree with shards gathered from all devices; other leaves as they are."""
+def whole(tree: Any, dtype: Any = np.float32) -> Any:
+    """The tree with shards gathered from all devices, in `dtype`; other leaves as they are.
+
+    Parameters that are computed with in bfloat16 are exchanged in it too, which changes no number;
+    their gradients are summed over devices in float32.
+    """
 
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, Shard):
             return leaf
-        return _gather(leaf.value, leaf.value.ndim + leaf.axis)
+        return _gather(leaf.value, leaf.value.ndim + leaf.axis, np.dtype(dtype))
 
     return jax.tree.map(gather, tree, is_leaf=_is_shard)
 
@@ -179,17 +183,18 @@ def add_rows(table: Any, indices: jax.Array, rows: jax.Array) -> Any:
     return dataclasses.replace(table, value=table.value.at[indices].add(rows))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gather(part: jax.Array, axis: int) -> jax.Array:
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _gather(part: jax.Array, axis: int, dtype: np.dtype) -> jax.Array:
     """All devices' parts along an axis; the gradient is summed over devices into the parts."""
-    return jax.lax.all_gather(part, AXIS, axis=axis, tiled=True)
+    return jax.lax.all_gather(part.astype(dtype), AXIS, axis=axis, tiled=True)
 
 
-def _gather_forward(part, axis):
-    return _gather(part, axis), None
+def _gather_forward(part, axis, dtype):
+    return _gather(part, axis, dtype), None
 
 
-def _gather_backward(axis, unused_saved, gradient):
+def _gather_backward(axis, unused_dtype, unused_saved, gradient):
+    gradient = gradient.astype(jnp.float32)
     if jax.default_backend() != 'cpu':
         return (jax.lax.psum_scatter(gradient, AXIS, scatter_dimension=axis, tiled=True),)
     # Between processes XLA scatters sums on CPU through Gloo, which now and then sends what it has

@@ -1,0 +1,98 @@
+"""Compiles training steps for all devices there are, and prints what they cost as JSON.
+
+    python -m tests.compiled MODE,DTYPE,REMAT ...
+
+Products and collectives are those of XLA's optimised program, in one step.
+"""
+
+import json
+import math
+import re
+import sys
+
+import jax
+import numpy as np
+
+from qrm import packing, sharding, step
+from qrm.backbone import DecoderConfig
+from qrm.devices import put, replicate, stack
+from qrm.heads import HeadConfig
+from qrm.network import RewardNetwork
+from tests.helpers import loss_config
+from tests.test_step import optimizer_config
+
+DECODER = DecoderConfig(vocab_size=50, n_positions=64, n_embd=32, n_layer=4, n_head=2, n_inner=48)
+LAYOUT = packing.Layout(24, 2, 4, 2)
+MICRO_BATCHES = 3
+_BYTES = {'pred': 1, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4}
+_COLLECTIVES = {'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'}
+
+
+def network(dtype: str, remat: bool) -> RewardNetwork:
+    return RewardNetwork(DECODER, HeadConfig('quantile', 10), dtype, 'dense', remat)
+
+
+def costs_of(mode: str, dtype: str, remat: str) -> dict:
+    net, devices = network(dtype, remat == 'remat'), jax.device_count()
+    optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
+    train_step = step.make_train_step(net, loss_config(), optimizer)
+    micro_batches = [packing.empty_micro_batch(LAYOUT)] * MICRO_BATCHES
+    batch = (packing.Stack(np.asarray(MICRO_BATCHES, np.int32), stack(micro_batches)),)
+    batches = [batch] * devices
+    if mode == 'fsdp':
+        mesh = sharding.make_mesh()
+        places = sharding.shardings(jax.eval_shape(net.init, jax.random.key(0)), mesh)
+        params = jax.jit(net.init, out_shardings=places)(jax.random.key(0))
+        run = jax.jit(lambda s, b: train_step(s, b, mesh=mesh), donate_argnums=0)
+        lowered = run.lower(step.init_state(params, optimizer, 0, mesh), put(batches, mesh))
+    else:
+        state = step.init_state(jax.jit(net.init)(jax.random.key(0)), optimizer, 0)
+        run = jax.pmap(lambda s, b: train_step(s, b, axis_name='devices'), 'devices',
+                       donate_argnums=0)
+        lowered = run.lower(replicate(state), stack(batches))
+    compiled = lowered.compile()
+    memory = compiled.memory_analysis()
+    return count(compiled.as_text()) | {
+        'temporary': memory.temp_size_in_bytes, 'arguments': memory.argument_size_in_bytes}
+
+
+def count(program: str) -> dict:
+    """FLOPs of products, and arrays that collectives give (bytes by kind), of an HLO program."""
+    computations, entry = {}, ''
+    for line in program.splitlines():
+        if heading := re.match(r'(ENTRY )?%(\S+) .*\{$', line):
+            name = heading[2]
+            computations[name], entry = [], name if heading[1] else entry
+        elif ' = ' in line:
+            computations[name].append(line.strip().removeprefix('ROOT '))
+    total = dict.fromkeys(['products', *_COLLECTIVES], 0)
+
+    def walk(computation: str, times: int) -> None:
+        results = {}
+        for line in computations[computation]:
+            name, result, operation, rest = re.match(
+                r'%(\S+) = (.+?) ([a-z][a-z\d-]*)\((.*)', line).groups()
+            results[name] = shapes = [
+                (dtype, [int(n) for n in sizes.split(',') if n])
+                for dtype, sizes in re.findall(r'(\w+)\[([\d,]*)\]', result)]
+            if operation == 'dot':
+                sizes = results[re.match(r'%([^\s,)]+)', rest)[1]][0][1]
+                contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', rest)[1]
+                total['products'] += 2 * times * math.prod(
+                    shapes[0][1] + [sizes[int(i)] for i in contracted.split(',')])
+            elif operation in _COLLECTIVES:
+                total[operation] += times * sum(
+                    _BYTES[dtype] * math.prod(sizes) for dtype, sizes in shapes)
+            elif operation == 'while':
+                trips = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
+                walk(re.search(r'body=%([^\s,]+)', rest)[1],
+                     times * (int(trips[1]) if trips else MICRO_BATCHES))
+            elif called := re.search(r'(?:calls|to_apply)=%([^\s,]+)', rest):
+                walk(called[1], times)
+
+    walk(entry, 1)
+    return total
+
+
+if __name__ == '__main__':
+    json.dump({key: costs_of(*key.split(',')) for key in sys.argv[1:]}, sys.stdout)

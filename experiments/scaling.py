@@ -119,7 +119,7 @@ def speed(machine: costs.Machine, *, together: bool, both: bool) -> str:
             first = max(best, key=lambda layout: best[layout].rate if best[layout] else 0.0)
             for layout, one in best.items():
                 if both or layout == first:
-                    mark = '**' if both and one and layout == first else ''
+                    mark = '**' if devices > 1 and both and layout == first else ''
                     rows.append([name, f'{devices}', f'{mark}{layout}{mark}',
                                  *cells(one, found[layout], devices * alone.rate)])
     return table(['model', 'devices', 'layout', 'state, GB', 'in a step, GB', 'rows',
@@ -144,7 +144,7 @@ def cells(one: Setting | None, found: Sequence[Setting], linear: float) -> list[
 def largest(machine: costs.Machine) -> str:
     """A table of the deepest decoder of width 4096 that fits, with one row and recomputation."""
     rows = []
-    for devices, sharded in ((1, False), (8, True), (64, True), (512, True)):
+    for devices, sharded in ((1, False), (8, True), (64, True)):
 
         def needed(blocks: int, devices: int = devices, sharded: bool = sharded) -> int:
             layout = pack(8 * ON_EACH, 8, 1)[0][0]

@@ -43,7 +43,6 @@ class Machine:
     """Devices of one kind, and how they are connected. Rates are a second, of one device.
 
     Attributes:
-      name: for tables.
       flops: floating-point operations of dense products.
       memory: bytes.
       bandwidth: bytes to and from memory.
@@ -52,7 +51,6 @@ class Machine:
       between: bytes that a device can send to other groups.
     """
 
-    name: str
     flops: float
     memory: float
     bandwidth: float
@@ -63,10 +61,10 @@ class Machine:
 
 # NVIDIA's data sheets of H200 SXM (141 GB at 4.8 TB/s; NVLink 900 GB/s, both directions together)
 # and of DGX H200 (8 GPUs, one 400 Gb/s network adapter for each).
-H200 = Machine('H200', PEAKS['NVIDIA H200'], 141e9, 4.8e12, 8, 450e9, 50e9)
-# Google Cloud's page of TPU v5p: 95 GB at 2,765 GB/s, 4,800 Gb/s between chips, 8,960 in a pod.
-# Between pods nothing is stated; no table here goes beyond one.
-TPU_V5P = Machine('TPU v5p', PEAKS['TPU v5p'], 95e9, 2.765e12, 8960, 600e9, 600e9)
+H200 = Machine(PEAKS['NVIDIA H200'], 141e9, 4.8e12, 8, 450e9, 50e9)
+# Google Cloud's "TPU v5p" page: 95 GB at 2,765 GB/s; between chips 1,200 GB/s in both directions
+# together; a job has up to 6,144 chips in one pod, beyond it 50 Gb/s for each chip.
+TPU_V5P = Machine(PEAKS['TPU v5p'], 95e9, 2.765e12, 6144, 600e9, 6.25e9)
 
 
 class Parameters(NamedTuple):

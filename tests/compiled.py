@@ -1,8 +1,8 @@
 """Compiles training steps for all devices there are, and prints what they cost as JSON.
 
-    python -m tests.compiled MODE,DTYPE,REMAT ...
+    python -m tests.compiled MODE,DTYPE,REMAT[,WIDTH,ROWS,LENGTH] ...
 
-Products and collectives are those of XLA's optimised program, in one step.
+Products and collectives are those of XLA's optimised program, in one step; memory is of one device.
 """
 
 import json
@@ -21,22 +21,26 @@ from qrm.network import RewardNetwork
 from tests.helpers import loss_config
 from tests.test_step import optimizer_config
 
-DECODER = DecoderConfig(vocab_size=50, n_positions=64, n_embd=32, n_layer=4, n_head=2, n_inner=48)
-LAYOUT = packing.Layout(24, 2, 4, 2)
 MICRO_BATCHES = 3
 _BYTES = {'pred': 1, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4}
 _COLLECTIVES = {'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'}
 
 
-def network(dtype: str, remat: bool) -> RewardNetwork:
-    return RewardNetwork(DECODER, HeadConfig('quantile', 10), dtype, 'dense', remat)
+def shapes(
+    mode: str, dtype: str, remat: str, width: str = '32', rows: str = '2', length: str = '24'
+) -> tuple[RewardNetwork, packing.Layout]:
+    """Network and micro-batch of what the command line names."""
+    decoder = DecoderConfig(vocab_size=50, n_positions=64, n_embd=int(width), n_layer=4, n_head=2,
+                            n_inner=3 * int(width) // 2)
+    return (RewardNetwork(decoder, HeadConfig('quantile', 10), dtype, 'dense', remat == 'remat'),
+            packing.Layout(int(length), int(rows), slots=4, responses=2))
 
 
-def costs_of(mode: str, dtype: str, remat: str) -> dict:
-    net, devices = network(dtype, remat == 'remat'), jax.device_count()
+def costs_of(mode: str, *rest: str) -> dict:
+    (net, layout), devices = shapes(mode, *rest), jax.device_count()
     optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
     train_step = step.make_train_step(net, loss_config(), optimizer)
-    micro_batches = [packing.empty_micro_batch(LAYOUT)] * MICRO_BATCHES
+    micro_batches = [packing.empty_micro_batch(layout)] * MICRO_BATCHES
     batch = (packing.Stack(np.asarray(MICRO_BATCHES, np.int32), stack(micro_batches)),)
     batches = [batch] * devices
     if mode == 'fsdp':
@@ -72,17 +76,17 @@ def count(program: str) -> dict:
         for line in computations[computation]:
             name, result, operation, rest = re.match(
                 r'%(\S+) = (.+?) ([a-z][a-z\d-]*)\((.*)', line).groups()
-            results[name] = shapes = [
+            results[name] = arrays = [
                 (dtype, [int(n) for n in sizes.split(',') if n])
                 for dtype, sizes in re.findall(r'(\w+)\[([\d,]*)\]', result)]
             if operation == 'dot':
                 sizes = results[re.match(r'%([^\s,)]+)', rest)[1]][0][1]
                 contracted = re.search(r'lhs_contracting_dims=\{([\d,]*)\}', rest)[1]
                 total['products'] += 2 * times * math.prod(
-                    shapes[0][1] + [sizes[int(i)] for i in contracted.split(',')])
+                    arrays[0][1] + [sizes[int(i)] for i in contracted.split(',')])
             elif operation in _COLLECTIVES:
                 total[operation] += times * sum(
-                    _BYTES[dtype] * math.prod(sizes) for dtype, sizes in shapes)
+                    _BYTES[dtype] * math.prod(sizes) for dtype, sizes in arrays)
             elif operation == 'while':
                 trips = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
                 walk(re.search(r'body=%([^\s,]+)', rest)[1],

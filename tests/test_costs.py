@@ -216,21 +216,18 @@ def programs():
     return {mode: found[key] for mode, key in STEPS.items()}
 
 
-def compiled_network(mode):
-    return compiled.network('float32', remat=mode == 'replicated')
-
-
 @pytest.mark.parametrize('mode', STEPS)
 def test_work_is_that_of_the_compiled_step(programs, mode):
-    work = costs.micro_batch_work(compiled_network(mode), compiled.LAYOUT, sharded=mode == 'fsdp')
+    net, layout = compiled.shapes(*STEPS[mode].split(','))
+    work = costs.micro_batch_work(net, layout, sharded=mode == 'fsdp')
     assert programs[mode]['products'] == compiled.MICRO_BATCHES * sum(work)
 
 
 @pytest.mark.parametrize('mode', STEPS)
 def test_traffic_is_that_of_the_compiled_step(programs, mode):
-    """By kind: an all-gather's result is what is sent, a reduce-scatter's an eighth of it."""
-    stacks = [(compiled.LAYOUT, compiled.MICRO_BATCHES)]
-    traffic = costs.traffic(compiled_network(mode), stacks, 8, sharded=mode == 'fsdp')
+    """What is counted are results: all of a gathered array, an eighth of a scattered one."""
+    net, layout = compiled.shapes(*STEPS[mode].split(','))
+    traffic = costs.traffic(net, [(layout, compiled.MICRO_BATCHES)], 8, sharded=mode == 'fsdp')
     program = programs[mode]
     assert traffic.all_gather == program['all-gather'] * 7 / 8
     assert traffic.reduce_scatter == 8 * program['reduce-scatter'] * 7 / 8
@@ -238,13 +235,13 @@ def test_traffic_is_that_of_the_compiled_step(programs, mode):
     assert program['collective-permute'] == 0
     # Metrics, the norm of the gradient and how often to go round are single numbers.
     assert 0 <= program['all-reduce'] - traffic.all_reduce / 2 / (7 / 8) <= 20 * 4
-    assert traffic.all_reduce > 20 * 4
+    assert traffic.all_reduce > 100 * 4
 
 
 @pytest.mark.parametrize('mode', STEPS)
 def test_memory_is_about_that_of_the_compiled_step(programs, mode):
-    memory = costs.step_memory(compiled_network(mode), compiled.LAYOUT,
-                               shards=8 if mode == 'fsdp' else 1)
+    net, layout = compiled.shapes(*STEPS[mode].split(','))
+    memory = costs.step_memory(net, layout, shards=8 if mode == 'fsdp' else 1)
     program = programs[mode]
     assert 0 <= program['arguments'] - memory.state < 5000  # the micro-batches
     assert sum(memory) - memory.state == pytest.approx(program['temporary'], rel=0.15)
@@ -265,7 +262,7 @@ def test_traffic_by_hand():
 
 
 def test_seconds_by_hand():
-    machine = costs.Machine('', flops=1e6, memory=1e9, bandwidth=1e5, group=2, link=1e4,
+    machine = costs.Machine(flops=1e6, memory=1e9, bandwidth=1e5, group=2, link=1e4,
                             between=1e3)
     layout = packing.Layout(4, 1, 1, 2)
     stacks = [(layout, 2)]

@@ -9,13 +9,15 @@ import json
 import math
 import re
 import sys
+from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from qrm import packing, sharding, step
 from qrm.backbone import DecoderConfig
-from qrm.devices import put, replicate, stack
 from qrm.heads import HeadConfig
 from qrm.network import RewardNetwork
 from tests.helpers import loss_config
@@ -40,24 +42,32 @@ def costs_of(mode: str, *rest: str) -> dict:
     (net, layout), devices = shapes(mode, *rest), jax.device_count()
     optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
     train_step = step.make_train_step(net, loss_config(), optimizer)
-    micro_batches = [packing.empty_micro_batch(layout)] * MICRO_BATCHES
-    batch = (packing.Stack(np.asarray(MICRO_BATCHES, np.int32), stack(micro_batches)),)
-    batches = [batch] * devices
+    state = jax.eval_shape(
+        lambda key: step.init_state(net.init(key), optimizer, 0), jax.random.key(0))
+    stack = packing.Stack(np.asarray(MICRO_BATCHES, np.int32), jax.tree.map(
+        lambda x: np.stack([x] * MICRO_BATCHES), packing.empty_micro_batch(layout)))
     if mode == 'fsdp':
         mesh = sharding.make_mesh()
-        places = sharding.shardings(jax.eval_shape(net.init, jax.random.key(0)), mesh)
-        params = jax.jit(net.init, out_shardings=places)(jax.random.key(0))
+        state = jax.tree.map(
+            lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
+            state, sharding.shardings(state, mesh))
         run = jax.jit(lambda s, b: train_step(s, b, mesh=mesh), donate_argnums=0)
-        lowered = run.lower(step.init_state(params, optimizer, 0, mesh), put(batches, mesh))
+        place = NamedSharding(mesh, P(sharding.AXIS))
     else:
-        state = step.init_state(jax.jit(net.init)(jax.random.key(0)), optimizer, 0)
+        state = on_all(state, devices)
         run = jax.pmap(lambda s, b: train_step(s, b, axis_name='devices'), 'devices',
                        donate_argnums=0)
-        lowered = run.lower(replicate(state), stack(batches))
-    compiled = lowered.compile()
+        place = None
+    compiled = run.lower(state, on_all((stack,), devices, place)).compile()
     memory = compiled.memory_analysis()
     return count(compiled.as_text()) | {
         'temporary': memory.temp_size_in_bytes, 'arguments': memory.argument_size_in_bytes}
+
+
+def on_all(tree: Any, devices: int, place: NamedSharding | None = None) -> Any:
+    """Shapes with a leading axis over devices."""
+    return jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct((devices, *x.shape), x.dtype, sharding=place), tree)
 
 
 def count(program: str) -> dict:

@@ -41,6 +41,11 @@ class Plan(NamedTuple):
     count: jax.Array | None = None
     listed: flash.Tiles | None = None
 
+    @property
+    def pairs(self) -> jax.Array:
+        """[] int32, (query, key) pairs that are computed for each head, dense or by tiles."""
+        return jnp.int32(self.mask.size) if self.tiles is None else self.count * _TILE**2
+
 
 def plan(
     segments: jax.Array, responses: jax.Array, implementation: str, *, dropout: bool = False

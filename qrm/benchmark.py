@@ -30,15 +30,6 @@ from qrm.losses import LossConfig
 from qrm.network import Params, RewardNetwork, parameter_count
 from qrm.tokens import Encoded
 
-# Dense bfloat16 peak of one device, FLOP/s, by the start of JAX's name for it; the longest match
-# holds. From NVIDIA's data sheets (A100, H100, H200; without sparsity) and Google Cloud's "TPU
-# system architecture" pages (v4, v5e, v5p, v6e).
-PEAKS = {
-    'NVIDIA A100': 312e12, 'NVIDIA H100': 989e12, 'NVIDIA H100 PCIe': 756e12,
-    'NVIDIA H200': 989e12, 'TPU v4': 275e12, 'TPU v5 lite': 197e12, 'TPU v5e': 197e12,
-    'TPU v5': 459e12, 'TPU v5p': 459e12, 'TPU v6 lite': 918e12, 'TPU v6e': 918e12,
-}
-
 # Size of the matrix product, and products between two looks at the clock.
 _PRODUCT = {'cpu': (2048, 1), 'accelerator': (8192, 20)}
 _PRODUCT_TRIES = 3  # the best counts
@@ -457,8 +448,8 @@ def summary(values: Sequence[float]) -> dict[str, Any]:
 
 def peak_rate(device_kind: str, dtype: str) -> float | None:
     """The maker's dense bfloat16 FLOP/s of one device; None if unknown or for another dtype."""
-    matches = [name for name in PEAKS if device_kind.startswith(name)]
-    return PEAKS[max(matches, key=len)] if matches and dtype == 'bfloat16' else None
+    matches = [name for name in costs.PEAKS if device_kind.startswith(name)]
+    return costs.PEAKS[max(matches, key=len)] if matches and dtype == 'bfloat16' else None
 
 
 def peak_memory() -> int:

@@ -1,12 +1,35 @@
-"""Tests of the counts of work."""
+"""Tests of the counts of work and of the model of a training step.
+
+What a step takes is compared with what JAX traces and XLA compiles, never with a clock.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec as P
 
-from qrm import costs, packing
+from experiments import scaling
+from qrm import benchmark, costs, packing, sharding, step
 from qrm.attention import attention_mask
-from tests.helpers import DECODER, encoded, init, network, random_comparisons
+from qrm.backbone import DecoderConfig
+from qrm.heads import HeadConfig
+from qrm.network import RewardNetwork, parameter_count
+from tests import compiled
+from tests.helpers import DECODER, ROOT, encoded, init, load_config, network, random_comparisons
+from tests.test_step import optimizer_config
+
+# Axes of three blocks in a scan, rows, tokens, features and so on are told apart by their sizes.
+DEEP = dataclasses.replace(DECODER, n_layer=4)
+LAYOUT = packing.Layout(length=64, rows=5, slots=4, responses=2)
+STEPS = {'replicated': 'replicated,float32,remat', 'fsdp': 'fsdp,float32,stored'}
 
 
 def test_matrix_parameters_by_hand_and_as_they_are():
@@ -52,3 +75,235 @@ def test_tokens_by_hand():
     assert costs.padded_tokens(items, 2) == 18 + 3
     assert costs.padded_tokens(items, 1) == 10 + 6 + 3
     assert costs.padded_tokens(items, 8) == 6 * 6
+
+
+def deep(attention='dense', remat=False, dtype='float32'):
+    return RewardNetwork(DEEP, HeadConfig('quantile', 10), dtype, attention, remat)
+
+
+def abstract(net):
+    return jax.eval_shape(net.init, jax.random.key(0))
+
+
+def nbytes(leaf):
+    return leaf.size * leaf.dtype.itemsize
+
+
+def test_parameters_by_hand_and_as_they_are():
+    # Of each of two blocks: biases 48 + 16 + 32 + 16 and two norms of 2 * 16; a final norm of 32.
+    expected = costs.Parameters(kernels=4096, vectors=2 * 176 + 32, tables=50 * 16 + 64 * 16,
+                                head=16 * 10)
+    assert costs.parameters(network()) == expected
+    assert sum(expected) == parameter_count(abstract(network()))
+
+
+@pytest.mark.parametrize('devices', [1, 2, 8, 9, 16, 36, 48, 512])
+def test_split_parameters_are_those_of_the_table(devices):
+    decoder = DecoderConfig(vocab_size=16, n_positions=72, n_embd=12, n_layer=8, n_head=2,
+                            n_inner=48)
+    net = RewardNetwork(decoder, HeadConfig('quantile', 8))
+    params = abstract(net)
+    sizes = dict.fromkeys(costs.Parameters._fields, 0)
+    for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params),
+                                  jax.tree.leaves(sharding.specs(params, devices)), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        kind = ('head' if 'head' in name else 'tables' if 'wte' in name or 'wpe' in name
+                else 'kernels' if 'kernel' in name else 'vectors')
+        sizes[kind] += leaf.size * (sharding.AXIS in spec)
+    assert costs.split_parameters(net, devices)._asdict() == sizes
+
+
+@pytest.mark.parametrize('shards', [1, 8])
+def test_state_bytes_are_those_of_the_training_state(shards):
+    net = network()
+    optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
+    state = jax.eval_shape(lambda key: step.init_state(net.init(key), optimizer, 0),
+                           jax.random.key(0))
+    own = sum(nbytes(leaf) // (shards if sharding.AXIS in spec else 1) for leaf, spec in zip(
+        *map(jax.tree.leaves, (state, sharding.specs(state, shards))), strict=True))
+    # Beside it the step, two counts of the optimiser, and a key of two words.
+    assert own == costs.step_memory(net, LAYOUT, shards=shards).state + 3 * 4 + 2 * 4
+
+
+def test_work_by_hand():
+    """One row of 4 tokens, one comparison of two responses, the two blocks of `DECODER`."""
+    layout = packing.Layout(length=4, rows=1, slots=1, responses=2)
+    # Forward, the first block takes 2 * 2048 a token; the last one 2 * 768 a token for queries,
+    # keys and values, and 2 * (256 + 1024) at each of two reads. The head is 16 * 10.
+    projections = 4 * 4096 + 4 * 1536 + 2 * 2560
+    # 4 * 16 for a pair: 4 * 4 of them, then 2 reads with 4 keys.
+    attention = 64 * 16 + 64 * 8
+    work = costs.micro_batch_work(network(), layout)
+    assert work == (3 * projections, 3 * attention, 3 * 2 * 160 * 2)
+    # Recomputed: the first block without its last product, 2 * 512 a token.
+    again = costs.micro_batch_work(network(remat=True), layout)
+    assert again == (3 * projections + 4 * (4096 - 1024), 3 * attention + 1024, work.head)
+    # One tile of 64 * 64: two products forward and five backward, of 2 * 16 a pair.
+    tiled = costs.micro_batch_work(network(), layout, pairs=4096)
+    assert tiled.attention == 7 * 32 * 4096 + 3 * 512
+
+
+def gradient(net):
+    """A function of (parameters, micro-batch), as in a step."""
+
+    def objective(params, embedded, batch):
+        return jnp.sum(net.rewards(params, net.hidden(params, batch, embedded)).quantiles)
+
+    return lambda params, batch: jax.grad(objective, argnums=(0, 1))(
+        params, net.embed(params, batch), batch)
+
+
+def products(jaxpr, trips, times=1):
+    """FLOPs of the products of a jaxpr whose while loops go round `trips` times."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == 'dot_general':
+            (contracted, _), _ = eqn.params['dimension_numbers']
+            sizes = [eqn.invars[0].aval.shape[axis] for axis in contracted]
+            total += 2 * times * math.prod([*eqn.outvars[0].aval.shape, *sizes])
+        loops = {'scan': eqn.params.get('length'), 'while': trips}
+        inner = times * loops.get(eqn.primitive.name, 1)
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple) else (value,):
+                part = getattr(part, 'jaxpr', part)
+                total += products(part, trips, inner) if hasattr(part, 'eqns') else 0
+    return total
+
+
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('attention', ['dense', 'tiled'])
+def test_work_is_that_of_the_traced_gradient(attention, remat):
+    net, tiles = deep(attention, remat), 7
+    traced = jax.make_jaxpr(gradient(net))(abstract(net), packing.empty_micro_batch(LAYOUT))
+    pairs = tiles * 64 * 64 if attention == 'tiled' else None
+    assert products(traced.jaxpr, tiles) == sum(costs.micro_batch_work(net, LAYOUT, pairs=pairs))
+
+
+@pytest.mark.parametrize('sharded', [False, True])
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('attention', ['dense', 'tiled'])
+def test_kept_bytes_are_those_of_differentiation(attention, dtype, remat, sharded):
+    net = deep(attention, remat, dtype)
+
+    def kept(params, batch):
+        def hidden(params, embedded):
+            return net.hidden(params, batch, embedded)
+
+        return jax.tree.leaves(jax.vjp(hidden, params, net.embed(params, batch))[1])
+
+    batch = packing.empty_micro_batch(LAYOUT)
+    if sharded:
+        kept = sharding.on_shards(kept, sharding.make_mesh(), P())
+        batch = jax.tree.map(lambda x: x[None], batch)
+    arrays = jax.eval_shape(kept, abstract(net), batch)
+    # What a scan over three blocks has stacked, other than slices of parameters.
+    stacked = sum(nbytes(x) for x in arrays if x.shape[:2] == (3, LAYOUT.rows))
+    assert stacked == 3 * costs.kept_bytes(net, LAYOUT, sharded=sharded, tiled=attention == 'tiled')
+
+
+@pytest.fixture(scope='module')
+def programs():
+    """What XLA makes of a step on 8 devices, by layout of the state."""
+    # Without code generation's optimisations, which change no product and no collective.
+    environment = os.environ | {
+        'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
+                                             '--xla_backend_optimization_level=0'}
+    done = subprocess.run([sys.executable, '-m', 'tests.compiled', *STEPS.values()], cwd=ROOT,
+                          check=True, env=environment, stdout=subprocess.PIPE, text=True,
+                          timeout=300)
+    found = json.loads(done.stdout)
+    return {mode: found[key] for mode, key in STEPS.items()}
+
+
+@pytest.mark.parametrize('mode', STEPS)
+def test_work_is_that_of_the_compiled_step(programs, mode):
+    net, layout = compiled.shapes(*STEPS[mode].split(','))
+    work = costs.micro_batch_work(net, layout, sharded=mode == 'fsdp')
+    assert programs[mode]['products'] == compiled.MICRO_BATCHES * sum(work)
+
+
+@pytest.mark.parametrize('mode', STEPS)
+def test_traffic_is_that_of_the_compiled_step(programs, mode):
+    """What is counted are results: all of a gathered array, an eighth of a scattered one."""
+    net, layout = compiled.shapes(*STEPS[mode].split(','))
+    traffic = costs.traffic(net, [(layout, compiled.MICRO_BATCHES)], 8, sharded=mode == 'fsdp')
+    program = programs[mode]
+    assert traffic.all_gather == program['all-gather'] * 7 / 8
+    # Together, as a sum over devices can be scattered by either, with as many bytes.
+    assert traffic.reduce_scatter + traffic.all_to_all == (
+        8 * program['reduce-scatter'] + program['all-to-all']) * 7 / 8
+    assert program['collective-permute'] == 0
+    # Metrics, the norm of the gradient and how often to go round are single numbers.
+    assert 0 <= program['all-reduce'] - traffic.all_reduce / 2 / (7 / 8) <= 20 * 4
+    assert traffic.all_reduce > 100 * 4
+
+
+@pytest.mark.parametrize('mode', STEPS)
+def test_memory_is_about_that_of_the_compiled_step(programs, mode):
+    net, layout = compiled.shapes(*STEPS[mode].split(','))
+    memory = costs.step_memory(net, layout, shards=8 if mode == 'fsdp' else 1)
+    program = programs[mode]
+    assert 0 <= program['arguments'] - memory.state < 5000  # the micro-batches
+    assert sum(memory) - memory.state == pytest.approx(program['temporary'], rel=0.15)
+
+
+def test_traffic_by_hand():
+    """Two devices and `DECODER`: each sends half of what is exchanged; floats have four bytes."""
+    stacks = [(packing.Layout(4, 1, 1, 2), 3), (packing.Layout(2, 1, 1, 2), 1)]
+    kernels, vectors, tables, head = costs.parameters(network())
+    whole = costs.traffic(network(), stacks, 2, sharded=False)
+    assert whole == (4 * (kernels + vectors + tables + head), 0, 0, 0)
+    # Four micro-batches with 14 tokens in all: one block gathered twice in each and one once in
+    # all, as is the head; indices of both devices for two tables, three arrays of 16 features.
+    assert costs.traffic(network(), stacks, 2, sharded=True) == (
+        4 * vectors, 2 * (4 * 2 * 2048 + 2048 + 160 + 14 * 2 * 2), 2 * 4 * (kernels + 160),
+        2 * 14 * 3 * 16)
+    assert costs.traffic(network(), stacks, 1, sharded=True) == (0, 0, 0, 0)
+
+
+def test_seconds_by_hand():
+    machine = costs.Machine(flops=1e6, memory=1e9, bandwidth=1e5, group=2, link=1e4,
+                            between=1e3)
+    layout = packing.Layout(4, 1, 1, 2)
+    stacks = [(layout, 2)]
+    work = sum(costs.micro_batch_work(network(), layout))
+    total = sum(costs.parameters(network()))
+    settings = {'efficiency': 0.5}
+    one = costs.step_seconds(network(), stacks, machine, **settings)
+    # The optimiser touches a parameter nine times, a micro-batch a kernel's gradient three times.
+    assert one == pytest.approx((2 * work / 5e5, 4 * (9 * total + 6 * 4096) / 1e5, 0, 0))
+    pmap = costs.step_seconds(network(), stacks, machine, devices=2, **settings)
+    assert pmap == pytest.approx((*one[:3], 4 * total / 1e4))
+    # Over two groups, a ring has the links of both of a group's members to leave it by.
+    wide = costs.step_seconds(network(), stacks, machine, devices=4, **settings)
+    assert wide.reduction == pytest.approx(2 * 3 / 4 * 4 * total / 2e3)
+    sent = costs.traffic(network(), stacks, 4, sharded=True)
+    fsdp = costs.step_seconds(network(), stacks, machine, devices=4, sharded=True, **settings)
+    # Two of three other devices are in the other group.
+    assert fsdp.exchange == pytest.approx(
+        (sent.all_gather + sent.reduce_scatter) / 2e3
+        + sent.all_to_all * (2 / 3 / 1e3 + 1 / 3 / 1e4))
+    assert fsdp.longest - fsdp.shortest == pytest.approx(min(fsdp.products, fsdp.exchange))
+
+
+def test_a_benchmark_is_predicted_from_its_product():
+    config = load_config('benchmark', **{
+        'model.sizes.vocab_size': 300, 'model.sizes.n_positions': 64, 'model.sizes.n_embd': 16,
+        'model.sizes.n_layer': 2, 'model.sizes.n_head': 2, 'model.attention': 'dense',
+        'data.max_length': 16, 'train.batch_size': 4, 'train.row_length': 64, 'train.rows': 2,
+        'benchmark.repeats': 1, 'benchmark.steps': 2, 'benchmark.comparisons': 30,
+        'benchmark.responses': 0})
+    items = benchmark.synthetic(30, vocab_size=300, max_length=16, seed=0)
+    layouts = packing.plan_layouts(items, row_length=64, rows=2)
+    net = RewardNetwork(dataclasses.replace(DECODER, vocab_size=300, n_inner=64),
+                        HeadConfig('quantile', 10))
+    work = [sum(costs.micro_batch_work(net, layouts[one.layout])) for number in (1, 2)
+            for one in packing.pack(benchmark.training_items(config, items, number), layouts)]
+    assert scaling.predicted(config, 1e9) == pytest.approx(2 * 4 * 1e9 / sum(work))
+
+
+def test_the_tables_of_the_documentation_are_those_printed():
+    text = (ROOT / 'docs' / 'scaling.md').read_text(encoding='utf-8')
+    for title, table in scaling.tables().items():
+        assert f'{title}:\n\n{table}\n' in text

@@ -314,11 +314,12 @@ def step_memory(
     """
     c, sharded, held = network.decoder, shards > 1, held_parameters(network, shards)
     whole, scanned = parameters(network), held.kernels * (c.n_layer - 1) // c.n_layer
+    size = jnp.dtype(network.dtype).itemsize
     copies = _FLOAT * scanned
     if sharded:  # one block of the scan and the last one, see `traffic`
-        copies += _FLOAT * (2 * whole.kernels // c.n_layer + whole.head)
+        copies += 2 * whole.kernels // c.n_layer * size + _FLOAT * whole.head
     elif not network.remat and network.dtype != 'float32':
-        copies += scanned * jnp.dtype(network.dtype).itemsize
+        copies += scanned * size
     working = kept_bytes(dataclasses.replace(network, remat=False), layout, tiled=tiled)
     kept = kept_bytes(network, layout, sharded=sharded, tiled=tiled)
     return Memory(
@@ -337,11 +338,11 @@ def traffic(
     Copies of the state: all gradients are added up once. Shards: in each micro-batch kernels are
     gathered forward and again backward and their gradients scattered, embeddings and their
     gradients are exchanged in place of the tables; what is whole everywhere is added up once.
-    The last block and the head, which are not in the scan, XLA gathers once a step. All of it is
-    float32, also where the computation is bfloat16.
+    The last block and the head, which are not in the scan, XLA gathers once a step. Kernels are
+    gathered in the compute dtype; the rest is float32.
 
     Args:
-      network: architecture.
+      network: architecture and dtype.
       stacks: micro-batches of the step, on the device that has most.
       devices: N.
       sharded: whether the state is split over them.
@@ -355,10 +356,11 @@ def traffic(
     if not split.tables:
         tokens = 0  # looked up by each device in tables of its own
     last = split.kernels // network.decoder.n_layer
-    gathered = count * 2 * (split.kernels - last) + last + split.head
+    gathered = (count * 2 * (split.kernels - last) + last) * jnp.dtype(network.dtype).itemsize
     return Traffic(
         all_reduce=round(2 * sent * _FLOAT * (total - sum(split))),
-        all_gather=round(sent * _FLOAT * (gathered + 2 * tokens * devices)),  # and int32 indices
+        # With int32 indices of all tokens.
+        all_gather=round(sent * (gathered + _FLOAT * (split.head + 2 * tokens * devices))),
         reduce_scatter=round(sent * _FLOAT * count * (split.kernels + split.head)),
         # Embeddings of tokens and of positions, and one gradient for both.
         all_to_all=round(sent * _FLOAT * 3 * tokens * network.decoder.n_embd),

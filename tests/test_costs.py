@@ -260,6 +260,9 @@ def test_traffic_by_hand():
         4 * vectors, 2 * (4 * 2 * 2048 + 2048 + 160 + 14 * 2 * 2), 2 * 4 * (kernels + 160),
         2 * 14 * 3 * 16)
     assert costs.traffic(network(), stacks, 1, sharded=True) == (0, 0, 0, 0)
+    # In bfloat16 kernels are gathered in half as many bytes.
+    half = costs.traffic(network(dtype='bfloat16'), stacks, 2, sharded=True)
+    assert half.all_gather == 4 * 2 * 2048 + 2048 + 2 * (160 + 14 * 2 * 2)
 
 
 def test_seconds_by_hand():

@@ -1,23 +1,26 @@
 """Copies of the state, shards of it and one device take the same steps."""
 
+import functools
 import json
 import os
 import subprocess
 import sys
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from qrm import attention, sharding, step, train, workdir
+from qrm import attention, packing, sharding, step, train, workdir
 from qrm.backbone import DecoderConfig
 from qrm.checkpoints import Checkpoints
 from qrm.heads import HeadConfig
 from qrm.network import RewardNetwork
 from tests import on_devices
-from tests.helpers import ROOT, init, network
+from tests.helpers import ROOT, init, loss_config, network, random_comparisons
 from tests.test_step import optimizer_config
 
 GPT2 = DecoderConfig(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12,
@@ -150,6 +153,35 @@ def test_gathered_blocks_are_not_kept_for_the_backward_pass():
     shapes = [leaf.shape for leaf in jax.eval_shape(on_shards, init(net), plan)]
     assert shapes.count((2, 16, 48)) == 1
     assert shapes.count((2, 3, 8, 48)) == 1
+
+
+def test_kernels_are_exchanged_in_the_dtype_they_are_computed_with():
+    """And, on one device, a step in shards is the step without."""
+    net, optimizer = network(dtype='bfloat16', attention='dense'), optax.sgd(1.0)
+    items = random_comparisons(5, seed=2, responses=(2, 4))
+    batch = packing.make_batch(items, packing.plan_layouts(items, row_length=24, rows=2), 5)
+    train_step = step.make_train_step(net, loss_config(), optimizer)
+    state, mesh = step.init_state(init(net), optimizer, 0), sharding.make_mesh()
+    shares = jax.tree.map(lambda x: x[None], batch)
+    on_mesh = functools.partial(train_step, mesh=mesh)
+    gathered = {(eqn.invars[0].aval.shape, eqn.invars[0].aval.dtype.name)
+                for eqn in equations(jax.make_jaxpr(on_mesh)(state, shares).jaxpr)
+                if eqn.primitive.name == 'all_gather'}
+    kernels = {(16, 48), (16, 16), (16, 32), (32, 16)}
+    assert {(shape, dtype) for shape, dtype in gathered if dtype != 'int32'} == {
+        *((shape, 'bfloat16') for shape in kernels), ((16, 10), 'float32')}
+    ends = [jax.jit(f)(state, b)[0].params for f, b in ((train_step, batch), (on_mesh, shares))]
+    # XLA may keep what is rounded to bfloat16 in float32 for longer in one of them.
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=2e-2), *ends)
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, ends[0], state.params)) > 1
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr and of those inside."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for inner in jax.extend.core.jaxprs_in_params(eqn.params):
+            yield from equations(inner)
 
 
 def test_checkpoints_move_between_layouts(tmp_path):

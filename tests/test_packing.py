@@ -144,8 +144,8 @@ def _alone(item):
     ]
 
 
-@pytest.mark.parametrize('head', ['scalar', 'quantile'])
-@pytest.mark.parametrize('row_length', [12, 40, 128])
+@pytest.mark.parametrize(('head', 'row_length'), [
+    ('quantile', 12), ('quantile', 40), ('quantile', 128), ('scalar', 40)])
 def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_length):
     items = random_comparisons(9, seed=3, responses=(2, 4))
     net, loss = network(head), loss_config(head)

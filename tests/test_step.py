@@ -61,7 +61,7 @@ def test_a_step_is_gradient_descent_on_the_weighted_mean_loss():
         each = [losses.pair_loss(loss)(quantiles[i, 0], quantiles[i, 1], 0.0) for i in range(3)]
         return sum(w * x for w, x in zip(batch.weight[:3], each, strict=True)) / 3.5
 
-    value, gradient = jax.value_and_grad(mean_loss)(params)
+    value, gradient = jax.jit(jax.value_and_grad(mean_loss))(params)
     state, metrics = run(items, steps=1, batch_size=3)
     assert metrics[0]['loss'] == pytest.approx(float(value), rel=1e-5)
     assert metrics[0]['gradient_norm'] == pytest.approx(
@@ -118,8 +118,13 @@ def test_language_model_loss_is_the_mean_over_the_chosen_response():
     params = init(net)
     layout, = packing.plan_layouts([item], row_length=16, rows=1)
     batch = packing.pack([item], [layout])[0].micro_batch
-    hidden = net.hidden(params, batch, net.embed(params, batch), everywhere=True)
-    value = net.language_model_loss(params, batch, hidden)
+
+    @jax.jit
+    def hidden_and_loss(params):
+        hidden = net.hidden(params, batch, net.embed(params, batch), everywhere=True)
+        return hidden, net.language_model_loss(params, batch, hidden)
+
+    hidden, value = hidden_and_loss(params)
     predicting = hidden[0, 2:6]  # last prompt token and three of the response
     log_probs = jax.nn.log_softmax(predicting @ params['decoder']['wte'].T)
     expected = -2.0 * np.mean([log_probs[i, t] for i, t in enumerate(item.responses[0])])

@@ -1,9 +1,12 @@
 """Small comparisons, networks and configs that several tests build on."""
 
+import dataclasses
 import importlib.util
+import math
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qrm import losses, packing
@@ -39,12 +42,24 @@ def random_comparisons(count, *, seed=0, most=20, responses=(1, 4)):
     ]
 
 
-def network(head='quantile', **kwargs):
-    return RewardNetwork(DECODER, HeadConfig(head, 10), **kwargs)
+def network(head='quantile', *, layers=2, **kwargs):
+    decoder = dataclasses.replace(DECODER, n_layer=layers)
+    return RewardNetwork(decoder, HeadConfig(head, 10), **kwargs)
 
 
 def init(net, seed=0):
-    return jax.jit(net.init)(jax.random.key(seed))
+    """Parameters like those of `net.init`, which takes seconds to compile."""
+    rng = np.random.default_rng(seed)
+
+    def fill(path, leaf):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        if name.endswith(('bias', 'scale')):
+            return jnp.full(leaf.shape, float(name.endswith('scale')), leaf.dtype)
+        scale = 1 / math.sqrt(leaf.shape[0] + 1) if name == 'head/kernel' else 0.02
+        return jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype)
+
+    shapes = jax.eval_shape(net.init, jax.random.key(0))
+    return jax.tree_util.tree_map_with_path(fill, shapes)
 
 
 def loss_config(head='quantile', **kwargs):

@@ -21,7 +21,7 @@ def optimizer_config(**kwargs):
 
 def run(items, *, rows=2, steps=3, batch_size=9, net=None, loss=None, optimizer=None):
     """States and metrics of a few steps on one device."""
-    net, loss = net or network(), loss or loss_config()
+    net, loss = net or network(layers=1), loss or loss_config()
     optimizer = optimizer or step.make_optimizer(optimizer_config(), steps)
     layouts = packing.plan_layouts(items, row_length=32, rows=rows)
     state = step.init_state(init(net), optimizer, 0)
@@ -51,7 +51,7 @@ def test_micro_batches_do_not_change_a_step():
 
 def test_a_step_is_gradient_descent_on_the_weighted_mean_loss():
     items = [encoded(i, 3, (4, 5), seed=i, weight=w) for i, w in enumerate((1.0, 2.0, 0.5))]
-    net, loss = network(), loss_config()
+    net, loss = network(layers=1), loss_config()
     params = init(net)
     layout = packing.Layout(length=40, rows=1, slots=3, responses=2)
     batch = packing.pack(items, [layout])[0].micro_batch
@@ -89,7 +89,7 @@ def test_metrics_of_a_batch_worked_out_by_hand():
 
 def test_all_steps_of_a_run_compile_once():
     items = random_comparisons(40, seed=1, responses=(2, 4))
-    net, loss = network(), loss_config()
+    net, loss = network(layers=1), loss_config()
     optimizer = step.make_optimizer(optimizer_config(), 6)
     layouts = packing.plan_layouts(items, row_length=24, rows=2)
     state = step.init_state(init(net), optimizer, 0)
@@ -105,8 +105,8 @@ def test_all_steps_of_a_run_compile_once():
 def test_dropout_changes_steps_and_repeats_for_a_seed():
     items = random_comparisons(9, seed=2, responses=(2, 3))
     plain, _ = run(items, steps=1)
-    first, _ = run(items, steps=1, net=network(dropout=0.3))
-    second, _ = run(items, steps=1, net=network(dropout=0.3))
+    first, _ = run(items, steps=1, net=network(layers=1, dropout=0.3))
+    second, _ = run(items, steps=1, net=network(layers=1, dropout=0.3))
     assert_close(first.params, second.params, 0.0)
     assert max(jax.tree.leaves(jax.tree.map(
         lambda a, b: float(jnp.abs(a - b).max()), first.params, plain.params))) > 1e-4
@@ -114,7 +114,7 @@ def test_dropout_changes_steps_and_repeats_for_a_seed():
 
 def test_language_model_loss_is_the_mean_over_the_chosen_response():
     item = encoded('a', 3, (4, 5), weight=2.0)
-    net = network()
+    net = network(layers=1)
     params = init(net)
     layout, = packing.plan_layouts([item], row_length=16, rows=1)
     batch = packing.pack([item], [layout])[0].micro_batch
@@ -156,7 +156,7 @@ def test_schedule_without_warmup_starts_at_the_peak():
 
 
 def test_weight_decay_acts_on_matrices_only():
-    mask = step.decays(init(network()))
+    mask = step.decays(init(network(layers=1)))
     decayed = {jax.tree_util.keystr(path) for path, yes in
                jax.tree_util.tree_leaves_with_path(mask) if yes}
     assert "['head']['kernel']" in decayed
@@ -169,6 +169,6 @@ def test_clipping_bounds_the_update():
     items = random_comparisons(9, seed=2, responses=(2, 3))
     config = optimizer_config(clip_norm=0.01)
     state, metrics = run(items, steps=1, optimizer=step.make_optimizer(config, 1))
-    moved = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, init(network())))
+    moved = optax.tree.norm(jax.tree.map(jnp.subtract, state.params, init(network(layers=1))))
     assert metrics[0]['gradient_norm'] > 0.01
     assert float(moved) == pytest.approx(0.1 * 0.01, rel=1e-3)

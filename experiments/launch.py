@@ -100,7 +100,7 @@ def _check_process_flags() -> None:
 
 
 def _join() -> None:
-    """Joins the other processes, before any device is used; only the first one prints."""
+    """Joins the other processes and connects their devices; only the first one prints."""
     coordinator, settings = flags.FLAGS.coordinator, {}
     if coordinator != 'auto':
         settings = {
@@ -111,11 +111,11 @@ def _join() -> None:
     try:
         jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
                                    shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **settings)
+        # Connects all devices now: on CPU a process waits only 30 s for the others to connect, and
+        # one may take longer than that to compile its first step.
+        multihost_utils.sync_global_devices('joined')
     except (RuntimeError, ValueError) as error:
         _fail(f'--coordinator={coordinator}: {error}')
-    # Connects all devices now: on CPU that waits for 30 s only, and one process may compile its
-    # first step for longer than another.
-    multihost_utils.sync_global_devices('joined')
     if jax.process_index():
         sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115 (open to the end)
 

@@ -2,8 +2,9 @@
 
     python -m experiments.scaling [--measured=results/benchmark/benchmark.json]
 
-Nothing is run on a device: these are formulas, on the assumptions that docs/scaling.md states. With
-results of `experiments.benchmark` it prints instead what it predicts of those training steps.
+These are formulas, on the assumptions that docs/scaling.md states. With results of
+`experiments.benchmark` on one device it prints instead what it predicts of those training steps, if
+it is run on a device of that kind.
 """
 
 import bisect
@@ -217,10 +218,10 @@ def predicted(config: ConfigDict, flops: float) -> float:
         items += len(part)
         for one in packing.pack(part, layouts):
             batch = one.micro_batch
-            plan = attention.plan(batch.segments, batch.responses, workload.network.attention)
-            work += sum(costs.micro_batch_work(
-                workload.network, layouts[one.layout],
-                pairs=None if plan.tiles is None else int(plan.pairs)))
+            pairs = attention.plan(
+                batch.segments, batch.responses, workload.network.attention).pairs
+            work += sum(costs.micro_batch_work(workload.network, layouts[one.layout],
+                                               pairs=None if pairs is None else int(pairs)))
     return items * flops / work
 
 

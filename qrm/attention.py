@@ -42,9 +42,9 @@ class Plan(NamedTuple):
     listed: flash.Tiles | None = None
 
     @property
-    def pairs(self) -> jax.Array:
-        """[] int32, (query, key) pairs that are computed for each head, dense or by tiles."""
-        return jnp.int32(self.mask.size) if self.tiles is None else self.count * _TILE**2
+    def pairs(self) -> jax.Array | None:
+        """[] int32, (query, key) pairs that the tiled loop computes for each head; else None."""
+        return None if self.count is None else self.count * _TILE**2
 
 
 def plan(

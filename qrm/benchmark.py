@@ -289,7 +289,7 @@ class _Training:
         count = 1 + self._config.benchmark.repeats * self._config.benchmark.steps
         begin = time.perf_counter()
         for number in range(first, first + _LOADED):
-            self._batch(number % count)
+            self._parts(number % count)
         return time.perf_counter() - begin
 
     def items(self, number: int) -> list[Encoded]:

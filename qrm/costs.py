@@ -103,7 +103,8 @@ class Memory(NamedTuple):
     Attributes:
       state: parameters and AdamW's two moments, which is all that is kept between steps.
       gradients: their sum over micro-batches, and those of the blocks in one micro-batch.
-      copies: of block parameters: the scan's, in the compute dtype, and those gathered.
+      copies: of block parameters: the scan's, in the compute dtype, and those gathered, with the
+        head.
       activations: what the forward pass keeps for the backward pass, and one block's own.
     """
 

@@ -29,6 +29,12 @@ def unreplicate(tree: Any) -> Any:
     return jax.tree.map(lambda x: x.addressable_shards[0].data.reshape(x.shape[1:]), tree)
 
 
+def fetch_number(value: jax.Array) -> float:
+    """A number that a step gives, the same on all devices; fetched as soon as it is there."""
+    # Nothing is computed for it on a device: that would wait for the step that runs by now.
+    return float(np.ravel(value.addressable_shards[0].data)[0])
+
+
 def all_sum(tree: Any, axis_name: str | None) -> Any:
     """Sum over the devices of a mapped axis; the tree itself without one."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
@@ -93,10 +99,10 @@ class Spread:
           devices: what one process knows reaches all of them at the same step.
         """
 
-        def run(state, batch_and_stop, **kwargs):
+        def run(state, batch_and_stop, *, axis_name=None, mesh=None):
             batch, stop = batch_and_stop
-            axis_name = kwargs.get('axis_name')
-            return *train_step(state, batch, **kwargs), jnp.sum(all_sum(stop, axis_name))
+            return (*train_step(state, batch, axis_name=axis_name, mesh=mesh),
+                    jnp.sum(all_sum(stop, axis_name)))
 
         if self._copied:
             return jax.pmap(functools.partial(run, axis_name=_AXIS), _AXIS, donate_argnums=0)

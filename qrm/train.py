@@ -27,7 +27,7 @@ from qrm import (
 from qrm.checkpoints import Checkpoints
 from qrm.comparisons import DataError, DataReport
 from qrm.data import load_splits
-from qrm.devices import Spread, own_devices
+from qrm.devices import Spread, fetch_number, own_devices
 from qrm.model import RewardModel
 from qrm.network import Params, RewardNetwork, parameter_count
 from qrm.tokens import Encoded
@@ -184,7 +184,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
 
     # State and step.
     optimizer = step.make_optimizer(config.optimizer, steps)
-    schedule = step.make_schedule(config.optimizer, steps)
+    rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     mesh, spread = prepared.mesh, Spread(prepared.mesh)
     state = step.init_state(prepared.model.params, optimizer, config.seed, mesh)
     run_step = spread.compile(step.make_train_step(network, loss, optimizer))
@@ -245,11 +245,10 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             """Fetches, checks and writes the metrics of all steps so far but those running."""
             row: dict[str, float] = {}
             for number, values in pending[:len(pending) - running]:
-                values = jax.device_get(spread.one(values))
-                row = {name: float(value) for name, value in values.items()}
+                row = {name: fetch_number(value) for name, value in values.items()}
                 if not all(map(math.isfinite, row.values())):
                     raise not_finite(number, str(row))
-                row['learning_rate'] = float(schedule(number))
+                row['learning_rate'] = float(rates[number])
                 log.write(number + 1, 'train', row)
             del pending[:len(pending) - running]
             if row:
@@ -266,6 +265,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                 batches = make_batches(number)
                 stop = np.int32(bool(signals.received))
                 placed = spread.put([(batch, stop) for batch in batches])
+                # All that a step needs is on the devices; a hidden copy would stall it.
                 with jax.transfer_guard('disallow'):
                     state, values, stops = run_step(state, placed)
                 pending.append((number, values))
@@ -276,7 +276,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                 if jax.process_count() > 1:
                     # A signal may have come to some; all know of it after one more step.
                     known.append(stops)
-                    stopped = len(known) > 1 and bool(spread.one(known.pop(0)))
+                    stopped = len(known) > 1 and bool(fetch_number(known.pop(0)))
                 due = done % config.train.checkpoint_every == 0 or done == steps
                 if due or stopped:
                     flush(0)

@@ -48,7 +48,10 @@ def network(head='quantile', *, layers=2, **kwargs):
 
 
 def init(net, seed=0):
-    """Parameters like those of `net.init`, which takes seconds to compile."""
+    """Parameters of the scales of `net.init`, which takes seconds to compile.
+
+    Residual projections are not made smaller.
+    """
     rng = np.random.default_rng(seed)
 
     def fill(path, leaf):

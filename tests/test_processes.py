@@ -11,7 +11,7 @@ import pytest
 from qrm import workdir
 from tests.helpers import ROOT, TINY
 
-OVERRIDES = TINY | {'train.max_steps': 8, 'train.checkpoint_every': 100, 'optimizer.eps': 1e-3}
+OVERRIDES = TINY | {'train.max_steps': 8, 'train.checkpoint_every': 3, 'optimizer.eps': 1e-3}
 
 
 def start(folder, devices, *flags, strike=('nothing', 0), **overrides):

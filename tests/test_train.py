@@ -18,7 +18,8 @@ from qrm.comparisons import DataError
 from qrm.config import ConfigError
 from tests.helpers import ROOT, TINY, load_config
 
-OVERRIDES = TINY | {'model.dropout': 0.1, 'train.max_steps': 14, 'train.keep': 1}
+OVERRIDES = TINY | {'model.dropout': 0.1, 'train.max_steps': 14, 'train.keep': 1,
+                    'train.log_every': 2}
 
 
 def config(**kwargs):

@@ -148,7 +148,7 @@ def test_gathered_blocks_are_not_kept_for_the_backward_pass():
 
 def test_kernels_are_exchanged_in_the_dtype_they_are_computed_with():
     """And, on one device, a step in shards is the step without."""
-    net, optimizer = network(dtype='bfloat16', attention='dense'), optax.sgd(1.0)
+    net, optimizer = network(layers=1, dtype='bfloat16', attention='dense'), optax.sgd(1.0)
     items = random_comparisons(5, seed=2, responses=(2, 4))
     batch = packing.make_batch(items, packing.plan_layouts(items, row_length=24, rows=2), 5)
     train_step = step.make_train_step(net, loss_config(), optimizer)

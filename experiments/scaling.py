@@ -10,14 +10,13 @@ it is run on a device of that kind.
 import bisect
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable, Sequence
 
 from absl import flags
 from ml_collections import ConfigDict
 
 from experiments import launch
-from qrm import attention, benchmark, costs, packing
+from qrm import attention, benchmark, costs, packing, workdir
 from qrm.backbone import DecoderConfig
 from qrm.heads import HeadConfig
 from qrm.network import RewardNetwork
@@ -227,11 +226,15 @@ def predicted(config: ConfigDict, flops: float) -> float:
 
 def compare(path: str) -> str:
     """Measured and predicted comparisons a second of a benchmark."""
-    with open(path, encoding='utf-8') as file:
-        result = json.load(file)
-    rate = result['matmul']['flops_per_second']['median']
-    bound = predicted(ConfigDict(result['config']), rate)
-    measured = result['training']['comparisons_per_second']['median']
+    result = workdir.read_json(path)
+    try:
+        rate = result['matmul']['flops_per_second']['median']
+        measured = result['training']['comparisons_per_second']['median']
+        config = ConfigDict(result['config'])
+    except (KeyError, TypeError) as error:
+        raise workdir.WorkdirError(f'--measured={path}: no {error}; expected the benchmark.json of '
+                                   'experiments.benchmark') from error
+    bound = predicted(config, rate)
     return (f'{measured:.3g} comparisons/s measured, {bound:.3g} if products at {rate / 1e9:.3g} '
             f'GFLOP/s were all there is: {measured / bound:.2f} of it')
 

@@ -16,8 +16,9 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qrm import packing, sharding, step
+from qrm import costs, packing, sharding, step
 from qrm.backbone import DecoderConfig
+from qrm.devices import Spread
 from qrm.heads import HeadConfig
 from qrm.network import RewardNetwork
 from tests.helpers import loss_config
@@ -29,7 +30,7 @@ _COLLECTIVES = {'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'col
 
 
 def shapes(
-    mode: str, dtype: str, remat: str, width: str = '32', rows: str = '2', length: str = '24'
+    dtype: str, remat: str, width: str = '32', rows: str = '2', length: str = '24'
 ) -> tuple[RewardNetwork, packing.Layout]:
     """Network and micro-batch of what the command line names."""
     decoder = DecoderConfig(vocab_size=50, n_positions=64, n_embd=int(width), n_layer=4, n_head=2,
@@ -39,7 +40,7 @@ def shapes(
 
 
 def costs_of(mode: str, *rest: str) -> dict:
-    (net, layout), devices = shapes(mode, *rest), jax.device_count()
+    (net, layout), devices = shapes(*rest), jax.device_count()
     optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
     train_step = step.make_train_step(net, loss_config(), optimizer)
     state = jax.eval_shape(
@@ -51,17 +52,26 @@ def costs_of(mode: str, *rest: str) -> dict:
         state = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
             state, sharding.shardings(state, mesh))
-        run = jax.jit(lambda s, b: train_step(s, b, mesh=mesh), donate_argnums=0)
         place = NamedSharding(mesh, P(sharding.AXIS))
     else:
-        state = on_all(state, devices)
-        run = jax.pmap(lambda s, b: train_step(s, b, axis_name='devices'), 'devices',
-                       donate_argnums=0)
-        place = None
-    compiled = run.lower(state, on_all((stack,), devices, place)).compile()
+        mesh, state, place = None, on_all(state, devices), None
+    batch_and_stop = on_all(((stack,), np.int32(0)), devices, place)
+    compiled = Spread(mesh).compile(train_step).lower(state, batch_and_stop).compile()
     memory = compiled.memory_analysis()
     return count(compiled.as_text()) | {
-        'temporary': memory.temp_size_in_bytes, 'arguments': memory.argument_size_in_bytes}
+        'temporary': memory.temp_size_in_bytes, 'arguments': memory.argument_size_in_bytes,
+        'predicted': predict(mode, net, layout)}
+
+
+def predict(mode: str, net: RewardNetwork, layout: packing.Layout) -> dict:
+    """The same by `costs`; of collectives bytes sent, not results."""
+    devices, sharded = jax.device_count(), mode == 'fsdp'
+    work = costs.micro_batch_work(net, layout, sharded=sharded)
+    memory = costs.step_memory(net, layout, shards=devices if sharded else 1)
+    sent = costs.traffic(net, [(layout, MICRO_BATCHES)], devices, sharded=sharded)
+    return sent._asdict() | {
+        'products': MICRO_BATCHES * sum(work), 'state': memory.state,
+        'temporary': sum(memory) - memory.state}
 
 
 def on_all(tree: Any, devices: int, place: NamedSharding | None = None) -> Any:

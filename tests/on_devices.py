@@ -1,6 +1,6 @@
 """Takes a few steps on all devices there are, and prints what came out as JSON.
 
-    python -m tests.on_devices MODE ...
+    python -m tests.on_devices MODE,OPTIMIZER,HEAD ...
     python -m tests.on_devices FOLDER STEP KEY=VALUE ...
 
 The second trains a tiny model in a folder until a step, where SIGTERM comes; 0: to the end.
@@ -16,7 +16,7 @@ import numpy as np
 
 from qrm import inference, packing, sharding, step, train
 from qrm.checkpoints import Checkpoints
-from qrm.devices import MODES, Spread, own_devices
+from qrm.devices import Spread, own_devices
 from tests.helpers import TINY, init, load_config, loss_config, network, random_comparisons
 from tests.test_step import optimizer_config
 
@@ -30,13 +30,15 @@ def local_bytes(tree) -> int:
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
 
-def take_steps(mode: str) -> dict:
+def take_steps(mode: str, optimizer: str, head: str) -> dict:
     devices = jax.device_count()
     items = random_comparisons(25, seed=2, responses=(2, 4))
     layouts = packing.plan_layouts(items, row_length=24, rows=2)
-    net = network()
+    net = network(head)
     # A factor on all gradients shows under SGD without clipping only.
-    optimizer = step.make_optimizer(optimizer_config(), 3)
+    settings = {} if optimizer == 'sgd' else {
+        'name': optimizer, 'learning_rate': 0.01, 'weight_decay': 0.1, 'clip_norm': 0.5}
+    optimizer = step.make_optimizer(optimizer_config(**settings), 3)
     mesh = sharding.make_mesh() if mode == 'fsdp' else None
     spread = Spread(mesh)
     params = init(net)
@@ -46,7 +48,7 @@ def take_steps(mode: str) -> dict:
     state = step.init_state(params, optimizer, 0, mesh)
     own_bytes = local_bytes((state.params, state.opt_state))
     whole_bytes = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
-    run_step = spread.compile(step.make_train_step(net, loss_config(), optimizer))
+    run_step = spread.compile(step.make_train_step(net, loss_config(head), optimizer))
     state, metrics = spread.start(state), []
     for number in range(3):
         indices = packing.batch_indices(number, seed=0, examples=25, batch_size=9, total=25)
@@ -90,14 +92,14 @@ def train_until(folder: str, stop: int, overrides: dict) -> None:
 
 
 def tiny_config(**overrides):
-    settings = {'train.max_steps': 8, 'train.checkpoint_every': 8,
+    settings = {'model.sizes.n_layer': 2, 'train.max_steps': 8, 'train.checkpoint_every': 8,
                 # Adam makes steps of mere rounding where a gradient is 0, unless eps is larger.
                 'optimizer.eps': 1e-3}
     return load_config('demo', 'helpful,quantile', **TINY | settings | overrides)
 
 
 if __name__ == '__main__':
-    if sys.argv[1] in MODES:
-        json.dump({mode: take_steps(mode) for mode in sys.argv[1:]}, sys.stdout)
+    if ',' in sys.argv[1]:
+        json.dump({key: take_steps(*key.split(',')) for key in sys.argv[1:]}, sys.stdout)
     else:
         train_until(sys.argv[1], int(sys.argv[2]), dict(a.split('=') for a in sys.argv[3:]))

@@ -144,10 +144,11 @@ def _alone(item):
     ]
 
 
+@pytest.mark.parametrize('head', ['scalar', 'quantile'])
 @pytest.mark.parametrize('row_length', [12, 40, 128])
-def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(row_length):
+def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_length):
     items = random_comparisons(9, seed=3, responses=(2, 4))
-    net, loss = network(), loss_config()
+    net, loss = network(head), loss_config(head)
     params = init(net)
     # Larger weights than at the start of training, so that attention has something to choose.
     params = jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)

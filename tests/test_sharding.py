@@ -37,8 +37,10 @@ def run(devices, *args):
 
 @pytest.fixture(scope='module')
 def results():
-    """{devices: {mode: what came out}}."""
-    return {1: json.loads(run(1, 'replicated')), 8: json.loads(run(8, 'replicated', 'fsdp'))}
+    """{devices: {mode, optimizer, head: what came out}}."""
+    one = run(1, 'replicated,sgd,quantile', 'replicated,adamw,scalar')
+    eight = run(8, 'replicated,sgd,quantile', 'fsdp,sgd,quantile', 'fsdp,adamw,scalar')
+    return {1: json.loads(one), 8: json.loads(eight)}
 
 
 def assert_same_metrics(a, b):
@@ -49,8 +51,8 @@ def assert_same_metrics(a, b):
 @pytest.mark.parametrize('mode', ['replicated', 'fsdp'])
 def test_one_and_eight_devices_take_the_same_steps(results, mode):
     """25 comparisons in batches of 9 over 8 devices: ragged, and empty on most at the end."""
-    one = results[1]['replicated']
-    eight = results[8][mode]
+    one = results[1]['replicated,sgd,quantile']
+    eight = results[8][f'{mode},sgd,quantile']
     assert (one['devices'], eight['devices']) == (1, 8)
     assert_same_metrics(eight['metrics'], one['metrics'])
     np.testing.assert_allclose(eight['params'], one['params'], rtol=1e-5, atol=1e-6)
@@ -59,9 +61,16 @@ def test_one_and_eight_devices_take_the_same_steps(results, mode):
     assert np.abs(np.subtract(one['params'], one['initial'])).max() > 1e-2
 
 
+def test_shards_take_the_same_steps_under_adamw_with_clipping(results):
+    one, eight = (results[1]['replicated,adamw,scalar'], results[8]['fsdp,adamw,scalar'])
+    for row, other in zip(one['metrics'], eight['metrics'], strict=True):
+        for name in ('loss', 'gradient_norm', 'margin'):
+            assert row[name] == pytest.approx(other[name], rel=1e-4)
+
+
 def test_a_device_holds_its_share_of_the_state(results):
     # In this small model 6% are biases and norms, whole on each device.
-    assert 1 / 8 <= results[8]['fsdp']['share_of_bytes'] < 0.19
+    assert 1 / 8 <= results[8]['fsdp,adamw,scalar']['share_of_bytes'] < 0.19
     state = abstract_state(RewardNetwork(GPT2, HeadConfig('quantile')))
     splits = sharding.specs(state, 8)
     own = sum(leaf.size // (8 if sharding.AXIS in spec else 1)

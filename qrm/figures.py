@@ -228,7 +228,9 @@ def training_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], train: str = '
               label=f'validation {_NAMES.get(validation, validation)}')
     axes.set_xlabel('step')
     axes.set_ylabel(_NAMES.get(train, train))
-    axes.legend(frameon=False, fontsize='small')
+    # Losses fall and accuracies rise. Looking for the best place can take seconds.
+    axes.legend(frameon=False, fontsize='small',
+                loc='lower right' if train == 'accuracy' else 'upper right')
 
 
 def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
@@ -304,7 +306,7 @@ def _finish_density(axes: Axes, label: str) -> None:
     axes.set_xlabel(label)
     axes.set_ylabel('density')
     axes.set_ylim(bottom=0.0)
-    axes.legend(frameon=False, fontsize='small')
+    axes.legend(frameon=False, fontsize='small', loc='upper right')
 
 
 def _grid(rows: int, columns: int, *, height: float = _HEIGHT,

@@ -167,8 +167,9 @@ def _predictions(comparisons, quantiles, ratings, groups):
     quantiles = np.float32(quantiles)
     return Predictions(
         quantiles=quantiles, taus=np.float32([0.25, 0.75]), means=quantiles.mean(axis=1),
-        stds=quantiles.std(axis=1), ratings=np.float32(ratings),
-        lengths=np.ones(len(quantiles), np.int32), comparisons=np.int32(comparisons),
+        stds=quantiles.std(axis=1), crps=np.full(len(quantiles), np.nan, np.float32),
+        ratings=np.float32(ratings), lengths=np.ones(len(quantiles), np.int32),
+        comparisons=np.int32(comparisons),
         comparison_ids=np.array([f'c{i}' for i in range(len(groups))]),
         comparison_groups=np.int64(groups), pairs=np.zeros((0, 2), np.int32),
         label=np.zeros(0, np.float32), log_win=np.zeros(0, np.float32),
@@ -181,7 +182,7 @@ RAGGED = _predictions(
     [1, 0, 0, 2, 2, 2, 1, 3, 3],
     [[9, 9], [-2, 4], [0, 1], [0, 0], [5, 5], [-1, 1], [2, 2], [3, 3], [3, 3]],
     [5, 1, 3, 2, NAN, 4, NAN, 7, 2],
-    [20, 10, 10, 10])
+    [10, 20, 10, 10])
 
 
 def test_chosen_ratings_by_hand():

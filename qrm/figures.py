@@ -130,6 +130,89 @@ def draw_benchmark(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def draw_comparison(folder: str, result: Mapping[str, Any]) -> None:
+    """Writes the figures of a comparison of heads into `<folder>/figures`.
+
+    Args:
+      folder: of the comparison; `figures` is made.
+      result: of `compare.compare`.
+    """
+    os.makedirs(os.path.join(folder, 'figures'), exist_ok=True)
+    for of_workload in result['results']:
+        name = of_workload['workload']
+        drawn = {f'{name}_models': draw_models(of_workload['rows'], result['columns'])}
+        if len(of_workload['mechanism']) > 1:
+            drawn[f'{name}_lambda'] = draw_mechanism(of_workload['mechanism'],
+                                                     result['estimators'])
+        for stem, figure in drawn.items():
+            figure.savefig(os.path.join(folder, 'figures', f'{stem}.png'), dpi=_DPI)
+
+
+def draw_models(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Figure:
+    """A panel for each column: value and interval of each model, the first one's as a band.
+
+    Args:
+      rows: of `compare.measure`.
+      labels: column -> label.
+    """
+    across = 3
+    figure, panels = _grid(-(-len(labels) // across), across, height=0.3 * len(rows) + 0.7)
+    for axes, (name, label) in zip(panels.flat, labels.items(), strict=False):
+        intervals(axes, {row['model']: row['columns'][name] for row in rows})
+        axes.set_title(label, fontsize='medium')
+    _hide_empty(panels)
+    return figure
+
+
+def intervals(axes: Axes, cells: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Values with their intervals, one below the other; those that are not defined are left out.
+
+    Args:
+      axes: where to draw.
+      cells: name -> 'value', 'low' and 'high'.
+    """
+    for place, cell in enumerate(cells.values()):
+        if cell['value'] is None:
+            axes.annotate('not defined', (0.02, place), xycoords=('axes fraction', 'data'),
+                          va='center', fontsize='small', color=_FAINT)
+            continue
+        axes.plot([cell['low'], cell['high']], [place, place], color=CHOSEN, linewidth=2)
+        axes.plot(cell['value'], place, 'o', color=_INK, markersize=4)
+    first = next(iter(cells.values()))
+    if first['value'] is not None:
+        axes.axvspan(first['low'], first['high'], color=_PALE, alpha=0.25, linewidth=0)
+    axes.set_yticks(range(len(cells)), list(cells))
+    axes.set_ylim(len(cells) - 0.5, -0.5)
+
+
+def draw_mechanism(rows: Sequence[Mapping[str, Any]], estimators: Mapping[str, Any]) -> Figure:
+    """Scale of the rewards, and every definition of the divergence, relative to the first lambda.
+
+    Args:
+      rows: of `compare.mechanism`, at least two.
+      estimators: name -> 'label' and 'is_kl'.
+    """
+    figure, panels = _grid(1, 2, height=3.2, sharex='row')
+    places = range(len(rows))
+    for axes, is_kl, title in ((panels[0, 0], True, 'estimates of the KL divergence'),
+                               (panels[0, 1], False, 'formulas mistaken for it')):
+        scale = np.array([row['reward_std']['value'] for row in rows])
+        axes.plot(places, scale / scale[0], 'o--', color=_INK, label='std of rewards')
+        for (name, estimator), style in zip(
+                ((n, e) for n, e in estimators.items() if e['is_kl'] == is_kl),
+                ('o-', 's-', '^-', 'v-'), strict=False):
+            values = np.array([row['kl'][name] for row in rows])
+            axes.plot(places, values / values[0], style, color=CHOSEN if is_kl else REJECTED,
+                      alpha=0.7, label=estimator['label'])
+        axes.set_title(title, fontsize='medium')
+        axes.set_xticks(places, [f'{row["lambda"]:g}' for row in rows])
+        axes.set_xlabel('lambda, weight of the quantile Huber term')
+        axes.set_ylabel('relative to the first')
+        axes.set_ylim(bottom=0.0)
+        axes.legend(frameon=False, fontsize='small', loc='upper left')
+    return figure
+
+
 def useful_rates(axes: Axes, rates: Mapping[str, Mapping[str, float]]) -> None:
     """A bar for the median of each rate, FLOP/s, with its range, and its share of the first.
 

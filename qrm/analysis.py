@@ -22,7 +22,6 @@ PUBLISHED = {
     'helpful': {'scalar': 4.914, 'quantile': 6.779},
     'harmless': {'scalar': 6.833, 'quantile': 7.291},
 }
-MIN_GROUPS = 30  # with fewer, bootstrap replicates hold too few different pairs
 
 # (workload, head) -> predictions on the test pairs of the workload.
 Runs = Mapping[tuple[str, str], Predictions]
@@ -32,12 +31,12 @@ def check_groups(groups: Iterable[Hashable]) -> None:
     """Checks that the test pairs have enough opening questions to resample.
 
     Raises:
-      DataError: fewer than `MIN_GROUPS`.
+      DataError: fewer than `resampling.MIN_GROUPS`.
     """
     count = len(set(groups))
-    if count < MIN_GROUPS:
+    if count < resampling.MIN_GROUPS:
         raise DataError(f'{count} opening questions in the test pairs, expected at least '
-                        f'{MIN_GROUPS} for intervals')
+                        f'{resampling.MIN_GROUPS} for intervals')
 
 
 def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, seed: int,

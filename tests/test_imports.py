@@ -8,8 +8,8 @@ ORDER = [
     'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'flash', 'attention',
     'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'devices',
     'step', 'config', 'inference', 'resampling', 'metrics', 'diagnostics', 'workdir',
-    'checkpoints', 'model', 'train', 'score', 'evaluate', 'divergences', 'figures', 'analysis',
-    'reproduce', 'benchmark',
+    'checkpoints', 'model', 'train', 'score', 'divergences', 'figures', 'analysis', 'winrate',
+    'evaluate', 'reproduce', 'compare', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}
 

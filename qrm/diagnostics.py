@@ -15,6 +15,7 @@ Quantile and probability curves without crossing, proposition 4); only the cross
 quantiles as predicted.
 """
 
+import re
 import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -45,7 +46,6 @@ _CONSTANT = 1e-6
 _RIDGE = 1e-6
 _LARGEST_SLOPE = 1e6  # of the logit, 1 / T, times its mean size
 _PAGE_WIDTH = 96
-_TIE = '\N{NO-BREAK SPACE}'  # keeps an interval on one line
 
 Statistic = Callable[[np.ndarray | None], float]
 
@@ -187,7 +187,8 @@ def unexplained_share(spread: np.ndarray, rewards: np.ndarray) -> Statistic:
 
     One less the adjusted coefficient of determination (Wherry 1931) of the least-squares
     continuous broken line through the deciles of the reward: it follows any smooth function,
-    rising or not. Near 0 the spread repeats the reward, near 1 it goes its own way.
+    rising or not. Near 0 the spread repeats the reward, near 1 (and no more than 1) it goes its
+    own way.
 
     Args:
       spread: [m].
@@ -208,7 +209,7 @@ def unexplained_share(spread: np.ndarray, rewards: np.ndarray) -> Statistic:
         residual = spread - center - basis @ coefficients
         count = len(spread) if weights is None else weights.sum()
         correction = (count - 1) / max(count - len(knots), 1)
-        return float(correction * (share @ residual ** 2) / deviation ** 2)
+        return min(float(correction * (share @ residual ** 2) / deviation ** 2), 1.0)
 
     return statistic
 
@@ -690,7 +691,7 @@ def verdict(diagnosis: Mapping[str, Any]) -> str:
     """
     level, counts = diagnosis['settings']['level'], diagnosis['counts']
     paragraphs = (
-        'Is the spread information or decoration? ' + _conclusion(diagnosis),
+        'Is the spread information or decoration? ' + conclusion(diagnosis),
         f"From {counts['pairs']} test pairs of {counts['opening_questions']} opening questions; in "
         f'brackets {level:.0%} intervals over opening questions. Decoration is a spread that is '
         'constant or a function of the reward, by the bounds below; of any other the most direct '
@@ -704,8 +705,7 @@ def verdict(diagnosis: Mapping[str, Any]) -> str:
         'Are the win probabilities calibrated? ' + _says_calibration(diagnosis),
         'Is the reward length? ' + _says_length(diagnosis),
     )
-    page = '\n\n'.join(textwrap.fill(text, _PAGE_WIDTH) for text in paragraphs) + '\n'
-    return page.replace(_TIE, ' ')
+    return '\n\n'.join(map(_wrap, paragraphs)) + '\n'
 
 
 def _evidence(diagnosis: Mapping[str, Any]) -> tuple[str, dict[str, Any], float] | None:
@@ -721,7 +721,8 @@ def _evidence(diagnosis: Mapping[str, Any]) -> tuple[str, dict[str, Any], float]
     return next((c for c in candidates if c[1]['low'] is not None), None)
 
 
-def _conclusion(diagnosis: Mapping[str, Any]) -> str:
+def conclusion(diagnosis: Mapping[str, Any]) -> str:
+    """The first paragraph of the verdict, without the question."""
     spread = diagnosis['spread']
     if spread['variation']['value'] is None:
         return f"There is none: {spread['variation']['reason']}."
@@ -866,9 +867,16 @@ def _answer(number: Mapping[str, Any], bound: float) -> str:
     return 'No' if _below(number, bound) else 'Not shown'
 
 
+def _wrap(text: str) -> str:
+    """Lines of a paragraph, none of which ends within a number and its interval."""
+    tie = '\N{NO-BREAK SPACE}'
+    tied = re.sub(r' (?=\[)|(?<=\d,) (?=-?\d)', tie, text)
+    return textwrap.fill(tied, _PAGE_WIDTH).replace(tie, ' ')
+
+
 def _format(number: Mapping[str, Any]) -> str:
     if number['value'] is None:
         return f"unknown ({number['reason']})"
     ends = ('no interval' if number['low'] is None
-            else f"{number['low']:.3f},{_TIE}{number['high']:.3f}")
-    return f"{number['value']:.3f}{_TIE}[{ends}]"
+            else f"{number['low']:.3f}, {number['high']:.3f}")
+    return f"{number['value']:.3f} [{ends}]"

@@ -159,7 +159,7 @@ def test_unexplained_share_matches_splines_of_sklearn(weights):
     count = 400 if weights is None else weights.sum()
     left = 1.0 - fit.score(basis, spread, sample_weight=weights)
     assert diagnostics.unexplained_share(spread, rewards)(weights) == pytest.approx(
-        left * (count - 1) / (count - 11), rel=1e-9)
+        min(left * (count - 1) / (count - 11), 1.0), rel=1e-9)
 
 
 @pytest.mark.parametrize(('function', 'noise', 'expected'), [
@@ -591,6 +591,9 @@ def test_the_verdict_states_its_rules_and_answers_every_question(true_spread):
         'Are the win probabilities calibrated', 'Is the reward length']
     value = true_spread['spread']['variation']
     assert f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in text
+    # No line ends within an interval.
+    assert not any(line.endswith(',') and line[-2].isdigit() for line in text.splitlines())
+    assert not any(line.startswith('[') for line in text.splitlines())
 
 
 def flat_paragraphs(text):

@@ -63,9 +63,9 @@ def _lowest(p: Predictions) -> np.ndarray:
 COLUMNS = {
     'accuracy': Column('accuracy', True, lambda p: diagnostics.accuracy(_margin(p))),
     'nll': Column('NLL', True, lambda p: diagnostics.mean(
-        diagnostics.log_scores(p.log_win, p.log_loss, p.label))),
+        diagnostics.log_scores(p.log_win.astype(np.float64), p.log_loss, p.label))),
     'ece': Column('ECE', True, lambda p: diagnostics.calibration_error(
-        *diagnostics.confidence(p.log_win, p.label))),
+        *diagnostics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
     **{name: Column(f'KL, {e.label}', True, _divergence(name))
        for name, e in divergences.ESTIMATORS.items() if e.is_kl},
     'reward_std': Column('std of rewards', False, lambda p: diagnostics.deviation(

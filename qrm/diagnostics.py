@@ -154,6 +154,11 @@ def accuracy(margin: np.ndarray) -> Statistic:
     return mean(metrics.halved_ties(margin))
 
 
+def deviation(values: np.ndarray) -> Statistic:
+    """Standard deviation of values [m], in their units."""
+    return lambda weights: _moments(values, _share(weights, len(values)))[1]
+
+
 def variation(values: np.ndarray) -> Statistic:
     """Coefficient of variation of values [m] >= 0: standard deviation over mean."""
 
@@ -277,6 +282,17 @@ def brier_scores(log_win: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Brier's (1950) score [n]: the expected squared error of the win probability."""
     win = np.exp(log_win)
     return label * (1.0 - win) ** 2 + (1.0 - label) * win ** 2
+
+
+def stated_and_observed(log_win: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([n], [n]) probability of the side that the model prefers: predicted, and as labelled.
+
+    Args:
+      log_win: [n] log of the predicted probability that the first side is preferred.
+      label: [n] labelled probability that it is.
+    """
+    win = np.exp(log_win)
+    return np.maximum(win, 1.0 - win), 0.5 + np.sign(win - 0.5) * (label - 0.5)
 
 
 def calibration_error(confidence: np.ndarray, agreement: np.ndarray) -> Statistic:
@@ -632,20 +648,14 @@ def _scores(data: _Data, log_win: np.ndarray, log_loss: np.ndarray) -> dict[str,
     statistics = {
         'nll': mean(log_scores(log_win, log_loss, data.label)),
         'brier': mean(brier_scores(log_win, data.label)),
-        'ece': calibration_error(*_confidence(log_win, data.label)),
+        'ece': calibration_error(*stated_and_observed(log_win, data.label)),
     }
     return {name: _of_pairs(data, statistic) for name, statistic in statistics.items()}
 
 
-def _confidence(log_win: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """([n], [n]) probability of the side that the model prefers: predicted, and as labelled."""
-    win = np.exp(log_win)
-    return np.maximum(win, 1.0 - win), 0.5 + np.sign(win - 0.5) * (label - 0.5)
-
-
 def _reliability(data: _Data) -> list[dict[str, Any]]:
     """For each bin of confidence, how often the side that the model prefers was preferred."""
-    confidence, agreement = _confidence(data.log_win, data.label)
+    confidence, agreement = stated_and_observed(data.log_win, data.label)
     bins = _bins(confidence)
     edges = np.linspace(0.5, 1.0, metrics.ECE_BINS + 1)
     rows = []

@@ -81,7 +81,8 @@ def diagnose(config: Any, folder: str) -> str:
     text = diagnostics.verdict(diagnosis)
     workdir.write_text(os.path.join(folder, 'verdict.txt'), text)
     if not jax.process_index():
-        figures.draw_diagnosis(folder, evaluation.predictions, diagnosis)
+        figures.save(folder, {
+            'diagnostics': figures.draw_diagnostics(diagnosis, evaluation.predictions)})
     return '\n\n'.join([*parts, text])
 
 

@@ -53,9 +53,15 @@ def draw_all(folder: str, runs: Runs) -> None:
             for workload, head in runs
         }),
     }
-    quantile_runs = {workload: p for (workload, _), p in runs.items() if len(p.taus) > 1}
+    quantile_runs = {workload if head == 'quantile' else f'{workload}, {head} head': p
+                     for (workload, head), p in runs.items() if len(p.taus) > 1}
     if quantile_runs:
         figures['figure3_outer_quantiles'] = draw_outer_quantiles(quantile_runs)
+    save(folder, figures)
+
+
+def save(folder: str, figures: Mapping[str, Figure]) -> None:
+    """Writes figures, by name, as PNGs into `<folder>/figures/`."""
     os.makedirs(os.path.join(folder, 'figures'), exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(os.path.join(folder, 'figures', f'{name}.png'), dpi=_DPI)
@@ -150,21 +156,18 @@ def draw_benchmark(result: Mapping[str, Any]) -> Figure:
 
 
 def draw_comparison(folder: str, result: Mapping[str, Any]) -> None:
-    """Writes the figures of a comparison of heads into `<folder>/figures`.
+    """Draws the figures of a comparison of heads as PNGs in `<folder>/figures/`.
 
     Args:
-      folder: of the comparison; `figures` is made.
+      folder: of the comparison.
       result: of `compare.compare`.
     """
-    os.makedirs(os.path.join(folder, 'figures'), exist_ok=True)
     for of_workload in result['results']:
         name = of_workload['workload']
-        drawn = {f'{name}_models': draw_models(of_workload['rows'], result['columns'])}
+        save(folder, {f'{name}_models': draw_models(of_workload['rows'], result['columns'])})
         if len(of_workload['mechanism']) > 1:
-            drawn[f'{name}_lambda'] = draw_mechanism(of_workload['mechanism'],
-                                                     result['estimators'])
-        for stem, figure in drawn.items():
-            figure.savefig(os.path.join(folder, 'figures', f'{stem}.png'), dpi=_DPI)
+            save(folder, {f'{name}_lambda': draw_mechanism(of_workload['mechanism'],
+                                                           result['estimators'])})
 
 
 def draw_models(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Figure:

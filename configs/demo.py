@@ -27,6 +27,7 @@ def get_config(arg: str = '') -> ConfigDict:
     data.path = 'demo'
     data.max_length = 128  # tokens of a dialogue with EOS; 0: the model's number of positions
     data.overlong = 'truncate_prompt'  # longer dialogues: or 'drop', 'error'
+    data.attributes = ()  # keys of rows that are ratings of attributes; (): of the whole response
     data.append_eos = True  # the reward is read at the last token: EOS, or the text's own last
     data.validation_fraction = 0.05  # share of training prompts held out to choose a checkpoint
     data.test_fraction = 0.1  # share of prompts held out where the source has no test split
@@ -35,7 +36,7 @@ def get_config(arg: str = '') -> ConfigDict:
     demo.train = 4000  # pairs to learn from
     demo.test = 2000  # pairs to evaluate on
     demo.seed = 0  # of the generated dialogues and judgements
-    demo.annotators = 'independent'  # one for each response, or 'shared': one for both
+    demo.annotators = 'independent'  # one for each response; 'shared', 'panel': one for both
 
     # --- model ---------------------------------------------------------------------------------
     config.model = model = ConfigDict()
@@ -54,17 +55,36 @@ def get_config(arg: str = '') -> ConfigDict:
 
     # --- head and loss -------------------------------------------------------------------------
     config.head = ConfigDict()
-    config.head.name = head or 'quantile'  # or 'scalar'; `reproduce` has a list below
-    config.head.num_quantiles = 10  # N of the quantile head, tau_i = (i + 0.5) / N
-    config.head.monotone = False  # quantiles of the quantile head cannot cross
+    # 'scalar', 'gaussian', 'categorical', 'quantile', 'monotone_quantile' (cannot cross),
+    # 'implicit_quantile' or 'annotator'; `reproduce` has a list below.
+    config.head.name = head or 'quantile'
+    config.head.num_quantiles = 10  # N of the quantile heads, tau_i = (i + 0.5) / N
+    config.head.num_atoms = 21  # of the categorical head, evenly spaced
+    config.head.atom_range = 5.0  # of the categorical head: atoms from -5 to 5, units of reward
+    config.head.num_cosines = 64  # of tau, that the implicit quantile head reads
+    config.head.num_factors = 1  # numbers in which annotators differ (annotator head)
+    config.head.members = 1  # heads with parameters of their own, an ensemble if several
     config.loss = loss = ConfigDict()
-    # Objective of each head: 'bradley_terry', 'bradley_terry_quantile_huber' (the paper's) or
-    # 'distributional_bradley_terry'.
+    # Objective of each head. From preferences: 'bradley_terry', 'bradley_terry_quantile_huber'
+    # (the paper's), 'distributional_bradley_terry', 'posterior_quantile_regression',
+    # 'plackett_luce', and 'quantile_bradley_terry' (a control); from ratings: 'ratings_pinball',
+    # 'ratings_quantile_huber', 'ratings_crps'; from preferences of annotators with a name:
+    # 'annotator_bradley_terry'. Which can train which head, `losses.OBJECTIVES` says.
     loss.scalar = 'bradley_terry'
+    loss.gaussian = 'distributional_bradley_terry'
+    loss.categorical = 'distributional_bradley_terry'
     loss.quantile = 'bradley_terry_quantile_huber'
-    loss.targets = 'label'  # of the quantile Huber loss: +1 / -1; or 'margin'
+    loss.monotone_quantile = 'distributional_bradley_terry'
+    loss.implicit_quantile = 'distributional_bradley_terry'
+    loss.annotator = 'annotator_bradley_terry'
+    loss.targets = 'label'  # of the quantile Huber loss: +1 / -1; or 'margin', 'teacher' (control)
     loss.huber_weight = 0.1  # lambda, weight of the quantile Huber loss
     loss.kappa = 1.0  # threshold of the Huber loss, in units of reward
+    loss.ema_decay = 0.99  # of the teacher's parameters, a moving average
+    loss.anchor_weight = 1.0  # weight of an annotator's ratings beside its preferences
+    loss.label_smoothing = 0.0  # share of preferences taken to be the wrong way round
+    loss.centre_weight = 0.0  # weight of (r_chosen + r_rejected)^2, which keeps rewards around 0
+    loss.entropy_weight = 0.0  # weight of the entropy of categorical rewards
     loss.lm_weight = 0.0  # weight of the language-model loss on the preferred response
 
     # --- optimisation --------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from qrm import divergences, metrics
+from qrm import divergences, metrics, resampling
 from qrm.comparisons import DataError
 from qrm.metrics import Predictions
 
@@ -68,7 +68,7 @@ def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, s
         check_groups(first.groups.tolist())
         if any(not np.array_equal(p.ids, first.ids) for p in members.values()):
             raise DataError(f'{workload}: the models were evaluated on different pairs')
-        weights = divergences.cluster_bootstrap_weights(first.groups, replicates, seed)
+        weights = resampling.cluster_bootstrap_weights(first.groups, replicates, seed)
         cells = {
             head: _divergences(p, weights, null_draws, seed, level) for head, p in members.items()
         }
@@ -171,14 +171,14 @@ def _cell(name: str, d: divergences.Divergence) -> dict[str, Any]:
 
 def _difference(a: divergences.Divergence, b: divergences.Divergence,
                 level: float) -> dict[str, float]:
-    low, high = divergences.interval(a.replicates - b.replicates, level)
+    low, high = resampling.interval(a.replicates - b.replicates, level)
     return {'value': a.value - b.value, 'low': low, 'high': high}
 
 
 def _metric_columns(predictions: Predictions, weights: np.ndarray, level: float) -> dict[str, Any]:
     chosen, rejected = predictions.rewards
-    correct = 0.5 * (1.0 + np.sign(chosen - rejected))
-    low, high = divergences.interval(weights @ correct / weights.sum(axis=1), level)
+    correct = metrics.halved_ties(chosen - rejected)
+    low, high = resampling.interval(weights @ correct / weights.sum(axis=1), level)
     summary = metrics.summarise(predictions)
     return summary | {'std': summary['reward_std'], 'accuracy_low': low, 'accuracy_high': high}
 
@@ -191,7 +191,7 @@ def _per_quantile(workload: str, head: str, predictions: Predictions) -> list[di
     for i, tau in enumerate(predictions.taus):
         chosen, rejected = (side[:, i].astype(np.float64)
                             for side in (predictions.chosen, predictions.rejected))
-        accuracy = np.mean(0.5 * (1.0 + np.sign(chosen - rejected)))
+        accuracy = np.mean(metrics.halved_ties(chosen - rejected))
         kl = {name: e.function(chosen, rejected, None, predictions.groups)
               for name, e in divergences.ESTIMATORS.items() if e.is_kl}
         rows.append({'workload': workload, 'head': head, 'tau': float(tau),

@@ -29,7 +29,8 @@ _HUMAN = '\n\nHuman:'
 _ASSISTANT = '\n\nAssistant:'
 _PAIR_KEYS = frozenset(('chosen', 'rejected'))
 _LIST_KEYS = frozenset(('responses', 'ratings', 'ranks', 'preferred'))
-_COMMON_KEYS = frozenset(('prompt', 'preference', 'margin', 'weight', 'id'))
+_SINGLE_KEYS = frozenset(('response', 'rating'))
+_COMMON_KEYS = frozenset(('prompt', 'preference', 'margin', 'weight', 'id', 'annotator'))
 _ROW_FORMS = "'chosen' + 'rejected', 'prompt' + 'responses' or 'prompt' + 'response'"
 
 
@@ -54,6 +55,8 @@ class Comparison:
       preferred: index of the one response that is preferred to all others.
       preference: for K = 2, probability in [0, 1] that the first response is preferred.
       ratings: one number per response, higher is better, None where unrated.
+      attributes: name of an attribute -> `ratings` of it, for the attributes that were asked for.
+      annotator: name of the person who judged.
       margin: by how much whichever response is preferred should be ahead, in units of reward;
         under a soft label this holds for either order.
       weight: weight of the comparison in losses.
@@ -67,6 +70,8 @@ class Comparison:
     preferred: int | None = None
     preference: float | None = None
     ratings: tuple[float | None, ...] | None = None
+    attributes: Mapping[str, tuple[float | None, ...]] = dataclasses.field(default_factory=dict)
+    annotator: str | None = None
     margin: float = 0.0
     weight: float = 1.0
 
@@ -93,23 +98,41 @@ class Comparison:
                     matrix[i, j] = 0.5 * (1.0 + np.sign(scores[i] - scores[j]))
         return matrix
 
+    def rating_matrix(self, names: Sequence[str] = ()) -> np.ndarray:
+        """Ratings of each response, NaN where there is none.
+
+        Args:
+          names: of the attributes, one column each; (): the rating of the response as a whole.
+
+        Returns:
+          [K, A] float32.
+        """
+        unrated = (None,) * len(self.responses)
+        columns = [self.attributes.get(name, unrated) for name in names]
+        return np.array(columns or [self.ratings or unrated], np.float32).T
+
 
 # ---------------------------------------------------------------------------------------------
 # Rows
 
 
-def parse_row(row: Any, where: str, *, allow_blank: bool = False) -> Comparison:
+def parse_row(
+    row: Any, where: str, *, allow_blank: bool = False, attributes: Sequence[str] = ()
+) -> Comparison:
     """Turns one row of a data set into a `Comparison`.
 
     Accepted are rows with `chosen` + `rejected` (whole dialogues, or continuations of `prompt`),
     `prompt` + `responses` (optionally `ratings`, `ranks` or `preferred`) and `prompt` +
-    `response`; texts are strings or lists of chat messages. Optional: `preference` (probability
-    that chosen, or the first of two responses, is preferred), `margin`, `weight`, `id`.
+    `response` (optionally `rating`); texts are strings or lists of chat messages. Optional:
+    `preference` (probability that chosen, or the first of two responses, is preferred), `margin`,
+    `weight`, `annotator`, `id`. Each of the `attributes` is a key of its own, a number or null (as
+    in HelpSteer), or with `responses` a list of these.
 
     Args:
       row: the decoded row.
       where: 'file:line', used in errors and as the id of rows without one.
       allow_blank: accept empty responses (they can be scored, but teach nothing).
+      attributes: names of rated attributes to read.
 
     Raises:
       MalformedRow: names `where`, the key and what was expected.
@@ -129,7 +152,7 @@ def parse_row(row: Any, where: str, *, allow_blank: bool = False) -> Comparison:
         known, group = fields.judgements(len(responses)), opening(prompt)
     elif 'response' in row:
         prompt, responses = fields.text('prompt', blank=True), (fields.text('response'),)
-        known, group = {}, opening(prompt)
+        known, group = {'ratings': fields.rating('rating')}, opening(prompt)
     else:
         raise MalformedRow(
             f'{fields.where}: keys {sorted(map(str, row))} make no comparison, expected '
@@ -140,6 +163,9 @@ def parse_row(row: Any, where: str, *, allow_blank: bool = False) -> Comparison:
     elif any(not isinstance(response, str) for response in responses):
         fields.fail('responses' if 'responses' in row else 'response',
                     'chat messages after a text prompt, expected both to be of a kind')
+    annotator = fields.get('annotator', (str, int), 'text or an integer')
+    if isinstance(annotator, str):
+        fields.text('annotator')
     preference = fields.number('preference', low=0.0, high=1.0)
     if preference is not None and len(responses) != 2:
         fields.fail('preference', f'a soft label for {len(responses)} responses, expected 2')
@@ -149,19 +175,22 @@ def parse_row(row: Any, where: str, *, allow_blank: bool = False) -> Comparison:
         responses=responses,
         group=group or where,
         preference=preference,
+        attributes={name: ratings for name in attributes
+                    if (ratings := fields.attribute(name, len(responses)))},
+        annotator=None if annotator is None else str(annotator),
         margin=fields.number('margin') or 0.0,
         weight=1.0 if row.get('weight') is None else fields.number('weight', low=0.0),
         **known,
     )
 
 
-def ignored_keys(row: Mapping[str, Any]) -> set[str]:
+def ignored_keys(row: Mapping[str, Any], attributes: Sequence[str] = ()) -> set[str]:
     """Keys of a row that `parse_row` does not read."""
     if _PAIR_KEYS & row.keys():
         read = _PAIR_KEYS
     else:
-        read = _LIST_KEYS if 'responses' in row else {'response'}
-    return set(map(str, row)) - _COMMON_KEYS - read
+        read = _LIST_KEYS if 'responses' in row else _SINGLE_KEYS
+    return set(map(str, row)) - _COMMON_KEYS - read - set(attributes)
 
 
 def opening(prompt: Text) -> str:
@@ -244,24 +273,41 @@ class _Fields:
         known: dict[str, Any] = {}
         for key, types, expected in (('ratings', (int, float), 'a finite number'),
                                      ('ranks', (int,), 'an integer')):
-            values = self.get(key, (list, tuple), f'a list of {k} numbers')
-            if values is None:
-                continue
-            if len(values) != k:
-                self.fail(key, f'{len(values)} numbers, expected one for each of {k} responses')
-            for i, value in enumerate(values):
-                if value is None and key == 'ratings':
-                    continue
-                if (isinstance(value, bool) or not isinstance(value, types)
-                        or not _is_finite(value)):
-                    self.fail(f'{key}[{i}]', f'{_kind(value)}, expected {expected}')
-            known[key] = tuple(values)
+            values = self.numbers(key, k, types, expected, missing=key == 'ratings')
+            if values is not None:
+                known[key] = values
         preferred = self.get('preferred', (int,), 'the index of a response')
         if preferred is not None:
             if not 0 <= preferred < k:
                 self.fail('preferred', f'{preferred}, expected an index in 0..{k - 1}')
             known['preferred'] = preferred
         return known
+
+    def numbers(self, key: str, k: int, types: tuple[type, ...], expected: str,
+                missing: bool) -> tuple[Any, ...] | None:
+        """A list of one number for each of k responses, None where one may be missing."""
+        values = self.get(key, (list, tuple), f'a list of {k} numbers')
+        if values is None:
+            return None
+        if len(values) != k:
+            self.fail(key, f'{len(values)} numbers, expected one for each of {k} responses')
+        for i, value in enumerate(values):
+            if value is None and missing:
+                continue
+            if isinstance(value, bool) or not isinstance(value, types) or not _is_finite(value):
+                self.fail(f'{key}[{i}]', f'{_kind(value)}, expected {expected}')
+        return tuple(values)
+
+    def rating(self, key: str) -> tuple[float, ...] | None:
+        """The rating of a single response."""
+        value = self.number(key)
+        return None if value is None else (value,)
+
+    def attribute(self, key: str, k: int) -> tuple[float | None, ...] | None:
+        """Ratings of an attribute: a number for a single response, else a list."""
+        if 'responses' not in self.row and k == 1:
+            return self.rating(key)
+        return self.numbers(key, k, (int, float), 'a finite number', missing=True)
 
     def _text(self, key: str, value: Any, blank: bool) -> Text:
         if isinstance(value, str):

@@ -9,7 +9,7 @@ from typing import Any
 
 from qrm import attention, demo, devices, losses, step, tokens
 from qrm.backbone import DecoderConfig
-from qrm.heads import HeadConfig
+from qrm.heads import HEADS, HeadConfig
 from qrm.network import DTYPES
 
 
@@ -29,8 +29,18 @@ _RANGES = {
     'data.demo.seed': _NOT_NEGATIVE,
     'model.dropout': (0, 1 - 1e-9),
     'head.num_quantiles': (1, math.inf),
+    'head.num_atoms': (2, math.inf),
+    'head.atom_range': _POSITIVE,
+    'head.num_cosines': (1, math.inf),
+    'head.num_factors': (1, math.inf),
+    'head.members': (1, math.inf),
     'loss.huber_weight': _NOT_NEGATIVE,
     'loss.kappa': _POSITIVE,
+    'loss.ema_decay': (0, 1 - 1e-9),
+    'loss.anchor_weight': _NOT_NEGATIVE,
+    'loss.label_smoothing': (0, 0.5 - 1e-9),
+    'loss.centre_weight': _NOT_NEGATIVE,
+    'loss.entropy_weight': _NOT_NEGATIVE,
     'loss.lm_weight': _NOT_NEGATIVE,
     'optimizer.learning_rate': _NOT_NEGATIVE,
     'optimizer.warmup_fraction': (0, 1),
@@ -67,8 +77,7 @@ _CHOICES = {
     'data.demo.annotators': demo.ANNOTATORS,
     'model.dtype': DTYPES,
     'model.attention': attention.IMPLEMENTATIONS,
-    'loss.scalar': losses.OBJECTIVES,
-    'loss.quantile': losses.OBJECTIVES,
+    **{f'loss.{head}': tuple(losses.OBJECTIVES) for head in HEADS},
     'loss.targets': losses.TARGETS,
     'optimizer.name': step.OPTIMIZERS,
     'optimizer.schedule': step.SCHEDULES,
@@ -94,7 +103,7 @@ def check(config: Any) -> None:
     for key, choices in _CHOICES.items():
         if (value := _get(config, key)) not in choices:
             problems.append(f'config.{key}={value!r}, expected one of {choices}')
-    for section, build in (('head', head_config), ('model.sizes', decoder_config)):
+    for section, build in (('head', _check_head), ('model.sizes', decoder_config)):
         try:
             build(config)
         except ValueError as error:
@@ -108,15 +117,21 @@ def decoder_config(config: Any) -> DecoderConfig:
     return DecoderConfig(n_inner=4 * config.model.sizes.n_embd, **config.model.sizes)
 
 
-def head_config(config: Any) -> HeadConfig:
-    """The head that the config describes."""
-    return HeadConfig(**config.head)
+def head_config(config: Any, annotators: int = 0) -> HeadConfig:
+    """The head that the config describes, for so many annotators."""
+    return HeadConfig(**config.head, attributes=config.data.attributes, annotators=annotators)
 
 
 def loss_config(config: Any) -> losses.LossConfig:
     """The loss of the configured head."""
-    rest = {key: value for key, value in config.loss.items() if key not in ('scalar', 'quantile')}
+    rest = {key: value for key, value in config.loss.items() if key not in HEADS}
     return losses.LossConfig(objective=config.loss[config.head.name], **rest)
+
+
+def _check_head(config: Any) -> None:
+    # How many annotators there are, the data say.
+    head = head_config(config, int(config.head.name == 'annotator'))
+    losses.check_head(loss_config(config), head)
 
 
 def _get(config: Any, key: str) -> Any:

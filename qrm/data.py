@@ -155,8 +155,9 @@ def _collect(rows: Iterable[Row], data: Any, source: str, split: str) -> Split:
             if isinstance(row, Comparison):
                 comparison = row
             else:
-                comparison = parse_row(row, where)
-                report.notes.update(f'key {key!r} not used' for key in ignored_keys(row))
+                comparison = parse_row(row, where, attributes=data.attributes)
+                report.notes.update(f'key {key!r} not used'
+                                    for key in ignored_keys(row, data.attributes))
         except MalformedRow as error:
             first_error = first_error or error
             report.dropped['malformed row'] += 1

@@ -32,9 +32,10 @@ from scipy.special import entr, ndtr, ndtri
 from qrm.comparisons import Comparison
 
 WORKLOADS = ('helpful', 'harmless')
-ANNOTATORS = ('independent', 'shared')
+ANNOTATORS = ('independent', 'shared', 'panel')
 
 _SPLITS = ('train', 'test')
+_PANEL = 40  # annotators with a name, of each type as many as its share
 # One question in four belongs to the test split.
 _TEST_EVERY = 4
 # Shares of dialogues with no and with one follow-up; the others have two.
@@ -126,14 +127,14 @@ class RewardDistribution:
 
         Args:
           other: the distribution on the other side.
-          annotators: one of `ANNOTATORS`; 'shared' needs the same types on both sides.
+          annotators: one of `ANNOTATORS`; one annotator needs the same types on both sides.
 
         Raises:
           ValueError: on an unknown `annotators`, or types that differ where they are shared.
         """
         _check_name('annotators', annotators, ANNOTATORS)
         scale = np.hypot(self.sigma, other.sigma)
-        if annotators == 'shared':
+        if annotators != 'independent':
             if self.weights != other.weights:
                 raise ValueError(
                     'shared annotators need the same type weights on both sides, '
@@ -487,8 +488,9 @@ def generate(
       split: 'train' or 'test'; the two have no opening question in common.
       count: number of pairs P, at least 1.
       seed: non-negative integer.
-      annotators: one of `ANNOTATORS`: whether each response has an annotator of its own or one
-        annotator judges both. The response with the higher drawn reward is chosen.
+      annotators: one of `ANNOTATORS`: whether each response has an annotator of its own, or one
+        annotator judges both, without a name ('shared') or with one ('panel'). The response with
+        the higher drawn reward is chosen, and the drawn rewards are the ratings.
 
     Returns:
       The pairs, chosen response first (ranks (0, 1)), and their true reward distributions.
@@ -509,12 +511,13 @@ def generate(
     texts, types, noise = map(np.random.default_rng, np.random.SeedSequence(entropy).spawn(3))
     dialogues = list(itertools.islice(_dialogues(workload, split, texts), count))
     pairs = [tuple(_truth(workload, reply) for reply in d.replies) for d in dialogues]
-    wins = _first_wins(
-        pairs, types.random((count, 2)), noise.standard_normal((count, 2)), annotators
-    )
+    people = np.floor(_PANEL * (uniforms := types.random((count, 2))))
+    if annotators == 'panel':
+        uniforms = (people + 0.5) / _PANEL  # each has a type of his own
+    rewards = _rewards(pairs, uniforms, noise.standard_normal((count, 2)), annotators)
     comparisons, truths = [], []
-    for i, (dialogue, pair, first_wins) in enumerate(zip(dialogues, pairs, wins, strict=True)):
-        chosen, rejected = (0, 1) if first_wins else (1, 0)
+    for i, (dialogue, pair, drawn) in enumerate(zip(dialogues, pairs, rewards, strict=True)):
+        chosen, rejected = (0, 1) if drawn[0] > drawn[1] else (1, 0)
         comparisons.append(
             Comparison(
                 id=f'{workload}/{split}/{i}',
@@ -522,6 +525,8 @@ def generate(
                 responses=(_text(dialogue.replies[chosen]), _text(dialogue.replies[rejected])),
                 group=dialogue.opening,
                 ranks=(0, 1),
+                ratings=(float(drawn[chosen]), float(drawn[rejected])),
+                annotator=f'annotator {people[i, 0]:.0f}' if annotators == 'panel' else None,
             )
         )
         truths.append((pair[chosen], pair[rejected]))
@@ -554,30 +559,29 @@ def _check_name(what: str, name: str, known: Sequence[str]) -> None:
         raise ValueError(f'unknown {what} {name!r}; expected one of: {", ".join(known)}')
 
 
-def _first_wins(
+def _rewards(
     pairs: Sequence[tuple[RewardDistribution, RewardDistribution]],
     uniforms: np.ndarray,
     noise: np.ndarray,
     annotators: str,
 ) -> np.ndarray:
-    """Whether the first of two drawn rewards is the higher.
+    """Draws a reward for each response.
 
     Args:
       pairs: P pairs of distributions over the same types.
-      uniforms: [P, 2] uniform numbers, each of which picks a type.
+      uniforms: [P, 2] uniform numbers, each of which picks a type; one annotator's is the first.
       noise: [P, 2] standard normal numbers.
       annotators: one of `ANNOTATORS`.
 
     Returns:
-      [P] booleans.
+      [P, 2] rewards.
     """
     shares, sigma = pairs[0][0].weights, pairs[0][0].sigma
     means = np.array([[first.means, second.means] for first, second in pairs])  # [P, 2, T]
     types = np.searchsorted(np.cumsum(shares)[:-1], uniforms, side='right')  # [P, 2]
-    if annotators == 'shared':
+    if annotators != 'independent':
         types = np.repeat(types[:, :1], 2, axis=1)
-    rewards = np.take_along_axis(means, types[..., None], axis=2)[..., 0] + sigma * noise
-    return rewards[:, 0] > rewards[:, 1]
+    return np.take_along_axis(means, types[..., None], axis=2)[..., 0] + sigma * noise
 
 
 def _truth(workload: str, reply: Sequence[_Part]) -> RewardDistribution:

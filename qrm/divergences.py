@@ -1,4 +1,4 @@
-"""KL(chosen || rejected) in nats between two samples of rewards, and its resampling.
+"""KL(chosen || rejected) in nats between two samples of rewards, its intervals and its null.
 
 Axes: n pairs, m points, r bootstrap replicates, d null draws, f folds, b bins, g grid points.
 Everything is numpy in float64 on the host: a few thousand numbers, evaluated after training.
@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 import scipy.fft
 import scipy.special
+
+from qrm import resampling
 
 MIN_PAIRS = 10
 NEIGHBOURS = 5
@@ -75,7 +77,7 @@ class Divergence(NamedTuple):
 
     Attributes:
       value: the estimate on all pairs.
-      low: lower end of the bootstrap interval (see `interval` for when it excludes `value`).
+      low: lower end of the bootstrap interval (may exclude `value`: see `resampling.interval`).
       high: upper end of the bootstrap interval.
       null: median under within-pair swaps, where the truth is 0.
       null_high: 95% quantile under within-pair swaps.
@@ -608,34 +610,6 @@ ESTIMATORS: dict[str, Estimator] = {
 }
 
 
-def cluster_bootstrap_weights(clusters: np.ndarray, replicates: int, seed: int) -> np.ndarray:
-    """Multiplicities of pairs when whole clusters are drawn with replacement.
-
-    As many clusters are drawn as there are; a replicate's number of pairs varies when clusters
-    differ in size (Davison & Hinkley 1997, Bootstrap Methods and their Application, section 3.8).
-
-    Args:
-      clusters: [n] integer ids.
-      replicates: number of replicates, r >= 1.
-      seed: seed of the draws.
-
-    Returns:
-      [r, n] int64, equal within a cluster, of mean 1.
-
-    Raises:
-      ValueError: if clusters is not [n] integers, n = 0, or replicates < 1.
-    """
-    clusters = np.asarray(clusters)
-    clusters = _check_integers(clusters, 'clusters', clusters.size)
-    if clusters.size == 0 or replicates < 1:
-        raise ValueError(f'need pairs and replicates, got {clusters.size} and {replicates}')
-    _, index, sizes = np.unique(clusters, return_inverse=True, return_counts=True)
-    count = sizes.size
-    draws = np.random.default_rng(seed).multinomial(
-        count, np.full(count, 1.0 / count), size=replicates)
-    return draws[:, index]
-
-
 def replicate_values(chosen: np.ndarray, rejected: np.ndarray, clusters: np.ndarray,
                      estimator: Estimator, weights_replicates: np.ndarray) -> np.ndarray:
     """The estimate in every bootstrap replicate.
@@ -648,7 +622,7 @@ def replicate_values(chosen: np.ndarray, rejected: np.ndarray, clusters: np.ndar
       rejected: [n] rewards of the others.
       clusters: [n] integer ids.
       estimator: an entry of `ESTIMATORS`.
-      weights_replicates: [r, n] integers, from `cluster_bootstrap_weights`.
+      weights_replicates: [r, n] integers, from `resampling.cluster_bootstrap_weights`.
 
     Returns:
       [r] values in the units of the estimator.
@@ -696,36 +670,6 @@ def swap_null(chosen: np.ndarray, rejected: np.ndarray, clusters: np.ndarray,
     return values
 
 
-def interval(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """Equal-tailed percentile interval.
-
-    Efron & Tibshirani (1993), An Introduction to the Bootstrap, chapter 13. Bias of the replicates
-    moves the interval with it: for estimators that count empty bins, which a replicate has more
-    of, the interval can lie wholly above the estimate.
-
-    Args:
-      samples: [r] bootstrap values.
-      level: share of the samples between the ends, in (0, 1).
-
-    Returns:
-      (low, high) in the units of the samples.
-
-    Raises:
-      ValueError: if samples is not a non-empty vector or level is outside (0, 1); also if any
-        sample is not finite, since dropping it would narrow the interval unseen.
-    """
-    samples = np.asarray(samples, np.float64)
-    if samples.ndim != 1 or samples.size == 0:
-        raise ValueError(f'samples must be [r] with r >= 1, got {samples.shape}')
-    if not np.isfinite(samples).all():
-        raise ValueError('samples must be finite')
-    if not 0.0 < level < 1.0:
-        raise ValueError(f'level must be in (0, 1), got {level}')
-    tail = 0.5 * (1.0 - level)
-    low, high = np.quantile(samples, [tail, 1.0 - tail])
-    return float(low), float(high)
-
-
 def summarise(chosen: np.ndarray, rejected: np.ndarray, clusters: np.ndarray,
               estimator: Estimator, weights_replicates: np.ndarray, null_draws: int, seed: int,
               level: float = 0.95) -> Divergence:
@@ -736,8 +680,8 @@ def summarise(chosen: np.ndarray, rejected: np.ndarray, clusters: np.ndarray,
       rejected: [n] rewards of the others.
       clusters: [n] integer ids.
       estimator: an entry of `ESTIMATORS`.
-      weights_replicates: [r, n] integers, from `cluster_bootstrap_weights`; the same for all
-        models that are to be compared.
+      weights_replicates: [r, n] integers, from `resampling.cluster_bootstrap_weights`; the same
+        for all models that are to be compared.
       null_draws: number of within-pair swaps.
       seed: seed of the swaps.
       level: level of the bootstrap interval.
@@ -746,11 +690,11 @@ def summarise(chosen: np.ndarray, rejected: np.ndarray, clusters: np.ndarray,
       A `Divergence`; its `replicates` serve paired differences without a second pass.
 
     Raises:
-      ValueError: as the estimator, `replicate_values`, `swap_null` and `interval`.
+      ValueError: as the estimator, `replicate_values`, `swap_null` and `resampling.interval`.
     """
     chosen, rejected = _check_rewards(chosen, rejected)
     replicates = replicate_values(chosen, rejected, clusters, estimator, weights_replicates)
-    low, high = interval(replicates, level)
+    low, high = resampling.interval(replicates, level)
     null, null_high = np.quantile(
         swap_null(chosen, rejected, clusters, estimator, null_draws, seed), [0.5, 0.95])
     value, half, double = (

@@ -54,13 +54,15 @@ def evaluate(config: Any, folder: str) -> Evaluation:
         report.read += rest.read
         report.dropped += rest.dropped
         report.notes += rest.notes
+    head, loss = loaded.network.head, loaded.loss
     encoded = tokens.encode(comparisons, loaded.tokenizer, report, append_eos=data.append_eos,
                             max_length=data.max_length or loaded.max_length,
-                            overlong=data.overlong)
-    if not any((item.preference > 0.5).any() for item in encoded):
+                            overlong=data.overlong, ratings=loss.reads != 'preferences',
+                            attributes=head.attributes)
+    if not (tokens.has_preferred(encoded) or tokens.has_rating(encoded)):
         raise DataError('no comparison with a preferred response to evaluate on\n'
                         + report.format())
-    predictions = metrics.ordered_pairs(encoded, loaded.predict(encoded), loaded.loss)
+    predictions = metrics.predictions_of(encoded, loaded.predict(encoded), head, loss)
     summary = metrics.summarise(predictions)
     if not jax.process_index():
         metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions)

@@ -1,4 +1,4 @@
-"""Rewards of many comparisons: packed rows through the network, on all devices."""
+"""Raw outputs of many comparisons: packed rows through the network, on all devices."""
 
 import collections
 import dataclasses
@@ -39,9 +39,9 @@ def predict(
     rows: int,
     mesh: Mesh | None = None,
 ) -> list[np.ndarray]:
-    """Quantiles of every response, whatever shares its rows.
+    """What the head gives for every response, whatever shares its rows.
 
-    With several processes all of them call it, with the same comparisons, and get all quantiles.
+    With several processes all of them call it, with the same comparisons, and get all outputs.
 
     Args:
       network, params: the reward model.
@@ -50,7 +50,7 @@ def predict(
       mesh: the mesh over which params are split, see `sharding`; None: they are not.
 
     Returns:
-      One [K, N] float32 array for each comparison, in order.
+      One [K, outputs] float32 array for each comparison, in order; see `HeadConfig.read`.
     """
     results = [np.empty((len(item.responses), network.head.outputs), np.float32)
                for item in encoded]
@@ -65,7 +65,9 @@ def predict(
         for _, part in runs(item, length):
             pieces.append(dataclasses.replace(
                 item, responses=item.responses[part.start:part.stop],
-                preference=item.preference[part.start:part.stop, part.start:part.stop]))
+                preference=item.preference[part.start:part.stop, part.start:part.stop],
+                ratings=item.ratings[part.start:part.stop],
+                prompt_ends=item.prompt_ends[part.start:part.stop]))
             owners.append((owner, part.start))
     layouts = plan_layouts(pieces, row_length=length, rows=max(1, rows * row_length // length))
     devices, spread = jax.device_count(), Spread(mesh)
@@ -104,7 +106,7 @@ def _forward(
     layout: Layout,
     spread: Spread,
 ) -> jax.Array:
-    """Quantiles [devices, C, K, N] of up to one micro-batch for each device."""
+    """Outputs [devices, C, K, outputs] of up to one micro-batch for each device."""
     devices = jax.device_count()
     batches = batches + [empty_micro_batch(layout)] * (devices - len(batches))
     placed = spread.put([batches[i] for i in own_devices()])
@@ -115,16 +117,16 @@ def _forward(
     return spread.one(_apply_all(network, params, placed))
 
 
-def _quantiles(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
-    return network(params, batch).quantiles
+def _outputs(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
+    return network(params, batch)
 
 
-_apply = jax.jit(_quantiles, static_argnums=0)
+_apply = jax.jit(_outputs, static_argnums=0)
 
 
 @functools.partial(jax.pmap, axis_name='devices', static_broadcasted_argnums=0)
 def _apply_all(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
-    return jax.lax.all_gather(_quantiles(network, params, batch), 'devices')
+    return jax.lax.all_gather(_outputs(network, params, batch), 'devices')
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -132,6 +134,6 @@ def _apply_split(
     network: RewardNetwork, mesh: Mesh, params: Params, batch: MicroBatch
 ) -> jax.Array:
     def own(params, batch):
-        return jax.lax.all_gather(_quantiles(network, params, batch), sharding.AXIS)
+        return jax.lax.all_gather(_outputs(network, params, batch), sharding.AXIS)
 
     return sharding.on_shards(own, mesh, P())(params, batch)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from qrm import heads, inference, losses, weights
+from qrm import inference, losses, weights
 from qrm.backbone import DecoderConfig
 from qrm.checkpoints import Checkpoints
 from qrm.comparisons import Comparison, DataError, parse_row
@@ -63,7 +63,7 @@ class RewardModel:
     @property
     def taus(self) -> np.ndarray:
         """[N] float32, the levels of the quantiles."""
-        return heads.taus(self.network.head.outputs)
+        return self.network.head.taus
 
     def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Scores:
         """Scores responses; a score does not depend on what else is scored with it.
@@ -84,23 +84,28 @@ class RewardModel:
         for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
             row = {'prompt': prompt, 'responses': [given] if single[i] else given}
             comparisons.append(parse_row(row, f'prompts[{i}]', allow_blank=True))
-        quantiles, _ = self.score_comparisons(comparisons)
+        scores, _ = self.score_comparisons(comparisons)
         return Scores(
-            rewards=[float(q[0].mean()) if one else q.mean(axis=1)
-                     for q, one in zip(quantiles, single, strict=True)],
-            quantiles=[q[0] if one else q for q, one in zip(quantiles, single, strict=True)],
+            rewards=[float(r[0]) if one else r
+                     for r, one in zip(scores.rewards, single, strict=True)],
+            quantiles=[q[0] if one else q
+                       for q, one in zip(scores.quantiles, single, strict=True)],
         )
 
-    def score_comparisons(
-        self, comparisons: Sequence[Comparison]
-    ) -> tuple[list[np.ndarray], int]:
-        """Quantiles [K, N] of each comparison, in order, and how many dialogues were cut."""
+    def score_comparisons(self, comparisons: Sequence[Comparison]) -> tuple[Scores, int]:
+        """Scores [K] of each comparison, in order, and how many dialogues were cut."""
+        head = self.network.head
         encoded, cut = encode_to_score(comparisons, self.tokenizer, max_length=self.max_length,
-                                       append_eos=self.append_eos)
-        return self.predict(encoded), cut
+                                       append_eos=self.append_eos, attributes=head.attributes)
+        if not encoded:
+            return Scores([], []), cut
+        outputs = self.predict(encoded)
+        rewards, quantiles = _read(head, np.concatenate(outputs))
+        stops = np.cumsum([len(x) for x in outputs])[:-1]
+        return Scores(np.split(rewards, stops), np.split(quantiles, stops)), cut
 
     def predict(self, encoded: Sequence[Any]) -> list[np.ndarray]:
-        """Quantiles [K, N] of each encoded comparison, in order."""
+        """Raw outputs [K, outputs] of each encoded comparison, in order."""
         return inference.predict(self.network, self.params, encoded, row_length=self.row_length,
                                  rows=_ROWS)
 
@@ -144,6 +149,11 @@ def describe(workdir: str, model: RewardModel) -> None:
         'network': network, 'loss': dataclasses.asdict(model.loss), 'append_eos': model.append_eos,
         'max_length': model.max_length, 'row_length': model.row_length,
     })
+
+
+def _read(head: HeadConfig, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards [R] and quantiles [R, N] of raw outputs [R, outputs]."""
+    return (np.asarray(head.read(outputs).distribution.mean), np.asarray(head.quantiles(outputs)))
 
 
 def _load_workdir(workdir: str, step: int | str) -> RewardModel:

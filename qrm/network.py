@@ -1,6 +1,6 @@
 """The reward network as pure functions of (params, micro-batch): decoder, then head.
 
-Axes as in `packing`: R rows, L tokens, C comparisons, K responses, N quantiles, D features.
+Axes as in `packing`: R rows, L tokens, C comparisons, K responses, D features.
 """
 
 import dataclasses
@@ -10,9 +10,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrm import attention, backbone, sharding
+from qrm import attention, backbone, heads, sharding
 from qrm.backbone import Decoder, DecoderConfig
-from qrm.heads import Head, HeadConfig, Reward
+from qrm.heads import HeadConfig
 from qrm.packing import MicroBatch
 
 Params = dict[str, Any]
@@ -51,10 +51,9 @@ class RewardNetwork:
     def init(self, key: jax.Array) -> Params:
         """Random float32 parameters; the decoder's do not depend on the head."""
         decoder_key, head_key = jax.random.split(key)
-        hidden = jnp.zeros((1, self.decoder.n_embd))
         return {
             'decoder': self._decoder.init(decoder_key),
-            'head': Head(self.head).init(head_key, hidden)['params'],
+            'head': heads.init(self.head, head_key, self.decoder.n_embd),
         }
 
     def embed(self, params: Params, batch: MicroBatch) -> jax.Array:
@@ -81,21 +80,39 @@ class RewardNetwork:
         """Hidden states, float32; with a key, with dropout.
 
         Returns:
-          [C, K, D] at `batch.reads`, or [R, L, D] of all tokens if `everywhere`; entries that are
+          [C, K, D] at `reads(batch)`, or [R, L, D] of all tokens if `everywhere`; entries that are
           not present, and those of padding, are meaningless.
         """
         plan = attention.plan(batch.segments, batch.responses, self.attention,
                               dropout=self.dropout > 0 and dropout_key is not None)
         return self._decoder(params['decoder'], embedded, plan,
-                             None if everywhere else batch.reads, dropout_key)
+                             None if everywhere else self.reads(batch), dropout_key)
 
-    def rewards(self, params: Params, hidden: jax.Array) -> Reward:
-        """Rewards [..., N] of hidden states [..., D]."""
-        return Head(self.head).apply({'params': sharding.whole(params['head'])}, hidden)
+    def reads(self, batch: MicroBatch) -> jax.Array:
+        """Tokens [C, K] at which the head reads hidden states; [C, 2K] if it reads prompts too."""
+        if not self.head.gated:
+            return batch.reads
+        return jnp.concatenate([batch.reads, batch.prompt_reads], axis=1)
 
-    def __call__(self, params: Params, batch: MicroBatch) -> Reward:
-        """Rewards [C, K, N] of a micro-batch; entries that are not present are meaningless."""
-        return self.rewards(params, self.hidden(params, batch, self.embed(params, batch)))
+    def outputs(
+        self, params: Params, hidden: jax.Array, levels: jax.Array | None = None
+    ) -> jax.Array:
+        """Raw outputs [C, K, outputs] of the head.
+
+        Args:
+          params: parameters.
+          hidden: hidden states at `reads(batch)`.
+          levels: see `heads.apply`.
+        """
+        prompt = None
+        if self.head.gated:
+            hidden, prompt = jnp.split(hidden, 2, axis=1)
+        return heads.apply(self.head, sharding.whole(params['head']), hidden, prompt=prompt,
+                           levels=levels)
+
+    def __call__(self, params: Params, batch: MicroBatch) -> jax.Array:
+        """Outputs [C, K, outputs] of a micro-batch; entries not present are meaningless."""
+        return self.outputs(params, self.hidden(params, batch, self.embed(params, batch)))
 
     def language_model_loss(
         self, params: Params, batch: MicroBatch, hidden: jax.Array

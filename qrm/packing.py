@@ -37,9 +37,12 @@ class MicroBatch(NamedTuple):
       segments: [R, L] int32, unique within a row; 0 is padding.
       responses: [R, L] int32, 0 for prompt tokens, k for tokens of the segment's k-th response.
       reads: [C, K] int32, index into R * L of the token where each reward is read.
+      prompt_reads: [C, K] int32, index into R * L of the last token of each one's prompt.
       present: [C, K] bool, whether there is such a response.
       preference: [C, K, K] float32, see `Comparison.preference_matrix`.
+      ratings: [C, K, A] float32, NaN where missing.
       margin: [C] float32.
+      annotator: [C] int32, -1 if unknown.
       weight: [C] float32; 0 for slots without a comparison.
       lm_targets: [R, L] int32, next token where the language-model loss is taken.
       lm_weights: [R, L] float32; for each comparison with one best response they add up to its
@@ -51,9 +54,12 @@ class MicroBatch(NamedTuple):
     segments: np.ndarray
     responses: np.ndarray
     reads: np.ndarray
+    prompt_reads: np.ndarray
     present: np.ndarray
     preference: np.ndarray
+    ratings: np.ndarray
     margin: np.ndarray
+    annotator: np.ndarray
     weight: np.ndarray
     lm_targets: np.ndarray
     lm_weights: np.ndarray
@@ -84,12 +90,14 @@ class Layout:
       rows: rows (R).
       slots: comparisons at most (C).
       responses: responses of a comparison at most (K).
+      attributes: ratings of a response (A).
     """
 
     length: int
     rows: int
     slots: int
     responses: int
+    attributes: int = 1
 
 
 class Packed(NamedTuple):
@@ -151,7 +159,8 @@ def plan_layouts(
     typical = max(1, int(np.percentile(sizes, 5)))
     shapes = [(count, length), (count // 4, length) if count >= 4 else (1, count * length // 4)]
     return tuple(
-        Layout(length, count, 1 << (max(1, count * length // typical)).bit_length() - 1, responses)
+        Layout(length, count, 1 << (max(1, count * length // typical)).bit_length() - 1, responses,
+               encoded[0].ratings.shape[1])
         for count, length in shapes if min(sizes) <= length
     )
 
@@ -238,9 +247,12 @@ def empty_micro_batch(layout: Layout) -> MicroBatch:
         segments=np.zeros(grid, np.int32),
         responses=np.zeros(grid, np.int32),
         reads=np.zeros((slots, k), np.int32),
+        prompt_reads=np.zeros((slots, k), np.int32),
         present=np.zeros((slots, k), bool),
         preference=np.zeros((slots, k, k), np.float32),
+        ratings=np.full((slots, k, layout.attributes), np.nan, np.float32),
         margin=np.zeros(slots, np.float32),
+        annotator=np.full(slots, -1, np.int32),
         weight=np.zeros(slots, np.float32),
         lm_targets=np.zeros(grid, np.int32),
         lm_weights=np.zeros(grid, np.float32),
@@ -330,7 +342,9 @@ def _fill(placed: _Placed, encoded: Sequence[Encoded], layout: Layout) -> MicroB
         item, k = encoded[index], len(encoded[index].responses)
         batch.present[slot, :k] = True
         batch.preference[slot, :k, :k] = item.preference
+        batch.ratings[slot, :k] = item.ratings
         batch.margin[slot], batch.weight[slot] = item.margin, item.weight
+        batch.annotator[slot] = item.annotator
     for number, (slot, row, column, responses) in enumerate(placed.segments, start=1):
         item = encoded[placed.indices[slot]]
         start, prompt = column, len(item.prompt)
@@ -345,6 +359,10 @@ def _fill(placed: _Placed, encoded: Sequence[Encoded], layout: Layout) -> MicroB
             batch.positions[row, column:stop] = prompt + np.arange(len(response))
             batch.responses[row, column:stop] = local
             batch.reads[slot, k] = row * layout.length + stop - 1
+            if item.prompt_ends:
+                end = item.prompt_ends[k]
+                at = start + end if end < prompt else column + end - prompt
+                batch.prompt_reads[slot, k] = row * layout.length + at
             if k == best:
                 # Each token is predicted from the one before it, the first from the prompt's last.
                 sources = np.r_[[start + prompt - 1] if prompt else [], column:stop - 1].astype(int)

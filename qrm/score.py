@@ -36,13 +36,13 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
         if isinstance(row, MalformedRow):
             raise row
         comparisons.append(parse_row(row, where, allow_blank=True))
-    quantiles, cut = model.score_comparisons(comparisons)
-    rewards = [q.mean(axis=1, dtype=np.float64) for q in quantiles]
+    scores, cut = model.score_comparisons(comparisons)
     write_text(target, ''.join(
         json.dumps({'rewards': r.tolist(), 'quantiles': q.tolist()}, allow_nan=False) + '\n'
-        for r, q in zip(rewards, quantiles, strict=True)
+        for r, q in zip(scores.rewards, scores.quantiles, strict=True)
     ))
-    crossed = np.concatenate([np.diff(q, axis=1) < 0 for q in quantiles])
+    crossed = np.concatenate([np.diff(q, axis=1) < 0 for q in scores.quantiles])
     crossing = f', {crossed.mean():.1%} of neighbouring quantiles cross' if crossed.size else ''
-    return (f'{target}: {len(rewards)} rows, {sum(map(len, rewards))} responses scored, {cut} '
-            f'dialogues cut to {model.max_length} tokens{crossing}')
+    count = sum(map(len, scores.rewards))
+    return (f'{target}: {len(comparisons)} rows, {count} responses scored, {cut} dialogues cut to '
+            f'{model.max_length} tokens{crossing}')

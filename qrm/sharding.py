@@ -22,7 +22,15 @@ from jax.sharding import PartitionSpec as P
 
 AXIS = 'fsdp'  # the one axis of the mesh
 
-# End of a leaf's path (a regular expression) -> names of its axes. A path has exactly one row.
+_HEAD_AXES = (
+    (r'head/kernel', ('embed', 'outputs')),
+    (r'head/gate', ('embed', 'outputs')),
+    (r'head/cosines', ('cosines', 'embed')),
+    (r'head/bias', ('bias',)),
+    (r'head/annotators', ('annotators', 'factors')),
+)
+# End of a leaf's path (a regular expression) -> names of its axes. A path has exactly one row of
+# as many axes as it has.
 LOGICAL_AXES = (
     (r'decoder/wte', ('vocab', 'embed')),
     (r'decoder/wpe', ('positions', 'embed')),
@@ -33,7 +41,9 @@ LOGICAL_AXES = (
     (r'decoder/h/(attn|mlp)/c_\w+/bias', ('layers', 'bias')),
     (r'decoder/h/ln_[12]/(scale|bias)', ('layers', 'norm')),
     (r'decoder/ln_f/(scale|bias)', ('norm',)),
-    (r'head/kernel', ('embed', 'outputs')),
+    *_HEAD_AXES,
+    # Heads with several members have their parameters stacked.
+    *((end, ('members', *axes)) for end, axes in _HEAD_AXES),
     (r'key', ('random',)),
 )
 # A leaf is split along the first of these that its row names and the number of devices divides;
@@ -66,10 +76,11 @@ def specs(tree: Any, devices: int) -> Any:
             return P()
         name = jax.tree_util.keystr(path, simple=True, separator='/')
         rows = [row for end, row in LOGICAL_AXES if re.search(f'(^|/){end}$', name)]
-        if [len(row) for row in rows] != [len(leaf.shape)]:
+        fitting = [row for row in rows if len(row) == len(leaf.shape)]
+        if len(fitting) != 1:
             raise ValueError(f'{name} {leaf.shape}: rows of sharding.LOGICAL_AXES that match: '
                              f'{rows}, expected one, with a name for each axis')
-        sizes = dict(zip(rows[0], leaf.shape, strict=True))
+        sizes = dict(zip(fitting[0], leaf.shape, strict=True))
         chosen = next((a for a in MESH_AXES if a in sizes and sizes[a] % devices == 0), None)
         return P(*(MESH_AXES[a] if a == chosen else None for a in sizes)) if chosen else P()
 

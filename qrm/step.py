@@ -4,6 +4,7 @@ Sums, not means, are differentiated and reduced: over micro-batches, then over d
 divided once, by the total weight. So a step means the same however its comparisons are spread.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,7 +14,7 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from qrm import losses, sharding
+from qrm import heads, losses, sharding
 from qrm.devices import all_sum
 from qrm.network import Params, RewardNetwork, stack_blocks, unstack_blocks
 from qrm.packing import Batch, MicroBatch
@@ -30,12 +31,14 @@ class TrainState(NamedTuple):
       params: parameters, float32.
       opt_state: state of the optimiser.
       key: raw key data of the run's random numbers; step s uses what is folded in from s.
+      teacher: moving average of the parameters, for objectives with a teacher; else None.
     """
 
     step: jax.Array
     params: Params
     opt_state: Any
     key: jax.Array
+    teacher: Params | None = None
 
 
 class Sums(NamedTuple):
@@ -104,18 +107,32 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
 
 def decays(params: Params) -> Params:
     """Mask of the parameters that weight decay acts on."""
-    matrices = ('kernel', 'wte', 'wpe')
+    matrices = ('kernel', 'wte', 'wpe', 'gate', 'cosines')
     return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
 
 
 def init_state(
-    params: Params, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh | None = None
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh | None = None,
+    *,
+    teacher: bool = False,
 ) -> TrainState:
-    """The state before the first step; with a mesh, over which params are split, split likewise."""
+    """The state before the first step; with a mesh, over which params are split, split likewise.
+
+    Args:
+      params: initial parameters.
+      optimizer: whose state is kept.
+      seed: of the run's random numbers.
+      mesh: see above.
+      teacher: whether to keep a moving average of the parameters.
+    """
 
     def rest(params: Params) -> TrainState:
         key = jax.random.key_data(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), None, optimizer.init(params), key)
+        return TrainState(jnp.zeros((), jnp.int32), None, optimizer.init(params), key,
+                          params if teacher else None)
 
     places = None if mesh is None else sharding.shardings(jax.eval_shape(rest, params), mesh)
     return jax.jit(rest, out_shardings=places)(params)._replace(params=params)
@@ -132,36 +149,63 @@ def make_train_step(
     clipping. A batch whose weights are all 0 gives a NaN loss.
     """
 
+    sampled = network.head.name == 'implicit_quantile'  # draws the levels it learns at
+
     def objective(
-        params: Params, embedded: jax.Array, batch: MicroBatch, key: jax.Array | None
+        params: Params,
+        embedded: jax.Array,
+        batch: MicroBatch,
+        teacher: Params | None,
+        key: jax.Array | None,
     ) -> tuple[jax.Array, Sums]:
         # The language-model loss needs all tokens, the rewards only those they are read at.
-        hidden = network.hidden(params, batch, embedded, key, everywhere=bool(loss.lm_weight))
-        read = hidden.reshape(-1, hidden.shape[-1])[batch.reads] if loss.lm_weight else hidden
-        quantiles = network.rewards(params, read).quantiles
-        per_comparison = jax.vmap(losses.comparison_loss, in_axes=(None, 0, 0, 0))(
-            loss, quantiles, batch.preference, batch.margin
-        )
+        hidden = network.hidden(params, batch, embedded, key if network.dropout else None,
+                                everywhere=bool(loss.lm_weight))
+        read = hidden
+        if loss.lm_weight:
+            read = hidden.reshape(-1, hidden.shape[-1])[network.reads(batch)]
+        levels = None
+        if sampled:
+            levels = heads.random_levels(jax.random.fold_in(key, 1), batch.reads.shape,
+                                         network.head.num_quantiles)
+        reward = network.head.read(network.outputs(params, read, levels), levels)
+        means = None
+        if teacher is not None:
+            means = network.head.read(network(teacher, batch)).members.mean
+        judgement = losses.Judgement(batch.preference, batch.margin, batch.ratings,
+                                     batch.annotator)
+        per_comparison = jax.vmap(functools.partial(losses.comparison_loss, loss))(
+            reward, judgement, means)
         total = jnp.sum(per_comparison * batch.weight)
         if loss.lm_weight:
             total += loss.lm_weight * network.language_model_loss(params, batch, hidden)
-        return total, _sums(total, jnp.mean(quantiles, axis=-1), batch)
+        return total, _sums(total, reward.distribution.mean, batch)
 
     gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
 
     def add_micro_batch(
-        total: tuple[Params, Sums], params: Params, batch: MicroBatch, key: jax.Array | None
+        total: tuple[Params, Sums],
+        params: Params,
+        batch: MicroBatch,
+        teacher: Params | None,
+        key: jax.Array | None,
     ) -> tuple[Params, Sums]:
-        (of_params, of_embedded), sums = gradient(params, network.embed(params, batch), batch, key)
+        (of_params, of_embedded), sums = gradient(params, network.embed(params, batch), batch,
+                                                  teacher, key)
         gradients, sums = jax.tree.map(jnp.add, total, (of_params, sums))
         return network.add_embedding_gradient(gradients, batch, of_embedded), sums
 
     def add_batch(
-        params: Params, batch: Batch, step: jax.Array, key: jax.Array, axis_name: str | None
+        params: Params,
+        teacher: Params | None,
+        batch: Batch,
+        step: jax.Array,
+        key: jax.Array,
+        axis_name: str | None,
     ) -> tuple[Params, Sums]:
         """Sums over the micro-batches of one device."""
         own = None
-        if network.dropout:
+        if network.dropout or sampled:
             own = jax.random.fold_in(jax.random.wrap_key_data(key), step)
             if axis_name is not None:
                 own = jax.random.fold_in(own, jax.lax.axis_index(axis_name))
@@ -173,7 +217,7 @@ def make_train_step(
                 micro_batch = jax.tree.map(lambda x: x[i], stack.micro_batches)
                 drop = None if own is None else jax.random.fold_in(
                     jax.random.fold_in(own, number), i)
-                return add_micro_batch(carry, params, micro_batch, drop)
+                return add_micro_batch(carry, params, micro_batch, teacher, drop)
 
             # The trip count is data: one compilation serves however many are filled. Where
             # shards are gathered in the loop, all devices go round as often as the fullest.
@@ -189,20 +233,23 @@ def make_train_step(
         # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
         # elsewhere a scan keeps compilation short, and with it blocks are really recomputed.
         unrolled = jax.default_backend() == 'cpu' and not network.remat
-        params = unstack_blocks(state.params) if unrolled else state.params
+        params, teacher = state.params, state.teacher
+        if unrolled:
+            params = unstack_blocks(params)
+            teacher = teacher and unstack_blocks(teacher)
         gradients, sums = all_sum(
-            add_batch(params, batch, state.step, state.key, axis_name), axis_name)
+            add_batch(params, teacher, batch, state.step, state.key, axis_name), axis_name)
         return stack_blocks(gradients) if unrolled else gradients, sums
 
     def over_mesh(state: TrainState, batch: Batch, mesh: Mesh) -> tuple[Params, Sums]:
 
-        def own(params, batch, step, key):
-            gradients, sums = add_batch(params, batch, step, key, sharding.AXIS)
+        def own(networks, batch, step, key):
+            gradients, sums = add_batch(*networks, batch, step, key, sharding.AXIS)
             return sharding.add_up(gradients), all_sum(sums, sharding.AXIS)
 
         splits = sharding.specs(state.params, mesh.size)
         return sharding.on_shards(own, mesh, (splits, P()))(
-            state.params, batch, state.step, state.key)
+            (state.params, state.teacher), batch, state.step, state.key)
 
     def train_step(
         state: TrainState,
@@ -220,7 +267,10 @@ def make_train_step(
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         metrics = sums.metrics() | {'gradient_norm': optax.tree.norm(gradients)}
         params = optax.apply_updates(state.params, updates)
-        state = TrainState(state.step + 1, params, opt_state, state.key)
+        teacher = state.teacher
+        if teacher is not None:
+            teacher = optax.incremental_update(params, teacher, 1.0 - loss.ema_decay)
+        state = TrainState(state.step + 1, params, opt_state, state.key, teacher)
         if mesh is not None:
             state = jax.lax.with_sharding_constraint(state, sharding.shardings(state, mesh))
         return state, metrics

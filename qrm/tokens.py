@@ -31,7 +31,11 @@ class Encoded:
       prompt: [P] int32, tokens shared by all dialogues.
       responses: K arrays [R_k] int32 with R_k >= 1; the reward is read at the last token.
       preference: [K, K] float32, see `Comparison.preference_matrix`.
+      ratings: [K, A] float32, see `Comparison.rating_matrix`.
       margin, weight: as in `Comparison`.
+      annotator: index of who judged, -1 if unknown.
+      prompt_ends: K indices into each dialogue: the last token that it shares with the prompt
+        alone. Unlike the end of `prompt`, no other response changes it.
     """
 
     id: str
@@ -39,8 +43,11 @@ class Encoded:
     prompt: Ids
     responses: tuple[Ids, ...]
     preference: np.ndarray
+    ratings: np.ndarray
     margin: float = 0.0
     weight: float = 1.0
+    annotator: int = -1
+    prompt_ends: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -132,13 +139,29 @@ def tokenize(
     return result
 
 
+def prompt_ends(
+    comparison: Comparison, dialogues: Sequence[Ids], tokenizer: Tokenizer
+) -> tuple[int, ...]:
+    """Index of the last token of each dialogue that belongs to the prompt as it is alone.
+
+    A function of the prompt and the one response: the tokens that all of them share may reach
+    into the responses. It is 0 where there is no prompt.
+    """
+    if isinstance(comparison.prompt, str):
+        alone = next(_ids([comparison.prompt], tokenizer, add_special_tokens=True))
+    elif comparison.prompt:
+        alone = next(_ids([_render(comparison, (), tokenizer)], tokenizer,
+                          add_special_tokens=False))
+    else:
+        alone = []
+    alone = np.asarray(alone, np.int32)
+    return tuple(max(_common_length((alone, ids)) - 1, 0) for ids in dialogues)
+
+
 def split_prompt(dialogues: Sequence[Ids]) -> tuple[Ids, tuple[Ids, ...]]:
     """Splits dialogues into their longest common prefix and the rest, at least one token each."""
-    limit = min(map(len, dialogues)) - 1
-    first = dialogues[0][:limit]
-    same = np.all([ids[:limit] == first for ids in dialogues], axis=0)
-    length = limit if same.all() else int(np.argmin(same))
-    return first[:length], tuple(ids[length:] for ids in dialogues)
+    length = _common_length([ids[:-1] for ids in dialogues])
+    return dialogues[0][:length], tuple(ids[length:] for ids in dialogues)
 
 
 def encode(
@@ -149,13 +172,29 @@ def encode(
     max_length: int,
     overlong: str = 'truncate_prompt',
     append_eos: bool = True,
+    preferences: bool = True,
+    ratings: bool = False,
+    named: bool = False,
+    attributes: Sequence[str] = (),
+    annotators: Sequence[str] = (),
 ) -> list[Encoded]:
     """Encodes comparisons to learn from or to evaluate on.
 
     A comparison with a dialogue longer than `max_length` tokens (EOS included) loses the left
     end of its shared prompt ('truncate_prompt'), is dropped ('drop') or raises ('error');
-    responses always stay whole. Comparisons without any known preference or with identical
-    responses say nothing and are dropped. All is counted in `report`.
+    responses always stay whole. Comparisons that say nothing are dropped: those without any known
+    preference or with identical responses, unless ratings are read and there is one. All is
+    counted in `report`.
+
+    Args:
+      comparisons: what to encode.
+      tokenizer: for texts and chats.
+      report: is added to.
+      max_length, overlong, append_eos: see above.
+      preferences, ratings: what is read; at least one of them.
+      named: drop comparisons that do not say who judged.
+      attributes: names of the rated attributes; (): responses are rated as a whole.
+      annotators: names of the annotators that have an index.
 
     Raises:
       DataError: see `tokenize`; or a dialogue is too long and `overlong` is 'error'.
@@ -163,17 +202,24 @@ def encode(
     if overlong not in OVERLONG:
         raise ValueError(f'overlong={overlong!r}, expected one of {OVERLONG}')
     special = [token for token in tokenizer.all_special_tokens if token]
+    index_of = {name: i for i, name in enumerate(annotators)}
     kept = []
     for comparison, dialogues in zip(
         comparisons, tokenize(comparisons, tokenizer, append_eos=append_eos), strict=True
     ):
         preference = comparison.preference_matrix()
-        if all(np.array_equal(ids, dialogues[0]) for ids in dialogues[1:]):
+        rating = comparison.rating_matrix(attributes)
+        rated = ratings and np.isfinite(rating).any()
+        if not rated and all(np.array_equal(ids, dialogues[0]) for ids in dialogues[1:]):
             report.identical += len(dialogues) > 1
             report.dropped['identical responses' if len(dialogues) > 1 else 'one response'] += 1
             continue
-        if not preference.any() or not comparison.weight:
-            report.dropped['no preference known, or weight 0'] += 1
+        if not (rated or (preferences and preference.any())) or not comparison.weight:
+            known = ' or '.join(['preference'] * preferences + ['rating'] * ratings)
+            report.dropped[f'no {known} known, or weight 0'] += 1
+            continue
+        if named and comparison.annotator is None:
+            report.dropped['annotator not named'] += 1
             continue
         prompt, responses = split_prompt(dialogues)
         excess = len(prompt) + max(map(len, responses)) - max_length
@@ -187,8 +233,11 @@ def encode(
                 continue
             report.truncated += 1
             prompt = prompt[excess:]
-        encoded = Encoded(comparison.id, comparison.group, prompt, responses, preference,
-                          comparison.margin, comparison.weight)
+        ends = prompt_ends(comparison, dialogues, tokenizer) if len(attributes) > 1 else ()
+        encoded = Encoded(comparison.id, comparison.group, prompt, responses, preference, rating,
+                          comparison.margin, comparison.weight,
+                          index_of.get(comparison.annotator, -1),
+                          tuple(max(end - max(excess, 0), 0) for end in ends))
         kept.append(encoded)
         report.tied += bool((preference == 0.5).any())
         report.dialogue_tokens += len(prompt) * len(responses) + sum(map(len, responses))
@@ -201,7 +250,12 @@ def encode(
 
 
 def encode_to_score(
-    comparisons: Sequence[Comparison], tokenizer: Tokenizer, *, max_length: int, append_eos: bool
+    comparisons: Sequence[Comparison],
+    tokenizer: Tokenizer,
+    *,
+    max_length: int,
+    append_eos: bool,
+    attributes: Sequence[str] = (),
 ) -> tuple[list[Encoded], int]:
     """Encodes comparisons to be scored: none is dropped, each dialogue is cut by itself.
 
@@ -217,20 +271,42 @@ def encode_to_score(
     ):
         cut += sum(len(ids) > max_length for ids in dialogues)
         prompt, responses = split_prompt([ids[-max_length:] for ids in dialogues])
+        ends = prompt_ends(comparison, dialogues, tokenizer) if len(attributes) > 1 else ()
+        ends = tuple(max(end - max(len(ids) - max_length, 0), 0)
+                     for end, ids in zip(ends, dialogues, strict=False))
         result.append(Encoded(comparison.id, comparison.group, prompt, responses,
-                              comparison.preference_matrix()))
+                              comparison.preference_matrix(),
+                              comparison.rating_matrix(attributes), prompt_ends=ends))
     return result, cut
+
+
+def has_preferred(encoded: Iterable[Encoded]) -> bool:
+    """Whether there is any pair with a preferred side."""
+    return any((item.preference > 0.5).any() for item in encoded)
+
+
+def has_rating(encoded: Iterable[Encoded]) -> bool:
+    """Whether there is any rated response."""
+    return any(np.isfinite(item.ratings).any() for item in encoded)
 
 
 def fingerprint(encoded: Sequence[Encoded]) -> str:
     """SHA-256 over everything training reads of the comparisons, to recognise other data."""
     digest = hashlib.sha256()
     for item in encoded:
-        for array in (item.prompt, *item.responses, item.preference):
+        for array in (item.prompt, *item.responses, item.preference, item.ratings):
             digest.update(f'{array.shape}'.encode())
             digest.update(array.tobytes())
-        digest.update(f'{item.margin} {item.weight}'.encode())
+        digest.update(f'{item.margin} {item.weight} {item.annotator}'.encode())
     return digest.hexdigest()
+
+
+def _common_length(sequences: Sequence[Ids]) -> int:
+    """Length of the longest common prefix."""
+    limit = min(map(len, sequences))
+    first = sequences[0][:limit]
+    same = np.all([ids[:limit] == first for ids in sequences], axis=0)
+    return limit if same.all() else int(np.argmin(same))
 
 
 def _render(comparison: Comparison, response: Text, tokenizer: Tokenizer) -> str:

@@ -69,8 +69,14 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
         comparisons are left to learn from or to hold out.
     """
     splits = load_splits(config.data, config.workload)
-    network, params, mesh = initial_network(config)
-    decoder = network.decoder
+    annotators = ()
+    if config.head.name == 'annotator':
+        annotators = sorted({c.annotator for c in splits['train'][0]} - {None})
+        if not annotators:
+            raise DataError(f"{config.data.path}: no training comparison has an 'annotator', "
+                            'which the annotator head learns from')
+    network, params, mesh = initial_network(config, len(annotators))
+    decoder, loss = network.decoder, config_lib.loss_config(config)
     saved = os.path.join(folder, 'tokenizer') if folder else ''
     if os.path.isdir(saved):
         tokenizer = tokens.load_tokenizer(saved)
@@ -88,24 +94,36 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
     encoded = {
         split: tokens.encode(
             comparisons, tokenizer, report, max_length=max_length, overlong=config.data.overlong,
-            append_eos=config.data.append_eos)
+            append_eos=config.data.append_eos, ratings=loss.reads != 'preferences',
+            # Held-out comparisons are judged by all that is known of them.
+            preferences=split != 'train' or loss.reads != 'ratings' or network.head.gated,
+            named=split == 'train' and loss.reads == 'annotators',
+            attributes=network.head.attributes, annotators=annotators)
         for split, (comparisons, report) in splits.items()
     }
     reports = {split: report for split, (_, report) in splits.items()}
+    by_ratings = metrics.criterion(loss) == 'crps'
     for split, items in encoded.items():
-        if not any((item.preference > 0.5).any() for item in items):
-            raise DataError(f'no comparison with a preferred response is left in the {split} split '
+        if not (tokens.has_rating if by_ratings else tokens.has_preferred)(items):
+            known = 'rated' if by_ratings else 'preferred'
+            raise DataError(f'no comparison with a {known} response is left in the {split} split '
                             '(rows with the same opening question stay in one split)\n'
                             + format_reports(reports))
     return Prepared(
-        RewardModel(network, params, tokenizer, config_lib.loss_config(config),
-                    config.data.append_eos, max_length, config.train.row_length),
+        RewardModel(network, params, tokenizer, loss, config.data.append_eos, max_length,
+                    config.train.row_length),
         encoded, reports, mesh,
     )
 
 
-def initial_network(config: Any) -> tuple[RewardNetwork, Params, Mesh | None]:
+def initial_network(
+    config: Any, annotators: int = 0
+) -> tuple[RewardNetwork, Params, Mesh | None]:
     """The configured network, what its parameters start from, and the mesh they are split over.
+
+    Args:
+      config: a checked config.
+      annotators: how many the annotator head knows.
 
     Raises:
       DataError: see `weights.resolve` and `weights.load_pretrained`.
@@ -117,8 +135,9 @@ def initial_network(config: Any) -> tuple[RewardNetwork, Params, Mesh | None]:
         with jax.default_device(mesh and jax.local_devices(backend='cpu')[0]):
             pretrained = weights.load_pretrained(weights.resolve(config.model.checkpoint))
     decoder = pretrained.config if pretrained else config_lib.decoder_config(config)
-    network = RewardNetwork(decoder, config_lib.head_config(config), config.model.dtype,
-                            config.model.attention, config.model.remat, config.model.dropout)
+    network = RewardNetwork(decoder, config_lib.head_config(config, annotators),
+                            config.model.dtype, config.model.attention, config.model.remat,
+                            config.model.dropout)
     key = jax.random.key(config.seed)
     places = mesh and sharding.shardings(jax.eval_shape(network.init, key), mesh)
     params = jax.jit(network.init, out_shardings=places)(key)
@@ -186,7 +205,8 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
     optimizer = step.make_optimizer(config.optimizer, steps)
     rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     mesh, spread = prepared.mesh, Spread(prepared.mesh)
-    state = step.init_state(prepared.model.params, optimizer, config.seed, mesh)
+    state = step.init_state(prepared.model.params, optimizer, config.seed, mesh,
+                            teacher=loss.has_teacher)
     run_step = spread.compile(step.make_train_step(network, loss, optimizer))
     layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
     fingerprint = tokens.fingerprint([*examples, *prepared.encoded['validation']])
@@ -207,14 +227,14 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                              f'{ids}')
 
     def held_out_metrics(params: Any, number: int) -> dict[str, float]:
-        quantiles = inference.predict(
+        outputs = inference.predict(
             network, params, prepared.encoded['validation'], row_length=config.train.row_length,
             rows=config.train.rows, mesh=mesh)
         # An update can overflow where loss and gradient did not.
-        if not all(np.isfinite(q).all() for q in quantiles):
+        if not all(np.isfinite(x).all() for x in outputs):
             raise not_finite(number, 'held-out rewards that are not finite')
-        return metrics.summarise(
-            metrics.ordered_pairs(prepared.encoded['validation'], quantiles, loss))
+        return metrics.summarise(metrics.predictions_of(
+            prepared.encoded['validation'], outputs, network.head, loss))
 
     with Checkpoints(folder, keep=config.train.keep) as checkpoints, _Signals() as signals:
         start = 0
@@ -254,11 +274,11 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             if row:
                 progress.update(number + 1, row)
 
-        def save(done: int, nll: float | None) -> None:
+        def save(done: int, loss_held_out: float | None) -> None:
             own = spread.to_save(state)
             meta = {'position': min(done * batch_size, total), 'fingerprint': fingerprint,
                     'layout': layout}
-            checkpoints.save(done, own.params, own._replace(params=None), meta, nll)
+            checkpoints.save(done, own.params, own._replace(params=None), meta, loss_held_out)
 
         try:
             for number in range(start, steps):
@@ -285,9 +305,11 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                 if due:
                     held_out = held_out_metrics(spread.one(state.params), number)
                     log.write(done, 'validation', held_out)
-                    save(done, held_out['nll'])
-                    progress.note(done, f'held-out nll {held_out["nll"]:.4f}, accuracy '
-                                        f'{held_out["accuracy"]:.3f}')
+                    criterion = metrics.criterion(loss)
+                    save(done, held_out[criterion])
+                    shown = [f'{name} {held_out[name]:.4f}'
+                             for name in dict.fromkeys((criterion, 'accuracy')) if name in held_out]
+                    progress.note(done, f'held-out {", ".join(shown)}')
                 if stopped:
                     if not due:
                         save(done, None)

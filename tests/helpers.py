@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrm import losses, packing
+from qrm import distributions, heads, losses, metrics, packing
 from qrm.backbone import DecoderConfig
 from qrm.heads import HeadConfig
 from qrm.network import RewardNetwork
@@ -28,7 +28,7 @@ def encoded(name, prompt, responses, *, seed=0, preference=None, weight=1.0, mar
     return Encoded(
         str(name), str(name), rng.integers(1, 50, prompt).astype(np.int32),
         tuple(rng.integers(1, 50, size).astype(np.int32) for size in responses),
-        np.asarray(preference, np.float32), margin, weight,
+        np.asarray(preference, np.float32), np.full((k, 1), np.nan, np.float32), margin, weight,
     )
 
 
@@ -68,6 +68,45 @@ def init(net, seed=0):
 def loss_config(head='quantile', **kwargs):
     objective = 'bradley_terry' if head == 'scalar' else 'bradley_terry_quantile_huber'
     return losses.LossConfig(**{'objective': objective} | kwargs)
+
+
+def read_quantiles(values):
+    """What a quantile head with these outputs [..., N] says."""
+    return HeadConfig('quantile', values.shape[-1]).read(values)
+
+
+def side(quantiles, teacher=0.0):
+    """One side of a pair with quantiles [N]."""
+    return losses.Side(distributions.uniform_atoms(quantiles),
+                       jnp.asarray(heads.taus(quantiles.shape[-1])), teacher)
+
+
+def judgement(preference, margin=0.0, ratings=None, annotator=-1):
+    """What is known of K responses, to be passed to a loss; by default no rating."""
+    k = np.shape(preference)[-1]
+    ratings = np.full((k, 1), np.nan, np.float32) if ratings is None else np.asarray(ratings)
+    return losses.Judgement(jnp.asarray(preference), jnp.asarray(margin), jnp.asarray(ratings),
+                            jnp.asarray(annotator))
+
+
+def pair_predictions(chosen, rejected, *, label=1.0, log_win=-0.5, log_loss=-0.9, groups=None,
+                     **fields):
+    """Predictions of n pairs with quantiles [n, N]; rewards are their means."""
+    chosen, rejected = (np.asarray(side, np.float32) for side in (chosen, rejected))
+    n, number = chosen.shape
+    quantiles = np.stack([chosen, rejected], axis=1).reshape(2 * n, number)
+    values = dict(
+        quantiles=quantiles, taus=heads.taus(number), means=quantiles.mean(axis=1),
+        stds=quantiles.std(axis=1), crps=np.full(2 * n, np.nan, np.float32),
+        ratings=np.full(2 * n, np.nan, np.float32), lengths=np.full(2 * n, 5, np.int32),
+        comparisons=np.repeat(np.arange(n, dtype=np.int32), 2),
+        comparison_ids=np.array([f'pair {i}' for i in range(n)]),
+        comparison_groups=np.arange(n) if groups is None else groups,
+        pairs=np.arange(2 * n, dtype=np.int32).reshape(n, 2),
+        label=np.broadcast_to(np.float32(label), n),
+        log_win=np.broadcast_to(np.float32(log_win), n),
+        log_loss=np.broadcast_to(np.float32(log_loss), n))
+    return metrics.Predictions(**values | fields)
 
 
 def single_batch(item, length):

@@ -7,7 +7,7 @@ import pytest
 
 from qrm import analysis, divergences, heads
 from qrm.comparisons import DataError
-from qrm.metrics import Predictions
+from tests.helpers import pair_predictions
 
 
 def made(n=200, *, shift=0.5, quantiles=1, noise=0.0, seed=0, scale=1.0, groups=None):
@@ -17,16 +17,9 @@ def made(n=200, *, shift=0.5, quantiles=1, noise=0.0, seed=0, scale=1.0, groups=
     rejected = rng.normal(0.0, 1.0, n)[:, None]
     offsets = heads.taus(quantiles) - 0.5
     ahead = (chosen - rejected)[:, 0]
-    return Predictions(
-        chosen=(scale * (chosen + offsets)).astype(np.float32),
-        rejected=(scale * (rejected + offsets)).astype(np.float32),
-        taus=heads.taus(quantiles),
-        groups=np.arange(n) if groups is None else groups,
-        ids=np.array([f'pair {i}' for i in range(n)]),
-        label=np.ones(n, np.float32),
-        log_win=-np.log1p(np.exp(-ahead)).astype(np.float32),
-        log_loss=-np.log1p(np.exp(ahead)).astype(np.float32),
-    )
+    return pair_predictions(
+        scale * (chosen + offsets), scale * (rejected + offsets), groups=groups,
+        log_win=-np.log1p(np.exp(-ahead)), log_loss=-np.log1p(np.exp(ahead)))
 
 
 def build(runs, **kwargs):
@@ -112,9 +105,9 @@ def test_a_single_head_gives_no_differences():
 def test_bootstrap_is_over_groups():
     apart = build({('w', 'scalar'): made(300)})
     pairs = made(100)
-    tripled = Predictions(*[
-        value if name == 'taus' else np.repeat(value, 3, axis=0)
-        for name, value in pairs._asdict().items()])
+    tripled = pairs._replace(**{
+        name: np.repeat(getattr(pairs, name), 3, axis=0)
+        for name in ('pairs', 'label', 'log_win', 'log_loss')})
     clustered = build({('w', 'scalar'): tripled})
     width = [t['rows'][0]['accuracy_high'] - t['rows'][0]['accuracy_low']
              for t in (apart, clustered)]
@@ -122,7 +115,7 @@ def test_bootstrap_is_over_groups():
 
 
 def test_models_must_have_seen_the_same_pairs():
-    other = made(200)._replace(ids=np.array([f'other {i}' for i in range(200)]))
+    other = made(200)._replace(comparison_ids=np.array([f'other {i}' for i in range(200)]))
     with pytest.raises(DataError, match='different pairs'):
         build({('w', 'scalar'): made(200), ('w', 'quantile'): other})
 

@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrm import attention, backbone, weights
+from qrm import attention, backbone, heads, weights
 from qrm.backbone import ACTIVATIONS, Attention, Block, Decoder, DecoderConfig, Mlp
-from qrm.heads import Head, HeadConfig
+from qrm.heads import HeadConfig
 
 REFERENCE = pathlib.Path(__file__).parent / 'reference'
 LAYERS = range(3)
@@ -160,9 +160,10 @@ def test_rewards_match_sequence_classification(pretrained, numbers, plan, output
     last = jax.jit(decoder.__call__)(pretrained.decoder, embedded, plan, reads)
     kernel = pretrained.score if outputs == 10 else numbers['score_1'].T
     head = HeadConfig('quantile', 10) if outputs == 10 else HeadConfig('scalar')
-    reward = Head(head).apply({'params': {'kernel': kernel}}, last)
-    _assert_close(reward.quantiles, numbers[f'rewards_{outputs}'], ...)
-    _assert_close(reward.mean, numbers[f'rewards_{outputs}'].mean(axis=1), ...)
+    found = heads.apply(head, {'kernel': kernel}, last)
+    _assert_close(found, numbers[f'rewards_{outputs}'], ...)
+    means = head.read(found).distribution.mean
+    _assert_close(means, numbers[f'rewards_{outputs}'].mean(axis=1), ...)
 
 
 def test_shared_prompt_matches_dialogues_alone(pretrained, numbers, implementation):
@@ -204,7 +205,7 @@ def test_matches_installed_transformers(tmp_path, outputs):
     plan = _plan(np.ones((3, 9)), np.zeros((3, 9)))
     hidden = _run(pretrained.config, pretrained.decoder, tokens, positions, plan)[:, -1]
     head = HeadConfig('quantile', outputs)
-    actual = Head(head).apply({'params': {'kernel': pretrained.score}}, hidden).quantiles
+    actual = heads.apply(head, {'kernel': pretrained.score}, hidden)
     assert np.std(expected) > 0.1
     _assert_close(actual, expected, ..., tolerance=1e-4)
 

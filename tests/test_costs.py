@@ -146,7 +146,7 @@ def gradient(net):
     """A function of (parameters, micro-batch), as in a step."""
 
     def objective(params, embedded, batch):
-        return jnp.sum(net.rewards(params, net.hidden(params, batch, embedded)).quantiles)
+        return jnp.sum(net.outputs(params, net.hidden(params, batch, embedded)))
 
     return lambda params, batch: jax.grad(objective, argnums=(0, 1))(
         params, net.embed(params, batch), batch)

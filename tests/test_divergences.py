@@ -11,7 +11,7 @@ import scipy.special
 import scipy.stats
 import sklearn.linear_model
 
-from qrm import divergences
+from qrm import divergences, resampling
 
 N = 2354
 NAMES = ('gaussian', 'knn', 'logistic', 'kde', 'kde_sum_without_dx',
@@ -302,28 +302,10 @@ def test_no_weights_means_ones(name):
 # Resampling.
 
 
-def test_cluster_bootstrap_keeps_clusters_together():
-    clusters = np.array([7, 7, 7, -2, 40, 40, 5, 5, 5, 5])
-    weights = divergences.cluster_bootstrap_weights(clusters, 4000, 0)
-    assert weights.shape == (4000, 10)
-    assert np.issubdtype(weights.dtype, np.integer)
-    first = np.array([0, 3, 4, 6])
-    for start, stop in ((0, 3), (4, 6), (6, 10)):
-        assert (weights[:, start:stop] == weights[:, [start]]).all()
-    # Four draws among four clusters: mean 1, variance 4 * 1/4 * 3/4.
-    assert (weights[:, first].sum(1) == 4).all()
-    np.testing.assert_allclose(weights[:, first].mean(0), 1.0, atol=0.05)
-    np.testing.assert_allclose(weights[:, first].var(0), 0.75, atol=0.07)
-    assert np.unique(weights.sum(1)).size > 1
-    np.testing.assert_array_equal(
-        weights, divergences.cluster_bootstrap_weights(clusters, 4000, 0))
-    assert (weights != divergences.cluster_bootstrap_weights(clusters, 4000, 1)).any()
-
-
 def test_replicate_values_match_repeated_data():
     chosen, rejected = make_pairs(0.128, 16, 100)
     clusters = np.arange(100) // 4
-    weights = divergences.cluster_bootstrap_weights(clusters, 5, 0)
+    weights = resampling.cluster_bootstrap_weights(clusters, 5, 0)
     values = divergences.replicate_values(
         chosen, rejected, clusters, divergences.ESTIMATORS['gaussian'], weights)
     for value, row in zip(values, weights, strict=True):
@@ -342,8 +324,8 @@ def test_interval_coverage_needs_clusters():
         rewards = np.sqrt(0.9) * shared + np.sqrt(0.1) * rng.standard_normal((2, pairs))
         chosen, rejected = rewards[0] + np.sqrt(2.0 * 0.455), rewards[1]
         for i, clusters in enumerate((np.arange(pairs) // size, np.arange(pairs))):
-            weights = divergences.cluster_bootstrap_weights(clusters, 200, seed)
-            low, high = divergences.interval(divergences.replicate_values(
+            weights = resampling.cluster_bootstrap_weights(clusters, 200, seed)
+            low, high = resampling.interval(divergences.replicate_values(
                 chosen, rejected, clusters, divergences.ESTIMATORS['gaussian'], weights))
             covered[i] += low <= 0.455 <= high
     by_cluster, by_pair = covered / simulations
@@ -389,17 +371,12 @@ def test_swap_null_swaps_half_of_the_pairs():
     np.testing.assert_array_equal(shares, divergences.swap_null(ids, -ids - 1, ids, probe, 400, 0))
 
 
-def test_interval_by_hand():
-    assert divergences.interval(np.arange(101.0)) == pytest.approx((2.5, 97.5))
-    assert divergences.interval(np.arange(101.0)[::-1], 0.5) == pytest.approx((25.0, 75.0))
-
-
 @pytest.mark.parametrize('name', NAMES)
 def test_summarise(name):
     chosen, rejected = make_pairs(0.128, 19, 400)
     clusters = np.arange(400) // 2
     estimator = divergences.ESTIMATORS[name]
-    weights = divergences.cluster_bootstrap_weights(clusters, 20, 0)
+    weights = resampling.cluster_bootstrap_weights(clusters, 20, 0)
     summary = divergences.summarise(chosen, rejected, clusters, estimator, weights, 40, 1, 0.8)
     assert summary.value == evaluate(name, chosen, rejected, None, clusters)
     assert summary.half == evaluate(name, chosen / 2, rejected / 2, None, clusters)
@@ -508,20 +485,7 @@ def test_bad_resampling_arguments():
     ids = np.arange(12)
     with pytest.raises(ValueError, match='variances'):
         divergences.gaussian_kl(0.0, 0.0, 0.0, 1.0)
-    with pytest.raises(ValueError, match='integers'):
-        divergences.cluster_bootstrap_weights(x, 3, 0)
-    with pytest.raises(ValueError, match='integers'):
-        divergences.cluster_bootstrap_weights(ids.reshape(3, 4), 3, 0)
-    with pytest.raises(ValueError, match='replicates'):
-        divergences.cluster_bootstrap_weights(ids, 0, 0)
     with pytest.raises(ValueError, match=r'\[r, n\]'):
         divergences.replicate_values(x, x - 0.3, ids, gaussian, np.ones(12, int))
     with pytest.raises(ValueError, match='draws'):
         divergences.swap_null(x, x - 0.3, ids, gaussian, 0, 0)
-    with pytest.raises(ValueError, match='finite'):
-        divergences.interval(np.array([0.0, np.nan]))
-    with pytest.raises(ValueError, match='samples must be'):
-        divergences.interval(np.array([]))
-    for level in (0.0, 1.0):
-        with pytest.raises(ValueError, match='level'):
-            divergences.interval(x, level)

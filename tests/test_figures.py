@@ -10,21 +10,11 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
 from qrm import figures
-from qrm.metrics import Predictions
+from tests.helpers import pair_predictions
 
 N_PAIRS, N_QUANTILES = 300, 10
 STEPS = 60
 FILES = ('figure2_reward_densities.png', 'figure3_outer_quantiles.png', 'training_curves.png')
-
-
-def _predictions(chosen, rejected):
-    n, quantiles = chosen.shape
-    return Predictions(
-        chosen=np.asarray(chosen, np.float32), rejected=np.asarray(rejected, np.float32),
-        taus=((np.arange(quantiles) + 0.5) / quantiles).astype(np.float32),
-        groups=np.arange(n), ids=np.array([f'pair/{i}' for i in range(n)]),
-        label=np.ones(n, np.float32), log_win=np.full(n, -0.5, np.float32),
-        log_loss=np.full(n, -0.9, np.float32))
 
 
 def _random(quantiles=N_QUANTILES, shift=1.0, seed=0):
@@ -32,7 +22,7 @@ def _random(quantiles=N_QUANTILES, shift=1.0, seed=0):
     rng = np.random.default_rng(seed)
     spread = scipy.stats.norm.ppf((np.arange(quantiles) + 0.5) / quantiles)
     sides = (sign * 0.5 * shift + rng.standard_normal((N_PAIRS, 1)) + spread for sign in (1, -1))
-    return _predictions(*sides)
+    return pair_predictions(*sides)
 
 
 def _rows(steps=STEPS, every=20, seed=0):
@@ -139,7 +129,7 @@ def test_outer_quantile_states_its_rank_correlation_with_the_mean():
     # one, m - exp(m), falls where m > 0.
     m = np.linspace(0.5, 2.0, 2 * N_PAIRS)[:, None]
     both = np.concatenate([m - np.exp(m), m + np.exp(m)], axis=1)
-    predictions = _predictions(both[::2], both[1::2])
+    predictions = pair_predictions(both[::2], both[1::2])
     for index, expected in ((0, '-1.000'), (1, '1.000')):
         axes = _axes()
         figures.outer_quantile(axes, predictions, index)
@@ -212,7 +202,7 @@ def test_equal_values_have_no_density(values):
 
 def test_constant_sides_are_lines():
     axes = _axes()
-    figures.reward_densities(axes, _predictions(np.full((20, 1), 1.5), np.full((20, 1), -0.5)))
+    figures.reward_densities(axes, pair_predictions(np.full((20, 1), 1.5), np.full((20, 1), -0.5)))
     lines = _lines(axes)
     assert list(lines) == ['chosen (all equal)', 'rejected (all equal)']
     assert [line.get_xdata()[0] for line in lines.values()] == [1.5, -0.5]
@@ -220,7 +210,8 @@ def test_constant_sides_are_lines():
 
 def test_one_constant_side_does_not_hide_the_other():
     axes = _axes()
-    figures.reward_densities(axes, _predictions(np.full((N_PAIRS, 1), 1.5), _random(1).rejected))
+    figures.reward_densities(
+        axes, pair_predictions(np.full((N_PAIRS, 1), 1.5), _random(1).rejected))
     assert list(_lines(axes)) == ['chosen (all equal)', 'rejected']
 
 
@@ -275,7 +266,7 @@ def test_draw_all_writes_pictures(runs, tmp_path):
 def test_draw_all_of_constant_rewards_without_metrics(tmp_path):
     """A model that has collapsed, in a folder whose metrics are gone, is still drawn."""
     constant = np.tile(np.linspace(-1.0, 1.0, N_QUANTILES), (20, 1))
-    figures.draw_all(str(tmp_path), {('helpful', 'quantile'): _predictions(constant, constant)})
+    figures.draw_all(str(tmp_path), {('helpful', 'quantile'): pair_predictions(constant, constant)})
     assert sorted(file.name for file in (tmp_path / 'figures').iterdir()) == sorted(FILES)
 
 

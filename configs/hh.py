@@ -115,8 +115,11 @@ def get_config(arg: str = '') -> ConfigDict:
     train.tensorboard = False  # also write TensorBoard files (needs tensorboardX)
 
     # --- evaluation and analysis ---------------------------------------------------------------
-    config.evaluation = ConfigDict()
-    config.evaluation.checkpoint = 'best'  # by held-out negative log-likelihood; or 'last'
+    config.evaluation = evaluation = ConfigDict()
+    evaluation.checkpoint = 'best'  # by the held-out loss; or 'last'
+    # JSON Lines of prompt + responses: how often the first win against the second.
+    evaluation.candidates = ''
+    evaluation.references = ''
     config.analysis = analysis = ConfigDict()
     analysis.bootstrap = 300  # replicates of the prompt-clustered bootstrap
     analysis.null_draws = 300  # draws of the within-pair swap null

@@ -3,23 +3,19 @@
     python -m experiments.evaluate --workdir=results/run [--config.data.path=other.jsonl]
 """
 
-import json
-
 from absl import flags
 from ml_collections import config_flags
 
 from experiments import launch
 from qrm import workdir
-from qrm.evaluate import evaluate
+from qrm.evaluate import diagnose
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 launch.define_process_flags()
 
 
 def main() -> None:
-    evaluation = evaluate(flags.FLAGS.config, _WORKDIR.value)
-    print(evaluation.report.format())
-    print(json.dumps(evaluation.metrics, indent=2))
+    print(diagnose(flags.FLAGS.config, _WORKDIR.value))
 
 
 def parse_flags(argv: list[str]) -> list[str]:

@@ -22,7 +22,6 @@ PUBLISHED = {
     'helpful': {'scalar': 4.914, 'quantile': 6.779},
     'harmless': {'scalar': 6.833, 'quantile': 7.291},
 }
-MIN_GROUPS = 30  # with fewer, bootstrap replicates hold too few different pairs
 
 # (workload, head) -> predictions on the test pairs of the workload.
 Runs = Mapping[tuple[str, str], Predictions]
@@ -32,12 +31,12 @@ def check_groups(groups: Iterable[Hashable]) -> None:
     """Checks that the test pairs have enough opening questions to resample.
 
     Raises:
-      DataError: fewer than `MIN_GROUPS`.
+      DataError: fewer than `resampling.MIN_GROUPS`.
     """
     count = len(set(groups))
-    if count < MIN_GROUPS:
+    if count < resampling.MIN_GROUPS:
         raise DataError(f'{count} opening questions in the test pairs, expected at least '
-                        f'{MIN_GROUPS} for intervals')
+                        f'{resampling.MIN_GROUPS} for intervals')
 
 
 def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, seed: int,
@@ -131,8 +130,8 @@ def format_table(table: Mapping[str, Any]) -> str:
         '# KL(chosen || rejected), in nats\n',
         'The reward is the mean of the quantiles. Published: Kim, Hong & Kim, Table 1 (GPT-2, all '
         'of Anthropic HH).\n',
-        '## The models\n', _markdown(_model_lines(table)),
-        '\n## The table, by every definition\n', _markdown(_summary_lines(table)),
+        '## The models\n', markdown(_model_lines(table)),
+        '\n## The table, by every definition\n', markdown(_summary_lines(table)),
         '\nEstimates of KL(chosen || rejected):\n',
         *(f"- {e['label']}: {e['note']}" for e in estimators if e['is_kl']),
         '\nNot KL, marked (!): formulas that are easily mistaken for it:\n',
@@ -142,15 +141,15 @@ def format_table(table: Mapping[str, Any]) -> str:
         'the truth is 0. Halved, doubled: the value after rescaling the rewards, which no KL '
         'notices. A resample holds fewer different rewards and so more empty bins: the interval '
         'of a definition that counts them can lie off its value.\n',
-        _markdown(_cell_lines(table, level)),
+        markdown(_cell_lines(table, level)),
     ]
     if table['differences']:
         parts += [f'\n## Quantile - scalar, paired, with {level} intervals\n',
-                  _markdown(_difference_lines(table))]
+                  markdown(_difference_lines(table))]
     if table['per_quantile']:
-        parts += ['\n## Each quantile by itself\n', _markdown(_quantile_lines(table))]
+        parts += ['\n## Each quantile by itself\n', markdown(_quantile_lines(table))]
     if 'bayes' in table:
-        parts += ['\n## The best possible on this generated data\n', _markdown(_bayes_lines(table))]
+        parts += ['\n## The best possible on this generated data\n', markdown(_bayes_lines(table))]
     return '\n'.join([*parts, '\n' + table['statement'] + '\n'])
 
 
@@ -199,7 +198,7 @@ def _per_quantile(workload: str, head: str, predictions: Predictions) -> list[di
     return rows
 
 
-def _markdown(lines: list[list[str]]) -> str:
+def markdown(lines: list[list[str]]) -> str:
     """A Markdown table, padded so that it can be read as text too."""
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     rows = ['| ' + ' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + ' |'

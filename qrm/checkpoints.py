@@ -1,8 +1,8 @@
 """Checkpoints of a training run: asynchronous, atomic, the last few and the best.
 
 A checkpoint holds three items: `params`, `state` (optimiser, step, RNG key) and `meta` (data
-position and fingerprint). The metric that ranks checkpoints is the held-out negative
-log-likelihood.
+position and fingerprint). The metric that ranks checkpoints is a held-out loss, see
+`metrics.criterion`.
 """
 
 import os
@@ -15,7 +15,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from qrm.workdir import WorkdirError
 
-_METRIC = 'nll'
+_METRIC = 'loss'
 
 
 class Checkpoints:
@@ -81,16 +81,16 @@ class Checkpoints:
         return max(found)[1] if found else None
 
     def save(
-        self, step: int, params: Any, state: Any, meta: dict[str, Any], nll: float | None
+        self, step: int, params: Any, state: Any, meta: dict[str, Any], loss: float | None
     ) -> None:
-        """Starts saving; `nll` is the held-out loss at this step, None if not evaluated.
+        """Starts saving; `loss` is the held-out loss at this step, None if not evaluated.
 
         Raises:
           ValueError: a step that is not newer than the latest, or a loss that is not finite,
             which would rank this checkpoint above all others.
         """
-        if nll is not None and not np.isfinite(nll):
-            raise ValueError(f'held-out loss {nll} at step {step}, expected a finite number')
+        if loss is not None and not np.isfinite(loss):
+            raise ValueError(f'held-out loss {loss} at step {step}, expected a finite number')
         saved = self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -98,7 +98,7 @@ class Checkpoints:
                 state=ocp.args.StandardSave(state),
                 meta=ocp.args.JsonSave(meta),
             ),
-            metrics=None if nll is None else {_METRIC: nll},
+            metrics=None if loss is None else {_METRIC: loss},
             force=True,
         )
         if not saved:

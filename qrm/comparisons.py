@@ -409,6 +409,20 @@ def read_jsonl(path: str) -> Iterator[tuple[str, Any]]:
         raise DataError(f'{path}: the file has no rows')
 
 
+def read_comparisons(path: str) -> list[Comparison]:
+    """Reads a JSON Lines file of rows to be scored, blank responses included.
+
+    Raises:
+      DataError: see `read_jsonl`; or a row is malformed.
+    """
+    comparisons = []
+    for where, row in read_jsonl(path):
+        if isinstance(row, MalformedRow):
+            raise row
+        comparisons.append(parse_row(row, where, allow_blank=True))
+    return comparisons
+
+
 def _lines(path: str) -> Iterator[tuple[int, bytes]]:
     if not os.path.isfile(path):
         raise DataError(f'{path}: no such file')

@@ -1,22 +1,24 @@
 """Evaluation of a run: predictions on the test split, their metrics, and what is saved."""
 
+import json
 import os
 from typing import Any, NamedTuple
 
 import jax
 
 from qrm import config as config_lib
-from qrm import metrics, model, tokens, workdir
-from qrm.comparisons import DataError, DataReport
-from qrm.data import is_jsonl, load_splits
+from qrm import diagnostics, figures, metrics, model, tokens, winrate, workdir
+from qrm.comparisons import Comparison, DataError, DataReport
+from qrm.data import Split, is_jsonl, load_splits
 from qrm.metrics import Predictions
+from qrm.model import RewardModel
 
 
 class Evaluation(NamedTuple):
     """What `evaluate` finds.
 
     Attributes:
-      predictions: rewards of the test pairs.
+      predictions: rewards of the test responses, and the pairs among them.
       metrics: see `metrics.summarise`.
       report: what became of the test rows.
     """
@@ -39,35 +41,104 @@ def evaluate(config: Any, folder: str) -> Evaluation:
     Raises:
       ConfigError, DataError, WorkdirError: nothing was evaluated.
     """
+    return _evaluate(config, folder, _load(config, folder))
+
+
+def diagnose(config: Any, folder: str) -> str:
+    """`evaluate`, with everything that says what the spread of the rewards is worth.
+
+    Also writes `diagnostics.json`, `verdict.txt` and `figures/diagnostics.png`, and with
+    `config.evaluation.candidates` `win_rates.json`. The temperature is fitted on the validation
+    split, which data other than those trained on do not have.
+
+    Args:
+      config, folder: as `evaluate`.
+
+    Returns:
+      The metrics and the verdict, for the terminal.
+
+    Raises:
+      ConfigError, DataError, WorkdirError: as `evaluate` and `winrate.win_rates`.
+    """
+    loaded = _load(config, folder)
+    evaluation = _evaluate(config, folder, loaded)
+    settings = config.analysis
+    resampled = {'replicates': settings.bootstrap, 'level': settings.level, 'seed': settings.seed}
+    validation = None
+    if loaded.validation:
+        validation = _predict(config, loaded, *loaded.validation)
+    diagnosis = diagnostics.diagnose(
+        evaluation.predictions, validation, **resampled,
+        fits_ratings=loaded.model.loss.reads != 'preferences')
+    parts = [evaluation.report.format(), json.dumps(evaluation.metrics, indent=2)]
+    workdir.write_json(os.path.join(folder, 'diagnostics.json'), diagnosis)
+    if config.evaluation.candidates:
+        found = winrate.win_rates(
+            loaded.model, config.evaluation.candidates, config.evaluation.references,
+            os.path.join(folder, 'reference_scores'), **resampled)
+        workdir.write_json(os.path.join(folder, 'win_rates.json'), found)
+        parts.append(winrate.describe(found))
+    text = diagnostics.verdict(diagnosis)
+    workdir.write_text(os.path.join(folder, 'verdict.txt'), text)
+    if not jax.process_index():
+        figures.save(folder, {
+            'diagnostics': figures.draw_diagnostics(diagnosis, evaluation.predictions)})
+    return '\n\n'.join([*parts, text])
+
+
+class _Loaded(NamedTuple):
+    """A run and the data it is judged on; validation is None where there is no such split."""
+
+    model: RewardModel
+    test: Split
+    validation: Split | None
+
+
+def _load(config: Any, folder: str) -> _Loaded:
     config_lib.check(config)
     trained = workdir.load_config(folder)
     _check_changes(trained, config)
     data = config.data.copy_and_resolve_references()
-    whole = is_jsonl(data.path) and not _same_source(data.path, trained.data.path)
+    same = _same_source(data.path, trained.data.path)
+    whole = is_jsonl(data.path) and not same
     if whole:
         data.test_fraction = 1.0
     loaded = model.load(folder, step=config.evaluation.checkpoint)
     splits = load_splits(data, config.workload)
-    comparisons, report = splits['test']
+    report = splits['test'][1]
     if whole:  # What was said of rows that are in no split belongs to the one there is.
         rest = splits['train'][1]
         report.read += rest.read
         report.dropped += rest.dropped
         report.notes += rest.notes
-    head, loss = loaded.network.head, loaded.loss
-    encoded = tokens.encode(comparisons, loaded.tokenizer, report, append_eos=data.append_eos,
-                            max_length=data.max_length or loaded.max_length,
+    # Only of the data trained on it is held out by construction.
+    own = same and config.workload == trained.workload
+    return _Loaded(loaded, splits['test'], splits['validation'] if own else None)
+
+
+def _predict(config: Any, loaded: _Loaded, comparisons: list[Comparison],
+             report: DataReport) -> Predictions:
+    data, reward_model = config.data, loaded.model
+    head, loss = reward_model.network.head, reward_model.loss
+    encoded = tokens.encode(comparisons, reward_model.tokenizer, report,
+                            append_eos=data.append_eos,
+                            max_length=data.max_length or reward_model.max_length,
                             overlong=data.overlong, ratings=loss.reads != 'preferences',
                             attributes=head.attributes)
     if not (tokens.has_preferred(encoded) or tokens.has_rating(encoded)):
         raise DataError('no comparison with a preferred response to evaluate on\n'
                         + report.format())
-    predictions = metrics.predictions_of(encoded, loaded.predict(encoded), head, loss)
+    return metrics.predictions_of(encoded, reward_model.predict(encoded), head, loss)
+
+
+def _evaluate(config: Any, folder: str, loaded: _Loaded) -> Evaluation:
+    comparisons, report = loaded.test
+    predictions = _predict(config, loaded, comparisons, report)
     summary = metrics.summarise(predictions)
     if not jax.process_index():
         metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions)
     workdir.write_json(os.path.join(folder, 'evaluation.json'), {
-        'data': data.path, 'workload': config.workload, 'head': config.head.name,
+        'data': config.data.path, 'workload': config.workload, 'head': config.head.name,
         'checkpoint': config.evaluation.checkpoint, 'metrics': summary,
         'data_report': report.as_dict(),
     })

@@ -1,10 +1,11 @@
-"""Figures: of a reproduction (densities, outer quantiles, training curves) and of a benchmark.
+"""Figures: of a reproduction, of the diagnostics of a run, and of a benchmark.
 
 Functions that take `axes` draw one panel and can be reused elsewhere; the `draw_*` functions
 arrange panels. Axes of arrays: n ordered pairs, N quantiles.
 """
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qrm import workdir
+from qrm import diagnostics, workdir
 from qrm.metrics import Predictions
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart.
@@ -26,10 +27,10 @@ _DPI = 130
 _WIDTH, _HEIGHT = 4.6, 3.0  # of a panel, inches
 _BINS = 40
 _GRID = 512
+_TITLE_WIDTH = 110  # characters of a title over two columns
 _TAIL = 4.0  # bandwidths beyond the outermost values: cuts 3e-5 of a kernel
 _WINDOWS = 20  # a smoothed curve averages over one in so many of its points
-# A sample narrower than this share of its size differs by rounding of float32 only.
-_CONSTANT = 1e-6
+_SHARES = 10  # of the responses, by reward, over which a mean spread is taken
 
 # (workload, head) -> predictions on the test pairs of the workload.
 Runs = Mapping[tuple[str, str], Predictions]
@@ -52,9 +53,15 @@ def draw_all(folder: str, runs: Runs) -> None:
             for workload, head in runs
         }),
     }
-    quantile_runs = {workload: p for (workload, _), p in runs.items() if len(p.taus) > 1}
+    quantile_runs = {workload if head == 'quantile' else f'{workload}, {head} head': p
+                     for (workload, head), p in runs.items() if len(p.taus) > 1}
     if quantile_runs:
         figures['figure3_outer_quantiles'] = draw_outer_quantiles(quantile_runs)
+    save(folder, figures)
+
+
+def save(folder: str, figures: Mapping[str, Figure]) -> None:
+    """Writes figures, by name, as PNGs into `<folder>/figures/`."""
     os.makedirs(os.path.join(folder, 'figures'), exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(os.path.join(folder, 'figures', f'{name}.png'), dpi=_DPI)
@@ -111,6 +118,24 @@ def draw_training_curves(rows_of: Mapping[str, Sequence[Mapping[str, Any]]]) -> 
     return figure
 
 
+def draw_diagnostics(diagnosis: Mapping[str, Any], predictions: Predictions) -> Figure:
+    """Whether the spread of a run is information or decoration; panels without data are empty.
+
+    Args:
+      diagnosis: of `diagnostics.diagnose`.
+      predictions: those that were diagnosed.
+    """
+    figure, panels = _grid(2, 2)
+    reliability(panels[0, 0], diagnosis)
+    spread_against_reward(panels[0, 1], diagnosis, predictions)
+    quantiles_as_rewards(panels[1, 0], diagnosis)
+    coverage(panels[1, 1], diagnosis)
+    _hide_empty(panels)
+    text = f'Is the spread information or decoration? {diagnostics.conclusion(diagnosis)}'
+    figure.suptitle(textwrap.fill(text, _TITLE_WIDTH), fontsize='medium')
+    return figure
+
+
 def draw_benchmark(result: Mapping[str, Any]) -> Figure:
     """Rates of useful work beside the machine's best, and what the slots hold.
 
@@ -127,6 +152,86 @@ def draw_benchmark(result: Mapping[str, Any]) -> Figure:
     machine = result['machine']
     figure.suptitle(f'{machine["devices"]} x {machine["device_kind"]} ({machine["cpu"]})',
                     fontsize='medium')
+    return figure
+
+
+def draw_comparison(folder: str, result: Mapping[str, Any]) -> None:
+    """Draws the figures of a comparison of heads as PNGs in `<folder>/figures/`.
+
+    Args:
+      folder: of the comparison.
+      result: of `compare.compare`.
+    """
+    for of_workload in result['results']:
+        name = of_workload['workload']
+        save(folder, {f'{name}_models': draw_models(of_workload['rows'], result['columns'])})
+        if len(of_workload['mechanism']) > 1:
+            save(folder, {f'{name}_lambda': draw_mechanism(of_workload['mechanism'],
+                                                           result['estimators'])})
+
+
+def draw_models(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Figure:
+    """A panel for each column: value and interval of each model, the first one's as a band.
+
+    Args:
+      rows: of `compare.measure`.
+      labels: column -> label.
+    """
+    across = 3
+    figure, panels = _grid(-(-len(labels) // across), across, height=0.3 * len(rows) + 0.7)
+    for axes, (name, label) in zip(panels.flat, labels.items(), strict=False):
+        intervals(axes, {row['model']: row['columns'][name] for row in rows})
+        axes.set_title(label, fontsize='medium')
+    _hide_empty(panels)
+    return figure
+
+
+def intervals(axes: Axes, cells: Mapping[str, Mapping[str, float | None]]) -> None:
+    """Values with their intervals, one below the other; those that are not defined are left out.
+
+    Args:
+      axes: where to draw.
+      cells: name -> 'value', 'low' and 'high'.
+    """
+    for place, cell in enumerate(cells.values()):
+        if cell['value'] is None:
+            axes.annotate('not defined', (0.02, place), xycoords=('axes fraction', 'data'),
+                          va='center', fontsize='small', color=_FAINT)
+            continue
+        axes.plot([cell['low'], cell['high']], [place, place], color=CHOSEN, linewidth=2)
+        axes.plot(cell['value'], place, 'o', color=_INK, markersize=4)
+    first = next(iter(cells.values()))
+    if first['value'] is not None:
+        axes.axvspan(first['low'], first['high'], color=_PALE, alpha=0.25, linewidth=0)
+    axes.set_yticks(range(len(cells)), list(cells))
+    axes.set_ylim(len(cells) - 0.5, -0.5)
+
+
+def draw_mechanism(rows: Sequence[Mapping[str, Any]], estimators: Mapping[str, Any]) -> Figure:
+    """Scale of the rewards, and every definition of the divergence, relative to the first lambda.
+
+    Args:
+      rows: of `compare.mechanism`, at least two.
+      estimators: name -> 'label' and 'is_kl'.
+    """
+    figure, panels = _grid(1, 2, height=3.2, sharex='row')
+    places = range(len(rows))
+    for axes, is_kl, title in ((panels[0, 0], True, 'estimates of the KL divergence'),
+                               (panels[0, 1], False, 'formulas mistaken for it')):
+        scale = np.array([row['reward_std']['value'] for row in rows])
+        axes.plot(places, scale / scale[0], 'o--', color=_INK, label='std of rewards')
+        for (name, estimator), style in zip(
+                ((n, e) for n, e in estimators.items() if e['is_kl'] == is_kl),
+                ('o-', 's-', '^-', 'v-'), strict=False):
+            values = np.array([row['kl'][name] for row in rows])
+            axes.plot(places, values / values[0], style, color=CHOSEN if is_kl else REJECTED,
+                      alpha=0.7, label=estimator['label'])
+        axes.set_title(title, fontsize='medium')
+        axes.set_xticks(places, [f'{row["lambda"]:g}' for row in rows])
+        axes.set_xlabel('lambda, weight of the quantile Huber term')
+        axes.set_ylabel('relative to the first')
+        axes.set_ylim(bottom=0.0)
+        axes.legend(frameon=False, fontsize='small', loc='upper left')
     return figure
 
 
@@ -209,6 +314,102 @@ def outer_quantile(axes: Axes, predictions: Predictions, index: int) -> None:
                    f'responses\nrank correlation with the reward {rank:.3f}', fontsize='medium')
 
 
+def reliability(axes: Axes, diagnosis: Mapping[str, Any]) -> None:
+    """How often the side that the model prefers was preferred, by how sure the model is.
+
+    Bins of confidence with fewer than `diagnostics.MIN_ITEMS` pairs are left out. The title states
+    the calibration error, which has them all.
+
+    Args:
+      axes: where to draw.
+      diagnosis: of `diagnostics.diagnose`.
+    """
+    rows = [row for row in diagnosis['calibration']['reliability']
+            if row['pairs'] >= diagnostics.MIN_ITEMS]
+    if not rows:
+        return
+    _diagonal(axes, 0.5, 'calibrated')
+    _estimates(axes, [row['confidence'] for row in rows], [row['observed'] for row in rows],
+               CHOSEN, f'pairs, {_level(diagnosis)}')
+    axes.set_xlabel('predicted probability of the side that the model prefers')
+    axes.set_ylabel('share preferred as labelled')
+    axes.set_title(f'calibration error {_number(diagnosis["calibration"]["ece"])}',
+                   fontsize='medium')
+    axes.legend(frameon=False, fontsize='small', loc='upper left')
+
+
+def spread_against_reward(axes: Axes, diagnosis: Mapping[str, Any],
+                          predictions: Predictions) -> None:
+    """Standard deviation and mean of every predicted distribution, and the mean of the former.
+
+    The title states which share of the spread's variance is not a function of the reward. A model
+    of single numbers has no spread, and nothing is drawn.
+
+    Args:
+      axes: where to draw.
+      diagnosis: of `diagnostics.diagnose`.
+      predictions: those that were diagnosed.
+    """
+    if not predictions.stds.any():
+        return
+    order = np.argsort(predictions.means)
+    means, stds = (values[order].astype(np.float64)
+                   for values in (predictions.means, predictions.stds))
+    axes.plot(means, stds, '.', color=_FAINT, markersize=2, alpha=0.5, label='response')
+    axes.plot([part.mean() for part in np.array_split(means, _SHARES) if len(part)],
+              [part.mean() for part in np.array_split(stds, _SHARES) if len(part)],
+              'o-', color=REJECTED, markersize=4, label='mean of a tenth')
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel('reward')
+    axes.set_ylabel('spread')
+    axes.set_title('not a function of the reward: '
+                   f'{_number(diagnosis["spread"]["unexplained_share"])} of its variance',
+                   fontsize='medium')
+    axes.legend(frameon=False, fontsize='small', loc='lower right')
+
+
+def quantiles_as_rewards(axes: Axes, diagnosis: Mapping[str, Any]) -> None:
+    """Rank correlation with the reward and accuracy of every quantile; of one there is nothing.
+
+    Args:
+      axes: where to draw.
+      diagnosis: of `diagnostics.diagnose`.
+    """
+    rows = diagnosis['per_tau']
+    if len(rows) == 1:
+        return
+    for key, color, label in (
+            ('rank_correlation_with_reward', REJECTED, 'rank correlation with the reward'),
+            ('accuracy', CHOSEN, f'accuracy ({_level(diagnosis)})')):
+        known = [row for row in rows if row[key]['value'] is not None]
+        _estimates(axes, [row['tau'] for row in known], [row[key] for row in known], color, label)
+    axes.set_ylim(top=1.02)
+    axes.set_xlabel('τ')
+    axes.set_ylabel('of a quantile as the reward')
+    axes.legend(frameon=False, fontsize='small', loc='lower center', bbox_to_anchor=(0.5, 1.0),
+                ncols=2)
+
+
+def coverage(axes: Axes, diagnosis: Mapping[str, Any]) -> None:
+    """Share of ratings below every quantile; nothing is drawn if there are no ratings.
+
+    Args:
+      axes: where to draw.
+      diagnosis: of `diagnostics.diagnose`.
+    """
+    rows = [row for row in diagnosis['per_tau'] if row['coverage']['value'] is not None]
+    if not rows:
+        return
+    _diagonal(axes, 0.0, 'exact')
+    _estimates(axes, [row['tau'] for row in rows], [row['coverage'] for row in rows], CHOSEN,
+               f'ratings, {_level(diagnosis)}')
+    axes.set_xlabel('τ')
+    axes.set_ylabel('share of ratings below the quantile')
+    axes.set_title(f'error of coverage {_number(diagnosis["ratings"]["coverage_error"])}',
+                   fontsize='medium')
+    axes.legend(frameon=False, fontsize='small', loc='upper left')
+
+
 def training_curve(axes: Axes, rows: Sequence[Mapping[str, Any]], train: str = 'loss',
                    validation: str = 'nll') -> None:
     """A metric of the training batches, as logged and smoothed, and one of the held-out pairs.
@@ -242,7 +443,7 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     Returns:
       (positions, densities) that integrate to 1, or None if all values are equal.
     """
-    if is_constant(values):
+    if diagnostics.is_constant(values):
         return None
     # Standardised, so that a narrow sample far from 0 keeps its digits.
     values = np.asarray(values, np.float64)
@@ -254,16 +455,12 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     return center + scale * grid, estimate(grid) / scale
 
 
-def is_constant(values: np.ndarray) -> bool:
-    """Whether the values differ by no more than rounding."""
-    return bool(np.ptp(values) <= _CONSTANT * np.abs(values).max())
-
-
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation of [m] and [m]; NaN where one of them is constant."""
-    if is_constant(a) or is_constant(b):
+    try:
+        return diagnostics.rank_correlation(a, b)(None)
+    except diagnostics.Undefined:
         return float('nan')
-    return float(scipy.stats.spearmanr(a, b).statistic)
 
 
 def smooth(values: np.ndarray) -> np.ndarray:
@@ -286,7 +483,9 @@ def _series(rows: Sequence[Mapping[str, Any]], split: str,
 def _edges(*samples: np.ndarray) -> np.ndarray | None:
     """Edges of bins common to the samples; None if all values are equal."""
     values = np.concatenate(samples).astype(np.float64)
-    return None if is_constant(values) else np.linspace(values.min(), values.max(), _BINS + 1)
+    if diagnostics.is_constant(values):
+        return None
+    return np.linspace(values.min(), values.max(), _BINS + 1)
 
 
 def _sample(axes: Axes, values: np.ndarray, edges: np.ndarray | None, color: str, label: str,
@@ -299,6 +498,29 @@ def _sample(axes: Axes, values: np.ndarray, edges: np.ndarray | None, color: str
     if edges is not None:
         axes.hist(values, edges, density=True, color=fill or color, alpha=0.25)
     axes.plot(*curve, color=color, linewidth=1.8, label=label)
+
+
+def _diagonal(axes: Axes, start: float, label: str) -> None:
+    axes.plot([start, 1.0], [start, 1.0], ':', color=_FAINT, label=label)
+
+
+def _estimates(axes: Axes, x: Sequence[float], numbers: Sequence[Mapping[str, Any]], color: str,
+               label: str) -> None:
+    """Draws numbers of a diagnosis with their intervals, where they have one."""
+    axes.plot(x, [number['value'] for number in numbers], 'o-', color=color, markersize=4,
+              label=label)
+    ends = [(place, number['low'], number['high'])
+            for place, number in zip(x, numbers, strict=True) if number['low'] is not None]
+    if ends:
+        axes.vlines(*zip(*ends, strict=True), color=color, linewidth=1.2)
+
+
+def _level(diagnosis: Mapping[str, Any]) -> str:
+    return f'{diagnosis["settings"]["level"]:.0%} intervals'
+
+
+def _number(number: Mapping[str, Any]) -> str:
+    return 'unknown' if number['value'] is None else f'{number["value"]:.3f}'
 
 
 def _finish_density(axes: Axes, label: str) -> None:

@@ -211,9 +211,13 @@ def expected_calibration_error(win: np.ndarray, bins: int = ECE_BINS) -> float:
 
 
 def save_predictions(path: str, predictions: Predictions) -> None:
-    """Writes `predictions.npz`, whole or not at all."""
+    """Writes `predictions.npz`, whole or not at all.
+
+    Beside the fields it holds `chosen` and `rejected`, for readers of pairs alone.
+    """
+    p = predictions
     with open(path + '.tmp', 'wb') as file:
-        np.savez_compressed(file, **predictions._asdict())
+        np.savez_compressed(file, **p._asdict(), chosen=p.chosen, rejected=p.rejected)
     os.replace(path + '.tmp', path)
 
 

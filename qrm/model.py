@@ -19,7 +19,7 @@ from qrm.checkpoints import Checkpoints
 from qrm.comparisons import Comparison, DataError, parse_row
 from qrm.heads import HeadConfig
 from qrm.network import Params, RewardNetwork
-from qrm.tokens import Tokenizer, encode_to_score, load_tokenizer
+from qrm.tokens import Encoded, Tokenizer, encode_to_score, load_tokenizer
 from qrm.workdir import WorkdirError, read_json, runs_hint, write_json
 
 _ROWS = 1  # of `row_length` tokens
@@ -94,17 +94,20 @@ class RewardModel:
 
     def score_comparisons(self, comparisons: Sequence[Comparison]) -> tuple[Scores, int]:
         """Scores [K] of each comparison, in order, and how many dialogues were cut."""
-        head = self.network.head
-        encoded, cut = encode_to_score(comparisons, self.tokenizer, max_length=self.max_length,
-                                       append_eos=self.append_eos, attributes=head.attributes)
+        encoded, cut = self.encode(comparisons)
         if not encoded:
             return Scores([], []), cut
         outputs = self.predict(encoded)
-        rewards, quantiles = _read(head, np.concatenate(outputs))
+        rewards, quantiles = _read(self.network.head, np.concatenate(outputs))
         stops = np.cumsum([len(x) for x in outputs])[:-1]
         return Scores(np.split(rewards, stops), np.split(quantiles, stops)), cut
 
-    def predict(self, encoded: Sequence[Any]) -> list[np.ndarray]:
+    def encode(self, comparisons: Sequence[Comparison]) -> tuple[list[Encoded], int]:
+        """The comparisons in tokens, for `predict`, and how many dialogues were cut."""
+        return encode_to_score(comparisons, self.tokenizer, max_length=self.max_length,
+                               append_eos=self.append_eos, attributes=self.network.head.attributes)
+
+    def predict(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Raw outputs [K, outputs] of each encoded comparison, in order."""
         return inference.predict(self.network, self.params, encoded, row_length=self.row_length,
                                  rows=_ROWS)

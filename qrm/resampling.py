@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+MIN_GROUPS = 30  # with fewer clusters, replicates hold too few different items
+
 
 class Interval(NamedTuple):
     """A statistic with its bootstrap interval, in the units of the statistic.

@@ -5,7 +5,7 @@ import os
 
 import numpy as np
 
-from qrm.comparisons import DataError, MalformedRow, parse_row, read_jsonl
+from qrm.comparisons import DataError, read_comparisons
 from qrm.model import RewardModel
 from qrm.workdir import write_text
 
@@ -31,11 +31,7 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
     folder = os.path.dirname(os.path.abspath(target))
     if not os.path.isdir(folder) or os.path.isdir(target):
         raise DataError(f'{target}: cannot be written, expected a file in a folder that exists')
-    comparisons = []
-    for where, row in read_jsonl(source):
-        if isinstance(row, MalformedRow):
-            raise row
-        comparisons.append(parse_row(row, where, allow_blank=True))
+    comparisons = read_comparisons(source)
     scores, cut = model.score_comparisons(comparisons)
     write_text(target, ''.join(
         json.dumps({'rewards': r.tolist(), 'quantiles': q.tolist()}, allow_nan=False) + '\n'

@@ -157,13 +157,17 @@ def format_reports(reports: dict[str, DataReport]) -> str:
     return '\n'.join(report.format() for report in reports.values())
 
 
-def train(config: Any, folder: str) -> None:
+def train(config: Any, folder: str) -> float | None:
     """Trains the configured model in `folder`; goes on where an earlier run there stopped.
 
     A rerun ends bit for bit where an uninterrupted run ends, on the same devices; on others, or
     with another `train.sharding`, it ends there but for rounding. With several devices the state
     is copied to each, under `pmap`, or split over them, see `sharding`. With several processes
     all of them call this with the same config and folder, and the first one writes.
+
+    Returns:
+      Median seconds of a step, without compilation and held-out evaluation; None if too few steps
+      were left to take.
 
     Raises:
       ConfigError, DataError, WorkdirError: nothing was trained.
@@ -176,10 +180,10 @@ def train(config: Any, folder: str) -> None:
         prepared = prepare(config, folder)
         # Only now: a run that could not start must not keep a corrected one out of its folder.
         workdir.claim(folder, config)
-        _train(config, folder, prepared)
+        return _train(config, folder, prepared)
 
 
-def _train(config: Any, folder: str, prepared: Prepared) -> None:
+def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
     network, loss = prepared.model.network, prepared.model.loss
     examples = prepared.encoded['train']
     print(format_reports(prepared.reports), flush=True)
@@ -259,6 +263,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
         progress = _Progress(steps)
         pending: list[tuple[int, Any]] = []
         known: list[jax.Array] = []
+        seconds: list[float] = []
         interrupted = ''
 
         def flush(running: int) -> None:
@@ -282,6 +287,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
 
         try:
             for number in range(start, steps):
+                began = time.monotonic()
                 batches = make_batches(number)
                 stop = np.int32(bool(signals.received))
                 placed = spread.put([(batch, stop) for batch in batches])
@@ -292,6 +298,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
                 # The host stays one step ahead of the device, no more: a signal is served soon.
                 if len(pending) > 1:
                     jax.block_until_ready(pending[-2])
+                seconds.append(time.monotonic() - began)
                 done, stopped = number + 1, bool(signals.received)
                 if jax.process_count() > 1:
                     # A signal may have come to some; all know of it after one more step.
@@ -321,6 +328,8 @@ def _train(config: Any, folder: str, prepared: Prepared) -> None:
             log.close()
     if interrupted:
         raise Interrupted(interrupted)
+    # The first steps wait for compilation, and for none before them.
+    return float(np.median(seconds[3:])) if len(seconds) > 3 else None
 
 
 class _Signals:

@@ -73,6 +73,7 @@ def test_reproduce_leaves_table_figures_and_runs(results):
             assert file['chosen'].shape == file['rejected'].shape == (
                 table['rows'][0]['n'], outputs)
             assert len(file['taus']) == outputs
+            assert (file['chosen'] == file['quantiles'][file['pairs'][:, 0]]).all()
 
 
 def test_nothing_is_lost_uncounted(results):
@@ -104,7 +105,8 @@ def test_evaluate_on_other_data_takes_the_whole_file(results, tmp_path):
         for i in range(7)))
     out, _ = command('evaluate', f'--workdir={folder}/pairs-scalar',
                      f'--config.data.path={path}')
-    assert json.loads(out[out.index('{'):])['n'] == 7
+    assert json.JSONDecoder().raw_decode(out[out.index('{'):])[0]['n'] == 7
+    assert 'fewer than 30 opening questions' in ' '.join(out.split())
     _, err = command('evaluate', f'--workdir={folder}/pairs-scalar', '--config.data.pth=x', code=2)
     assert '"path"' in err
     command('evaluate', f'--workdir={folder}/pairs-scalar')

@@ -9,7 +9,7 @@ import scipy.stats
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from qrm import figures
+from qrm import diagnostics, figures
 from tests.helpers import pair_predictions
 
 N_PAIRS, N_QUANTILES = 300, 10
@@ -38,6 +38,24 @@ def _rows(steps=STEPS, every=20, seed=0):
         if step % every == 0:
             rows.append({'step': step, 'split': 'validation'} | values('nll'))
     return rows
+
+
+def _diagnosed(quantiles=N_QUANTILES, **fields):
+    """Predictions with ratings, and their diagnosis."""
+    p = _random(quantiles)
+    ratings = p.means + np.random.default_rng(1).standard_normal(2 * N_PAIRS)
+    rng = np.random.default_rng(2)
+    p = p._replace(**{
+        'ratings': ratings.astype(np.float32), 'stds': rng.uniform(0.5, 1.5, 2 * N_PAIRS),
+        'log_win': np.log(rng.uniform(0.3, 0.7, N_PAIRS)).astype(np.float32)} | fields)
+    return p, diagnostics.diagnose(
+        p, None, replicates=20, level=0.9, seed=0, fits_ratings=True)
+
+
+def _intervals(axes):
+    """(place, low, high) of the upright lines of each set."""
+    return [np.array([(*line[:1, 0], *line[:, 1]) for line in lines.get_segments()])
+            for lines in axes.collections]
 
 
 def _axes():
@@ -169,6 +187,76 @@ def test_training_curve_of_a_run_that_has_hardly_begun(rows):
     raw, smoothed, validation = _lines(axes).values()
     assert len(raw.get_xdata()) == len(smoothed.get_xdata()) == len(rows)
     assert len(validation.get_xdata()) == 0
+
+
+# Diagnostics.
+
+
+def test_reliability_shows_bins_with_their_intervals():
+    axes, (_, diagnosis) = _axes(), _diagnosed()
+    figures.reliability(axes, diagnosis)
+    rows = [row for row in diagnosis['calibration']['reliability'] if row['pairs'] >= 20]
+    assert len(rows) == 4
+    calibrated, observed = _lines(axes).values()
+    np.testing.assert_array_equal(*calibrated.get_data())
+    np.testing.assert_allclose(observed.get_xdata(), [row['confidence'] for row in rows])
+    np.testing.assert_allclose(observed.get_ydata(), [row['observed']['value'] for row in rows])
+    lines, = _intervals(axes)
+    np.testing.assert_allclose(lines[:, 1:], [
+        (row['observed']['low'], row['observed']['high']) for row in rows])
+    assert axes.get_title() == f'calibration error {diagnosis["calibration"]["ece"]["value"]:.3f}'
+
+
+def test_spread_against_reward_shows_responses_and_means():
+    axes, (p, diagnosis) = _axes(), _diagnosed()
+    figures.spread_against_reward(axes, diagnosis, p)
+    responses, means = _lines(axes).values()
+    order = np.argsort(p.means)
+    np.testing.assert_allclose(responses.get_data(), [p.means[order], p.stds[order]], rtol=1e-6)
+    np.testing.assert_allclose(means.get_ydata(), p.stds[order].reshape(10, -1).mean(axis=1))
+    share = diagnosis['spread']['unexplained_share']['value']
+    assert f' {share:.3f} of its variance' in axes.get_title()
+
+
+def test_quantiles_as_rewards_and_coverage_show_every_tau():
+    _, diagnosis = _diagnosed()
+    rows = diagnosis['per_tau']
+    for draw, keys in ((figures.quantiles_as_rewards, ['rank_correlation_with_reward', 'accuracy']),
+                       (figures.coverage, ['coverage'])):
+        axes = _axes()
+        draw(axes, diagnosis)
+        curves = [line for label, line in _lines(axes).items() if label != 'exact']
+        for line, lines, key in zip(curves, _intervals(axes), keys, strict=True):
+            np.testing.assert_allclose(line.get_xdata(), [row['tau'] for row in rows])
+            np.testing.assert_allclose(line.get_ydata(), [row[key]['value'] for row in rows])
+            np.testing.assert_allclose(lines, [
+                (row['tau'], row[key]['low'], row[key]['high']) for row in rows])
+
+
+def test_diagnostics_of_every_kind_of_run_are_drawn():
+    none = np.empty(0, np.float32)
+    cases = {
+        'all': ({}, [True] * 4),
+        'no ratings': ({'ratings': np.full(2 * N_PAIRS, np.nan)}, [True, True, True, False]),
+        'no spread': ({'stds': np.zeros(2 * N_PAIRS)}, [True, False, True, True]),
+        'one quantile': ({'quantiles': 1, 'stds': np.zeros(2 * N_PAIRS)},
+                         [True, False, False, True]),
+        'no pairs': ({'pairs': np.empty((0, 2), np.int32), 'label': none, 'log_win': none,
+                      'log_loss': none}, [False, True, True, True]),
+        'few opening questions': ({'comparison_groups': np.arange(N_PAIRS) % 5}, [True] * 4),
+    }
+    for name, (fields, visible) in cases.items():
+        p, diagnosis = _diagnosed(**fields)
+        figure = figures.draw_diagnostics(diagnosis, p)
+        assert [axes.get_visible() for axes in figure.axes] == visible, name
+        title = ' '.join(figure.get_suptitle().split())
+        assert title.endswith(diagnostics.conclusion(diagnosis)), name
+
+
+def test_draw_diagnostics_can_be_saved(tmp_path):
+    p, diagnosis = _diagnosed()
+    figures.draw_diagnostics(diagnosis, p).savefig(tmp_path / 'diagnostics.png')
+    assert (tmp_path / 'diagnostics.png').stat().st_size > 10_000
 
 
 # Densities.

@@ -7,9 +7,9 @@ from tests.helpers import ROOT
 ORDER = [
     'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'flash', 'attention',
     'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'devices',
-    'step', 'config', 'inference', 'resampling', 'metrics', 'selection', 'workdir', 'checkpoints',
-    'model', 'train', 'score', 'evaluate', 'divergences', 'figures', 'analysis', 'reproduce',
-    'benchmark',
+    'step', 'config', 'inference', 'resampling', 'metrics', 'selection', 'diagnostics', 'workdir',
+    'checkpoints', 'model', 'train', 'score', 'divergences', 'figures', 'analysis', 'winrate',
+    'evaluate', 'reproduce', 'worlds', 'compare', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}
 

@@ -6,9 +6,10 @@ from tests.helpers import ROOT
 
 ORDER = [
     'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'flash', 'attention',
-    'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'devices',
-    'step', 'config', 'inference', 'resampling', 'metrics', 'workdir', 'checkpoints', 'model',
-    'train', 'score', 'evaluate', 'divergences', 'figures', 'analysis', 'reproduce', 'benchmark',
+    'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'worlds',
+    'mlp', 'devices', 'step', 'config', 'inference', 'resampling', 'metrics', 'workdir',
+    'checkpoints', 'model', 'train', 'score', 'evaluate', 'divergences', 'figures', 'analysis',
+    'reproduce', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}
 

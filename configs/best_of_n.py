@@ -2,24 +2,30 @@
 
     python -m experiments.best_of_n --config=configs/best_of_n.py --workdir=results/best_of_n
 
-Needs no download.
+Needs no download and takes about 6 minutes on 2 CPU cores. Expect the gold reward of every proxy's
+mean to be highest near n = 16 to 64 and to fall by 1.6 to 2.4 from there to n = 4096, that of the
+lower quantile of ratings by 1.5; its tail utility at n = 64 to be .7 above that of their mean; and
+the ensemble's mean - std to fall least of what learns well, by .5.
 """
 
 from ml_collections import ConfigDict
 
 
-def get_config() -> ConfigDict:
-    """The config."""
+def get_config(arg: str = '') -> ConfigDict:
+    """The config; there is no other `arg` than ''."""
+    if arg:
+        raise ValueError(f'argument {arg!r}, expected none')
     config = ConfigDict()
 
     config.seed = 0  # of the first repetition; the others have the next ones
-    config.repetitions = 6  # of everything: labels, parameters and candidates
+    config.repetitions = 8  # of everything: labels, parameters and candidates
 
     # --- what is true --------------------------------------------------------------------------
     config.world = world = ConfigDict()
-    world.fall = 0.5  # loss of reward for each unit of |x|^2 / 8 beyond `start`
+    world.fall = 1.0  # loss of reward for each unit of |x|^2 / 8 beyond `start`
     world.start = 2.0  # |x|^2 / 8 has mean 1 where labels are given, and is above 2 in 4% of them
-    world.freedom = 8.0  # of the t distribution of candidates; the fewer, the further out some lie
+    world.share = 0.1  # of the candidates that are drawn from a wider distribution than the labels'
+    world.width = 2.0  # of it, in standard deviations of the labels'
 
     # --- proxies -------------------------------------------------------------------------------
     config.labels = labels = ConfigDict()

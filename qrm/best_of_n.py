@@ -8,19 +8,19 @@ the world's reward less what x lies too far out,
 
 Gold reward: the mean over annotators. Tail utility: the mean over the least favourable tenth of
 them, who are the same for every response. Proxies learn from comparisons of x ~ N(0, I), where
-|x|^2 / 8 has mean 1 and the last term is rare. The base policy draws candidates from a Student t
-distribution, so that a few lie further out than anything that was compared. There proxies
+|x|^2 / 8 has mean 1 and the last term is rare. The base policy draws most candidates like this and
+a share of them from a wider normal distribution, further out than what was compared. There proxies
 extrapolate and the gold reward falls: choosing among many candidates finds those responses. This
-is over-optimisation by design (extremal Goodhart); how soon it sets in depends on `fall`, `start`
-and the tails, and numbers from here are no forecast for language models.
+is over-optimisation by design (extremal Goodhart); how soon it sets in, and how deep rewards fall,
+depends on the world, and numbers from here are no forecast for language models.
 
 A gain of a rule that looks at the spread can have other causes than what the spread knows. The
 controls have the same proxy and the same candidates:
 
     constant   the average deviations from the mean for every response: the choice of the mean
     shuffled   the deviations of another response to the prompt
-    matched    the deviations of another response of nearly the same mean: keeps a spread that is a
-               function of the mean, as where rewards saturate
+    matched    the deviations of a response of nearly the same mean, to whatever prompt: keeps a
+               spread that is a function of the mean, as of rewards that saturate
     ensemble   a proxy of its own: networks that differ in seed only, whose disagreement is
                uncertainty about the reward, while quantiles are to show how annotators differ
 
@@ -53,14 +53,15 @@ CONTROLS = ('none', 'constant', 'shuffled', 'matched')
 ORACLE = 'truth'  # in place of a proxy: the choice is made by the utility itself
 
 _TAIL = 0.1  # share of the annotators whose mean is the tail utility
-_BLOCK = 16  # neighbours in the order of the means, of matched shuffling
+_BLOCK = 8  # neighbours in the order of the means, of matched shuffling
 _RANKED = 256  # candidates of a prompt over which rank correlations are taken
 _RANGES = {
     'seed': (0, math.inf),
     'repetitions': (2, math.inf),
     'world.fall': (0, math.inf),
     'world.start': (0, math.inf),
-    'world.freedom': (2 + 1e-9, math.inf),
+    'world.share': (0, 1),
+    'world.width': (0, math.inf),
     'labels.pairs': (1, math.inf),
     'proxies.quantiles': (2, math.inf),
     'proxies.networks': (2, math.inf),
@@ -215,19 +216,19 @@ def proxies(config: Any) -> dict[str, Proxy]:
     }
 
 
-def candidates(seed: int, prompts: int, count: int, freedom: float) -> np.ndarray:
-    """What the base policy draws: [P, N, 8] float32 of a multivariate Student t distribution.
+def candidates(seed: int, prompts: int, count: int, share: float, width: float) -> np.ndarray:
+    """What the base policy draws: [P, N, 8] float32.
 
     Args:
       seed: of the draws.
       prompts: P.
       count: N.
-      freedom: degrees of freedom, > 2; the fewer, the heavier the tails.
+      share: probability of a draw from N(0, width^2 I); the others are from N(0, I).
+      width: of that distribution.
     """
     rng = np.random.default_rng((seed, 3))
     x = rng.standard_normal((prompts, count, worlds.FEATURES))
-    width = np.sqrt(freedom / rng.chisquare(freedom, (prompts, count, 1)))
-    return (x * width).astype(np.float32)
+    return (x * np.where(rng.random((prompts, count, 1)) < share, width, 1.0)).astype(np.float32)
 
 
 # --- simulation ----------------------------------------------------------------------------------
@@ -254,10 +255,15 @@ def simulate(config: Any) -> tuple[list[Curves], list[dict[str, dict[str, float]
     choice, curves, spreads = config.choice, [], []
     for place, (seed, gold) in enumerate(zip(seeds, golds, strict=True)):
         print(f'== choosing: repetition {place + 1} of {len(seeds)}', flush=True)
-        x = candidates(seed, choice.prompts, choice.candidates, config.world.freedom)
+        x = candidates(seed, choice.prompts, choice.candidates, config.world.share,
+                       config.world.width)
         utilities = {'gold': gold.mean(x), 'tail': gold.tail(x)}
         rewards = {name: predict(model, params, place, x)
                    for name, (model, params) in trained.items()}
+        for name, own in rewards.items():
+            if not np.isfinite(own.values).all():
+                raise ConfigError(f'the rewards of the proxy {name!r} are not finite; a lower '
+                                  'config.training.learning_rate may help')
         curves.append(choose(rewards, utilities, rules, sizes(choice.candidates),
                              jax.random.key(seed)))
         spreads.append(follows(rewards, gold, x))
@@ -276,35 +282,43 @@ def choose(rewards: Mapping[str, Atoms], utilities: Mapping[str, np.ndarray],
            rules: Sequence[Rule], ns: Sequence[int], key: jax.Array) -> Curves:
     """What the choices of all strategies are worth.
 
-    The scale of 'mean-std' is taken over all candidates of all prompts: of the base policy.
-    Only 'mean' chooses by a proxy without spread, and by one with it under no control, as no
-    control changes a mean.
+    The mean of every proxy chooses, and each other rule by the proxies that have a spread, as it
+    is and under each control. The scale of 'mean-std' is taken over all candidates of all prompts:
+    over the base policy.
 
     Args:
       rewards: proxy -> distributions [P, N].
       utilities: name -> [P, N].
-      rules: to choose by; 'mean' is added if it is not among them.
+      rules: to choose by beside 'mean'.
       ns: the sizes.
       key: of the shuffling.
     """
     curves = {Strategy(ORACLE, name): value(scores, utilities, ns)
               for name, scores in utilities.items()}
     for name, own in rewards.items():
+        curves[Strategy(name, 'mean')] = value(np.asarray(own.mean), utilities, ns)
+        if own.values.shape[-1] == 1:
+            continue
         versions = {'none': own, 'constant': selection.constant_spread(own),
-                    'shuffled': selection.shuffle_spread(own, key),
-                    'matched': selection.shuffle_spread(own, key, _BLOCK)}
+                    'shuffled': selection.shuffle_spread(own, key), 'matched': _matched(own, key)}
         prompts = np.repeat(np.arange(len(own.values)), own.values.shape[1])
-        for rule in dict.fromkeys((Rule('mean'), *rules)):
-            for control, version in versions.items():
-                if rule.kind == 'mean' and control != 'none':
-                    continue
-                if rule.kind != 'mean' and own.values.shape[-1] == 1:
-                    continue
+        for rule in rules:
+            for control, version in versions.items() if rule.kind != 'mean' else ():
                 scale = selection.reference_scale(
                     np.ravel(version.mean), np.ravel(version.std), prompts)
                 scores = np.asarray(selection.scores(rule, version, scale))
                 curves[Strategy(name, rule.name, control)] = value(scores, utilities, ns)
     return curves
+
+
+def _matched(own: Atoms, key: jax.Array) -> Atoms:
+    """[P, N] with deviations moved among responses of nearly the same mean, to any prompt.
+
+    Within a prompt the few highest means, among which a rule chooses, lie far apart.
+    """
+    flat = jax.tree.map(lambda a: a.reshape(-1, a.shape[-1]), own)
+    moved = selection.shuffle_spread(flat, key, _BLOCK)
+    return jax.tree.map(lambda a, shaped: a.reshape(shaped.shape), moved, own)
 
 
 def value(scores: np.ndarray, utilities: Mapping[str, np.ndarray],
@@ -318,7 +332,7 @@ def value(scores: np.ndarray, utilities: Mapping[str, np.ndarray],
     """
     probabilities = selection.choice_probabilities(scores, ns)
     centred = scores - scores.mean(axis=1, keepdims=True, dtype=np.float64)
-    judged = dict(utilities) | {'own': centred / centred.std()}
+    judged = dict(utilities) | {'own': centred / (centred.std() or 1.0)}
     return {name: np.einsum('spn,pn->s', probabilities, values) / len(scores)
             for name, values in judged.items()}
 
@@ -363,12 +377,12 @@ def _residual(target: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def _rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Mean over the rows of Spearman's correlation of [P, m] and [P, m]."""
+    """Mean over the rows of Spearman's correlation of [P, m] and [P, m]; 0 of a constant row."""
     ranks = [scipy.stats.rankdata(values, axis=1) for values in (a, b)]
     ranks = [r - r.mean(axis=1, keepdims=True) for r in ranks]
-    products = [np.sum(p * q, axis=1) for p, q in
-                ((ranks[0], ranks[1]), (ranks[0], ranks[0]), (ranks[1], ranks[1]))]
-    return float(np.mean(products[0] / np.sqrt(products[1] * products[2])))
+    both, first, second = (np.sum(p * q, axis=1) for p, q in
+                           ((ranks[0], ranks[1]), (ranks[0], ranks[0]), (ranks[1], ranks[1])))
+    return float(np.mean(both / np.maximum(np.sqrt(first * second), np.finfo(float).tiny)))
 
 
 # --- summary -------------------------------------------------------------------------------------
@@ -437,7 +451,7 @@ def _falls(stacked: Mapping[Strategy, Mapping[str, np.ndarray]], ns: Sequence[in
     """How far each utility falls from the peak of its mean curve to the largest n."""
     rows = []
     for strategy, values in stacked.items():
-        if strategy.proxy == ORACLE or strategy.control == 'constant':
+        if strategy.proxy == ORACLE or strategy.control != 'none':
             continue
         for utility in UTILITIES:
             curve = values[utility]
@@ -491,42 +505,39 @@ def statements(result: Mapping[str, Any]) -> list[str]:
     """What the numbers show, in sentences; a difference counts if its interval excludes 0.
 
     Args:
-      result: of `summarise`.
+      result: of `summarise`, but for the statements.
     """
     last, moderate = result['sizes'][-1], result['settings']['moderate']
-    falls = [row for row in result['falls'] if row['control'] == 'none']
-    names = {True: [], False: []}
-    for row in falls:
-        if row['utility'] == 'gold':
-            fell = row['low'] > 0.0
-            names[fell].append(f'{_name(row)} ({_interval(row)} from n = {row["peak"]})' if fell
-                               else _name(row))
-    lines = [
-        f'Over-optimisation: to n = {last} the gold reward falls from its peak for '
-        f'{_listed(names[True])}. No fall is shown for {_listed(names[False])}.']
+    falls = [row for row in result['falls'] if row['utility'] == 'gold']
+    fell = [f'{_name(row)} ({_interval(row)} from n = {row["peak"]})'
+            for row in falls if row['low'] > 0.0]
+    stood = [_name(row) for row in falls if row['low'] <= 0.0]
+    lines = [f'Over-optimisation: to n = {last} the gold reward falls from its peak, chosen by: '
+             f'{_listed(fell)}. No fall is shown for: {_listed(stood)}.']
     for n, utility in ((moderate, 'tail'), (last, 'gold')):
-        of_verdict: dict[str, list[str]] = {}
-        for row in result['gains']:
-            if (row['n'], row['utility']) == (n, utility) and 'constant' in row:
-                of_verdict.setdefault(row['verdict'], []).append(
+        rows = [row for row in result['gains'] if (row['n'], row['utility']) == (n, utility)]
+        by_verdict: dict[str, list[str]] = {}
+        for row in rows:
+            if 'constant' in row:
+                by_verdict.setdefault(row['verdict'], []).append(
                     f'{_name(row)} ({_interval(row["constant"], sign="+")})')
-        lines.append(
-            f"{UTILITIES[utility].capitalize()} at n = {n}, over the mean of the same proxy: "
-            + '; '.join(f'{text}: {_listed(rows)}' for text, rows in of_verdict.items()) + '.')
-    means = [row for row in result['gains']
-             if (row['n'], row['utility']) == (last, 'gold') and 'scalar' in row]
-    lines.append(f'Gold reward at n = {last}, means of the proxies over the scalar: ' + '; '.join(
-        f'{row["proxy"]} {_interval(row["scalar"], sign="+")}, {row["verdict"]}'
-        for row in means) + '. What targets of +1 and -1 gain here is gained without a spread.')
+        lines.append(f'{UTILITIES[utility].capitalize()} at n = {n}, over the mean of the same '
+                     'proxy: ' + '; '.join(f'{verdict}: {_listed(names)}'
+                                           for verdict, names in by_verdict.items()) + '.')
+    lines.append(f'{UTILITIES["gold"].capitalize()} at n = {last}, the mean of each proxy over the '
+                 "scalar's: " + '; '.join(
+                     f'{row["proxy"]} {_interval(row["scalar"], sign="+")}, {row["verdict"]}'
+                     for row in rows if 'scalar' in row) + '.')
     for row in result['spreads']:
-        known = {name: row[name] for name in ('annotators', 'networks') if name in row}
-        lines.append(f'The spread of {row["proxy"]} goes with ' + ' and '.join(
-            f'{_FOLLOWED[name]} ({_interval(cell)})' for name, cell in known.items()) + '.')
+        others = [name for name in ('annotators', 'networks', 'distance')
+                  if (row['proxy'], name) != ('ensemble', 'networks')]
+        lines.append(f'The spread of {row["proxy"]} goes, by rank, with ' + ', '.join(
+            f'{_FOLLOWED[name]} {_interval(row[name])}' for name in others) + '.')
     return lines
 
 
 _FOLLOWED = {'annotators': 'how annotators differ', 'networks': 'how networks disagree',
-             'error': "the error of the proxy's mean", 'distance': 'the distance |x|',
+             'distance': 'the distance |x|', 'error': "the error of the proxy's mean",
              'mean': "the proxy's mean"}
 
 
@@ -544,7 +555,8 @@ def format_tables(result: Mapping[str, Any]) -> str:
         'A difference counts if its interval excludes 0. A gain over the mean of the same proxy '
         '(constant spread) is put down to the spread if it is also a gain over shuffled spreads, '
         'and to more than a spread that is a function of the mean if it is one over spreads '
-        'shuffled among responses of nearly the same mean (matched).\n',
+        'shuffled among responses of nearly the same mean (matched). With few networks the lowest '
+        'quantile and the CVaR of an ensemble are both the lowest network.\n',
         *(f'- {line}' for line in result['statements']),
     ]
     for utility, label in UTILITIES.items():
@@ -567,7 +579,7 @@ def _curve_lines(curves: Sequence[Mapping[str, Any]], utility: str, ns: Sequence
     lines = [['chooser', *(f'n = {n}' for n in ns)],
              ['KL', *(f'{value:.2f}' for value in kl)]]
     for row in curves:
-        if row['control'] != 'constant':
+        if row['control'] == 'none':
             cells = (dict(zip(row[utility], at, strict=True))
                      for at in zip(*row[utility].values(), strict=True))
             lines.append([_name(row), *map(_interval, cells)])

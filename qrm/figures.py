@@ -1,4 +1,4 @@
-"""Figures: of a reproduction, of the diagnostics of a run, and of a benchmark.
+"""Figures: of a reproduction, of the diagnostics of a run, of a benchmark, and of best of n.
 
 Functions that take `axes` draw one panel and can be reused elsewhere; the `draw_*` functions
 arrange panels. Axes of arrays: n ordered pairs, N quantiles.
@@ -20,7 +20,7 @@ from qrm.metrics import Predictions
 # Okabe & Ito's colours, which colour-blind readers can tell apart.
 CHOSEN, REJECTED = '#0072B2', '#D55E00'
 _INK, _FAINT, _PALE = '#222222', '#8C8C8C', '#BFBFBF'
-_SERIES = (CHOSEN, REJECTED, '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
+_COLORS = (CHOSEN, REJECTED, '#009E73', '#CC79A7', '#E69F00', '#56B4E9')
 
 _NAMES = {'nll': 'NLL (nats)', 'loss': 'loss (of the objective)'}
 
@@ -236,70 +236,6 @@ def draw_mechanism(rows: Sequence[Mapping[str, Any]], estimators: Mapping[str, A
     return figure
 
 
-def draw_best_of_n(result: Mapping[str, Any]) -> Figure:
-    """A row for gold reward, tail utility and own score, a column for each proxy with a spread.
-
-    Solid: the rules, with bands of their intervals; dotted: with spreads shuffled. Each column
-    has the scalar's mean and, in grey, the best possible choice to compare with. Curves leave the
-    panel below, where they have lost all that choosing had gained.
-
-    Args:
-      result: of `best_of_n.summarise`.
-    """
-    names = [row['proxy'] for row in result['spreads']]
-    rules = list(dict.fromkeys(row['rule'] for row in result['curves'] if row['proxy'] in names))
-    colors = dict(zip(rules, _SERIES, strict=False))
-    rows = {'gold': 'gold reward', 'tail': 'tail utility', 'own': 'score of the choice (std)'}
-    figure, panels = _grid(len(rows), len(names), sharex='all', sharey='row')
-    for across, (key, label) in zip(panels, rows.items(), strict=True):
-        for axes, name in zip(across, names, strict=True):
-            curves_of_choice(axes, result, name, key, colors)
-            axes.set_ylabel(label)
-    for axes, name in zip(panels[0], names, strict=True):
-        axes.set_title(result['labels'][name], fontsize='medium')
-    for axes in panels[-1]:
-        axes.set_xlabel('KL(best of n || one draw), nats')
-    for across, key in zip(panels, rows, strict=True):
-        values = [row[key]['value'] for row in result['curves'] if row['control'] == 'none']
-        start = values[0][0]
-        top = max(max(v) for v in values)
-        across[0].set_ylim(max(start - 0.5 * (top - start), min(min(v) for v in values)),
-                           top + 0.05 * (top - start))
-    panels[-1, 0].legend(frameon=False, fontsize='small', loc='upper left')
-    level = f'{result["settings"]["level"]:.0%}'
-    figure.suptitle(f'Best of n: {", ".join(map(str, result["sizes"]))}; {level} intervals over '
-                    f'{result["settings"]["repetitions"]} repetitions')
-    return figure
-
-
-def curves_of_choice(axes: Axes, result: Mapping[str, Any], proxy: str, key: str,
-                     colors: Mapping[str, str]) -> None:
-    """What the choices of each rule by one proxy are worth, against the KL divergence.
-
-    Args:
-      axes: where to draw.
-      result: of `best_of_n.summarise`.
-      proxy: name of the proxy.
-      key: 'gold', 'tail' or 'own'.
-      colors: rule -> colour.
-    """
-    kl = result['kl']
-    for row in result['curves']:
-        curve = row[key]
-        if row['proxy'] == 'truth' and row['rule'] == key:
-            axes.plot(kl, curve['value'], color=_FAINT, label='the best possible')
-        elif row['proxy'] == 'scalar':
-            axes.plot(kl, curve['value'], '--', color=_INK, label='scalar: mean')
-        elif row['proxy'] == proxy and row['control'] == 'none':
-            axes.plot(kl, curve['value'], 'o-', color=colors[row['rule']], markersize=3,
-                      label=row['rule'])
-            axes.fill_between(kl, curve['low'], curve['high'], color=colors[row['rule']],
-                              alpha=0.2, linewidth=0)
-        elif row['proxy'] == proxy and row['control'] == 'shuffled':
-            axes.plot(kl, curve['value'], ':', color=colors[row['rule']],
-                      label=f'{row["rule"]}, shuffled')
-
-
 def useful_rates(axes: Axes, rates: Mapping[str, Mapping[str, float]]) -> None:
     """A bar for the median of each rate, FLOP/s, with its range, and its share of the first.
 
@@ -345,6 +281,68 @@ def slot_use(axes: Axes, savings: Mapping[str, Any]) -> None:
     axes.set_xlabel('slots a comparison')
     axes.legend(frameon=False, fontsize='small', loc='lower center', bbox_to_anchor=(0.4, 1.0),
                 ncols=3)
+
+
+def draw_best_of_n(result: Mapping[str, Any]) -> Figure:
+    """A row for gold reward, tail utility and own score, a column for each proxy with a spread.
+
+    Curves leave the panel below where choosing has lost half of what the best choice gains.
+
+    Args:
+      result: of `best_of_n.summarise`.
+    """
+    names = [row['proxy'] for row in result['spreads']]
+    rules = dict.fromkeys(row['rule'] for row in result['curves'] if row['proxy'] in names)
+    colors = dict(zip(rules, _COLORS, strict=False))
+    rows = {'gold': 'gold reward', 'tail': 'tail utility', 'own': 'score of the choice (std)'}
+    figure, panels = _grid(len(rows), len(names), sharex='all', sharey='row')
+    for across, (key, label) in zip(panels, rows.items(), strict=True):
+        for axes, name in zip(across, names, strict=True):
+            curves_of_choice(axes, result, name, key, colors)
+        values = np.array([row[key]['value'] for row in result['curves']])
+        start, top = values[0, 0], values.max()
+        across[0].set_ylim(max(start - 0.5 * (top - start), values.min()),
+                           top + 0.05 * (top - start))
+        across[0].set_ylabel(label)
+    for axes, name in zip(panels[0], names, strict=True):
+        axes.set_title(result['labels'][name], fontsize='medium')
+    for axes in panels[-1]:
+        axes.set_xlabel('KL(best of n || one draw), nats')
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, fontsize='small',
+                  ncols=len(rules) + 1, loc='outside lower center')
+    settings = result['settings']
+    figure.suptitle(f'Best of n = {", ".join(map(str, result["sizes"]))}; bands: '
+                    f'{settings["level"]:.0%} intervals over {settings["repetitions"]} repetitions')
+    return figure
+
+
+def curves_of_choice(axes: Axes, result: Mapping[str, Any], proxy: str, key: str,
+                     colors: Mapping[str, str]) -> None:
+    """What the choices of each rule by one proxy are worth, against the KL divergence.
+
+    Dotted: the same rules with spreads shuffled. Beside them the scalar's choices and the best
+    possible ones.
+
+    Args:
+      axes: where to draw.
+      result: of `best_of_n.summarise`.
+      proxy: name of the proxy.
+      key: 'gold', 'tail' or 'own'.
+      colors: rule -> colour.
+    """
+    kl = result['kl']
+    for row in result['curves']:
+        value, rule = row[key]['value'], row['rule']
+        if row['proxy'] == 'truth' and rule == key:
+            axes.plot(kl, value, color=_FAINT, label='the best possible')
+        elif row['proxy'] == 'scalar':
+            axes.plot(kl, value, '--', color=_INK, label='scalar, mean')
+        elif row['proxy'] == proxy and row['control'] == 'none':
+            axes.plot(kl, value, 'o-', color=colors[rule], markersize=3, label=rule)
+            axes.fill_between(kl, row[key]['low'], row[key]['high'], color=colors[rule],
+                              alpha=0.2, linewidth=0)
+        elif row['proxy'] == proxy and row['control'] == 'shuffled':
+            axes.plot(kl, value, ':', color=colors[rule], label=f'{rule}, shuffled')
 
 
 def reward_densities(axes: Axes, predictions: Predictions) -> None:

@@ -35,7 +35,7 @@ def test_the_argument_names_workload_and_head(name):
     assert (both.workloads, both.heads) == (('helpful', 'harmless'), ('scalar', 'quantile'))
 
 
-@pytest.mark.parametrize('name', ['demo', 'hh', 'benchmark'])
+@pytest.mark.parametrize('name', ['demo', 'hh', 'benchmark', 'best_of_n'])
 def test_every_key_has_a_comment(name):
     lines = (ROOT / 'configs' / f'{name}.py').read_text().splitlines()
     for before, line in itertools.pairwise(lines):
@@ -47,5 +47,7 @@ def test_every_key_has_a_comment(name):
 
 def test_every_key_is_read_somewhere():
     source = '\n'.join(path.read_text() for path in (ROOT / 'qrm').glob('*.py'))
-    for key in dict(_flatten(load_config('benchmark').to_dict())):
+    keys = {key for name in ('benchmark', 'best_of_n')
+            for key in dict(_flatten(load_config(name).to_dict()))}
+    for key in keys:
         assert re.search(rf'\b{key.rsplit(".", 1)[-1]}\b', source), key

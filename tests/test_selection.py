@@ -113,6 +113,20 @@ def test_mean_std_does_not_depend_on_units_or_prompt():
     np.testing.assert_array_equal(choices(rewards), choices(moved))
 
 
+def test_spreads_that_differ_by_rounding_are_equal():
+    rng = np.random.default_rng(2)
+    mean = 5.0 * rng.standard_normal(100).astype(np.float32)
+    std = np.float32(1.0) + np.float32(1e-6) * rng.standard_normal(100).astype(np.float32)
+    scale = selection.reference_scale(mean, std, np.zeros(100, int))
+    assert scale.std == 0.0
+    assert scale.mean == pytest.approx(mean.std(ddof=1), rel=1e-5)
+    # Small but real differences are kept, whatever the unit of the rewards.
+    for unit in (1e-3, 1.0, 1e3):
+        scale = selection.reference_scale(unit * mean, unit * (1.0 + 1e-3 * mean),
+                                          np.zeros(100, int))
+        assert scale.std == pytest.approx(1e-3 * scale.mean, rel=1e-3)
+
+
 def test_mean_std_of_equal_spreads_or_means_is_finite():
     scale = selection.reference_scale(np.zeros(4), np.ones(4), np.zeros(4, int))
     assert scale == (0.0, 0.0)
@@ -138,6 +152,19 @@ def test_shuffled_spread_keeps_means_and_the_multiset_of_deviations():
     orders = [np.argmin(np.abs(b[:, None, 0] - a[None, :, 0]), axis=1)
               for a, b in zip(before, after, strict=True)]
     assert not np.array_equal(orders[0], orders[1])
+
+
+def test_spread_shuffled_in_blocks_moves_among_neighbours_of_the_mean():
+    # In the order of the means the deviations are 1, 2 and 3, 4: they move within each two.
+    mean, deviation = np.float32([3.0, 1.0, 2.0, 4.0]), np.float32([3.0, 1.0, 2.0, 4.0]) / 10
+    rewards = distributions.uniform_atoms(
+        mean[:, None] + deviation[:, None] * np.float32([-1.0, 1.0]))
+    seen = set()
+    for seed in range(12):
+        control = selection.shuffle_spread(rewards, jax.random.key(seed), block=2)
+        np.testing.assert_allclose(control.mean, mean, atol=1e-6)
+        seen.add(tuple(np.round(10.0 * np.asarray(control.std)).astype(int).tolist()))
+    assert seen == {(3, 1, 2, 4), (4, 1, 2, 3), (3, 2, 1, 4), (4, 2, 1, 3)}
 
 
 def test_shuffled_spread_moves_weights_along():

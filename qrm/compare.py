@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from qrm import analysis, demo, diagnostics, divergences, figures, resampling, workdir, worlds
+from qrm import (
+    analysis,
+    demo,
+    diagnostics,
+    divergences,
+    figures,
+    heads,
+    resampling,
+    workdir,
+    worlds,
+)
 from qrm import config as config_lib
 from qrm.comparisons import DataError
 from qrm.data import workloads_of
@@ -149,16 +159,20 @@ def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
     if known and (unknown := [w for w in settings.workloads if w not in known]):
         raise DataError(f'config.compare.workloads: {unknown} not in {config.data.path}, expected '
                         f'some of {known}')
+    if unknown := set(settings.models) - set(settings.sections):
+        raise config_lib.ConfigError(f'config.compare.models: {sorted(unknown)}, expected some of '
+                                     f'{tuple(settings.sections)}')
     if settings.reference not in settings.models:
         raise config_lib.ConfigError(f'config.compare.reference={settings.reference!r}, expected '
                                      f'one of {tuple(settings.models)}')
     result = {}
     for workload in settings.workloads:
-        for model, sections in settings.models.items():
+        for model in settings.models:
+            sections = settings.sections[model]
             if other := set(sections) - {'head', 'loss'}:
                 raise config_lib.ConfigError(
-                    f'config.compare.models.{model}: sets {sorted(other)}, expected only head and '
-                    'loss, so that models differ in nothing else')
+                    f'config.compare.sections.{model}: sets {sorted(other)}, expected only head '
+                    'and loss, so that models differ in nothing else')
             for seed in settings.seeds:
                 member = copy.deepcopy(config)
                 with member.unlocked():
@@ -324,14 +338,17 @@ def _against_truth(config: Any, runs: Runs) -> list[dict[str, Any]]:
                                                                 first.comparisons)
     truths = [truth_of[str(first.comparison_ids[c])][k]
               for c, k in zip(first.comparisons, place, strict=True)]
-    truth = demo.Population(truths)
+    truth, items = demo.Population(truths), np.arange(len(truths))
     models = dict.fromkeys(model for model, _ in runs)
-    rows = []
+    n, rows = config.head.num_quantiles, []
     for model in models:
-        matches = [worlds.match(truth, p.quantiles, p.taus)
+        # All quantiles of a single number are that number.
+        matches = [worlds.match(truth, items, np.broadcast_to(p.quantiles, (len(items), n)),
+                                heads.taus(n))
                    for (name, _), p in runs.items() if name == model]
         rows.append({'model': model} | {
-            key: [float(getattr(m, key)) for m in matches] for key in _TRUTH})
+            key: [None if np.isnan(x) else float(x) for x in (getattr(m, key) for m in matches)]
+            for key in _TRUTH})
     return rows
 
 
@@ -373,10 +390,10 @@ def _column_lines(rows: list[dict[str, Any]], labels: Mapping[str, str], names: 
 def _truth_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     lines = [['model', *_TRUTH.values()]]
     for row in rows:
-        cells = [np.array(row[key]) for key in _TRUTH]
         lines.append([row['model'], *(
-            '-' if np.isnan(c).any() else f'{c.mean():.3f} [{c.min():.3f}, {c.max():.3f}]'
-            for c in cells)])
+            '-' if None in row[key] else
+            f'{np.mean(row[key]):.3f} [{min(row[key]):.3f}, {max(row[key]):.3f}]'
+            for key in _TRUTH)])
     return lines
 
 

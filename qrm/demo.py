@@ -157,6 +157,24 @@ class Demo(NamedTuple):
     truths: list[tuple[RewardDistribution, RewardDistribution]]
 
 
+class Population(NamedTuple):
+    """Reward distributions as a world whose items are their places, see `worlds.match`.
+
+    Attributes:
+      truths: m distributions.
+    """
+
+    truths: Sequence[RewardDistribution]
+
+    def quantile(self, items: np.ndarray, taus: np.ndarray) -> np.ndarray:
+        """The rewards with cdf = taus: [...], [N] -> [..., N]."""
+        return np.stack([self.truths[i].quantile(taus) for i in items])
+
+    def cdf(self, items: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        """Share of annotators who give at most `reward`: [...], [..., N] -> [..., N]."""
+        return np.stack([self.truths[i].cdf(x) for i, x in zip(items, reward, strict=True)])
+
+
 class Bayes(NamedTuple):
     """How well a predictor does that knows the win probability p of every pair.
 

@@ -253,8 +253,8 @@ def match(world: World, x: np.ndarray, quantiles: np.ndarray, taus: np.ndarray) 
     crossing are of the quantiles as predicted.
 
     Args:
-      world: the truth.
-      x: [m, 8] items.
+      world: the truth: a `World`, or anything with its `quantile` and `cdf`.
+      x: [m, ...] items of it.
       quantiles: [m, N] predicted, in the order of tau.
       taus: [N] levels.
     """
@@ -313,7 +313,7 @@ def scalar_bound(world: World, x: np.ndarray) -> float:
 
 
 def atoms_log_win(quantiles: np.ndarray) -> np.ndarray:
-    """log mean_ij sigma(q_i(a) - q_j(b)) of all pairs a < b of [m, N] quantiles: [m (m - 1) / 2]."""
+    """log mean_ij sigma(q_i(a) - q_j(b)) of all pairs a < b: [m, N] -> [m (m - 1) / 2]."""
     first, second = np.triu_indices(len(quantiles), 1)
     wins = expit(quantiles[first][:, :, None] - quantiles[second][:, None, :])
     return np.log(wins.mean(axis=(1, 2)))

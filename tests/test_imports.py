@@ -6,8 +6,8 @@ from tests.helpers import ROOT
 
 ORDER = [
     'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'flash', 'attention',
-    'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'devices',
-    'step', 'config', 'inference', 'resampling', 'metrics', 'diagnostics', 'workdir',
+    'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'worlds',
+    'devices', 'step', 'config', 'inference', 'resampling', 'metrics', 'diagnostics', 'workdir',
     'checkpoints', 'model', 'train', 'score', 'divergences', 'figures', 'analysis', 'winrate',
     'evaluate', 'reproduce', 'compare', 'benchmark',
 ]

@@ -388,13 +388,14 @@ def _column_lines(rows: list[dict[str, Any]], labels: Mapping[str, str], names: 
 
 
 def _truth_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+
+    def cell(values: list[float | None]) -> str:
+        if None in values:
+            return '-'
+        return f'{np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]'
+
     lines = [['model', *_TRUTH.values()]]
-    for row in rows:
-        lines.append([row['model'], *(
-            '-' if None in row[key] else
-            f'{np.mean(row[key]):.3f} [{min(row[key]):.3f}, {max(row[key]):.3f}]'
-            for key in _TRUTH)])
-    return lines
+    return lines + [[row['model'], *(cell(row[key]) for key in _TRUTH)] for row in rows]
 
 
 def _mechanism_lines(rows: list[dict[str, Any]],

@@ -149,7 +149,9 @@ class HeadConfig:
         raw = raw.reshape(*raw.shape[:-1], self._parts, self._numbers)
         gates = jax.nn.softmax(gates) if self.gated else jnp.ones(raw.shape[:-1], raw.dtype)
         if levels is None:
-            levels = jnp.asarray(self.taus, raw.dtype)
+            # Not `taus`: several scalars are reported as quantiles, but each has one atom.
+            number = 1 if self.name == 'scalar' else self.num_quantiles
+            levels = jnp.asarray(taus(number), raw.dtype)
         levels = jnp.broadcast_to(levels, (*outputs.shape[:-1], levels.shape[-1]))
         return Reward(self._distribution(raw), gates, levels)
 

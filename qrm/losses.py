@@ -366,6 +366,7 @@ def pinball(quantiles: jax.Array, taus: jax.Array, target: jax.Array):
       [] units of reward.
     """
     chex.assert_rank([quantiles, taus, target], [1, 1, 0])
+    chex.assert_equal_shape([quantiles, taus])
     error = jax.lax.stop_gradient(target) - quantiles
     below = jax.lax.stop_gradient(jnp.heaviside(-error, 0.5))
     return jnp.sum(error * (taus - below))
@@ -390,6 +391,7 @@ def quantile_huber(quantiles: jax.Array, taus: jax.Array, target: jax.Array, *, 
       [] the loss.
     """
     chex.assert_rank([quantiles, taus, target], [1, 1, 0])
+    chex.assert_equal_shape([quantiles, taus])
     error = jax.lax.stop_gradient(target) - quantiles
     magnitude = jnp.abs(error)
     # Clipping first keeps both branches and their gradients finite and equal at kappa.

@@ -402,7 +402,7 @@ def test_every_row_of_a_file_is_kept_or_counted(tokenizer, tmp_path):
     path = tmp_path / 'rows.jsonl'
     path.write_text('\n'.join(lines) + '\n')
     settings = ConfigDict({'path': str(path), 'validation_fraction': 0.2, 'test_fraction': 0.2,
-                           'max_malformed': 0.2})
+                           'max_malformed': 0.2, 'attributes': ()})
     total = DataReport('all', 'all')
     for comparisons, report in load_splits(settings, 'any').values():
         encode(comparisons, tokenizer, report, max_length=20)
@@ -471,7 +471,8 @@ def _item(**changes):
     item = Encoded(
         'a', 'g', np.array([1, 2, 3], np.int32),
         (np.array([4, 5], np.int32), np.array([6], np.int32)),
-        np.array([[0, 1], [0, 0]], np.float32), margin=0.5, weight=2.0,
+        np.array([[0, 1], [0, 0]], np.float32), np.array([[3], [np.nan]], np.float32),
+        margin=0.5, weight=2.0, annotator=4, prompt_ends=(2, 1),
     )
     return dataclasses.replace(item, **changes)
 

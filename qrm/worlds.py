@@ -249,20 +249,18 @@ class Match(NamedTuple):
 def match(world: World, x: np.ndarray, quantiles: np.ndarray, taus: np.ndarray) -> Match:
     """Compares predicted quantiles with the truth.
 
-    W1 compares quantile functions, so quantiles that cross are sorted for it; coverage and
-    crossing are of the quantiles as predicted.
-
     Args:
       world: the truth: a `World`, or anything with its `quantile` and `cdf`.
       x: [m, ...] items of it.
-      quantiles: [m, N] predicted, in the order of tau.
+      quantiles: [m, N] predicted, in the order of tau; those that cross are sorted, as all but
+        their crossing is that of a distribution.
       taus: [N] levels.
     """
     quantiles = np.asarray(quantiles, np.float64)
     true, ordered = world.quantile(x, taus), np.sort(quantiles, axis=-1)
     w1_shift, shift = _shifted_distance(ordered, true)
     scale = _best_scale(ordered, true)
-    coverage = world.cdf(x, quantiles + shift).mean(axis=0)
+    coverage = world.cdf(x, ordered + shift).mean(axis=0)
     spread, true_spread = quantiles.std(axis=-1), true.std(axis=-1)
     means = quantiles.mean(axis=-1)
     constant = np.ptp(spread) <= 1e-6 * np.abs(spread).max()
@@ -277,7 +275,7 @@ def match(world: World, x: np.ndarray, quantiles: np.ndarray, taus: np.ndarray) 
         spread_ratio=float(spread.mean() / true_spread.mean()),
         spread_correlation=(
             float('nan') if constant else float(np.corrcoef(spread, true_spread)[0, 1])),
-        outer_rank=float(scipy.stats.spearmanr(quantiles[:, 0], means).statistic),
+        outer_rank=float(scipy.stats.spearmanr(ordered[:, 0], means).statistic),
     )
 
 
@@ -313,7 +311,7 @@ def scalar_bound(world: World, x: np.ndarray) -> float:
 
 
 def atoms_log_win(quantiles: np.ndarray) -> np.ndarray:
-    """log mean_ij sigma(q_i(a) - q_j(b)) of all pairs a < b: [m, N] -> [m (m - 1) / 2]."""
+    """log mean_ij sigma(q_i(a) - q_j(b)) of the pairs a < b of [m, N]: [m (m - 1) / 2]."""
     first, second = np.triu_indices(len(quantiles), 1)
     wins = expit(quantiles[first][:, :, None] - quantiles[second][:, None, :])
     return np.log(wins.mean(axis=(1, 2)))

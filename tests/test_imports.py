@@ -7,9 +7,9 @@ from tests.helpers import ROOT
 ORDER = [
     'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'flash', 'attention',
     'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'worlds',
-    'devices', 'step', 'config', 'inference', 'resampling', 'metrics', 'diagnostics', 'workdir',
-    'checkpoints', 'model', 'train', 'score', 'divergences', 'figures', 'analysis', 'winrate',
-    'evaluate', 'reproduce', 'compare', 'benchmark',
+    'mlp', 'devices', 'step', 'config', 'inference', 'resampling', 'metrics', 'diagnostics',
+    'selection', 'workdir', 'checkpoints', 'model', 'train', 'score', 'divergences', 'figures',
+    'analysis', 'winrate', 'evaluate', 'reproduce', 'compare', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}
 

@@ -611,6 +611,14 @@ def test_the_most_direct_evidence_decides(settings, evidence):
     assert ('The model saw no ratings' in found) != settings['rated']
 
 
+@pytest.mark.parametrize(('low', 'high', 'word'), [
+    (0.01, 0.05, 'Information'), (-0.01, 0.02, 'Not shown'), (-0.05, -0.01, 'Not shown')])
+def test_discounting_at_random_is_a_loss_and_shows_nothing(low, high, word):
+    found = diagnose(made(rated=False), fits_ratings=False)
+    found['label_noise']['gain'] = {'value': (low + high) / 2, 'low': low, 'high': high}
+    assert conclusion(found).startswith(f'{word}: what it adds')
+
+
 def test_the_settings_are_in_the_result(true_spread):
     settings = true_spread['settings']
     assert settings | SETTINGS | {'fits_ratings': True} == settings

@@ -169,14 +169,13 @@ def variation(values: np.ndarray) -> Statistic:
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> Statistic:
     """Spearman's rank correlation of [m] and [m]; equal values share their middle rank."""
     places = [np.unique(values, return_inverse=True)[1] for values in (a, b)]
-    constant = is_constant(a) or is_constant(b)
 
     def statistic(weights: np.ndarray | None) -> float:
         share = _share(weights, len(a))
+        if is_constant(a[share > 0.0]) or is_constant(b[share > 0.0]):
+            raise Undefined('one of the two is constant')
         x, y = (_middle_ranks(place, share) for place in places)
         (x_mean, x_std), (y_mean, y_std) = _moments(x, share), _moments(y, share)
-        if constant or x_std == 0.0 or y_std == 0.0:
-            raise Undefined('one of the two is constant')
         return float(share @ ((x - x_mean) * (y - y_mean)) / (x_std * y_std))
 
     return statistic
@@ -197,13 +196,12 @@ def unexplained_share(spread: np.ndarray, rewards: np.ndarray) -> Statistic:
     knots = np.unique(np.quantile(rewards, np.linspace(0.0, 1.0, _KNOTS)))
     # A hat function for each knot: 1 there, 0 at the others, linear between.
     basis = np.stack([np.interp(rewards, knots, hat) for hat in np.eye(len(knots))], axis=1)
-    constant = is_constant(spread)
 
     def statistic(weights: np.ndarray | None) -> float:
         share = _share(weights, len(spread))
-        center, deviation = _moments(spread, share)
-        if constant or deviation == 0.0:
+        if is_constant(spread[share > 0.0]):
             raise Undefined('the spread is constant')
+        center, deviation = _moments(spread, share)
         weighted = share[:, None] * basis
         coefficients = np.linalg.lstsq(weighted.T @ basis, weighted.T @ (spread - center))[0]
         residual = spread - center - basis @ coefficients
@@ -473,10 +471,9 @@ def _spread(data: _Data) -> dict[str, Any]:
 
     def over_reward_sd(weights: np.ndarray | None) -> float:
         share = _share(weights, len(rewards))
-        deviation = _moments(rewards, share)[1]
-        if is_constant(rewards) or deviation == 0.0:
+        if is_constant(rewards[share > 0.0]):
             raise Undefined('all rewards are equal')
-        return float(share @ spread / deviation)
+        return float(share @ spread / _moments(rewards, share)[1])
 
     statistics = {
         'mean': mean(spread),

@@ -278,6 +278,16 @@ def test_constant_values_define_no_correlation(values):
         diagnostics.rank_correlation(values, other)(None)
     with pytest.raises(Undefined, match='constant'):
         diagnostics.unexplained_share(values, other)(None)
+    # The same holds of what a resample leaves of other values.
+    varying = np.append(values, [5.0, 7.0])
+    left = np.append(np.ones(len(values), int), [0, 0])
+    other = np.arange(float(len(varying)))
+    for statistic in (diagnostics.rank_correlation(varying, other),
+                      diagnostics.rank_correlation(other, varying),
+                      diagnostics.unexplained_share(varying, other)):
+        assert np.isfinite(statistic(None))
+        with pytest.raises(Undefined, match='constant'):
+            statistic(left)
     with pytest.raises(Undefined, match='resample'):
         diagnostics.mean(values)(np.zeros(len(values), int))
 

@@ -120,6 +120,9 @@ def get_config(arg: str = '') -> ConfigDict:
     # JSON Lines of prompt + responses: how often the first win against the second.
     evaluation.candidates = ''
     evaluation.references = ''
+    # Rules by which to choose among rated responses: 'mean', 'quantile:tau', 'cvar:alpha' (mean of
+    # the lowest share) or 'mean-std:k', and what the chosen ones are rated.
+    evaluation.rules = ('mean', 'quantile:0.1', 'cvar:0.2', 'mean-std:1')
     config.analysis = analysis = ConfigDict()
     analysis.bootstrap = 300  # replicates of the prompt-clustered bootstrap
     analysis.null_draws = 300  # draws of the within-pair swap null

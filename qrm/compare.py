@@ -338,7 +338,7 @@ def _against_truth(config: Any, runs: Runs) -> list[dict[str, Any]]:
                                                                 first.comparisons)
     truths = [truth_of[str(first.comparison_ids[c])][k]
               for c, k in zip(first.comparisons, place, strict=True)]
-    truth, items = demo.Population(truths), np.arange(len(truths))
+    truth, items = demo.population(truths), np.arange(len(truths))
     models = dict.fromkeys(model for model, _ in runs)
     n, rows = config.head.num_quantiles, []
     for model in models:

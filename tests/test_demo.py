@@ -344,3 +344,13 @@ def test_spread_varies_and_is_no_function_of_the_mean(workload):
 def test_errors_name_what_was_expected(arguments, message):
     with pytest.raises(ValueError, match=message):
         demo.generate(*arguments)
+
+
+def test_a_population_is_its_distributions():
+    truths = [truth for pair in demo.generate('helpful', 'test', 5, 0).truths for truth in pair]
+    population, items = demo.population(truths), np.array([7, 0, 3])
+    taus = np.array([0.05, 0.5, 0.95])
+    quantiles = population.quantile(items, taus)
+    for i, row in zip(items, quantiles, strict=True):
+        np.testing.assert_allclose(row, truths[i].quantile(taus), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(population.cdf(items, quantiles), np.tile(taus, (3, 1)), atol=1e-12)

@@ -9,7 +9,7 @@ ORDER = [
     'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'worlds',
     'mlp', 'devices', 'step', 'config', 'inference', 'resampling', 'metrics', 'workdir',
     'checkpoints', 'model', 'train', 'score', 'evaluate', 'divergences', 'figures', 'analysis',
-    'reproduce', 'benchmark',
+    'reproduce', 'identifiability', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}
 

@@ -66,6 +66,14 @@ def _divergence(name: str) -> Callable[[Predictions], diagnostics.Statistic]:
     return lambda p: lambda weights: function(*p.rewards, weights, p.groups)
 
 
+def _means(p: Predictions) -> np.ndarray:
+    return p.means.astype(np.float64)
+
+
+def _stds(p: Predictions) -> np.ndarray:
+    return p.stds.astype(np.float64)
+
+
 def _lowest(p: Predictions) -> np.ndarray:
     return np.sort(p.quantiles, axis=1)[:, 0].astype(np.float64)
 
@@ -78,17 +86,14 @@ COLUMNS = {
         *diagnostics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
     **{name: Column(f'KL, {e.label}', True, _divergence(name))
        for name, e in divergences.ESTIMATORS.items() if e.is_kl},
-    'reward_std': Column('std of rewards', False, lambda p: diagnostics.deviation(
-        p.means.astype(np.float64))),
-    'spread': Column('spread', False, lambda p: diagnostics.mean(p.stds.astype(np.float64))),
-    'spread_variation': Column('variation of the spread', False, lambda p: diagnostics.variation(
-        p.stds.astype(np.float64))),
-    'outer_rank': Column('rank correlation of the lowest quantile with the reward', False,
-                         lambda p: diagnostics.rank_correlation(
-                             _lowest(p), p.means.astype(np.float64))),
-    'unexplained': Column('share of the spread that is not a function of the reward', False,
-                          lambda p: diagnostics.unexplained_share(
-                              p.stds.astype(np.float64), p.means.astype(np.float64))),
+    'reward_std': Column('std of rewards', False, lambda p: diagnostics.deviation(_means(p))),
+    'spread': Column('spread', False, lambda p: diagnostics.mean(_stds(p))),
+    'spread_variation': Column('variation of the spread', False,
+                               lambda p: diagnostics.variation(_stds(p))),
+    'outer_rank': Column('rank(lowest quantile, reward)', False,
+                         lambda p: diagnostics.rank_correlation(_lowest(p), _means(p))),
+    'unexplained': Column('share of the spread beyond the reward', False,
+                          lambda p: diagnostics.unexplained_share(_stds(p), _means(p))),
 }
 
 

@@ -232,7 +232,9 @@ def draw_mechanism(rows: Sequence[Mapping[str, Any]], estimators: Mapping[str, A
         axes.set_xlabel('lambda, weight of the quantile Huber term')
         axes.set_ylabel('relative to the first')
         axes.set_ylim(bottom=0.0)
-        axes.legend(frameon=False, fontsize='small', loc='upper left')
+        # Estimates stay where they are, the formulas rise.
+        axes.legend(frameon=False, fontsize='small',
+                    loc='lower left' if is_kl else 'upper left')
     return figure
 
 

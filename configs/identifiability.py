@@ -47,7 +47,8 @@ def get_config(arg: str = '') -> ConfigDict:
             'independent/scalar', 'independent/margin', 'independent/teacher',
             'independent/per_quantile', 'independent/free', 'independent/implicit',
             'independent/gaussian', 'independent/categorical', 'independent/posterior',
-            'independent/ensemble', 'shared/label', 'shared/monotone', 'identified/annotator',
+            'independent/posterior_monotone', 'independent/ensemble', 'shared/scalar',
+            'shared/label', 'shared/monotone', 'identified/monotone', 'identified/annotator',
             'identified/anchor_loss', 'ratings/huber', 'ratings/crps',
         )
     config.analysis = ConfigDict()

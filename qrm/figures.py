@@ -250,14 +250,18 @@ def draw_identifiability(folder: str, result: Mapping[str, Any]) -> None:
 
 
 def draw_spreads(result: Mapping[str, Any]) -> Figure:
-    """True against predicted spread of some items, one panel for each model (first seed)."""
-    rows = _main_rows(result)
+    """True against predicted spread of some items, one panel for each model (first seed).
+
+    Models without a spread, point masses, are left out.
+    """
+    rows = [row for row in _main_rows(result)
+            if row['metrics']['spread_correlation']['mean'] is not None]
     columns = 4
     figure, panels = _grid(-(-len(rows) // columns), columns, height=2.6, sharex=True)
     for axes, row in zip(panels.flat, rows, strict=False):
         axes.plot(row['true_spread'], row['spread'], '.', color=CHOSEN, markersize=3)
         axes.axline((0.0, 0.0), slope=1.0, color=_FAINT, linewidth=0.8, linestyle=':')
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.05 * max(row['true_spread'] + row['spread']))
         axes.set_title(f'{row["table"]}\n{row["label"]}', fontsize='small')
     for axes in panels[-1]:
         axes.set_xlabel('true spread')
@@ -271,7 +275,7 @@ def draw_coverage(result: Mapping[str, Any]) -> Figure:
     """True mass below every predicted quantile, one panel for each kind of annotation."""
     rows, levels = _main_rows(result), result['levels']
     tables = list(dict.fromkeys(row['table'] for row in rows))
-    figure, panels = _grid(1, len(tables), height=4.2, sharey=True)
+    figure, panels = _grid(1, len(tables), height=5.4, sharey=True)
     for axes, table in zip(panels.flat, tables, strict=True):
         axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=0.8, linestyle=':')
         members = [row for row in rows if row['table'] == table]
@@ -280,7 +284,7 @@ def draw_coverage(result: Mapping[str, Any]) -> Figure:
                       marker='os^'[number // len(_COLORS)], markersize=3, label=row['label'])
         axes.set_title(table, fontsize='medium')
         axes.set_xlabel('level τ')
-        axes.legend(frameon=False, fontsize='x-small', loc='upper left')
+        _legend_below(axes)
     panels[0, 0].set_ylabel('share of true rewards below')
     return figure
 
@@ -290,11 +294,11 @@ def draw_growth(result: Mapping[str, Any]) -> Figure:
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in result['rows']:
         groups.setdefault((row['table'], row['label']), []).append(row)
+    lines = [name for name, rows in groups.items() if len(rows) > 1]
     figure, panels = _grid(1, 2, height=3.8)
     for axes, (key, title) in zip(panels[0], (
             ('spread_correlation', 'spread correlation'), ('w1_affine', 'W1, affine')),
             strict=True):
-        lines = [name for name, rows in groups.items() if len(rows) > 1]
         for number, name in enumerate(lines):
             points = sorted(
                 (row['pairs'], *(row['metrics'][key][part] for part in ('mean', 'low', 'high')))
@@ -304,12 +308,13 @@ def draw_growth(result: Mapping[str, Any]) -> Figure:
                 axes.errorbar(pairs, mean, [mean - low, high - mean], capsize=3, marker='o',
                               markersize=4, color=_COLORS[number % len(_COLORS)],
                               label=': '.join(name))
+        sizes = sorted({row['pairs'] for name in lines for row in groups[name]})
         axes.set_xscale('log')
+        axes.set_xticks(sizes, [f'{size:,}' for size in sizes])
+        axes.minorticks_off()
         axes.set_xlabel('pairs')
         axes.set_title(title, fontsize='medium')
-        if lines:
-            axes.legend(frameon=False, fontsize='x-small', loc='upper center',
-                        bbox_to_anchor=(0.5, -0.18))
+        _legend_below(axes)
     return figure
 
 
@@ -329,6 +334,12 @@ def draw_equal(result: Mapping[str, Any]) -> Figure:
                    f'{equal["largest_difference"]:.0e} nats', fontsize='medium')
     axes.legend(frameon=False, fontsize='small', loc='upper right')
     return figure
+
+
+def _legend_below(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize='x-small', loc='upper center',
+                    bbox_to_anchor=(0.5, -0.16))
 
 
 def _main_rows(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -153,14 +153,14 @@ def _predict(config: Any, loaded: _Loaded, comparisons: list[Comparison],
              report: DataReport) -> Predictions:
     data, reward_model = config.data, loaded.model
     head, loss = reward_model.network.head, reward_model.loss
+    rated = loss.reads != 'preferences'
     encoded = tokens.encode(comparisons, reward_model.tokenizer, report,
                             append_eos=data.append_eos,
                             max_length=data.max_length or reward_model.max_length,
-                            overlong=data.overlong, ratings=loss.reads != 'preferences',
-                            attributes=head.attributes)
-    if not (tokens.has_preferred(encoded) or tokens.has_rating(encoded)):
-        raise DataError('no comparison with a preferred response to evaluate on\n'
-                        + report.format())
+                            overlong=data.overlong, ratings=rated, attributes=head.attributes)
+    if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):
+        raise DataError(f'no comparison with a preferred {"or rated " * rated}response to evaluate '
+                        'on\n' + report.format())
     return metrics.predictions_of(encoded, reward_model.predict(encoded), head, loss)
 
 

@@ -113,6 +113,8 @@ class HeadConfig:
             raise ValueError(f'atom_range={self.atom_range}, expected a finite positive number')
         # Saved configs come back with lists.
         object.__setattr__(self, 'attributes', tuple(self.attributes))
+        if len(set(self.attributes)) < len(self.attributes):
+            raise ValueError(f'attributes {self.attributes}, expected different names')
         if self.gated and self.name in ('categorical', 'annotator'):
             raise ValueError(f'{len(self.attributes)} attributes with the {self.name} head, '
                              'expected a scalar, gaussian or quantile head')

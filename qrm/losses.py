@@ -125,6 +125,9 @@ def check_head(loss: LossConfig, head: HeadConfig) -> None:
     if loss.entropy_weight and head.name != 'categorical':
         raise ValueError(f'entropy_weight={loss.entropy_weight} with the {head.name} head, '
                          'expected 0: only categorical weights have an entropy')
+    if loss.centre_weight and loss.reads != 'preferences':
+        raise ValueError(f'centre_weight={loss.centre_weight} with the objective '
+                         f'{loss.objective!r}, expected 0: ratings say where rewards are')
     if head.gated and loss.reads != 'ratings':
         raise ValueError(f'objective {loss.objective!r} with {len(head.attributes)} attributes, '
                          'expected one that reads ratings')

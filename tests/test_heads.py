@@ -522,6 +522,7 @@ def test_rewards_and_gradients_of_large_outputs_are_finite(name):
     ({'name': 'categorical', 'attributes': ('a', 'b')}, '2 attributes with the categorical head'),
     ({'name': 'annotator', 'attributes': ('a', 'b'), 'annotators': 2},
      '2 attributes with the annotator head'),
+    ({'attributes': ('a', 'a')}, r"attributes \('a', 'a'\), expected different names"),
     ({'name': 'annotator'}, 'annotators=0 with the annotator head'),
     ({'annotators': 3}, 'annotators=3 with the quantile head'),
 ])

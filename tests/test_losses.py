@@ -1039,6 +1039,8 @@ def test_weights_of_zero_are_allowed():
     (LossConfig('annotator_bradley_terry'), HeadConfig('quantile'), 'with the quantile head'),
     (LossConfig('bradley_terry', entropy_weight=0.1), HeadConfig('quantile'),
      'entropy_weight=0.1 with the quantile head, expected 0'),
+    (LossConfig('ratings_pinball', centre_weight=0.1), HeadConfig('quantile'),
+     "centre_weight=0.1 with the objective 'ratings_pinball', expected 0"),
     (LossConfig('bradley_terry'), HeadConfig('scalar', attributes=('a', 'b')),
      "'bradley_terry' with 2 attributes, expected one that reads ratings"),
 ])

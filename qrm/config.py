@@ -5,6 +5,7 @@ before anything is loaded, and turned into the frozen objects the rest of the pa
 """
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from qrm import attention, demo, devices, losses, step, tokens
@@ -92,14 +93,8 @@ def check(config: Any) -> None:
     Raises:
       ConfigError: lists every value that cannot be used.
     """
-    problems = []
     ranges = _RANGES | (_BENCHMARK_RANGES if 'benchmark' in config else {})
-    for key, (low, high) in ranges.items():
-        value = _get(config, key)
-        if isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high):
-            expected = 'a number above 0' if low == 1e-300 and high == math.inf else (
-                f'a number from {low:.4g} to {high:.4g}')
-            problems.append(f'config.{key}={value!r}, expected {expected}')
+    problems = range_problems(config, ranges)
     for key, choices in _CHOICES.items():
         if (value := _get(config, key)) not in choices:
             problems.append(f'config.{key}={value!r}, expected one of {choices}')
@@ -112,6 +107,23 @@ def check(config: Any) -> None:
             problems.append(f'config.{section}: {error}')
     if problems:
         raise ConfigError('\n'.join(problems))
+
+
+def range_problems(config: Any, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+    """A line for each number of a config that is outside its range.
+
+    Args:
+      config: whose keys are asked for.
+      ranges: dotted key -> least and largest value.
+    """
+    problems = []
+    for key, (low, high) in ranges.items():
+        value = _get(config, key)
+        if isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high):
+            expected = 'a number above 0' if low == 1e-300 and high == math.inf else (
+                f'a number from {low:.4g} to {high:.4g}')
+            problems.append(f'config.{key}={value!r}, expected {expected}')
+    return problems
 
 
 def decoder_config(config: Any) -> DecoderConfig:

@@ -393,6 +393,68 @@ def slot_use(axes: Axes, savings: Mapping[str, Any]) -> None:
                 ncols=3)
 
 
+def draw_best_of_n(result: Mapping[str, Any]) -> Figure:
+    """A row for gold reward, tail utility and own score, a column for each proxy with a spread.
+
+    Curves leave the panel below where choosing has lost half of what the best choice gains.
+
+    Args:
+      result: of `best_of_n.summarise`.
+    """
+    names = [row['proxy'] for row in result['spreads']]
+    rules = dict.fromkeys(row['rule'] for row in result['curves'] if row['proxy'] in names)
+    colors = dict(zip(rules, _COLORS, strict=False))
+    rows = {'gold': 'gold reward', 'tail': 'tail utility', 'own': 'score of the choice (std)'}
+    figure, panels = _grid(len(rows), len(names), sharex='all', sharey='row')
+    for across, (key, label) in zip(panels, rows.items(), strict=True):
+        for axes, name in zip(across, names, strict=True):
+            curves_of_choice(axes, result, name, key, colors)
+        values = np.array([row[key]['value'] for row in result['curves']])
+        start, top = values[0, 0], values.max()
+        across[0].set_ylim(max(start - 0.5 * (top - start), values.min()),
+                           top + 0.05 * (top - start))
+        across[0].set_ylabel(label)
+    for axes, name in zip(panels[0], names, strict=True):
+        axes.set_title(result['labels'][name], fontsize='medium')
+    for axes in panels[-1]:
+        axes.set_xlabel('KL(best of n || one draw), nats')
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, fontsize='small',
+                  ncols=len(rules) + 1, loc='outside lower center')
+    settings = result['settings']
+    figure.suptitle(f'Best of n = {", ".join(map(str, result["sizes"]))}; bands: '
+                    f'{settings["level"]:.0%} intervals over {settings["repetitions"]} repetitions')
+    return figure
+
+
+def curves_of_choice(axes: Axes, result: Mapping[str, Any], proxy: str, key: str,
+                     colors: Mapping[str, str]) -> None:
+    """What the choices of each rule by one proxy are worth, against the KL divergence.
+
+    Dotted: the same rules with spreads shuffled. Beside them the scalar's choices and the best
+    possible ones.
+
+    Args:
+      axes: where to draw.
+      result: of `best_of_n.summarise`.
+      proxy: name of the proxy.
+      key: 'gold', 'tail' or 'own'.
+      colors: rule -> colour.
+    """
+    kl = result['kl']
+    for row in result['curves']:
+        value, rule = row[key]['value'], row['rule']
+        if row['proxy'] == 'truth' and rule == key:
+            axes.plot(kl, value, color=_FAINT, label='the best possible')
+        elif row['proxy'] == 'scalar':
+            axes.plot(kl, value, '--', color=_INK, label='scalar, mean')
+        elif row['proxy'] == proxy and row['control'] == 'none':
+            axes.plot(kl, value, 'o-', color=colors[rule], markersize=3, label=rule)
+            axes.fill_between(kl, row[key]['low'], row[key]['high'], color=colors[rule],
+                              alpha=0.2, linewidth=0)
+        elif row['proxy'] == proxy and row['control'] == 'shuffled':
+            axes.plot(kl, value, ':', color=colors[rule], label=f'{rule}, shuffled')
+
+
 def reward_densities(axes: Axes, predictions: Predictions) -> None:
     """Densities of the rewards, means of the quantiles, of chosen and rejected responses."""
     chosen, rejected = predictions.rewards

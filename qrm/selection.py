@@ -24,6 +24,7 @@ from qrm.metrics import Predictions
 from qrm.resampling import Interval
 
 KINDS = ('mean', 'quantile', 'cvar', 'mean-std')
+_ROUNDING = 1e-5  # of rewards and spreads, relative to their size
 _PARAMETER = {'quantile': 'tau in (0, 1)', 'cvar': 'alpha in (0, 1]', 'mean-std': 'k >= 0'}
 
 
@@ -126,7 +127,10 @@ def reference_scale(mean: np.ndarray, std: np.ndarray, prompts: np.ndarray) -> S
         deviations = values - (np.bincount(index, values) / counts)[index]
         return float(np.sqrt(deviations @ deviations / freedom))
 
-    return Scale(within(mean), within(std))
+    scale = Scale(within(mean), within(std))
+    # Spreads that differ by the rounding of float32 are equal: k would multiply noise.
+    rounding = _ROUNDING * (scale.mean + np.abs(std).max())
+    return scale if scale.std > rounding else scale._replace(std=0.0)
 
 
 def scores(rule: Rule, rewards: Distribution, scale: Scale | None = None) -> jax.Array:
@@ -160,22 +164,32 @@ def scores(rule: Rule, rewards: Distribution, scale: Scale | None = None) -> jax
 # --- controls ------------------------------------------------------------------------------------
 
 
-def shuffle_spread(rewards: Atoms, key: jax.Array) -> Atoms:
+def shuffle_spread(rewards: Atoms, key: jax.Array, block: int | None = None) -> Atoms:
     """Control: each response with the deviations from the mean of a random one of its prompt.
 
-    What a rule gains beyond this control it owes to knowing which response has which spread.
+    What a rule gains beyond this control it owes to knowing which response has which spread. With
+    `block`, deviations move only among responses of nearly the same mean, so that the control
+    keeps how the spread depends on the mean: what a rule gains beyond it, it owes to more than a
+    spread that is a function of the mean, as of rewards that saturate.
 
     Args:
       rewards: [..., K, N] atoms.
       key: of the permutations, one for each set of K.
+      block: how many neighbours in the order of the means change places; None: all K.
 
     Returns:
       The same means, and in each set of K the same deviations in another order.
     """
-    mean = rewards.mean[..., None]
-    order = jnp.argsort(jax.random.uniform(key, mean.shape[:-1]), axis=-1)[..., None]
-    return Atoms(mean + jnp.take_along_axis(rewards.values - mean, order, axis=-2),
-                 jnp.take_along_axis(rewards.weights, order, axis=-2))
+    mean = rewards.mean
+    place = jnp.arange(mean.shape[-1]) // (block or mean.shape[-1])
+    by_mean = jnp.argsort(mean, axis=-1)
+    moved = jnp.argsort(place + jax.random.uniform(key, mean.shape), axis=-1)
+    # The response at each place in the order of the means takes the deviations of another place.
+    source = jnp.take_along_axis(by_mean, moved, axis=-1)
+    source = jnp.take_along_axis(source, jnp.argsort(by_mean, axis=-1), axis=-1)[..., None]
+    deviations = rewards.values - mean[..., None]
+    return Atoms(mean[..., None] + jnp.take_along_axis(deviations, source, axis=-2),
+                 jnp.take_along_axis(rewards.weights, source, axis=-2))
 
 
 def constant_spread(rewards: Atoms) -> Atoms:

@@ -44,5 +44,7 @@ def get_config(arg: str = '') -> ConfigDict:
         compare.workloads = ('helpful',)  # each model is trained on each by itself
         compare.seeds = (0, 1, 2)  # of parameters, batch order and dropout; the data stay
         compare.reference = 'scalar'  # the model that others are compared with, pair by pair
-        compare.models = ConfigDict(_MODELS | (_RATED if name == 'demo' else {}))
+        known = _MODELS | (_RATED if name == 'demo' else {})
+        compare.models = tuple(known)  # which, in the order of the tables
+        compare.sections = ConfigDict(known)  # what each has in its `head` and `loss`
     return config.lock()

@@ -116,9 +116,12 @@ def get_config(arg: str = '') -> ConfigDict:
     # --- evaluation and analysis ---------------------------------------------------------------
     config.evaluation = evaluation = ConfigDict()
     evaluation.checkpoint = 'best'  # by the held-out loss; or 'last'
-    # JSON Lines of prompt + responses: how often the first win against the second.
-    evaluation.candidates = ''
-    evaluation.references = ''
+    # JSON Lines files of prompt + responses; the first are judged against the second.
+    evaluation.candidates = ''  # responses whose win rate is asked for
+    evaluation.references = ''  # responses to the same prompts
+    # Rules by which to choose among rated responses: 'mean', 'quantile:tau', 'cvar:alpha' (mean of
+    # the lowest share) or 'mean-std:k', and what the chosen ones are rated.
+    evaluation.rules = ('mean', 'quantile:0.1', 'cvar:0.2', 'mean-std:1')
     config.analysis = analysis = ConfigDict()
     analysis.bootstrap = 300  # replicates of the prompt-clustered bootstrap
     analysis.null_draws = 300  # draws of the within-pair swap null

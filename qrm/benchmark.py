@@ -155,10 +155,10 @@ def synthetic(count: int, *, vocab_size: int, max_length: int, seed: int) -> lis
     sizes = np.rint(np.interp(levels[:, 1:], _PERCENTILES, _RESPONSE)).astype(int)
     sizes = np.minimum(sizes, max_length)
     prompts = np.minimum(prompts, max_length - sizes.max(axis=1))
-    preference = np.array([[0, 1], [0, 0]], np.float32)
+    preference, unrated = np.array([[0, 1], [0, 0]], np.float32), np.full((2, 1), np.nan, 'f4')
     return [
         Encoded(f'synthetic-{i}', f'synthetic-{i}', _random_ids(rng, prompt, vocab_size),
-                tuple(_random_ids(rng, size, vocab_size) for size in pair), preference)
+                tuple(_random_ids(rng, size, vocab_size) for size in pair), preference, unrated)
         for i, (prompt, pair) in enumerate(zip(prompts, sizes, strict=True))
     ]
 
@@ -250,7 +250,8 @@ class _Training:
             workload.encoded, row_length=config.train.row_length, rows=config.train.rows)
         optimizer = step.make_optimizer(
             config.optimizer, 1 + config.benchmark.repeats * config.benchmark.steps)
-        state = step.init_state(workload.params, optimizer, config.seed, workload.mesh)
+        state = step.init_state(workload.params, optimizer, config.seed, workload.mesh,
+                                teacher=workload.loss.has_teacher)
         self.parameters = parameter_count(workload.params)
         self._spread = Spread(workload.mesh)
         self._step = self._spread.compile(
@@ -324,8 +325,9 @@ class _BestOf:
         responses = tuple(_random_ids(rng, settings.response, vocabulary)
                           for _ in range(settings.responses))
         count, decoder = settings.responses, workload.network.decoder
-        self._together = Encoded('all', 'all', prompt, responses, np.zeros((count, count)))
-        self._alone = [Encoded(f'{k}', f'{k}', prompt, (response,), np.zeros((1, 1)))
+        unrated = np.full((count, 1), np.nan)
+        self._together = Encoded('all', 'all', prompt, responses, np.zeros((count, count)), unrated)
+        self._alone = [Encoded(f'{k}', f'{k}', prompt, (response,), np.zeros((1, 1)), unrated[:1])
                        for k, response in enumerate(responses)]
         self._flops_ratio = (costs.useful_flops(decoder, self._alone, training=False)
                              / costs.useful_flops(decoder, [self._together], training=False))

@@ -15,7 +15,17 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from qrm import analysis, demo, diagnostics, divergences, figures, resampling, workdir, worlds
+from qrm import (
+    analysis,
+    demo,
+    diagnostics,
+    divergences,
+    figures,
+    heads,
+    resampling,
+    workdir,
+    worlds,
+)
 from qrm import config as config_lib
 from qrm.comparisons import DataError
 from qrm.data import workloads_of
@@ -56,6 +66,14 @@ def _divergence(name: str) -> Callable[[Predictions], diagnostics.Statistic]:
     return lambda p: lambda weights: function(*p.rewards, weights, p.groups)
 
 
+def _means(p: Predictions) -> np.ndarray:
+    return p.means.astype(np.float64)
+
+
+def _stds(p: Predictions) -> np.ndarray:
+    return p.stds.astype(np.float64)
+
+
 def _lowest(p: Predictions) -> np.ndarray:
     return np.sort(p.quantiles, axis=1)[:, 0].astype(np.float64)
 
@@ -68,17 +86,14 @@ COLUMNS = {
         *diagnostics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
     **{name: Column(f'KL, {e.label}', True, _divergence(name))
        for name, e in divergences.ESTIMATORS.items() if e.is_kl},
-    'reward_std': Column('std of rewards', False, lambda p: diagnostics.deviation(
-        p.means.astype(np.float64))),
-    'spread': Column('spread', False, lambda p: diagnostics.mean(p.stds.astype(np.float64))),
-    'spread_variation': Column('variation of the spread', False, lambda p: diagnostics.variation(
-        p.stds.astype(np.float64))),
-    'outer_rank': Column('rank correlation of the lowest quantile with the reward', False,
-                         lambda p: diagnostics.rank_correlation(
-                             _lowest(p), p.means.astype(np.float64))),
-    'unexplained': Column('share of the spread that is not a function of the reward', False,
-                          lambda p: diagnostics.unexplained_share(
-                              p.stds.astype(np.float64), p.means.astype(np.float64))),
+    'reward_std': Column('std of rewards', False, lambda p: diagnostics.deviation(_means(p))),
+    'spread': Column('spread', False, lambda p: diagnostics.mean(_stds(p))),
+    'spread_variation': Column('variation of the spread', False,
+                               lambda p: diagnostics.variation(_stds(p))),
+    'outer_rank': Column('rank(lowest quantile, reward)', False,
+                         lambda p: diagnostics.rank_correlation(_lowest(p), _means(p))),
+    'unexplained': Column('share of the spread beyond the reward', False,
+                          lambda p: diagnostics.unexplained_share(_stds(p), _means(p))),
 }
 
 
@@ -149,16 +164,20 @@ def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
     if known and (unknown := [w for w in settings.workloads if w not in known]):
         raise DataError(f'config.compare.workloads: {unknown} not in {config.data.path}, expected '
                         f'some of {known}')
+    if unknown := set(settings.models) - set(settings.sections):
+        raise config_lib.ConfigError(f'config.compare.models: {sorted(unknown)}, expected some of '
+                                     f'{tuple(settings.sections)}')
     if settings.reference not in settings.models:
         raise config_lib.ConfigError(f'config.compare.reference={settings.reference!r}, expected '
                                      f'one of {tuple(settings.models)}')
     result = {}
     for workload in settings.workloads:
-        for model, sections in settings.models.items():
+        for model in settings.models:
+            sections = settings.sections[model]
             if other := set(sections) - {'head', 'loss'}:
                 raise config_lib.ConfigError(
-                    f'config.compare.models.{model}: sets {sorted(other)}, expected only head and '
-                    'loss, so that models differ in nothing else')
+                    f'config.compare.sections.{model}: sets {sorted(other)}, expected only head '
+                    'and loss, so that models differ in nothing else')
             for seed in settings.seeds:
                 member = copy.deepcopy(config)
                 with member.unlocked():
@@ -324,14 +343,17 @@ def _against_truth(config: Any, runs: Runs) -> list[dict[str, Any]]:
                                                                 first.comparisons)
     truths = [truth_of[str(first.comparison_ids[c])][k]
               for c, k in zip(first.comparisons, place, strict=True)]
-    truth = demo.Population(truths)
+    truth, items = demo.population(truths), np.arange(len(truths))
     models = dict.fromkeys(model for model, _ in runs)
-    rows = []
+    n, rows = config.head.num_quantiles, []
     for model in models:
-        matches = [worlds.match(truth, p.quantiles, p.taus)
+        # All quantiles of a single number are that number.
+        matches = [worlds.match(truth, items, np.broadcast_to(p.quantiles, (len(items), n)),
+                                heads.taus(n))
                    for (name, _), p in runs.items() if name == model]
         rows.append({'model': model} | {
-            key: [float(getattr(m, key)) for m in matches] for key in _TRUTH})
+            key: [None if np.isnan(x) else float(x) for x in (getattr(m, key) for m in matches)]
+            for key in _TRUTH})
     return rows
 
 
@@ -371,13 +393,14 @@ def _column_lines(rows: list[dict[str, Any]], labels: Mapping[str, str], names: 
 
 
 def _truth_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+
+    def cell(values: list[float | None]) -> str:
+        if None in values:
+            return '-'
+        return f'{np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]'
+
     lines = [['model', *_TRUTH.values()]]
-    for row in rows:
-        cells = [np.array(row[key]) for key in _TRUTH]
-        lines.append([row['model'], *(
-            '-' if np.isnan(c).any() else f'{c.mean():.3f} [{c.min():.3f}, {c.max():.3f}]'
-            for c in cells)])
-    return lines
+    return lines + [[row['model'], *(cell(row[key]) for key in _TRUTH)] for row in rows]
 
 
 def _mechanism_lines(rows: list[dict[str, Any]],

@@ -164,8 +164,8 @@ def parse_row(
         fields.fail('responses' if 'responses' in row else 'response',
                     'chat messages after a text prompt, expected both to be of a kind')
     annotator = fields.get('annotator', (str, int), 'text or an integer')
-    if isinstance(annotator, str):
-        fields.text('annotator')
+    if isinstance(annotator, str) and not fields.text('annotator', blank=True).strip():
+        fields.fail('annotator', 'blank text, expected a name')
     preference = fields.number('preference', low=0.0, high=1.0)
     if preference is not None and len(responses) != 2:
         fields.fail('preference', f'a soft label for {len(responses)} responses, expected 2')

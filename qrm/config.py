@@ -98,6 +98,8 @@ def check(config: Any) -> None:
     for key, choices in _CHOICES.items():
         if (value := _get(config, key)) not in choices:
             problems.append(f'config.{key}={value!r}, expected one of {choices}')
+    if bool(config.evaluation.candidates) != bool(config.evaluation.references):
+        problems.append('config.evaluation: candidates and references, expected both or neither')
     for section, build in (('head', _check_head), ('model.sizes', decoder_config)):
         try:
             build(config)

@@ -82,14 +82,10 @@ class RewardDistribution:
 
     def cdf(self, x: np.ndarray | float) -> np.ndarray:
         """P(reward <= x), elementwise; the shape of `x`."""
-        z = (np.asarray(x, float)[..., None] - np.asarray(self.means)) / self.sigma
-        return ndtr(z) @ np.asarray(self.weights)
+        return _mixture_cdf(np.asarray(x, float), self.weights, np.array(self.means), self.sigma)
 
     def quantile(self, taus: np.ndarray | Sequence[float] | float) -> np.ndarray:
         """The rewards x with cdf(x) = tau, by bisection.
-
-        The quantile of a mixture lies between the smallest and the largest of the quantiles of
-        its components, which gives the bracket.
 
         Args:
           taus: probabilities strictly between 0 and 1, any shape.
@@ -103,13 +99,7 @@ class RewardDistribution:
         taus = np.asarray(taus, float)
         if not np.all((taus > 0) & (taus < 1)):
             raise ValueError(f'quantile levels must be strictly between 0 and 1, got {taus}')
-        low = min(self.means) + self.sigma * ndtri(taus)
-        high = max(self.means) + self.sigma * ndtri(taus)
-        for _ in range(_BISECTIONS):
-            middle = 0.5 * (low + high)
-            below = self.cdf(middle) < taus
-            low, high = np.where(below, middle, low), np.where(below, high, middle)
-        return 0.5 * (low + high)
+        return _mixture_quantile(taus, self.weights, np.array(self.means), self.sigma)
 
     def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> np.ndarray:
         """Rewards of independently drawn annotators, of shape `size`."""
@@ -155,6 +145,35 @@ class Demo(NamedTuple):
 
     comparisons: list[Comparison]
     truths: list[tuple[RewardDistribution, RewardDistribution]]
+
+
+class Population(NamedTuple):
+    """Rewards of one workload as a world whose items are their places, see `worlds.match`.
+
+    Attributes:
+      weights: [T] shares of the annotator types.
+      means: [m, T].
+      sigma: standard deviation within a type.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    sigma: float
+
+    def quantile(self, items: np.ndarray, taus: np.ndarray) -> np.ndarray:
+        """The rewards with cdf = taus: [...], [N] -> [..., N]."""
+        means = self.means[items][..., None, :]
+        return _mixture_quantile(np.asarray(taus, float), self.weights, means, self.sigma)
+
+    def cdf(self, items: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        """Share of annotators who give at most `reward`: [...], [..., N] -> [..., N]."""
+        return _mixture_cdf(reward, self.weights, self.means[items][..., None, :], self.sigma)
+
+
+def population(truths: Sequence[RewardDistribution]) -> Population:
+    """The population of m distributions of one workload, which share weights and sigma."""
+    return Population(np.array(truths[0].weights), np.array([t.means for t in truths]),
+                      truths[0].sigma)
 
 
 class Bayes(NamedTuple):
@@ -551,6 +570,28 @@ def bayes(demo: Demo, annotators: str = 'independent') -> Bayes:
         expected_accuracy=float(np.mean(np.maximum(p, q))),
         expected_nll=float(np.mean(entr(p) + entr(q))),
     )
+
+
+def _mixture_cdf(x: np.ndarray, weights: Sequence[float], means: np.ndarray,
+                 sigma: float) -> np.ndarray:
+    """P(reward <= x) [...] of Gaussian mixtures with means [..., T]."""
+    return ndtr((x[..., None] - means) / sigma) @ np.asarray(weights)
+
+
+def _mixture_quantile(taus: np.ndarray, weights: Sequence[float], means: np.ndarray,
+                      sigma: float) -> np.ndarray:
+    """The x with cdf(x) = tau, by bisection.
+
+    The quantile of a mixture lies between the smallest and the largest of the quantiles of its
+    components, which gives the bracket.
+    """
+    low = means.min(axis=-1) + sigma * ndtri(taus)
+    high = means.max(axis=-1) + sigma * ndtri(taus)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        below = _mixture_cdf(middle, weights, means, sigma) < taus
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return 0.5 * (low + high)
 
 
 def _check_name(what: str, name: str, known: Sequence[str]) -> None:

@@ -11,8 +11,8 @@ data do not define raises `Undefined`; in the result it is null, beside the reas
 "Spread" is the standard deviation of the predicted distribution of a response, "reward" its mean,
 "margin" the reward of the preferred response less that of the other. Quantiles are sorted before
 use, which never takes them farther from the true ones (Chernozhukov, Fernandez-Val & Galichon 2010,
-Quantile and probability curves without crossing, proposition 4); only the crossing rate is of the
-quantiles as predicted.
+Quantile and probability curves without crossing); only the crossing rate is of the quantiles as
+predicted.
 """
 
 import re
@@ -174,14 +174,13 @@ def variation(values: np.ndarray) -> Statistic:
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> Statistic:
     """Spearman's rank correlation of [m] and [m]; equal values share their middle rank."""
     places = [np.unique(values, return_inverse=True)[1] for values in (a, b)]
-    constant = is_constant(a) or is_constant(b)
 
     def statistic(weights: np.ndarray | None) -> float:
         share = _share(weights, len(a))
+        if is_constant(a[share > 0.0]) or is_constant(b[share > 0.0]):
+            raise Undefined('one of the two is constant')
         x, y = (_middle_ranks(place, share) for place in places)
         (x_mean, x_std), (y_mean, y_std) = _moments(x, share), _moments(y, share)
-        if constant or x_std == 0.0 or y_std == 0.0:
-            raise Undefined('one of the two is constant')
         return float(share @ ((x - x_mean) * (y - y_mean)) / (x_std * y_std))
 
     return statistic
@@ -202,13 +201,12 @@ def unexplained_share(spread: np.ndarray, rewards: np.ndarray) -> Statistic:
     knots = np.unique(np.quantile(rewards, np.linspace(0.0, 1.0, _KNOTS)))
     # A hat function for each knot: 1 there, 0 at the others, linear between.
     basis = np.stack([np.interp(rewards, knots, hat) for hat in np.eye(len(knots))], axis=1)
-    constant = is_constant(spread)
 
     def statistic(weights: np.ndarray | None) -> float:
         share = _share(weights, len(spread))
-        center, deviation = _moments(spread, share)
-        if constant or deviation == 0.0:
+        if is_constant(spread[share > 0.0]):
             raise Undefined('the spread is constant')
+        center, deviation = _moments(spread, share)
         weighted = share[:, None] * basis
         coefficients = np.linalg.lstsq(weighted.T @ basis, weighted.T @ (spread - center))[0]
         residual = spread - center - basis @ coefficients
@@ -489,10 +487,9 @@ def _spread(data: _Data) -> dict[str, Any]:
 
     def over_reward_sd(weights: np.ndarray | None) -> float:
         share = _share(weights, len(rewards))
-        deviation = _moments(rewards, share)[1]
-        if is_constant(rewards) or deviation == 0.0:
+        if is_constant(rewards[share > 0.0]):
             raise Undefined('all rewards are equal')
-        return float(share @ spread / deviation)
+        return float(share @ spread / _moments(rewards, share)[1])
 
     statistics = {
         'mean': mean(spread),
@@ -604,8 +601,9 @@ def _label_noise(data: _Data, seed: int) -> dict[str, Any]:
     'margin' scores by minus the margin of the side labelled as preferred. 'discounted_margin'
     divides it by sqrt(1 + pi v / 8), v the variance of the difference of the sides: the log odds
     under independent Gaussian rewards (Bishop 2006, Pattern Recognition and Machine Learning, eq.
-    4.153), so that a true spread tells which margins to trust. 'gain' is what that adds. 'spread'
-    alone is a control: labels made wrong at random know nothing of it, and its AUROC is 1/2.
+    4.153), so that a true spread tells which margins to trust. 'gain' is what that adds; a spread
+    that knows nothing adds nothing or takes a little away. 'spread' alone is a control: labels
+    made wrong at random know nothing of it, and its AUROC is 1/2.
     """
     n = len(data.pairs)
     wrong = np.zeros(n, bool)
@@ -718,17 +716,30 @@ def verdict(diagnosis: Mapping[str, Any]) -> str:
     return '\n\n'.join(map(_wrap, paragraphs)) + '\n'
 
 
-def _evidence(diagnosis: Mapping[str, Any]) -> tuple[str, dict[str, Any], float] | None:
-    """The most direct evidence there is on the spread: (what, number, value if uninformed)."""
+class _Evidence(NamedTuple):
+    """A number that tells whether the spread knows anything; above `uninformed` it does."""
+
+    what: str
+    number: dict[str, Any]
+    uninformed: float
+    expected: str
+    if_below: str
+
+
+def _evidence(diagnosis: Mapping[str, Any]) -> _Evidence | None:
+    """The most direct evidence there is."""
+    ratings, disagreement, label_noise = (
+        diagnosis[key] for key in ('ratings', 'disagreement', 'label_noise'))
     candidates = (
-        ('its rank correlation with the error against ratings',
-         diagnosis['ratings']['rank_correlation_with_error'], 0.0),
-        ('its AUROC for disagreement at equal margin',
-         diagnosis['disagreement']['spread_at_equal_margin'], 0.5),
-        ('what it adds to the margin\'s AUROC for wrong labels',
-         diagnosis['label_noise']['gain'], 0.0),
+        _Evidence('its rank correlation with the error against ratings',
+                  ratings['rank_correlation_with_error'], 0.0, '0', 'Misleading'),
+        _Evidence('its AUROC for disagreement at equal margin',
+                  disagreement['spread_at_equal_margin'], 0.5, '0.5', 'Misleading'),
+        # A discount at random is a loss, so that one shows nothing.
+        _Evidence("what it adds to the margin's AUROC for wrong labels",
+                  label_noise['gain'], 0.0, '0 or a little less', 'Not shown'),
     )
-    return next((c for c in candidates if c[1]['low'] is not None), None)
+    return next((e for e in candidates if e.number['low'] is not None), None)
 
 
 def conclusion(diagnosis: Mapping[str, Any]) -> str:
@@ -743,10 +754,10 @@ def conclusion(diagnosis: Mapping[str, Any]) -> str:
     evidence = _evidence(diagnosis)
     if evidence is None:
         return 'Not known: there is too little data for an interval of anything that would show it.'
-    what, number, uninformed = evidence
-    word = {'Yes': 'Information', 'No': 'Misleading'}.get(_answer(number, uninformed), 'Not shown')
-    text = (f'{word}: {what} is {_format(number)}, where a spread that knows nothing has '
-            f'{uninformed:g}.')
+    word = {'Yes': 'Information', 'No': evidence.if_below}.get(
+        _answer(evidence.number, evidence.uninformed), 'Not shown')
+    text = (f'{word}: {evidence.what} is {_format(evidence.number)}, where a spread that knows '
+            f'nothing has {evidence.expected}.')
     if not diagnosis['settings']['fits_ratings']:
         text += (' The model saw no ratings, and preferences identify win probabilities only: the '
                  'size of the spread is an assumption of the model.')

@@ -5,9 +5,20 @@ import os
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from qrm import config as config_lib
-from qrm import diagnostics, figures, metrics, model, tokens, winrate, workdir
+from qrm import (
+    diagnostics,
+    figures,
+    metrics,
+    model,
+    resampling,
+    selection,
+    tokens,
+    winrate,
+    workdir,
+)
 from qrm.comparisons import Comparison, DataError, DataReport
 from qrm.data import Split, is_jsonl, load_splits
 from qrm.metrics import Predictions
@@ -47,7 +58,8 @@ def evaluate(config: Any, folder: str) -> Evaluation:
 def diagnose(config: Any, folder: str) -> str:
     """`evaluate`, with everything that says what the spread of the rewards is worth.
 
-    Also writes `diagnostics.json`, `verdict.txt` and `figures/diagnostics.png`, and with
+    Also writes `diagnostics.json`, `verdict.txt` and `figures/diagnostics.png`; where responses to
+    one prompt are rated `choices.json`, what `config.evaluation.rules` choose among them; and with
     `config.evaluation.candidates` `win_rates.json`. The temperature is fitted on the validation
     split, which data other than those trained on do not have.
 
@@ -60,6 +72,7 @@ def diagnose(config: Any, folder: str) -> str:
     Raises:
       ConfigError, DataError, WorkdirError: as `evaluate` and `winrate.win_rates`.
     """
+    rules = _rules(config)
     loaded = _load(config, folder)
     evaluation = _evaluate(config, folder, loaded)
     settings = config.analysis
@@ -72,6 +85,9 @@ def diagnose(config: Any, folder: str) -> str:
         fits_ratings=loaded.model.loss.reads != 'preferences')
     parts = [evaluation.report.format(), json.dumps(evaluation.metrics, indent=2)]
     workdir.write_json(os.path.join(folder, 'diagnostics.json'), diagnosis)
+    if (found := _choices(evaluation.predictions, rules, resampled)) is not None:
+        workdir.write_json(os.path.join(folder, 'choices.json'), found)
+        parts.append(selection.describe(found))
     if config.evaluation.candidates:
         found = winrate.win_rates(
             loaded.model, config.evaluation.candidates, config.evaluation.references,
@@ -84,6 +100,23 @@ def diagnose(config: Any, folder: str) -> str:
         figures.save(folder, {
             'diagnostics': figures.draw_diagnostics(diagnosis, evaluation.predictions)})
     return '\n\n'.join([*parts, text])
+
+
+def _rules(config: Any) -> list[selection.Rule]:
+    try:
+        return [selection.parse_rule(text) for text in config.evaluation.rules]
+    except ValueError as error:
+        raise config_lib.ConfigError(f'config.evaluation.rules: {error}') from error
+
+
+def _choices(predictions: Predictions, rules: list[selection.Rule],
+             resampled: dict[str, Any]) -> dict[str, Any] | None:
+    """What the rules choose; None if too few comparisons have two rated responses."""
+    p = predictions
+    rated = np.bincount(p.comparisons[np.isfinite(p.ratings)], minlength=len(p.comparison_ids))
+    if len(np.unique(p.comparison_groups[rated > 1])) < resampling.MIN_GROUPS:
+        return None
+    return selection.as_dict(selection.chosen_ratings(p, rules, **resampled))
 
 
 class _Loaded(NamedTuple):
@@ -120,14 +153,14 @@ def _predict(config: Any, loaded: _Loaded, comparisons: list[Comparison],
              report: DataReport) -> Predictions:
     data, reward_model = config.data, loaded.model
     head, loss = reward_model.network.head, reward_model.loss
+    rated = loss.reads != 'preferences'
     encoded = tokens.encode(comparisons, reward_model.tokenizer, report,
                             append_eos=data.append_eos,
                             max_length=data.max_length or reward_model.max_length,
-                            overlong=data.overlong, ratings=loss.reads != 'preferences',
-                            attributes=head.attributes)
-    if not (tokens.has_preferred(encoded) or tokens.has_rating(encoded)):
-        raise DataError('no comparison with a preferred response to evaluate on\n'
-                        + report.format())
+                            overlong=data.overlong, ratings=rated, attributes=head.attributes)
+    if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):
+        raise DataError(f'no comparison with a preferred {"or rated " * rated}response to evaluate '
+                        'on\n' + report.format())
     return metrics.predictions_of(encoded, reward_model.predict(encoded), head, loss)
 
 

@@ -1,4 +1,4 @@
-"""Figures: of a reproduction, of the diagnostics of a run, of a benchmark, and of best of n.
+"""Figures: of reproductions, diagnostics, comparisons, benchmarks, and worlds with a known truth.
 
 Functions that take `axes` draw one panel and can be reused elsewhere; the `draw_*` functions
 arrange panels. Axes of arrays: n ordered pairs, N quantiles.
@@ -232,8 +232,118 @@ def draw_mechanism(rows: Sequence[Mapping[str, Any]], estimators: Mapping[str, A
         axes.set_xlabel('lambda, weight of the quantile Huber term')
         axes.set_ylabel('relative to the first')
         axes.set_ylim(bottom=0.0)
-        axes.legend(frameon=False, fontsize='small', loc='upper left')
+        # Estimates stay where they are, the formulas rise.
+        axes.legend(frameon=False, fontsize='small',
+                    loc='lower left' if is_kl else 'upper left')
     return figure
+
+
+def draw_identifiability(folder: str, result: Mapping[str, Any]) -> None:
+    """Draws spreads, coverage, growth and equal win probabilities as PNGs in `<folder>/figures/`.
+
+    Args:
+      folder: of the experiment.
+      result: of `identifiability.summarise`.
+    """
+    save(folder, {'spread': draw_spreads(result), 'coverage': draw_coverage(result),
+                  'growth': draw_growth(result), 'equal_win_probabilities': draw_equal(result)})
+
+
+def draw_spreads(result: Mapping[str, Any]) -> Figure:
+    """True against predicted spread of some items, one panel for each model (first seed).
+
+    Models without a spread, point masses, are left out.
+    """
+    rows = [row for row in _main_rows(result)
+            if row['metrics']['spread_correlation']['mean'] is not None]
+    columns = 4
+    figure, panels = _grid(-(-len(rows) // columns), columns, height=2.6, sharex=True)
+    for axes, row in zip(panels.flat, rows, strict=False):
+        axes.plot(row['true_spread'], row['spread'], '.', color=CHOSEN, markersize=3)
+        axes.axline((0.0, 0.0), slope=1.0, color=_FAINT, linewidth=0.8, linestyle=':')
+        axes.set_ylim(0.0, 1.05 * max(row['true_spread'] + row['spread']))
+        axes.set_title(f'{row["table"]}\n{row["label"]}', fontsize='small')
+    for axes in panels[-1]:
+        axes.set_xlabel('true spread')
+    for axes in panels[:, 0]:
+        axes.set_ylabel('predicted spread')
+    _hide_empty(panels)
+    return figure
+
+
+def draw_coverage(result: Mapping[str, Any]) -> Figure:
+    """True mass below every predicted quantile, one panel for each kind of annotation."""
+    rows, levels = _main_rows(result), result['levels']
+    tables = list(dict.fromkeys(row['table'] for row in rows))
+    figure, panels = _grid(1, len(tables), height=5.4, sharey=True)
+    for axes, table in zip(panels.flat, tables, strict=True):
+        axes.plot([0, 1], [0, 1], color=_FAINT, linewidth=0.8, linestyle=':')
+        members = [row for row in rows if row['table'] == table]
+        for number, row in enumerate(members):
+            axes.plot(levels, row['coverage'], color=_COLORS[number % len(_COLORS)],
+                      marker='os^'[number // len(_COLORS)], markersize=3, label=row['label'])
+        axes.set_title(table, fontsize='medium')
+        axes.set_xlabel('level τ')
+        _legend_below(axes)
+    panels[0, 0].set_ylabel('share of true rewards below')
+    return figure
+
+
+def draw_growth(result: Mapping[str, Any]) -> Figure:
+    """Spread correlation and W1 against the number of pairs, with intervals."""
+    groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in result['rows']:
+        groups.setdefault((row['table'], row['label']), []).append(row)
+    lines = [name for name, rows in groups.items() if len(rows) > 1]
+    figure, panels = _grid(1, 2, height=3.8)
+    for axes, (key, title) in zip(panels[0], (
+            ('spread_correlation', 'spread correlation'), ('w1_affine', 'W1, affine')),
+            strict=True):
+        for number, name in enumerate(lines):
+            points = sorted(
+                (row['pairs'], *(row['metrics'][key][part] for part in ('mean', 'low', 'high')))
+                for row in groups[name] if row['metrics'][key]['mean'] is not None)
+            if points:
+                pairs, mean, low, high = np.array(points).T
+                axes.errorbar(pairs, mean, [mean - low, high - mean], capsize=3, marker='o',
+                              markersize=4, color=_COLORS[number % len(_COLORS)],
+                              label=': '.join(name))
+        sizes = sorted({row['pairs'] for name in lines for row in groups[name]})
+        axes.set_xscale('log')
+        axes.set_xticks(sizes, [f'{size:,}' for size in sizes])
+        axes.minorticks_off()
+        axes.set_xlabel('pairs')
+        axes.set_title(title, fontsize='medium')
+        _legend_below(axes)
+    return figure
+
+
+def draw_equal(result: Mapping[str, Any]) -> Figure:
+    """Two sets of quantiles with the same win probabilities, item by item."""
+    equal = result['equal_win_probabilities']
+    figure, panels = _grid(1, 1)
+    axes = panels[0, 0]
+    for offset, color, label, key in ((0.12, CHOSEN, 'true', 'quantiles'),
+                                      (-0.12, REJECTED, 'other', 'other')):
+        for item, quantiles in enumerate(equal[key]):
+            axes.plot(quantiles, np.full(len(quantiles), item + offset), '|-', color=color,
+                      label=label if item == 0 else None)
+    axes.set_xlabel('reward')
+    axes.set_ylabel('item')
+    axes.set_title(f'spreads x {equal["spread_ratio"]:.2f}, win probabilities equal to '
+                   f'{equal["largest_difference"]:.0e} nats', fontsize='medium')
+    axes.legend(frameon=False, fontsize='small', loc='upper right')
+    return figure
+
+
+def _legend_below(axes: Axes) -> None:
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False, fontsize='x-small', loc='upper center',
+                    bbox_to_anchor=(0.5, -0.16))
+
+
+def _main_rows(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return [row for row in result['rows'] if row['pairs'] == result['settings']['pairs']]
 
 
 def useful_rates(axes: Axes, rates: Mapping[str, Mapping[str, float]]) -> None:

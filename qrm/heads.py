@@ -113,6 +113,8 @@ class HeadConfig:
             raise ValueError(f'atom_range={self.atom_range}, expected a finite positive number')
         # Saved configs come back with lists.
         object.__setattr__(self, 'attributes', tuple(self.attributes))
+        if len(set(self.attributes)) < len(self.attributes):
+            raise ValueError(f'attributes {self.attributes}, expected different names')
         if self.gated and self.name in ('categorical', 'annotator'):
             raise ValueError(f'{len(self.attributes)} attributes with the {self.name} head, '
                              'expected a scalar, gaussian or quantile head')
@@ -149,7 +151,9 @@ class HeadConfig:
         raw = raw.reshape(*raw.shape[:-1], self._parts, self._numbers)
         gates = jax.nn.softmax(gates) if self.gated else jnp.ones(raw.shape[:-1], raw.dtype)
         if levels is None:
-            levels = jnp.asarray(self.taus, raw.dtype)
+            # Not `taus`: several scalars are reported as quantiles, but each has one atom.
+            number = 1 if self.name == 'scalar' else self.num_quantiles
+            levels = jnp.asarray(taus(number), raw.dtype)
         levels = jnp.broadcast_to(levels, (*outputs.shape[:-1], levels.shape[-1]))
         return Reward(self._distribution(raw), gates, levels)
 

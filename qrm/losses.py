@@ -125,6 +125,9 @@ def check_head(loss: LossConfig, head: HeadConfig) -> None:
     if loss.entropy_weight and head.name != 'categorical':
         raise ValueError(f'entropy_weight={loss.entropy_weight} with the {head.name} head, '
                          'expected 0: only categorical weights have an entropy')
+    if loss.centre_weight and loss.reads != 'preferences':
+        raise ValueError(f'centre_weight={loss.centre_weight} with the objective '
+                         f'{loss.objective!r}, expected 0: ratings say where rewards are')
     if head.gated and loss.reads != 'ratings':
         raise ValueError(f'objective {loss.objective!r} with {len(head.attributes)} attributes, '
                          'expected one that reads ratings')
@@ -299,15 +302,17 @@ def posterior_quantile_regression(chosen: Side, rejected: Side):
     Returns:
       [] units of reward; its value means nothing, as the targets move with the network.
     """
-    table = jax.nn.sigmoid(chosen.reward.values[:, None] - rejected.reward.values[None, :])
+    # In logarithms: all wins of a side that is far behind would be 0 in float32.
+    log_wins = jax.nn.log_sigmoid(
+        chosen.reward.values[:, None] - rejected.reward.values[None, :])
 
-    def one(side: Side, wins: jax.Array) -> jax.Array:
+    def one(side: Side, axis: int) -> jax.Array:
         values = side.reward.values
-        weights = jax.lax.stop_gradient(wins / jnp.sum(wins))
+        weights = jax.nn.softmax(jax.nn.logsumexp(jax.lax.stop_gradient(log_wins), axis=axis))
         to_each = jax.vmap(pinball, in_axes=(None, None, 0))(values, side.taus, values)
         return jnp.sum(weights * to_each)
 
-    return one(chosen, jnp.sum(table, axis=1)) + one(rejected, jnp.sum(table, axis=0))
+    return one(chosen, 1) + one(rejected, 0)
 
 
 def plackett_luce(rewards: jax.Array, preference: jax.Array):
@@ -316,7 +321,8 @@ def plackett_luce(rewards: jax.Array, preference: jax.Array):
     sum_i [log sum_{j in S_i} exp(r_j) - r_i] over the responses i that beat any other, S_i being i
     and all it beats: the choices from the top of a ranking down. Of K = 2 it is Bradley-Terry;
     where only the best response is known it is one choice among K. A soft label weighs both
-    orders; tied responses do not compete.
+    orders, and a tie of two is one of 1/2; responses that tie above others are each chosen from
+    among themselves and all that they beat (Breslow 1974).
 
     Identifies the rewards up to a constant, from fewer comparisons than pairs taken one by one,
     if choices are made independently with Gumbel noise.
@@ -366,6 +372,7 @@ def pinball(quantiles: jax.Array, taus: jax.Array, target: jax.Array):
       [] units of reward.
     """
     chex.assert_rank([quantiles, taus, target], [1, 1, 0])
+    chex.assert_equal_shape([quantiles, taus])
     error = jax.lax.stop_gradient(target) - quantiles
     below = jax.lax.stop_gradient(jnp.heaviside(-error, 0.5))
     return jnp.sum(error * (taus - below))
@@ -390,6 +397,7 @@ def quantile_huber(quantiles: jax.Array, taus: jax.Array, target: jax.Array, *, 
       [] the loss.
     """
     chex.assert_rank([quantiles, taus, target], [1, 1, 0])
+    chex.assert_equal_shape([quantiles, taus])
     error = jax.lax.stop_gradient(target) - quantiles
     magnitude = jnp.abs(error)
     # Clipping first keeps both branches and their gradients finite and equal at kappa.
@@ -455,11 +463,12 @@ def comparison_loss(
     judged |= jnp.any(jnp.isfinite(ratings), axis=1)
     reward = _without(reward, ~judged)
     if teacher is None:
+        chex.assert_equal(config.has_teacher, False)
         teacher = jnp.zeros(reward.gates.shape[:2])
 
     def of_member(parts: Distribution, gates: jax.Array, own_teacher: jax.Array) -> jax.Array:
         one = Reward(*jax.tree.map(lambda x: x[:, None], (parts, gates)), reward.taus)
-        return _member_loss(config, one, judgement, own_teacher)
+        return _member_loss(config, one, judgement, own_teacher, judged)
 
     return jnp.mean(jax.vmap(of_member, in_axes=1)(reward.parts, reward.gates, teacher))
 
@@ -486,8 +495,8 @@ def log_win_probability(config: LossConfig, chosen: Distribution, rejected: Dist
 
 
 def _member_loss(config: LossConfig, reward: Reward, judgement: Judgement,
-                 teacher: jax.Array) -> jax.Array:
-    """Loss of one member: reward with axes [K, E = 1, A], teacher [K]."""
+                 teacher: jax.Array, judged: jax.Array) -> jax.Array:
+    """Loss of one member: reward with axes [K, E = 1, A], teacher [K], judged [K] bool."""
     total = reward.distribution
     smoothing = config.label_smoothing
     preference = judgement.preference
@@ -500,7 +509,9 @@ def _member_loss(config: LossConfig, reward: Reward, judgement: Judgement,
     elif config.reads == 'annotators':
         loss = _annotator_loss(config, total.values, judgement, preference)
     elif config.objective == 'plackett_luce':
-        loss = plackett_luce(total.mean, preference)
+        # A smoothed preference ranks nothing: the order itself is taken to be the wrong way round.
+        loss = ((1.0 - smoothing) * plackett_luce(total.mean, judgement.preference)
+                + smoothing * plackett_luce(total.mean, judgement.preference.T))
     else:
         pair = _pair_loss(config)
         sides = Side(total, reward.taus, teacher)
@@ -508,9 +519,17 @@ def _member_loss(config: LossConfig, reward: Reward, judgement: Judgement,
     if config.centre_weight:
         loss += config.centre_weight * _expected(centring, total.mean, preference)
     if config.entropy_weight:
-        entropy = -jnp.sum(jax.scipy.special.xlogy(total.weights, total.weights), axis=-1)
-        loss -= config.entropy_weight * jnp.mean(entropy)
+        # Of the responses there are: a mean over slots would depend on how many are empty.
+        of_judged = jnp.sum(jnp.where(judged, _entropy(total.weights), 0.0))
+        loss -= config.entropy_weight * of_judged / jnp.maximum(jnp.sum(judged), 1)
     return loss
+
+
+def _entropy(weights: jax.Array) -> jax.Array:
+    """[..., N] probabilities -> [...] nats."""
+    # A weight may underflow to 0, where the logarithm has no finite slope.
+    positive = jnp.where(weights > 0.0, weights, 1.0)
+    return -jnp.sum(positive * jnp.log(positive), axis=-1)
 
 
 def _pair_loss(config: LossConfig) -> Callable[[Side, Side, jax.Array], jax.Array]:

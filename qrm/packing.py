@@ -377,4 +377,4 @@ def _best_response(item: Encoded) -> int | None:
     """The response preferred to all others it was compared with, if one stands out."""
     wins = item.preference.sum(axis=1) - item.preference.sum(axis=0)
     best = np.flatnonzero(wins == wins.max())
-    return int(best[0]) if len(best) == 1 else None
+    return int(best[0]) if len(best) == 1 and len(wins) > 1 else None

@@ -11,8 +11,8 @@ in float32; estimates are numpy in float64 on the host.
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -300,6 +300,35 @@ def chosen_ratings(predictions: Predictions, rules: Sequence[Rule], *, replicate
         differences={name: mean(v - values['mean']) for name, v in values.items()
                      if name != 'mean'},
     )
+
+
+def as_dict(found: ChosenRatings) -> dict[str, Any]:
+    """The result ready for JSON."""
+
+    def number(interval: Interval) -> dict[str, float]:
+        return {key: getattr(interval, key) for key in ('value', 'low', 'high')}
+
+    return {
+        'comparisons': found.comparisons, 'responses': found.responses,
+        'chance': number(found.chance), 'best': number(found.best),
+        'chosen': {name: number(cell) for name, cell in found.chosen.items()},
+        'differences': {name: number(cell) for name, cell in found.differences.items()},
+    }
+
+
+def describe(found: Mapping[str, Any]) -> str:
+    """The result of `as_dict` as lines for the terminal."""
+    lines = [f'Rating of the chosen response, {found["comparisons"]} comparisons of '
+             f'{found["responses"]:.1f} rated responses on average: chance '
+             f'{found["chance"]["value"]:.3f}, best possible {found["best"]["value"]:.3f}']
+    for name, cell in found['chosen'].items():
+        line = f'  {name:<14} {cell["value"]:.3f} [{cell["low"]:.3f}, {cell["high"]:.3f}]'
+        if name in found['differences']:
+            other = found['differences'][name]
+            line += (f'   against the mean {other["value"]:+.3f} '
+                     f'[{other["low"]:+.3f}, {other["high"]:+.3f}]')
+        lines.append(line)
+    return '\n'.join(lines)
 
 
 # --- best of n -----------------------------------------------------------------------------------

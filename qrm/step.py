@@ -168,7 +168,9 @@ def make_train_step(
         if sampled:
             levels = heads.random_levels(jax.random.fold_in(key, 1), batch.reads.shape,
                                          network.head.num_quantiles)
-        reward = network.head.read(network.outputs(params, read, levels), levels)
+        # What empty slots hold must not reach the gradient, not even as 0 * inf.
+        outputs = jnp.where(batch.present[..., None], network.outputs(params, read, levels), 0.0)
+        reward = network.head.read(outputs, levels)
         means = None
         if teacher is not None:
             means = network.head.read(network(teacher, batch)).members.mean

@@ -297,7 +297,7 @@ def fingerprint(encoded: Sequence[Encoded]) -> str:
         for array in (item.prompt, *item.responses, item.preference, item.ratings):
             digest.update(f'{array.shape}'.encode())
             digest.update(array.tobytes())
-        digest.update(f'{item.margin} {item.weight} {item.annotator}'.encode())
+        digest.update(f'{item.margin} {item.weight} {item.annotator} {item.prompt_ends}'.encode())
     return digest.hexdigest()
 
 

@@ -161,7 +161,8 @@ def train(config: Any, folder: str) -> float | None:
     """Trains the configured model in `folder`; goes on where an earlier run there stopped.
 
     A rerun ends bit for bit where an uninterrupted run ends, on the same devices; on others, or
-    with another `train.sharding`, it ends there but for rounding. With several devices the state
+    with another `train.sharding`, it ends there but for rounding, and for what each device draws:
+    dropout, and the levels of an implicit quantile head. With several devices the state
     is copied to each, under `pmap`, or split over them, see `sharding`. With several processes
     all of them call this with the same config and folder, and the first one writes.
 

@@ -84,7 +84,7 @@ def side(quantiles, teacher=0.0):
 def judgement(preference, margin=0.0, ratings=None, annotator=-1):
     """What is known of K responses, to be passed to a loss; by default no rating."""
     k = np.shape(preference)[-1]
-    ratings = np.full((k, 1), np.nan, np.float32) if ratings is None else np.asarray(ratings)
+    ratings = np.full((k, 1), np.nan, np.float32) if ratings is None else ratings
     return losses.Judgement(jnp.asarray(preference), jnp.asarray(margin), jnp.asarray(ratings),
                             jnp.asarray(annotator))
 

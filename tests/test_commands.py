@@ -106,10 +106,16 @@ def test_evaluate_on_other_data_takes_the_whole_file(results, tmp_path):
     out, _ = command('evaluate', f'--workdir={folder}/pairs-scalar',
                      f'--config.data.path={path}')
     assert json.JSONDecoder().raw_decode(out[out.index('{'):])[0]['n'] == 7
-    assert 'fewer than 30 opening questions' in ' '.join(out.split())
+    assert 'rate of 1.000 [no interval]' in ' '.join(out.split())  # too few to resample
     _, err = command('evaluate', f'--workdir={folder}/pairs-scalar', '--config.data.pth=x', code=2)
     assert '"path"' in err
-    command('evaluate', f'--workdir={folder}/pairs-scalar')
+    out, _ = command('evaluate', f'--workdir={folder}/pairs-scalar')
+    verdict = read(f'{folder}/pairs-scalar/verdict.txt')
+    assert verdict.strip() in out
+    assert 'There is none' in verdict  # a scalar has no spread
+    diagnosis = json.loads(read(f'{folder}/pairs-scalar/diagnostics.json'))
+    assert diagnosis['calibration']['temperature']['value'] > 0
+    assert os.path.exists(f'{folder}/pairs-scalar/figures/diagnostics.png')
     # Nothing may bring training rows into the test split, or seem to change the model.
     before = json.loads(read(f'{folder}/pairs-scalar/evaluation.json'))['metrics']
     relative = os.path.relpath(json.loads(read(f'{folder}/pairs-scalar/config.json'))
@@ -120,6 +126,20 @@ def test_evaluate_on_other_data_takes_the_whole_file(results, tmp_path):
         _, err = command('evaluate', f'--workdir={folder}/pairs-scalar', f'--config.{change}',
                          code=2)
         assert f'config.{change.split("=")[0]}: cannot be changed' in err
+
+
+def test_evaluate_compares_candidates_with_references(results, tmp_path):
+    folder, _ = results
+    for name, answer in (('candidates', ' a good answer'), ('references', ' no idea.')):
+        (tmp_path / f'{name}.jsonl').write_text(''.join(
+            json.dumps({'prompt': f'why {i}?', 'response': answer}) + '\n' for i in range(40)))
+    files = [f'--config.evaluation.{name}={tmp_path}/{name}.jsonl'
+             for name in ('candidates', 'references')]
+    out, _ = command('evaluate', f'--workdir={folder}/pairs-quantile', *files)
+    found = json.loads(read(f'{folder}/pairs-quantile/win_rates.json'))
+    assert f'win rate {found["win_rate"]["value"]:.3f}' in ' '.join(out.split())
+    _, err = command('evaluate', f'--workdir={folder}/pairs-quantile', files[0], code=2)
+    assert 'candidates and references, expected both or neither' in err
 
 
 def test_evaluate_counts_rows_that_it_leaves_out(results, tmp_path):

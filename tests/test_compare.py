@@ -20,8 +20,9 @@ def made(seed, *, shift=0.5, spread=1.0, n=300):
     chosen, rejected = (rng.normal(x, 1.0, (n, 1)) + rng.uniform(0.5, 1.5, (n, 1)) * offsets
                         for x in (shift, 0.0))
     ahead = (chosen - rejected).mean(axis=1)
-    return pair_predictions(chosen, rejected, log_win=-np.log1p(np.exp(-ahead)),
+    made = pair_predictions(chosen, rejected, log_win=-np.log1p(np.exp(-ahead)),
                             log_loss=-np.log1p(np.exp(ahead)))
+    return made if spread else made._replace(stds=np.zeros_like(made.stds))
 
 
 @pytest.fixture(scope='module')
@@ -48,8 +49,7 @@ def test_differences_are_paired(rows):
     # The same noise under both, so the difference of b and a is known better than either.
     zero = rows['a']['columns']['accuracy']['difference']
     assert (zero['value'], zero['low'], zero['high']) == (0.0, 0.0, 0.0)
-    cell = rows['b']['columns']['kl_gaussian' if 'kl_gaussian' in compare.COLUMNS else 'gaussian']
-    assert cell['difference']['low'] > 0.3
+    assert rows['b']['columns']['gaussian']['difference']['low'] > 0.3
     gap = rows['b']['columns']['accuracy']
     width = gap['difference']['high'] - gap['difference']['low']
     assert gap['difference']['low'] > 0.0
@@ -65,9 +65,10 @@ def test_intervals_cover_seeds_too():
 
 
 def test_what_is_not_defined_is_left_out(rows):
-    # A constant spread has no share that the reward leaves over; its variation is 0.
+    # A single number has a spread of 0, which varies relative to nothing.
     cell = rows['c']['columns']
-    assert cell['unexplained']['value'] is None
+    assert cell['unexplained']['value'] is cell['spread_variation']['value'] is None
+    assert cell['spread_variation']['difference']['value'] is None
     assert cell['spread']['value'] == pytest.approx(0.0, abs=1e-6)
 
 
@@ -79,7 +80,8 @@ def test_models_must_have_seen_the_same_comparisons():
 def test_members_differ_in_head_and_loss_only():
     config = load_config('compare')
     members = compare.member_configs(config)
-    models = tuple(config.compare.models)
+    models = config.compare.models
+    assert models[0] == 'scalar'
     assert list(members) == [('helpful', m, s) for m in models for s in (0, 1, 2)]
     plain = members['helpful', 'scalar', 0].to_dict()
     for (_, model, seed), member in members.items():
@@ -92,11 +94,13 @@ def test_members_differ_in_head_and_loss_only():
 def test_models_that_set_anything_else_are_refused():
     config = load_config('compare')
     with config.unlocked():
-        config.compare.models.scalar.train = {'epochs': 9.0}
-    with pytest.raises(ConfigError, match=r"models.scalar: sets \['train'\], expected only head"):
+        config.compare.sections.scalar.train = {'epochs': 9.0}
+    with pytest.raises(ConfigError, match=r"sections.scalar: sets \['train'\], expected only head"):
         compare.member_configs(config)
     with pytest.raises(ConfigError, match="reference='none', expected one of"):
         compare.member_configs(load_config('compare', **{'compare.reference': 'none'}))
+    with pytest.raises(ConfigError, match=r"models: \['none'\], expected some of"):
+        compare.member_configs(load_config('compare', **{'compare.models': ('scalar', 'none')}))
     with pytest.raises(DataError, match=r"\['useful'\] not in demo"):
         compare.member_configs(load_config('compare', **{'compare.workloads': ('useful',)}))
 
@@ -105,10 +109,8 @@ def test_models_that_set_anything_else_are_refused():
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp('compare')
     config = load_config('compare', **TINY | {
-        'train.max_steps': 5, 'compare.seeds': (0, 1)})
-    with config.unlocked():
-        for name in set(config.compare.models) - {'scalar', 'quantile', 'quantile_1'}:
-            del config.compare.models[name]
+        'train.max_steps': 5, 'compare.seeds': (0, 1),
+        'compare.models': ('scalar', 'quantile', 'quantile_1')})
     return folder, config, compare.compare(config, str(folder))
 
 

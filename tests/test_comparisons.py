@@ -127,8 +127,57 @@ def test_optional_fields_are_read():
     )
 
 
+# A row of HelpSteer, and what its attributes are.
+HELPSTEER = {'prompt': 'Q', 'response': ' a', 'helpfulness': 3, 'correctness': 4.5,
+             'coherence': None, 'verbosity': 1}
+NAMES = ('helpfulness', 'coherence', 'verbosity', 'style')
+
+
+@pytest.mark.parametrize(('row', 'attributes', 'matrix'), [
+    (HELPSTEER, {'helpfulness': (3.0,), 'verbosity': (1.0,)}, [[3, None, 1, None]]),
+    (_three(helpfulness=[1, None, 0.5], style=[None, None, None], coherence=None),
+     {'helpfulness': (1, None, 0.5), 'style': (None, None, None)},
+     [[1, None, None, None], [None] * 4, [0.5, None, None, None]]),
+    (_pair(verbosity=[2, 4]), {'verbosity': (2, 4)},
+     [[None, None, 2, None], [None, None, 4, None]]),
+    # One response in a list.
+    ({'prompt': 'Q', 'responses': [' a'], 'style': [5]}, {'style': (5,)}, [[None, None, None, 5]]),
+    (_pair(), {}, [[None] * 4] * 2),
+])
+def test_attributes_that_were_asked_for_are_read(row, attributes, matrix):
+    comparison = parse_row(row, WHERE, attributes=NAMES)
+    assert comparison.attributes == attributes
+    found = comparison.rating_matrix(NAMES)
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, np.array(matrix, np.float32))
+    # They are no preference, and without being asked for they are nothing.
+    assert not parse_row(_without(row, 'ranks'), WHERE, attributes=NAMES).ratings
+    assert parse_row(row, WHERE).attributes == {}
+
+
+def test_ratings_of_the_whole_response_are_the_one_column():
+    rated = parse_row(_three(ratings=[1, None, 2.5]), WHERE)
+    np.testing.assert_array_equal(rated.rating_matrix(), np.float32([[1], [np.nan], [2.5]]))
+    np.testing.assert_array_equal(parse_row(_pair(), WHERE).rating_matrix(),
+                                  np.full((2, 1), np.nan))
+    # A rating of a single response, as a key of its own or as an attribute of any name.
+    row = {'prompt': 'Q', 'response': ' a', 'rating': 0}
+    single = parse_row(row, WHERE, attributes=('rating',))
+    assert (single.ratings, single.attributes) == ((0.0,), {'rating': (0.0,)})
+    np.testing.assert_array_equal(single.rating_matrix(), [[0.0]])
+    np.testing.assert_array_equal(single.rating_matrix(('rating',)), [[0.0]])
+    assert parse_row(row | {'rating': None}, WHERE).ratings is None
+
+
+@pytest.mark.parametrize(('given', 'name'), [('Ann', 'Ann'), (7, '7'), (None, None), ('7', '7')])
+def test_annotators_have_names(given, name):
+    for row in (_pair(), _three(), {'prompt': 'Q', 'response': ' a'}):
+        assert parse_row(row | {'annotator': given}, WHERE).annotator == name
+        assert parse_row(row, WHERE).annotator is None
+
+
 def test_nulls_in_optional_fields_are_their_defaults():
-    nulls = dict.fromkeys(('id', 'preference', 'margin', 'weight'))
+    nulls = dict.fromkeys(('id', 'preference', 'margin', 'weight', 'annotator'))
     assert parse_row(_pair(**nulls), WHERE) == parse_row(_pair(), WHERE)
     assert parse_row(_pair(), WHERE).weight == 1.0
     assert parse_row(_pair(), WHERE).margin == 0.0
@@ -167,6 +216,13 @@ def test_opening_is_the_first_human_turn(prompt, expected):
 ])
 def test_keys_that_are_not_read_are_named(row, expected):
     assert ignored_keys(row) == expected
+
+
+def test_attributes_and_annotators_are_keys_that_are_read():
+    assert ignored_keys(HELPSTEER) == {'helpfulness', 'correctness', 'coherence', 'verbosity'}
+    assert ignored_keys(HELPSTEER, NAMES) == {'correctness'}
+    assert ignored_keys(_pair(annotator='Ann', rating=3, style=[1, 2]), ('style',)) == {'rating'}
+    assert ignored_keys({'prompt': 'Q', 'response': 'x', 'rating': 3}) == set()
 
 
 # Rows that cannot: where, which key, and what was expected.
@@ -254,6 +310,34 @@ def test_malformed_rows_name_place_key_and_expectation(row, key, expected):
     message = str(error.value)
     assert message.startswith(WHERE)
     assert f"field '{key}': got " in message
+    assert expected in message
+
+
+@pytest.mark.parametrize(('row', 'key', 'expected'), [
+    (_pair(annotator=True), 'annotator', 'a truth value, expected text or an integer'),
+    (_pair(annotator=1.5), 'annotator', 'a number, expected text or an integer'),
+    (_pair(annotator=['Ann']), 'annotator', 'a list, expected text or an integer'),
+    (_pair(annotator=' '), 'annotator', 'blank text, expected a name'),
+    (_pair(annotator='\ud800'), 'annotator', 'lone surrogate'),
+    ({'prompt': 'Q', 'response': ' a', 'rating': '5'}, 'rating', 'text, expected a number'),
+    ({'prompt': 'Q', 'response': ' a', 'rating': [5]}, 'rating', 'a list, expected a number'),
+    ({'prompt': 'Q', 'response': ' a', 'rating': HUGE}, 'rating', 'beyond all floats, expected'),
+    (HELPSTEER | {'verbosity': 'low'}, 'verbosity', 'text, expected a number'),
+    (HELPSTEER | {'verbosity': True}, 'verbosity', 'a truth value, expected a number'),
+    (HELPSTEER | {'style': float('inf')}, 'style', 'inf, expected a finite number'),
+    (HELPSTEER | {'style': [1]}, 'style', 'a list, expected a number'),
+    (_three(style=3), 'style', 'an integer, expected a list of 3 numbers'),
+    (_three(style=[1, 2]), 'style', '2 numbers, expected one for each of 3 responses'),
+    (_three(style=[1, None, 'x']), 'style[2]', 'text, expected a finite number'),
+    (_three(style=[1, True, None]), 'style[1]', 'a truth value, expected a finite number'),
+    (_three(style=[float('nan'), 1, 2]), 'style[0]', 'nan, expected a finite number'),
+    (_pair(helpfulness=3), 'helpfulness', 'an integer, expected a list of 2 numbers'),
+])
+def test_malformed_judgements_name_place_key_and_expectation(row, key, expected):
+    with pytest.raises(MalformedRow) as error:
+        parse_row(row | {'id': 'q9'}, WHERE, attributes=NAMES)
+    message = str(error.value)
+    assert message.startswith(f"rows.jsonl:7 id=q9 field '{key}': got ")
     assert expected in message
 
 

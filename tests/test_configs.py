@@ -10,7 +10,8 @@ from qrm import config as config_lib
 from qrm.workdir import _flatten
 from tests.helpers import ROOT, load_config
 
-NAMES = ('demo', 'hh', 'moss', 'benchmark')
+NAMES = ('demo', 'hh', 'moss', 'benchmark', 'compare')
+WORLDS = tuple(path.stem for path in (ROOT / 'configs').glob('*.py') if path.stem not in NAMES)
 
 
 @pytest.mark.parametrize('name', NAMES)
@@ -19,13 +20,13 @@ def test_configs_are_valid_locked_and_hold_the_same_keys(name):
     config_lib.check(config)
     assert config.is_locked
     keys, expected = (dict(_flatten(c.to_dict())).keys() for c in (config, load_config('demo')))
-    own = {key for key in keys if key.startswith('benchmark.')}
+    own = {key for key in keys if key.split('.')[0] == name}
     assert keys - own == expected
-    assert bool(own) == (name == 'benchmark')
+    assert bool(own) == (name in ('benchmark', 'compare'))
     json.loads(config.to_json())
 
 
-@pytest.mark.parametrize('name', NAMES)
+@pytest.mark.parametrize('name', [name for name in NAMES if name != 'compare'])
 def test_the_argument_names_workload_and_head(name):
     config = load_config(name, 'harmless,scalar')
     assert (config.workload, config.head.name) == ('harmless', 'scalar')
@@ -35,7 +36,7 @@ def test_the_argument_names_workload_and_head(name):
     assert (both.workloads, both.heads) == (('helpful', 'harmless'), ('scalar', 'quantile'))
 
 
-@pytest.mark.parametrize('name', ['demo', 'hh', 'benchmark', 'best_of_n'])
+@pytest.mark.parametrize('name', ['demo', 'hh', 'benchmark', 'compare', *WORLDS])
 def test_every_key_has_a_comment(name):
     lines = (ROOT / 'configs' / f'{name}.py').read_text().splitlines()
     for before, line in itertools.pairwise(lines):
@@ -47,7 +48,6 @@ def test_every_key_has_a_comment(name):
 
 def test_every_key_is_read_somewhere():
     source = '\n'.join(path.read_text() for path in (ROOT / 'qrm').glob('*.py'))
-    keys = {key for name in ('benchmark', 'best_of_n')
-            for key in dict(_flatten(load_config(name).to_dict()))}
-    for key in keys:
-        assert re.search(rf'\b{key.rsplit(".", 1)[-1]}\b', source), key
+    for name in ('benchmark', 'compare', *WORLDS):
+        for key in dict(_flatten(load_config(name).to_dict())):
+            assert re.search(rf'\b{key.rsplit(".", 1)[-1]}\b', source), f'{name}: {key}'

@@ -259,6 +259,48 @@ def test_annotators_change_labels_but_not_dialogues(workload):
     assert [c.responses for c in independent] != [c.responses for c in shared]
 
 
+@pytest.mark.parametrize('annotators', demo.ANNOTATORS)
+def test_ratings_are_the_rewards_that_decided(workload, annotators):
+    data = demo.generate(workload, 'train', COUNT, 0, annotators)
+    assert all(c.ratings[0] > c.ratings[1] for c in data.comparisons)
+    # Uniform ranks within the true distributions: over both sides together, as choosing the
+    # higher one orders them. Kolmogorov-Smirnov; pairs of one annotator are dependent.
+    ranks = [truth.cdf(rating) for c, pair in zip(data.comparisons, data.truths, strict=True)
+             for truth, rating in zip(pair, c.ratings, strict=True)]
+    assert scipy.stats.kstest(ranks, 'uniform').statistic < 0.04
+    assert all((c.annotator is not None) == (annotators == 'panel') for c in data.comparisons)
+
+
+def test_an_annotator_of_the_panel_has_one_type(workload):
+    data = demo.generate(workload, 'train', COUNT, 0, 'panel')
+    # The likelier type of each rating, given the truth; summed over an annotator's ratings.
+    evidence = {}
+    for comparison, pair in zip(data.comparisons, data.truths, strict=True):
+        for truth, rating in zip(pair, comparison.ratings, strict=True):
+            z = (rating - np.array(truth.means)) / truth.sigma
+            evidence.setdefault(comparison.annotator, []).append(-0.5 * z**2)
+    assert len(evidence) == 40
+    totals = {name: np.sum(parts, axis=0) for name, parts in evidence.items()}
+    types = {name: int(np.argmax(total)) for name, total in totals.items()}
+    # Every annotator is one type beyond doubt, and there are as many of each as its share.
+    margins = [np.diff(np.sort(total))[-1] for total in totals.values()]
+    assert min(margins) > 5.0
+    shares = data.truths[0][0].weights
+    assert [list(types.values()).count(t) / 40 for t in range(len(shares))] == pytest.approx(
+        shares)
+    # Their noise has the scale it should: chi-square over all ratings, within 5 standard errors.
+    squares = np.concatenate([-2.0 * np.stack(parts)[:, types[name]]
+                              for name, parts in evidence.items()])
+    assert np.mean(squares) == pytest.approx(1.0, abs=5.0 * np.sqrt(2.0 / len(squares)))
+
+
+def test_the_panel_judges_as_shared_annotators_do(workload):
+    data = demo.generate(workload, 'train', 200, 0, 'panel')
+    for a, b in data.truths[:20]:
+        assert a.win_probability(b, 'panel') == a.win_probability(b, 'shared')
+    assert {c.annotator for c in data.comparisons} <= {f'annotator {i}' for i in range(40)}
+
+
 def test_bayes_by_hand():
     # A gap of 1 at sigma = 1/sqrt(2) on each side: p = Phi(1) = .841344746. One pair is labelled
     # with the likelier side, one against it, one is an even tie:
@@ -302,3 +344,13 @@ def test_spread_varies_and_is_no_function_of_the_mean(workload):
 def test_errors_name_what_was_expected(arguments, message):
     with pytest.raises(ValueError, match=message):
         demo.generate(*arguments)
+
+
+def test_a_population_is_its_distributions():
+    truths = [truth for pair in demo.generate('helpful', 'test', 5, 0).truths for truth in pair]
+    population, items = demo.population(truths), np.array([7, 0, 3])
+    taus = np.array([0.05, 0.5, 0.95])
+    quantiles = population.quantile(items, taus)
+    for i, row in zip(items, quantiles, strict=True):
+        np.testing.assert_allclose(row, truths[i].quantile(taus), rtol=0, atol=1e-12)
+    np.testing.assert_allclose(population.cdf(items, quantiles), np.tile(taus, (3, 1)), atol=1e-12)

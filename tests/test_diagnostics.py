@@ -278,6 +278,16 @@ def test_constant_values_define_no_correlation(values):
         diagnostics.rank_correlation(values, other)(None)
     with pytest.raises(Undefined, match='constant'):
         diagnostics.unexplained_share(values, other)(None)
+    # The same holds of what a resample leaves of other values.
+    varying = np.append(values, [5.0, 7.0])
+    left = np.append(np.ones(len(values), int), [0, 0])
+    other = np.arange(float(len(varying)))
+    for statistic in (diagnostics.rank_correlation(varying, other),
+                      diagnostics.rank_correlation(other, varying),
+                      diagnostics.unexplained_share(varying, other)):
+        assert np.isfinite(statistic(None))
+        with pytest.raises(Undefined, match='constant'):
+            statistic(left)
     with pytest.raises(Undefined, match='resample'):
         diagnostics.mean(values)(np.zeros(len(values), int))
 
@@ -609,6 +619,14 @@ def test_the_most_direct_evidence_decides(settings, evidence):
     found = conclusion(diagnose(made(**settings), fits_ratings=settings['rated']))
     assert evidence in found
     assert ('The model saw no ratings' in found) != settings['rated']
+
+
+@pytest.mark.parametrize(('low', 'high', 'word'), [
+    (0.01, 0.05, 'Information'), (-0.01, 0.02, 'Not shown'), (-0.05, -0.01, 'Not shown')])
+def test_discounting_at_random_is_a_loss_and_shows_nothing(low, high, word):
+    found = diagnose(made(rated=False), fits_ratings=False)
+    found['label_noise']['gain'] = {'value': (low + high) / 2, 'low': low, 'high': high}
+    assert conclusion(found).startswith(f'{word}: what it adds')
 
 
 def test_the_settings_are_in_the_result(true_spread):

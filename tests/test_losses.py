@@ -3,21 +3,27 @@
 Expected values come from closed forms in `math`, from rlax, from quadrature and from NumPy.
 """
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.integrate
 import scipy.optimize
+import scipy.special
+import scipy.stats
 
 from qrm import losses
-from qrm.distributions import uniform_atoms
-from qrm.heads import taus
+from qrm.distributions import Atoms, Gaussians, uniform_atoms
+from qrm.heads import HEADS, HeadConfig, taus
 from qrm.losses import (
+    OBJECTIVES,
     LossConfig,
     bradley_terry,
     bradley_terry_quantile_huber,
+    check_head,
     comparison_loss,
     distributional_bradley_terry,
     log_win_probability,
@@ -53,8 +59,22 @@ _comparison_loss = jax.jit(
     static_argnums=0)
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _of_head(config, head, outputs, preference, margin=0.0, ratings=None, annotator=-1,
+             teacher=None):
+    """Loss of a comparison, its gradient to raw outputs [K, outputs], and to the reward."""
+    known = judgement(preference, margin, ratings, annotator)
+    reward, pull_back = jax.vjp(head.read, jnp.asarray(outputs))
+    value, of_reward = jax.value_and_grad(
+        lambda x: comparison_loss(config, x, known, teacher))(reward)
+    return value, *pull_back(of_reward), of_reward
+
+
+_log_win_of = jax.jit(log_win_probability, static_argnums=0)
+
+
 def _log_win(config, chosen, rejected):
-    return log_win_probability(config, uniform_atoms(chosen), uniform_atoms(rejected))
+    return _log_win_of(config, uniform_atoms(chosen), uniform_atoms(rejected))
 
 
 def _sigma(x):
@@ -464,48 +484,9 @@ def test_unknown_pairs_are_ignored():
         (_bt(-2.0, 1.0) + _bt(-2.0, 0.0)) / 2.0, abs=1e-6)
 
 
-@pytest.mark.parametrize('bad', [math.nan, math.inf, -math.inf, 1e30])
-@pytest.mark.parametrize('config', CONFIGS)
-def test_absent_slots_do_not_leak(config, bad):
-    # A pair in slots 0 and 2 of four; anything may stand in 1 and 3.
-    preference = np.zeros((4, 4), np.float32)
-    preference[0, 2] = 1.0
-    clean = np.array([CHOSEN, [0.0, 0.0], REJECTED, [0.0, 0.0]], np.float32)
-    dirty = clean.copy()
-    dirty[[1, 3]] = bad
-    value, gradient = _comparison_loss(config, dirty, preference, np.float32(0.0))
-    expected_value, expected_gradient = _comparison_loss(
-        config, clean, preference, np.float32(0.0))
-    assert float(value) == float(expected_value)
-    np.testing.assert_array_equal(gradient, expected_gradient)
-    np.testing.assert_array_equal(np.asarray(gradient)[[1, 3]], 0.0)
-    assert np.all(np.isfinite(gradient))
-    assert np.max(np.abs(gradient)) > 0.01
-
-
 def test_present_slots_that_diverge_are_seen():
     # A reward that is compared must not be hidden by the selection.
     assert math.isnan(_comparison([[0, 1], [0, 0]], [[math.nan], [0.0]]))
-
-
-@pytest.mark.parametrize('bad', [0.0, math.nan])
-@pytest.mark.parametrize('config', CONFIGS)
-def test_nothing_known_gives_zero(config, bad):
-    value, gradient = _comparison_loss(
-        config, np.full((2, 3), bad, np.float32), np.zeros((2, 2), np.float32), np.float32(0.0))
-    assert float(value) == 0.0
-    np.testing.assert_array_equal(gradient, np.zeros((2, 3)))
-
-
-@pytest.mark.parametrize('config', CONFIGS)
-@pytest.mark.usefixtures('float64')
-def test_comparison_gradient_matches_finite_differences(config):
-    quantiles = np.random.default_rng(6).normal(0.0, 1.0, (3, 4))
-    preference = np.array([[0.0, 0.8, 1.0], [0.2, 0.0, 0.0], [0.0, 0.0, 0.0]])
-    _, gradient = _comparison_loss(config, quantiles, preference, np.float64(0.3))
-    expected = _finite_differences(
-        lambda q: _comparison_loss(config, q, preference, np.float64(0.3))[0], quantiles)
-    np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6)
 
 
 def test_shapes_are_checked():
@@ -517,6 +498,501 @@ def test_shapes_are_checked():
         losses.pinball(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros(1))
     with pytest.raises(AssertionError):
         comparison_loss(BT, read_quantiles(jnp.zeros((3, 1))), judgement(jnp.zeros((2, 2))))
+
+
+# Every objective with every shape of distribution that it can train: one atom, atoms of known
+# levels, atoms of known places, a Gaussian.
+
+NAMES = ('scalar', 'quantile', 'gaussian', 'categorical', 'annotator')
+HEAD = {name: HeadConfig(name, 4, 5, 2.0, annotators=3 * (name == 'annotator')) for name in NAMES}
+OPTIONS = {
+    'bradley_terry': {'centre_weight': 0.3}, 'distributional_bradley_terry': {
+        'label_smoothing': 0.1}, 'plackett_luce': {'label_smoothing': 0.1},
+    'ratings_quantile_huber': {'kappa': 0.4}, 'annotator_bradley_terry': {'anchor_weight': 0.7},
+}
+PAIRS = [(objective, name) for objective, known in OBJECTIVES.items()
+         for name in NAMES if name in known.heads]
+TRAINED = [(LossConfig(objective, **OPTIONS.get(objective, {})), HEAD[name])
+           for objective, name in PAIRS]
+TRAINED += [(LossConfig('bradley_terry_quantile_huber', targets='teacher'), HEAD['quantile']),
+            (LossConfig('distributional_bradley_terry', entropy_weight=0.2), HEAD['categorical'])]
+TRAINED_NAMES = [f'{loss.objective}-{head.name}' for loss, head in TRAINED]
+
+
+def _four_slots(head):
+    """Outputs of four slots, of which 0 and 2 were compared and rated, and what is known."""
+    rng = np.random.default_rng(7)
+    outputs = rng.normal(0.0, 1.0, (4, head.outputs))
+    preference = np.zeros((4, 4))
+    preference[0, 2], preference[2, 0] = 0.8, 0.2
+    ratings = np.array([[1.3], [math.nan], [-0.4], [math.nan]])
+    return outputs, {'preference': preference, 'margin': 0.3, 'ratings': ratings, 'annotator': 1,
+                     'teacher': rng.normal(size=(4, 1))}
+
+
+@pytest.mark.parametrize(('config', 'head'), TRAINED, ids=TRAINED_NAMES)
+@pytest.mark.usefixtures('float64')
+def test_every_objective_has_the_gradient_of_its_value_and_does_not_leak(config, head):
+    outputs, known = _four_slots(head)
+    value, gradient, of_reward = _of_head(config, head, outputs, **known)
+    assert np.isfinite(value)
+    assert np.abs(np.asarray(gradient)[[0, 2]]).max() > 0.01
+    if config.objective != 'posterior_quantile_regression':  # whose targets move with the outputs
+        expected = _finite_differences(
+            lambda x: _of_head(config, head, x, **known)[0], outputs)
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-6)
+    # Anything may stand in slots without a response.
+    for bad in (math.nan, math.inf, -math.inf, 1e30):
+        dirty = outputs.copy()
+        dirty[[1, 3]] = bad
+        found, _, of_dirty = _of_head(config, head, dirty, **known)
+        assert float(found) == float(value)
+        for leaf, clean in zip(*map(jax.tree.leaves, (of_dirty, of_reward)), strict=True):
+            np.testing.assert_array_equal(leaf, clean)
+            np.testing.assert_array_equal(np.asarray(leaf)[[1, 3]], 0.0)
+    # Nothing known is nothing lost, whatever stands there.
+    nothing = known | {'preference': np.zeros((4, 4)), 'ratings': np.full((4, 1), math.nan)}
+    for bad in (0.5, math.nan):
+        found, _, of_nothing = _of_head(config, head, np.full_like(outputs, bad), **nothing)
+        assert float(found) == 0.0
+        for leaf in jax.tree.leaves(of_nothing):
+            np.testing.assert_array_equal(leaf, np.zeros_like(leaf))
+
+
+def test_every_objective_can_train_some_head():
+    assert {loss.objective for loss, _ in TRAINED} == set(OBJECTIVES)
+    for loss, head in TRAINED:
+        check_head(loss, head)
+
+
+# Objectives of pairs, by hand.
+
+
+@pytest.mark.usefixtures('float64')
+def test_quantile_bradley_terry_by_hand():
+    # Differences of (0, 2) and (1, -1) less a margin of 1/2: -1.5, 2.5.
+    def value(quantiles):
+        return losses.quantile_bradley_terry(*quantiles, 0.5)
+
+    quantiles = jnp.asarray([CHOSEN, REJECTED])
+    found, gradient = jax.jit(jax.value_and_grad(value))(quantiles)
+    assert float(found) == pytest.approx((_bt(-1.5, 0.0) + _bt(2.5, 0.0)) / 2.0, abs=1e-12)
+    slopes = np.array([_sigma(1.5), _sigma(-2.5)]) / 2.0
+    np.testing.assert_allclose(gradient, [-slopes, slopes], rtol=0, atol=1e-12)
+    # A constant added to one quantile of both sides changes nothing: the spread is not learned.
+    assert float(value(quantiles + jnp.array([5.0, -3.0]))) == pytest.approx(
+        float(found), abs=1e-12)
+
+
+_posterior = jax.jit(jax.value_and_grad(
+    lambda c, r: losses.posterior_quantile_regression(side(c), side(r)), argnums=(0, 1)))
+
+
+@pytest.mark.usefixtures('float64')
+def test_posterior_quantile_regression_by_hand():
+    # Atoms (0, 2) against (1, -1): differences -1, 1; 1, 3 with sigma(-1) + sigma(1) = 1 and
+    # sigma(1) + sigma(3) = 1.68363271, on both sides. So the weights of the atoms are v = .372629
+    # (of 0, of 1) and 1 - v (of 2, of -1). An atom's slope is the mass below it, its own half, less
+    # its level. Chosen, 0 at 1/4 and 2 at 3/4: v/2 - 1/4; v + (1 - v)/2 - 3/4. Rejected, 1 at 1/4
+    # and -1 at 3/4: (1 - v) + v/2 - 1/4; (1 - v)/2 - 3/4.
+    v = 1.0 / (1.0 + _sigma(1.0) + _sigma(3.0))
+    assert v == pytest.approx(0.372629, abs=1e-6)
+    value, (of_chosen, of_rejected) = _posterior(CHOSEN, REJECTED)
+    np.testing.assert_allclose(of_chosen, [v / 2 - 0.25, v / 2 - 0.25], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(of_rejected, [0.75 - v / 2, -0.25 - v / 2], rtol=0, atol=1e-12)
+    # Pinball losses: chosen 2/4 from either target; rejected 2 * 3/4 from either.
+    assert float(value) == pytest.approx(0.5 + 1.5, abs=1e-12)
+
+
+def test_posterior_quantile_regression_rests_where_the_label_says_nothing():
+    # Far ahead, every atom wins: the posterior is the prior, of which the atoms are quantiles.
+    rising = np.array([-1.0, 0.0, 0.5, 3.0], np.float32)
+    _, gradients = _posterior(rising + 1000.0, rising)
+    np.testing.assert_allclose(gradients, np.zeros((2, 4)), atol=1e-6)
+    # Single atoms have nowhere to go.
+    _, gradients = _posterior(np.float32([0.3]), np.float32([2.0]))
+    np.testing.assert_array_equal(gradients, np.zeros((2, 1)))
+    # Half of equal atoms counts as below, so that those of outer levels are pulled apart.
+    _, gradients = _posterior(np.zeros(2, np.float32), np.zeros(2, np.float32))
+    np.testing.assert_allclose(gradients, [[0.25, -0.25]] * 2, atol=1e-6)
+
+
+def test_posterior_quantile_regression_is_finite_far_behind():
+    # sigma(x) = exp(x) down there: weights are exp(q) on the chosen side, here 1/4 and 3/4, and
+    # exp(-q) on the other, 3/4 and 1/4. Sigmoids themselves would all be 0 in float32.
+    atoms = np.float32([0.0, math.log(3.0)])
+    value, (of_chosen, of_rejected) = _posterior(atoms - 128.0, atoms)
+    assert np.isfinite(value)
+    np.testing.assert_allclose(of_chosen, [0.125 - 0.25] * 2, atol=1e-4)
+    np.testing.assert_allclose(of_rejected, [0.375 - 0.25] * 2, atol=1e-4)
+
+
+@pytest.mark.usefixtures('float64')
+def test_teacher_targets_by_hand():
+    # Means 1 and 0. Chosen, target -1: errors -1, -3; weights 3/4, 1/4; L = 1/2, 5/2: sum 1.
+    # Rejected, target 0: errors -1, 1; weights 3/4, 3/4; L = 1/2, 1/2: sum 3/4.
+    config = LossConfig('bradley_terry_quantile_huber', targets='teacher', huber_weight=0.5)
+    assert config.has_teacher
+    assert not LossConfig('bradley_terry', targets='teacher').has_teacher
+
+    def loss(teacher):
+        return comparison_loss(config, read_quantiles(jnp.asarray([CHOSEN, REJECTED])),
+                               judgement([[0.0, 1.0], [0.0, 0.0]]), teacher)
+
+    value, gradient = jax.jit(jax.value_and_grad(loss))(jnp.array([[-1.0], [0.0]]))
+    assert float(value) == pytest.approx(_bt(1.0, 0.0) + 0.5 * (1.0 + 0.75), abs=1e-12)
+    np.testing.assert_array_equal(gradient, [[0.0], [0.0]])
+    with pytest.raises(AssertionError):  # and not a target of 0
+        loss(None)
+
+
+# Rankings. Scalar rewards 1, 0, -2, whose exponentials are e, 1 and e^-2.
+
+PLACKETT_LUCE = LossConfig('plackett_luce')
+E = [math.exp(1.0), 1.0, math.exp(-2.0)]
+
+
+@pytest.mark.parametrize('preference', [
+    [[0, 1], [0, 0]], [[0, 0], [1, 0]], [[0, 0.7], [0.3, 0]], [[0, 0.5], [0.5, 0]]])
+@pytest.mark.parametrize('smoothing', [0.0, 0.2])
+def test_plackett_luce_of_two_is_bradley_terry(preference, smoothing):
+    rewards = [[1.5], [0.25]]
+    found = (_comparison(preference, rewards, LossConfig(name, label_smoothing=smoothing))
+             for name in ('plackett_luce', 'bradley_terry'))
+    assert next(found) == pytest.approx(next(found), abs=1e-6)
+
+
+@pytest.mark.parametrize(('preference', 'probability'), [
+    # A ranking is a product of choices from those that are left.
+    ([[0, 1, 1], [0, 0, 1], [0, 0, 0]], E[0] / sum(E) * E[1] / (E[1] + E[2])),
+    ([[0, 0, 0], [1, 0, 0], [1, 1, 0]], E[2] / sum(E) * E[1] / (E[1] + E[0])),
+    # Only the best of three is known: one choice.
+    ([[0, 0, 0], [1, 0, 1], [0, 0, 0]], E[1] / sum(E)),
+    # Of 1 nothing is known: 2 over 0.
+    ([[0, 0, 0], [0, 0, 0], [1, 0, 0]], E[2] / (E[0] + E[2])),
+    # 0 over 1 and 2, which tie: then half of either order.
+    ([[0, 1, 1], [0, 0, 0.5], [0, 0.5, 0]],
+     E[0] / sum(E) * math.sqrt(E[1] * E[2]) / (E[1] + E[2])),
+    # 0 and 1 tie above 2: each is chosen from all three (Breslow).
+    ([[0, 0.5, 1], [0.5, 0, 1], [0, 0, 0]], E[0] / sum(E) * E[1] / sum(E)),
+])
+def test_plackett_luce_by_hand(preference, probability):
+    assert _comparison(preference, config=PLACKETT_LUCE) == pytest.approx(
+        -math.log(probability), abs=1e-6)
+
+
+def test_plackett_luce_gradient_by_hand():
+    # Probabilities of each choice less 1 for the chosen: the first of three, then of two.
+    gradient = jax.jit(jax.grad(losses.plackett_luce))(
+        jnp.array([1.0, 0.0, -2.0]), jnp.array([[0.0, 1, 1], [0, 0, 1], [0, 0, 0]]))
+    first, second = np.array(E) / sum(E), np.array([0.0, E[1], E[2]]) / (E[1] + E[2])
+    np.testing.assert_allclose(gradient, first + second - [1, 1, 0], atol=1e-6)
+
+
+def test_smoothed_rankings_keep_their_order():
+    # 1 - s of the ranking 0, 1, 2 and s of 2, 1, 0.
+    config = LossConfig('plackett_luce', label_smoothing=0.1)
+    ranking = E[0] / sum(E) * E[1] / (E[1] + E[2])
+    reverse = E[2] / sum(E) * E[1] / (E[1] + E[0])
+    assert _comparison([[0, 1, 1], [0, 0, 1], [0, 0, 0]], config=config) == pytest.approx(
+        -0.9 * math.log(ranking) - 0.1 * math.log(reverse), abs=1e-6)
+
+
+# Ratings.
+
+
+_pinball = jax.jit(jax.value_and_grad(
+    lambda q, t: losses.pinball(q, jnp.asarray(taus(len(q))), t), argnums=(0, 1)))
+
+
+def test_pinball_by_hand():
+    # Levels 1/8, 3/8, 5/8, 7/8; errors of target 1: 2.5, .75, -1, 0. A positive one costs its
+    # level, a negative one what the level lacks to 1, and none costs nothing.
+    value, (gradient, of_target) = _pinball(QUANTILES, 1.0)
+    assert float(value) == pytest.approx(2.5 / 8 + 0.75 * 3 / 8 + 3 / 8, abs=1e-6)
+    # At the target itself the slope is that of half below: 1/2 - 7/8.
+    np.testing.assert_allclose(gradient, [-1 / 8, -3 / 8, 3 / 8, -3 / 8], atol=1e-6)
+    assert float(of_target) == 0.0
+
+
+def test_conventions_at_zero():
+    # That of JAX itself, which the losses do not rely on.
+    assert float(jax.grad(jnp.abs)(0.0)) == 1.0
+    # One quantile at tau = 1/2 on its target: in between -1/2 and 1/2.
+    _, (gradient, _) = _pinball(np.zeros(1), 0.0)
+    np.testing.assert_array_equal(gradient, [0.0])
+
+
+@pytest.mark.usefixtures('float64')
+def test_pinball_gradient_matches_finite_differences_and_numpy():
+    rng = np.random.default_rng(8)
+    levels = (np.arange(10) + 0.5) / 10
+    for _ in range(5):
+        quantiles, target = rng.normal(size=10), rng.normal()
+        value, (gradient, _) = _pinball(quantiles, target)
+        error = target - quantiles
+        expected = np.sum(np.where(error < 0.0, (levels - 1.0) * error, levels * error))
+        assert float(value) == pytest.approx(expected, abs=1e-6)  # levels are float32
+        differences = _finite_differences(lambda q, t=target: _pinball(q, t)[0][()], quantiles)
+        np.testing.assert_allclose(gradient, differences, rtol=0, atol=1e-6)
+        # Quantile Huber over kappa lacks at most kappa / 2 a term.
+        huber = float(_huber(quantiles, target, 0.001)[0]) / 0.001
+        assert -1e-9 <= float(value) - huber <= 10 * 0.001 / 2
+
+
+def test_pinball_finds_sample_quantiles():
+    # The rating objective itself: a comparison of 4096 rated responses with the same quantiles.
+    rng = np.random.default_rng(4)
+    samples = np.exp(0.5 * rng.standard_normal(4096)).astype(np.float32)
+    levels = np.full((4096, 10), taus(10))
+    config = LossConfig('ratings_pinball')
+
+    def loss(quantiles):
+        parts = uniform_atoms(jnp.broadcast_to(quantiles, (4096, 1, 10)))
+        return losses.attribute_ratings(config, parts, levels, samples[:, None])
+
+    def step(i, quantiles):
+        return quantiles - 2.0 * 0.98**i * jax.grad(loss)(quantiles)
+
+    quantiles = jax.jit(lambda q: jax.lax.fori_loop(0, 400, step, q))(jnp.zeros(10))
+    expected = np.quantile(samples, (np.arange(10) + 0.5) / 10)
+    assert np.max(np.abs(quantiles - expected)) <= 0.01
+
+
+def test_missing_ratings_count_nothing_and_leak_nothing():
+    # Two scalars of two attributes each; pinball at tau = 1/2 is half the distance, of the three
+    # that are rated 1 -> 2, 3 -> 3 and 4 -> 1: (1/2 + 0 + 3/2) / 3.
+    values = jnp.array([[[1.0], [9.0]], [[3.0], [4.0]]])
+    ratings = jnp.array([[2.0, math.nan], [3.0, 1.0]])
+
+    def loss(values, ratings):
+        return losses.attribute_ratings(LossConfig('ratings_pinball'), uniform_atoms(values),
+                                        jnp.full((2, 1), 0.5), ratings)
+
+    compiled = jax.jit(jax.value_and_grad(loss, argnums=(0, 1)))
+    value, (gradient, _) = compiled(values, ratings)
+    assert float(value) == pytest.approx(2.0 / 3.0)
+    np.testing.assert_allclose(gradient[..., 0], [[-1 / 6, 0.0], [0.0, 1 / 6]], atol=1e-6)
+    # No rating at all: no loss.
+    value, (gradient, _) = compiled(values, jnp.full((2, 2), math.nan))
+    assert float(value) == 0.0
+    np.testing.assert_array_equal(gradient, np.zeros((2, 2, 1)))
+
+
+def test_crps_objective_by_hand():
+    compiled = jax.jit(functools.partial(losses.attribute_ratings, LossConfig('ratings_crps')))
+
+    def loss(parts, rating):
+        parts = type(parts)(*(np.float32(x)[None, None] for x in parts))
+        return float(compiled(parts, np.zeros((1, 1)), np.full((1, 1), rating)))
+
+    # E|R - y| - E|R - R'| / 2. Of one atom the distance; of 0 and 2 and y = 3: 2 - 1 / 2.
+    assert loss(Atoms([1.5], [1.0]), 3.0) == pytest.approx(1.5)
+    assert loss(Atoms([0.0, 2.0], [0.5, 0.5]), 3.0) == pytest.approx(1.5)
+    # N(0, 1) and y = 0: (sqrt 2 - 1) / sqrt pi; from its quantiles at ten midpoints .2391.
+    assert loss(Gaussians([1.0], [0.0], [1.0]), 0.0) == pytest.approx(0.2337, abs=5e-5)
+    midpoints = scipy.stats.norm.ppf((np.arange(10) + 0.5) / 10)
+    assert loss(Atoms(midpoints, np.full(10, 0.1)), 0.0) == pytest.approx(0.2391, abs=5e-5)
+
+
+def test_rating_objectives_of_a_comparison_by_hand():
+    # Quantiles (0, 2) and (1, -1) rated 1 and unrated; levels 1/4, 3/4; errors 1, -1.
+    outputs = np.float32([CHOSEN, REJECTED])
+    known = {'preference': np.float32([[0, 1], [0, 0]]),
+             'ratings': np.float32([[1.0], [math.nan]])}
+    expected = {'ratings_pinball': 0.25 + 0.25, 'ratings_quantile_huber': 0.125 + 0.125,
+                'ratings_crps': 1.0 - 0.5}
+    for objective, value in expected.items():
+        found, gradient, _ = _of_head(
+            LossConfig(objective), HeadConfig('quantile', 2), outputs, **known)
+        assert float(found) == pytest.approx(value, abs=1e-6)
+        # The preference teaches nothing here.
+        np.testing.assert_array_equal(gradient[1], [0.0, 0.0])
+
+
+# Attributes and gates.
+
+GATED = HeadConfig('quantile', 2, attributes=('a', 'b'))
+# Attributes (0, 2), (4, 4) with gates 3/4, 1/4, and (1, -1), (0, 2) with 1/2, 1/2: means 1.75, .5.
+GATED_OUTPUTS = np.float32([[0, 2, 4, 4, math.log(3.0), 0.0], [1, -1, 0, 2, 0.0, 0.0]])
+FIRST_WINS = np.float32([[0, 1], [0, 0]])
+
+
+def test_gates_learn_from_preferences_only():
+    value, gradient, _ = _of_head(LossConfig('ratings_pinball'), GATED, GATED_OUTPUTS, FIRST_WINS,
+                               0.25, np.full((2, 2), math.nan))
+    # No ratings: Bradley-Terry of the gated means, with a margin of 1/4.
+    assert float(value) == pytest.approx(_bt(1.75, 0.5, 0.25), abs=1e-6)
+    np.testing.assert_array_equal(gradient[:, :4], np.zeros((2, 4)))
+    # A logit moves the mean by gate * (the attribute's mean - the mean); means 1, 4 and 0, 1.
+    slope = _sigma(-1.0)
+    expected = [[-slope * 0.75 * (1 - 1.75), -slope * 0.25 * (4 - 1.75)],
+                [slope * 0.5 * (0 - 0.5), slope * 0.5 * (1 - 0.5)]]
+    np.testing.assert_allclose(gradient[:, 4:], expected, atol=1e-6)
+
+
+def test_attributes_learn_from_ratings_only():
+    ratings = np.float32([[1.0, math.nan], [math.nan, 3.0]])
+    alone, of_ratings, _ = _of_head(LossConfig('ratings_pinball'), GATED, GATED_OUTPUTS,
+                                 np.zeros((2, 2), np.float32), 0.25, ratings)
+    # Errors 1, -1 and 3, 1 at levels 1/4, 3/4, of two ratings.
+    assert float(alone) == pytest.approx((0.5 + 1.5) / 2, abs=1e-6)
+    np.testing.assert_array_equal(of_ratings[:, 4:], np.zeros((2, 2)))
+    np.testing.assert_allclose(
+        of_ratings[:, :4], [[-0.125, 0.125, 0, 0], [0, 0, -0.125, -0.375]], atol=1e-6)
+    both, of_both, _ = _of_head(LossConfig('ratings_pinball'), GATED, GATED_OUTPUTS, FIRST_WINS,
+                             0.25, ratings)
+    assert float(both - alone) == pytest.approx(_bt(1.75, 0.5, 0.25), abs=1e-6)
+    np.testing.assert_allclose(of_both[:, :4], of_ratings[:, :4], atol=1e-6)
+
+
+# Annotators.
+
+ANNOTATED = HeadConfig('annotator', annotators=3)
+OWN = np.float32([[0.5, 2.0, -1.0], [0.0, 3.0, 1.0]])  # annotator 1 gives 2 and 3
+
+
+@pytest.mark.parametrize(('annotator', 'ratings', 'expected', 'gradient'), [
+    # -log sigma(2 - 3 - .5), whose slope is sigma(1.5).
+    (1, [math.nan, math.nan], _bt(2.0, 3.0, 0.5), (-_sigma(1.5), _sigma(1.5))),
+    # Anchors at 1 and 5: the mean of (2 - 1)^2 and (3 - 5)^2, of weight .4.
+    (1, [1.0, 5.0], _bt(2.0, 3.0, 0.5) + 0.4 * 2.5, (-_sigma(1.5) + 0.4, _sigma(1.5) - 0.8)),
+    (1, [math.nan, 5.0], _bt(2.0, 3.0, 0.5) + 0.4 * 4.0, (-_sigma(1.5), _sigma(1.5) - 1.6)),
+    # Of an unknown annotator nothing is learned.
+    (-1, [1.0, 5.0], 0.0, (0.0, 0.0)),
+])
+def test_annotators_learn_from_their_own_judgements(annotator, ratings, expected, gradient):
+    config = LossConfig('annotator_bradley_terry', anchor_weight=0.4)
+    value, found, _ = _of_head(config, ANNOTATED, OWN, FIRST_WINS, 0.5,
+                            np.float32(ratings)[:, None], annotator)
+    assert float(value) == pytest.approx(expected, abs=1e-6)
+    np.testing.assert_array_equal(found[:, [0, 2]], np.zeros((2, 2)))
+    np.testing.assert_allclose(found[:, 1], gradient, atol=1e-6)
+
+
+def test_anchors_alone_are_learned_from():
+    # A single rated response, K = 1: annotator 2 gives -1, the rating is 2.
+    value, gradient, _ = _of_head(LossConfig('annotator_bradley_terry'), ANNOTATED, OWN[:1],
+                               np.zeros((1, 1), np.float32), 0.0, np.float32([[2.0]]), 2)
+    assert float(value) == pytest.approx(9.0)
+    np.testing.assert_allclose(gradient, [[0.0, 0.0, -6.0]])
+
+
+# What is added to objectives.
+
+
+def test_label_smoothing_by_hand():
+    smooth = LossConfig('bradley_terry', label_smoothing=0.1)
+    expected = 0.9 * _bt(1.0, 0.0, 0.25) + 0.1 * _bt(0.0, 1.0, 0.25)
+    assert _comparison(FIRST_WINS, REWARDS[:2], smooth, 0.25) == pytest.approx(expected, abs=1e-6)
+    # A tie stays one.
+    tie = [[0, 0.5], [0.5, 0]]
+    assert _comparison(tie, REWARDS[:2], smooth) == pytest.approx(
+        _comparison(tie, REWARDS[:2]), abs=1e-6)
+    # A ranking: the mean over its pairs.
+    pairs = [(1.0, 0.0), (1.0, -2.0), (0.0, -2.0)]
+    expected = sum(0.9 * _bt(a, b) + 0.1 * _bt(b, a) for a, b in pairs) / 3.0
+    assert _comparison([[0, 1, 1], [0, 0, 1], [0, 0, 0]], config=smooth) == pytest.approx(
+        expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(('preference', 'expected'), [
+    # Rewards 1, 0, -2: (1 + 0)^2; (1 + 0)^2, (1 - 2)^2 and (0 - 2)^2; a tie as a preference.
+    ([[0, 1, 0], [0, 0, 0], [0, 0, 0]], 1.0),
+    ([[0, 1, 1], [0, 0, 1], [0, 0, 0]], (1.0 + 1.0 + 4.0) / 3.0),
+    ([[0, 0, 0], [0, 0, 0.5], [0, 0.5, 0]], 4.0),
+])
+def test_centring_by_hand(preference, expected):
+    centred = _comparison(preference, config=LossConfig('bradley_terry', centre_weight=0.25))
+    assert centred - _comparison(preference) == pytest.approx(0.25 * expected, abs=1e-6)
+
+
+def test_entropy_by_hand():
+    # Weights (1, 3) / 4 and (1, 1) / 2 of the atoms -1 and 1: entropies .562335 and ln 2.
+    head = HeadConfig('categorical', num_atoms=2, atom_range=1.0)
+    outputs = np.float32([[0.0, math.log(3.0)], [0.0, 0.0]])
+    plain, *_ = _of_head(LossConfig('bradley_terry'), head, outputs, FIRST_WINS)
+    rewarded, gradient, _ = _of_head(LossConfig('bradley_terry', entropy_weight=0.5), head, outputs,
+                                  FIRST_WINS)
+    expected = 0.5 * (0.5623351446 + math.log(2.0)) / 2.0
+    assert float(plain - rewarded) == pytest.approx(expected, abs=1e-6)
+    # However many slots are empty.
+    padded = np.concatenate([outputs, np.full((2, 2), 7.0, np.float32)])
+    wider = np.pad(FIRST_WINS, (0, 2))
+    again, of_padded, _ = _of_head(LossConfig('bradley_terry', entropy_weight=0.5), head, padded,
+                                wider)
+    assert float(again) == pytest.approx(float(rewarded), abs=1e-6)
+    np.testing.assert_allclose(of_padded[:2], gradient, atol=1e-6)
+    # Also where a weight is 0 in float32.
+    _, gradient, _ = _of_head(LossConfig('bradley_terry', entropy_weight=0.5), head,
+                           np.float32([[0.0, 300.0], [0.0, 0.0]]), FIRST_WINS)
+    assert np.all(np.isfinite(gradient))
+
+
+# Ensembles.
+
+
+@pytest.mark.parametrize(('objective', 'name'), [
+    ('bradley_terry', 'scalar'), ('ratings_pinball', 'scalar'),
+    ('distributional_bradley_terry', 'gaussian'), ('annotator_bradley_terry', 'annotator')])
+@pytest.mark.usefixtures('float64')
+def test_members_are_trained_each_by_itself(objective, name):
+    annotators = 3 * (name == 'annotator')
+    one, three = (HeadConfig(name, members=m, annotators=annotators) for m in (1, 3))
+    rng = np.random.default_rng(9)
+    outputs = rng.normal(size=(2, 3, one.outputs))
+    known = {'preference': np.float64([[0, 1], [0, 0]]), 'margin': 0.2,
+             'ratings': np.array([[0.4], [math.nan]]), 'annotator': 2}
+    config = LossConfig(objective)
+    value, gradient, _ = _of_head(config, three, outputs.reshape(2, -1), **known)
+    apart = [_of_head(config, one, outputs[:, e], **known) for e in range(3)]
+    # The mean of their losses, and so a third of the gradient of each.
+    assert float(value) == pytest.approx(sum(float(v) for v, *_ in apart) / 3.0, abs=1e-12)
+    np.testing.assert_allclose(
+        gradient.reshape(outputs.shape), np.stack([g for _, g, _ in apart], axis=1) / 3.0,
+        rtol=0, atol=1e-12)
+
+
+def test_each_member_has_its_own_teacher_and_gate():
+    config = LossConfig('bradley_terry_quantile_huber', targets='teacher')
+    head = HeadConfig('scalar', members=2)
+    # Rewards equal to the teacher's in member 0, and 1 below it in member 1, where both sides cost
+    # 1/2 * 1/2, times .1.
+    outputs = np.float32([[2.0, 2.0], [1.0, 1.0]])
+    teacher = np.float32([[2.0, 3.0], [1.0, 2.0]])
+    value, *_ = _of_head(config, head, outputs, FIRST_WINS, teacher=teacher)
+    assert float(value) == pytest.approx(_bt(2.0, 1.0) + 0.1 * (0.25 + 0.25) / 2.0, abs=1e-6)
+    # Gated means 2, 0 with gates 1/2; in the second member 0 and 0.
+    gated = HeadConfig('scalar', members=2, attributes=('a', 'b'))
+    outputs = np.float32([[3, 1, 0, 0, 5, 5, 0, 0], [0, 0, 0, 0, 5, 5, 0, 0]])
+    value, gradient, _ = _of_head(LossConfig('ratings_pinball'), gated, outputs, FIRST_WINS, 0.0,
+                               np.full((2, 2), math.nan))
+    assert float(value) == pytest.approx((_bt(2.0, 0.0) + math.log(2.0)) / 2.0, abs=1e-6)
+    # Only the first member's first response has attributes that differ.
+    slope = _sigma(-2.0) / 2.0 * 0.5
+    expected = np.zeros((2, 8))
+    expected[0, 2:4] = -slope * (3 - 2), -slope * (1 - 2)
+    np.testing.assert_allclose(gradient, expected, atol=1e-6)
+
+
+# Win probabilities of other distributions.
+
+
+def test_win_probability_under_each_likelihood():
+    gaussians = [Gaussians(jnp.ones(1), jnp.array([m]), jnp.array([s]))
+                 for m, s in ((1.0, 2.0), (0.0, 1.5))]
+    assert float(_log_win_of(BT, *gaussians)) == pytest.approx(
+        math.log(_sigma(1.0)), abs=1e-6)
+    # E sigma(1 + 2.5 Z) by quadrature with SciPy.
+    expected, _ = scipy.integrate.quad(
+        lambda z: scipy.special.expit(1.0 + 2.5 * z) * scipy.stats.norm.pdf(z), -12, 12)
+    for name in ('distributional_bradley_terry', 'ratings_crps'):
+        found = _log_win_of(LossConfig(name), *gaussians)
+        assert float(found) == pytest.approx(math.log(expected), abs=1e-5)
+    # The same annotator judges both sides: (0, 4) against (1, 1) is the mean of two.
+    shared = LossConfig('annotator_bradley_terry')
+    found = _log_win(shared, jnp.array([0.0, 4.0]), jnp.array([1.0, 1.0]))
+    assert float(found) == pytest.approx(math.log((_sigma(-1.0) + _sigma(3.0)) / 2.0), abs=1e-6)
 
 
 # Configuration.
@@ -536,6 +1012,12 @@ def test_shapes_are_checked():
         ({'huber_weight': math.nan}, 'huber_weight=nan'),
         ({'lm_weight': -1.0}, 'lm_weight=-1.0.*not negative'),
         ({'lm_weight': math.inf}, 'lm_weight=inf'),
+        ({'anchor_weight': -1.0}, 'anchor_weight=-1.0.*not negative'),
+        ({'centre_weight': math.nan}, 'centre_weight=nan'),
+        ({'entropy_weight': -0.5}, 'entropy_weight=-0.5.*not negative'),
+        ({'ema_decay': 1.0}, r'ema_decay=1.0.*expected numbers in \[0, 1\) and \[0, .5\)'),
+        ({'label_smoothing': 0.5}, 'label_smoothing=0.5'),
+        ({'label_smoothing': math.nan}, 'label_smoothing=nan'),
     ],
 )
 def test_config_errors(change, message):
@@ -547,3 +1029,30 @@ def test_weights_of_zero_are_allowed():
     config = LossConfig('bradley_terry_quantile_huber', huber_weight=0.0)
     pair = [[0, 1], [0, 0]]
     assert _comparison(pair, [CHOSEN, REJECTED], config) == pytest.approx(_bt(1.0, 0.0), abs=1e-6)
+
+
+@pytest.mark.parametrize(('config', 'head', 'message'), [
+    (LossConfig('ratings_pinball'), HeadConfig('gaussian'),
+     "'ratings_pinball' with the gaussian head, expected one of the heads"),
+    (LossConfig('posterior_quantile_regression'), HeadConfig('scalar'), 'with the scalar head'),
+    (LossConfig('bradley_terry'), HeadConfig('annotator', annotators=2), 'the annotator head'),
+    (LossConfig('annotator_bradley_terry'), HeadConfig('quantile'), 'with the quantile head'),
+    (LossConfig('bradley_terry', entropy_weight=0.1), HeadConfig('quantile'),
+     'entropy_weight=0.1 with the quantile head, expected 0'),
+    (LossConfig('ratings_pinball', centre_weight=0.1), HeadConfig('quantile'),
+     "centre_weight=0.1 with the objective 'ratings_pinball', expected 0"),
+    (LossConfig('bradley_terry'), HeadConfig('scalar', attributes=('a', 'b')),
+     "'bradley_terry' with 2 attributes, expected one that reads ratings"),
+])
+def test_heads_that_an_objective_cannot_train(config, head, message):
+    with pytest.raises(ValueError, match=message):
+        check_head(config, head)
+
+
+def test_objectives_name_heads_that_exist():
+    assert {name for known in OBJECTIVES.values() for name in known.heads} == set(HEADS)
+    for name in HEADS:
+        head = HeadConfig(name, annotators=int(name == 'annotator'))
+        for objective, known in OBJECTIVES.items():
+            if name in known.heads:
+                check_head(LossConfig(objective), head)

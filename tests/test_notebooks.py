@@ -95,3 +95,15 @@ def test_the_kl_table_is_explained(results):
     # Phi(sqrt 4.914) = Phi(2.2167).
     assert 'published, helpful, scalar: 4.914 nats would need an AUC of 0.9867' in _printed(
         executed.cells[-2])
+
+
+def test_identifiability_is_shown(tmp_path):
+    (tmp_path / 'identifiability.md').write_text('the whole table')
+    executed = _execute('identifiability', QRM_PAIRS='400', QRM_STEPS='30',
+                        QRM_RESULTS=str(tmp_path))
+    assert len(_outputs(executed, 'image/png')) == 3
+    printed = [_printed(cell) for cell in executed.cells if cell.cell_type == 'code']
+    assert 'ratio of the spreads' in printed[1]
+    assert printed[2].count('independent annotators,') == 5
+    assert printed[3].count('one annotator a pair,') == 5
+    assert 'the whole table' in _outputs(executed, 'text/markdown')[-1][1]

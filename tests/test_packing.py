@@ -68,6 +68,60 @@ def test_a_comparison_too_large_for_a_row_gets_several_segments():
     assert batch.segments[0, 0] != batch.segments[1, 0]
 
 
+def test_ratings_annotator_and_ends_of_prompts_drawn_by_hand():
+    first = dataclasses.replace(
+        encoded('a', 3, (2, 4, 2)), annotator=5, prompt_ends=(2, 4, 1),
+        ratings=np.float32([[1, np.nan], [2, 3], [np.nan, np.nan]]))
+    second = dataclasses.replace(encoded('b', 0, (3,)), prompt_ends=(1,),
+                                 ratings=np.float32([[7, 8]]))
+    layout, = packing.plan_layouts([first, second], row_length=12, rows=1)[:1]
+    assert layout.attributes == 2
+    packed, = packing.pack([first, second], [packing.Layout(16, 1, 3, 4, 2)])
+    assert packed.indices == [0, 1]
+    batch = packed.micro_batch
+    # Row: p p p a a b b b b c c | x x x, responses at columns 3, 5, 9, the other at 11.
+    # Ends: the last of the prompt; b's second token, as 4 - 3 = 1; inside of the prompt; x's
+    # second.
+    np.testing.assert_array_equal(
+        batch.prompt_reads, [[2, 6, 1, 0], [12, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.reads, [[4, 8, 10, 0], [13, 0, 0, 0], [0, 0, 0, 0]])
+    np.testing.assert_array_equal(batch.annotator, [5, -1, -1])
+    nan = np.nan
+    np.testing.assert_array_equal(batch.ratings, [
+        [[1, nan], [2, 3], [nan, nan], [nan, nan]], [[7, 8], *[[nan, nan]] * 3],
+        [[nan, nan]] * 4])
+
+
+def test_ends_of_prompts_in_several_segments():
+    item = dataclasses.replace(encoded('a', 4, (5, 3, 6)), prompt_ends=(3, 4, 2))
+    batch = packing.pack([item], [packing.Layout(12, 2, 1, 4)])[0].micro_batch
+    # The first two beside each other from column 4 and 9 on, the third with a prompt of its own.
+    np.testing.assert_array_equal(batch.prompt_reads, [[3, 9, 12 + 2, 0]])
+
+
+@pytest.mark.parametrize('row_length', [12, 40, 100])
+def test_ends_of_prompts_point_to_their_tokens(row_length):
+    rng = np.random.default_rng(row_length)
+    items = [dataclasses.replace(item, prompt_ends=tuple(
+        int(rng.integers(len(item.prompt) + len(response))) for response in item.responses))
+        for item in random_comparisons(40, seed=2)]
+    layouts = packing.plan_layouts(items, row_length=row_length, rows=3)
+    for packed in packing.pack(items, layouts):
+        batch = packed.micro_batch
+        for slot, index in enumerate(packed.indices):
+            item = items[index]
+            for k, (end, response) in enumerate(
+                    zip(item.prompt_ends, item.responses, strict=True)):
+                row, column = divmod(batch.prompt_reads[slot, k], layouts[packed.layout].length)
+                assert batch.tokens[row, column] == np.r_[item.prompt, response][end]
+                assert batch.positions[row, column] == end
+                # In the same segment as the reward, and visible from there.
+                read = divmod(batch.reads[slot, k], layouts[packed.layout].length)
+                assert batch.segments[row, column] == batch.segments[read]
+                assert batch.responses[row, column] in (0, batch.responses[read])
+        assert not batch.prompt_reads[~batch.present].any()
+
+
 def test_rows_are_as_long_as_the_data_need():
     small = encoded('a', 4, (5, 3))
     assert packing.fit_row_length([small], 16) == 16
@@ -301,6 +355,13 @@ def test_ties_and_later_responses_are_language_model_targets_only_if_preferred()
     assert (batch.lm_weights > 0).sum() == 2
     targets = batch.lm_targets[batch.lm_weights > 0]
     np.testing.assert_array_equal(targets, second.responses[1][1:])
+
+
+def test_a_response_that_was_compared_with_none_is_no_language_model_target():
+    rated = dataclasses.replace(encoded('rated', 2, (3,)), ratings=np.float32([[-4]]))
+    batch = single_batch(rated, 8)
+    assert not batch.lm_weights.any()
+    np.testing.assert_array_equal(batch.ratings, [[[-4]]])
 
 
 def test_what_cannot_be_packed_is_refused():

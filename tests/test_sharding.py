@@ -14,10 +14,10 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
-from qrm import attention, packing, sharding, step, train, workdir
+from qrm import attention, heads, packing, sharding, step, train, workdir
 from qrm.backbone import DecoderConfig
 from qrm.checkpoints import Checkpoints
-from qrm.heads import HeadConfig
+from qrm.heads import HEADS, HeadConfig
 from qrm.network import RewardNetwork
 from tests import on_devices
 from tests.helpers import ROOT, init, loss_config, network, random_comparisons
@@ -106,6 +106,38 @@ def test_every_parameter_and_its_copies_in_the_optimiser_have_one_row():
     adam = splits.opt_state[1][0]
     assert adam.mu == adam.nu == expected
     assert adam.count == splits.step == splits.key == P()
+
+
+OF_HEADS = {
+    'scalar': {'kernel': ('fsdp', None), 'gate': ('fsdp', None)},
+    'gaussian': {'kernel': ('fsdp', None), 'gate': ('fsdp', None)},
+    'categorical': {'kernel': ('fsdp', None)},
+    'quantile': {'kernel': ('fsdp', None), 'gate': ('fsdp', None)},
+    'monotone_quantile': {'kernel': ('fsdp', None), 'gate': ('fsdp', None)},
+    # Cosines are split along features, as kernels are; biases are not.
+    'implicit_quantile': {'kernel': ('fsdp', None), 'gate': ('fsdp', None),
+                          'cosines': (None, 'fsdp'), 'bias': ()},
+    'annotator': {'kernel': ('fsdp', None), 'annotators': ()},
+}
+
+
+@pytest.mark.parametrize('members', [1, 2])
+@pytest.mark.parametrize('name', HEADS)
+def test_every_parameter_of_every_head_has_one_row(name, members):
+    gated = 'gate' in OF_HEADS[name]
+    head = HeadConfig(name, members=members, attributes=('a', 'b') if gated else (),
+                      annotators=8 * (name == 'annotator'))
+    optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
+    params = jax.eval_shape(lambda: {'head': heads.init(head, jax.random.key(0), 16)})
+    state = jax.eval_shape(lambda p: step.init_state(p, optimizer, 0, teacher=True), params)
+    splits = sharding.specs(state, 8)
+    # The axis of members is never split.
+    expected = {'head': {key: P(*(() if not axes else axes if members == 1 else (None, *axes)))
+                         for key, axes in OF_HEADS[name].items()}}
+    assert splits.params == splits.teacher == expected
+    assert splits.opt_state[1][0].mu == expected
+    decayed = step.decays(params)['head']
+    assert decayed == {key: key in ('kernel', 'gate', 'cosines') for key in OF_HEADS[name]}
 
 
 @pytest.mark.parametrize(('path', 'shape'), [

@@ -1,5 +1,7 @@
 """A training step means the same however its comparisons are spread."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,7 @@ import optax
 import pytest
 from ml_collections import ConfigDict
 
-from qrm import losses, packing, step
+from qrm import losses, packing, sharding, step
 from tests.helpers import encoded, init, loss_config, network, random_comparisons, side
 
 SGD = {'name': 'sgd', 'learning_rate': 0.1, 'schedule': 'constant', 'warmup_fraction': 0.0,
@@ -135,6 +137,66 @@ def test_language_model_loss_is_the_mean_over_the_chosen_response():
         run([item], steps=1, batch_size=1, loss=loss_config(lm_weight=w))[1][0]['loss']
         for w in (0.5, 0.0))
     assert with_lm - without == pytest.approx(0.5 * expected / 2.0, rel=1e-4)
+
+
+def one_batch(items):
+    layouts = packing.plan_layouts(items, row_length=32, rows=2)[:1]
+    return packing.make_batch(items, layouts, len(items))
+
+
+def test_the_teacher_is_the_moving_average_of_the_parameters():
+    items = random_comparisons(5, seed=2, responses=(2, 3))
+    net, optimizer = network(layers=1), optax.sgd(0.5)
+    loss = loss_config(targets='teacher', ema_decay=0.75)
+    train_step = step.make_train_step(net, loss, optimizer)
+    compiled, batch = jax.jit(train_step), one_batch(items)
+    start = step.init_state(init(net), optimizer, 0, teacher=True)
+    first, _ = compiled(start, batch)
+    second, metrics = compiled(first, batch)
+    average = jax.tree.map(lambda a, b: 0.75 * a + 0.25 * b, start.params, first.params)
+    assert_close(start.teacher, start.params, 0.0)
+    assert_close(first.teacher, average)
+    assert_close(second.teacher, jax.tree.map(
+        lambda a, b: 0.75 * a + 0.25 * b, average, second.params))
+    assert float(optax.tree.norm(jax.tree.map(
+        jnp.subtract, first.teacher, first.params))) > 1e-3
+    # The second step's targets are the first one's average, not its parameters.
+    single = packing.pack(items, [packing.Layout(200, 1, 5, 2)])[0].micro_batch
+    outputs = jax.jit(net)
+    student, targets = (outputs(p, single) for p in (first.params, average))
+    pair = functools.partial(losses.bradley_terry_quantile_huber, huber_weight=loss.huber_weight,
+                             kappa=loss.kappa, targets='teacher')
+    expected = np.mean([
+        pair(*(side(student[i, k], jnp.mean(targets[i, k])) for k in range(2)))
+        for i in range(5)])
+    assert float(metrics['loss']) == pytest.approx(float(expected), rel=1e-5)
+    # Over a mesh too, the state keeps its shape.
+    on_mesh = jax.eval_shape(
+        functools.partial(train_step, mesh=sharding.make_mesh()), start,
+        jax.tree.map(lambda x: x[None], batch))[0]
+    assert jax.tree.map(jnp.shape, on_mesh) == jax.tree.map(jnp.shape, start)
+
+
+def test_implicit_quantiles_learn_at_other_levels_each_step_and_repeat_for_a_seed():
+    net, optimizer = network('implicit_quantile', layers=1), optax.sgd(0.0)
+    batch = one_batch(random_comparisons(5, seed=2, responses=(2, 3)))
+    config = losses.LossConfig('distributional_bradley_terry')
+    compiled = jax.jit(step.make_train_step(net, config, optimizer))
+    # Larger than at the start, so that rewards depend on levels.
+    params = jax.tree.map(lambda x: 10.0 * x, init(net)['head'])
+    params = init(net) | {'head': params}
+
+    def run_seed(seed):
+        state, found = step.init_state(params, optimizer, seed), []
+        for _ in range(3):
+            state, metrics = compiled(state, batch)
+            found.append(float(metrics['loss']))
+        return found
+
+    # Parameters do not move, and the batch is the same.
+    first, again, other = run_seed(0), run_seed(0), run_seed(1)
+    assert first == again
+    assert len({*first, *other}) == 6
 
 
 @pytest.mark.parametrize(('name', 'expected'), [

@@ -402,7 +402,7 @@ def test_every_row_of_a_file_is_kept_or_counted(tokenizer, tmp_path):
     path = tmp_path / 'rows.jsonl'
     path.write_text('\n'.join(lines) + '\n')
     settings = ConfigDict({'path': str(path), 'validation_fraction': 0.2, 'test_fraction': 0.2,
-                           'max_malformed': 0.2})
+                           'max_malformed': 0.2, 'attributes': ()})
     total = DataReport('all', 'all')
     for comparisons, report in load_splits(settings, 'any').values():
         encode(comparisons, tokenizer, report, max_length=20)
@@ -415,6 +415,147 @@ def test_every_row_of_a_file_is_kept_or_counted(tokenizer, tmp_path):
         'malformed row': 2, 'identical responses': 1, 'one response': 1,
         'a response alone is longer than 20 tokens': 1, 'no preference known, or weight 0': 2,
     }
+
+
+# What is read, and what then is left of comparisons.
+
+
+@pytest.mark.parametrize(('comparison', 'kept', 'dropped'), [
+    # Which of the readings keep it: preferences, ratings, both; and why the others do not.
+    (_comparison('a', 'b', 'c'), (True, False, True), 'no rating known, or weight 0'),
+    (_comparison('a', 'b', 'c', ratings=(1.0, None)), (False, True, True),
+     'no preference known, or weight 0'),
+    (_comparison('a', 'b', 'c', ratings=(1.0, 2.0)), (True, True, True), ''),
+    (_comparison('a', 'b', ratings=(1.0,)), (False, True, True), 'one response'),
+    (_comparison('a', 'b', 'b', ratings=(1.0, 2.0)), (False, True, True), 'identical responses'),
+    (_comparison('a', 'b', ratings=None), (False, False, False), 'one response'),
+    (_comparison('a', 'b', 'c', 'd', ratings=(None,) * 3), (False, False, False),
+     ('no preference known, or weight 0', 'no rating known, or weight 0',
+      'no preference or rating known, or weight 0')),
+    (dataclasses.replace(_comparison('a', 'b', ratings=(1.0,)), weight=0.0),
+     (False, False, False),
+     ('one response', 'no rating known, or weight 0',
+      'no preference or rating known, or weight 0')),
+])
+def test_what_is_read_decides_what_is_kept(tokenizer, comparison, kept, dropped):
+    readings = ({'preferences': True}, {'preferences': False, 'ratings': True},
+                {'preferences': True, 'ratings': True})
+    reasons = (dropped,) * 3 if isinstance(dropped, str) else dropped
+    for options, expected, reason in zip(readings, kept, reasons, strict=True):
+        encoded, report = _encode_one(comparison, tokenizer, **options)
+        assert (encoded is not None) == expected
+        assert report.kept == expected
+        assert report.dropped == ({} if expected else {reason: 1})
+
+
+def test_ratings_and_annotators_are_encoded(tokenizer):
+    rated = dataclasses.replace(
+        _comparison('a', 'b', 'c', ratings=(1.0, None)), annotator='Ann',
+        attributes={'kind': (None, 2.0), 'true': (3.0, 4.0)})
+    known = {'ratings': True, 'annotators': ('Ada', 'Ann')}
+    encoded, _ = _encode_one(rated, tokenizer, **known)
+    np.testing.assert_array_equal(encoded.ratings, np.float32([[1], [np.nan]]))
+    assert (encoded.annotator, encoded.prompt_ends) == (1, ())
+    encoded, _ = _encode_one(rated, tokenizer, attributes=('true', 'short', 'kind'), **known)
+    np.testing.assert_array_equal(
+        encoded.ratings, np.float32([[3, np.nan, np.nan], [4, np.nan, 2]]))
+    # Of one attribute no gate is needed.
+    encoded, _ = _encode_one(rated, tokenizer, attributes=('true',), **known)
+    np.testing.assert_array_equal(encoded.ratings, [[3.0], [4.0]])
+    assert encoded.prompt_ends == ()
+    # Annotators that have no index are unknown.
+    assert _encode_one(rated, tokenizer, ratings=True)[0].annotator == -1
+    other = dataclasses.replace(rated, annotator='Bo')
+    assert _encode_one(other, tokenizer, **known)[0].annotator == -1
+
+
+def test_comparisons_without_an_annotator_can_be_left_out(tokenizer):
+    nameless = _comparison('a', 'b', 'c')
+    encoded, report = _encode_one(nameless, tokenizer, named=True, annotators=('Ann',))
+    assert encoded is None
+    assert report.dropped == {'annotator not named': 1}
+    encoded, _ = _encode_one(nameless, tokenizer, annotators=('Ann',))
+    assert encoded.annotator == -1
+    named = dataclasses.replace(nameless, annotator='Ann')
+    assert _encode_one(named, tokenizer, named=True, annotators=('Ann',))[0].annotator == 0
+
+
+# Where a prompt ends.
+
+GATED = {'attributes': ('kind', 'true'), 'ratings': True, 'preferences': True}
+
+
+def _ends(comparison, tokenizer, **options):
+    """For each dialogue its tokens up to the end of the prompt, spelt."""
+    encoded, _ = _encode_one(comparison, tokenizer, **GATED | options)
+    return [''.join(_spelt(tokenizer, ids[:end + 1]))
+            for ids, end in zip(_dialogues(encoded), encoded.prompt_ends, strict=True)]
+
+
+@pytest.mark.parametrize(('prompt', 'texts', 'expected'), [
+    ('ab', ('c', 'd'), ['<s>ab', '<s>ab']),
+    # The shared tokens reach into the responses, the prompt does not.
+    ('ab', ('cx', 'cy'), ['<s>ab', '<s>ab']),
+    # A merge over the boundary changes a token: its own dialogue ends before it, no other does.
+    ('he', ('llo', 'y'), ['<s>', '<s>he']),
+    ('a</s>', ('b', 'c'), ['<s>a</s>', '<s>a</s>']),
+    # Without a prompt it is the first token.
+    ('', ('b', 'c'), ['<s>', '<s>']),
+])
+def test_prompt_ends_by_hand(tokenizer, prompt, texts, expected):
+    assert _ends(_comparison(prompt, *texts), tokenizer) == expected
+
+
+def test_prompt_ends_do_not_depend_on_other_responses(tokenizer):
+    texts = ('llo', 'y', ' there', 'y', 'lp')
+    alone = [tokens.prompt_ends(_comparison('he', text), ids, tokenizer)
+             for text in texts for ids in tokenize([_comparison('he', text)], tokenizer)]
+    for order in ([0, 1, 2, 3, 4], [2, 0], [1, 3, 4]):
+        row = _comparison('he', *(texts[i] for i in order), ratings=(1.0,) * len(order))
+        dialogues, = tokenize([row], tokenizer)
+        assert tokens.prompt_ends(row, dialogues, tokenizer) == tuple(
+            alone[i][0] for i in order)
+
+
+@pytest.mark.parametrize(('single', 'expected'), [
+    ('<s> $A', '<s>ab'), ('<s> $A </s>', '<s>ab'), ('', 'ab')])
+def test_prompts_end_before_what_the_tokenizer_appends(single, expected):
+    assert _ends(_comparison('ab', 'c', 'd'), _tokenizer(single)) == [expected] * 2
+
+
+def test_prompts_of_chats_end_with_their_last_message(chat_tokenizer):
+    chat = _comparison(_user('ab'), _assistant('c'), _assistant('d'))
+    assert _ends(chat, chat_tokenizer) == ['<s>[u]ab'] * 2
+    # No messages but responses: the first token.
+    assert _ends(_comparison((), _user('x'), _user('y')), chat_tokenizer) == ['<s>'] * 2
+    ending = _tokenizer(template=CHAT_TEMPLATE + '{{ eos_token }}\n')
+    assert _ends(chat, ending) == ['<s>[u]ab'] * 2
+
+
+@pytest.mark.parametrize(('max_length', 'expected'), [
+    (8, ['<s>abcd'] * 2), (7, ['abcd'] * 2), (4, ['d'] * 2),
+    # Nothing of the prompt is left: what comes first is read.
+    (3, ['x', 'y']),
+])
+def test_prompt_ends_move_with_what_is_cut(tokenizer, max_length, expected):
+    assert _ends(LONG, tokenizer, max_length=max_length) == expected
+
+
+def test_prompt_ends_of_dialogues_to_score_are_cut_each_by_itself(tokenizer):
+    row = _comparison('abc', 'd', 'efghi')
+    options = {'append_eos': True, 'attributes': ('kind', 'true')}
+    [encoded], _ = encode_to_score([row], tokenizer, max_length=7, **options)
+    spelt = [''.join(_spelt(tokenizer, ids[:end + 1]))
+             for ids, end in zip(_dialogues(encoded), encoded.prompt_ends, strict=True)]
+    assert spelt == ['<s>abc', 'c']
+    for k, response in enumerate(row.responses):
+        [alone], _ = encode_to_score([_comparison('abc', response)], tokenizer, max_length=7,
+                                     **options)
+        assert alone.prompt_ends == encoded.prompt_ends[k:k + 1]
+    assert np.isnan(encoded.ratings).all()
+    assert encoded.ratings.shape == (2, 2)
+    [plain], _ = encode_to_score([row], tokenizer, max_length=7, append_eos=True)
+    assert plain.prompt_ends == ()
 
 
 # Scoring.
@@ -471,7 +612,8 @@ def _item(**changes):
     item = Encoded(
         'a', 'g', np.array([1, 2, 3], np.int32),
         (np.array([4, 5], np.int32), np.array([6], np.int32)),
-        np.array([[0, 1], [0, 0]], np.float32), margin=0.5, weight=2.0,
+        np.array([[0, 1], [0, 0]], np.float32), np.array([[3], [np.nan]], np.float32),
+        margin=0.5, weight=2.0, annotator=4, prompt_ends=(2, 1),
     )
     return dataclasses.replace(item, **changes)
 
@@ -490,6 +632,11 @@ def _item(**changes):
     {'margin': 0.25},
     {'weight': 1.0},
     {'margin': 2.0, 'weight': 0.5},
+    {'ratings': np.array([[3], [4]], np.float32)},
+    {'ratings': np.array([[3, np.nan]], np.float32)},
+    {'annotator': -1},
+    # The gate reads another token.
+    {'prompt_ends': (2, 2)},
 ])
 def test_fingerprints_tell_data_apart(changes):
     other = _item(prompt=np.array([8], np.int32))

@@ -1,5 +1,6 @@
 """Runs resume where they stopped, and refuse to go on with something else."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -12,14 +13,16 @@ import numpy as np
 import pytest
 
 import qrm
-from qrm import packing, step, train, workdir
+from qrm import config as config_lib
+from qrm import evaluate, packing, step, train, workdir
 from qrm.checkpoints import Checkpoints
 from qrm.comparisons import DataError
 from qrm.config import ConfigError
 from tests.helpers import ROOT, TINY, load_config
 
+# With dropout and a teacher, so that all there can be of state has to be restored.
 OVERRIDES = TINY | {'model.dropout': 0.1, 'train.max_steps': 14, 'train.keep': 1,
-                    'train.log_every': 2}
+                    'train.log_every': 2, 'loss.targets': 'teacher', 'loss.ema_decay': 0.9}
 
 
 def config(**kwargs):
@@ -30,7 +33,7 @@ def final_state(folder):
     """Every array of the last checkpoint, its step, and the best step."""
     prepared = train.prepare(load_config('demo', 'helpful,quantile', **OVERRIDES), folder)
     optimizer = step.make_optimizer(config().optimizer, 14)
-    state = step.init_state(prepared.model.params, optimizer, 0)
+    state = step.init_state(prepared.model.params, optimizer, 0, teacher=True)
     with Checkpoints(folder, read_only=True) as checkpoints:
         last, best = checkpoints.latest, checkpoints.best
         params, rest, _ = checkpoints.restore(last, state.params, state._replace(params=None))
@@ -228,3 +231,84 @@ def test_options_train_and_load(options, tmp_path):
         assert report['dropped']['a dialogue is longer than 90 tokens'] > 0
         assert report['read'] == report['kept'] + sum(report['dropped'].values())
     assert (tmp_path / 'tensorboard').exists() == options.get('train.tensorboard', False)
+
+
+# Other judgements than pairs of demo dialogues, from JSON Lines files to scores. All rows have more
+# than 16 tokens: with rows of 64 there is one layout to compile.
+
+
+def question(i):
+    return f'Question number {i} of many: what (if anything) do you make of {i}?'
+
+
+def attribute_rows():
+    """Ratings of two attributes, some missing, of single responses; and some preferences."""
+    rows = [{'prompt': question(i), 'response': f' it is {"xyz"[i % 3]} {i}.', 'source': 'web',
+             'kind': i % 3 if i % 4 else None, 'true': 2 - i % 3 if i % 5 else None}
+            for i in range(60)]
+    rows += [{'prompt': question(-i), 'responses': [f' x {i}', f' y {i}'],
+              'preferred': 0, 'kind': [i % 2, None] if i % 3 else None} for i in range(1, 30)]
+    return rows
+
+
+def rating_rows():
+    return [{'prompt': question(i), 'response': f' it is {"xyz"[i % 3]} {i}.',
+             'rating': i % 3 - 1} for i in range(60)]
+
+
+def ranking_rows():
+    return [{'prompt': question(i), 'responses': [f' {a} {i}' for a in 'xyz'[:2 + i % 2]],
+             'ranks': list(range(2 + i % 2))} for i in range(60)]
+
+
+def annotator_rows():
+    rows = [{'prompt': question(i), 'chosen': f' x {i}', 'rejected': f' y {i}',
+             'annotator': f'annotator {i % 3}'} for i in range(60)]
+    rows += [{'prompt': question(-i), 'response': f' x {i}', 'rating': i % 2,
+              'annotator': i % 3} for i in range(1, 30)]
+    return [*rows, {'prompt': question('this'), 'chosen': ' a', 'rejected': ' b'}]
+
+
+@pytest.mark.parametrize(('rows', 'options', 'criterion'), [
+    (attribute_rows(), {'data.attributes': ('kind', 'true'), 'loss.quantile': 'ratings_pinball'},
+     'crps'),
+    (rating_rows(), {'head.name': 'gaussian', 'loss.gaussian': 'ratings_crps'}, 'crps'),
+    (ranking_rows(), {'head.name': 'scalar', 'loss.scalar': 'plackett_luce'}, 'nll'),
+    (annotator_rows(), {'head.name': 'annotator'}, 'nll'),
+], ids=['attributes', 'ratings', 'rankings', 'annotators'])
+def test_judgements_of_files_train_evaluate_and_score(rows, options, criterion, tmp_path):
+    path, folder = tmp_path / 'rows.jsonl', str(tmp_path / 'run')
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    own = config(**options | {
+        'data.path': str(path), 'data.test_fraction': 0.3, 'data.validation_fraction': 0.3,
+        'train.max_steps': 3, 'train.rows': 1, 'train.row_length': 64, 'model.dropout': 0.0,
+        'optimizer.name': 'sgd', 'loss.targets': 'label'})
+    train.train(own, folder)
+    metrics = workdir.read_metrics(folder)
+    assert all(np.isfinite(row[key]) for row in metrics for key in row if key != 'split')
+    assert criterion in metrics[-1]
+    reports = workdir.read_json(os.path.join(folder, 'data_report.json'))
+    assert sum(report['read'] for report in reports.values()) == len(rows)
+    for report in reports.values():
+        assert report['read'] == report['kept'] + sum(report['dropped'].values())
+    # The config that is read back is the same, tuples of names included.
+    found = evaluate.evaluate(workdir.load_config(folder), folder)
+    assert criterion in found.metrics
+    assert found.report.kept == len(found.predictions.comparison_ids)
+    model = qrm.load(folder)
+    assert model.loss == config_lib.loss_config(own)
+    assert model.network.head.attributes == options.get('data.attributes', ())
+    names = {str(row.get('annotator')) for row in rows} - {'None'}
+    assert model.network.head.annotators == len(names)
+    gated = model.network.head.gated
+    if gated:  # with weights far from the equal ones that it starts with
+        gate = jax.random.normal(jax.random.key(0), model.params['head']['gate'].shape)
+        model = dataclasses.replace(
+            model, params=model.params | {'head': model.params['head'] | {'gate': gate}})
+    scores = model.score([question(1), question(2)], [' it is x', [' y 3', ' z', ' y']])
+    assert scores.quantiles[1].shape == (3, len(model.taus))
+    assert np.isfinite(scores.rewards[1]).all()
+    if gated:  # what the gate reads does not depend on what else is scored
+        alone = model.score([question(2)], [' z'])
+        np.testing.assert_allclose(scores.rewards[1][1], alone.rewards[0], atol=1e-5)
+        np.testing.assert_allclose(scores.quantiles[1][1], alone.quantiles[0], atol=1e-5)

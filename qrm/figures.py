@@ -4,6 +4,7 @@ Functions that take `axes` draw one panel and can be reused elsewhere; the `draw
 arrange panels. Axes of arrays: n ordered pairs, N quantiles.
 """
 
+import itertools
 import os
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -403,7 +404,7 @@ def draw_best_of_n(result: Mapping[str, Any]) -> Figure:
     """
     names = [row['proxy'] for row in result['spreads']]
     rules = dict.fromkeys(row['rule'] for row in result['curves'] if row['proxy'] in names)
-    colors = dict(zip(rules, _COLORS, strict=False))
+    colors = dict(zip(rules, itertools.cycle(_COLORS), strict=False))
     rows = {'gold': 'gold reward', 'tail': 'tail utility', 'own': 'score of the choice (std)'}
     figure, panels = _grid(len(rows), len(names), sharex='all', sharey='row')
     for across, (key, label) in zip(panels, rows.items(), strict=True):

@@ -537,7 +537,7 @@ def statements(result: Mapping[str, Any]) -> list[str]:
 
 
 _FOLLOWED = {'annotators': 'how annotators differ', 'networks': 'how networks disagree',
-             'distance': 'the distance |x|', 'error': "the error of the proxy's mean",
+             'distance': 'the norm of x', 'error': "the error of the proxy's mean",
              'mean': "the proxy's mean"}
 
 

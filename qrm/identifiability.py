@@ -161,6 +161,7 @@ def kinds(config: Any) -> dict[str, dict[str, Kind]]:
         },
         'ratings': {
             'pinball': Kind('pinball', quantile('ratings_pinball')),
+            'implicit': Kind('pinball, implicit', quantile('ratings_pinball', 'implicit_quantile')),
             'huber': Kind('QH, κ = 1', quantile('ratings_quantile_huber')),
             'crps': Kind('CRPS, Gaussian', quantile('ratings_crps', 'gaussian')),
         },
@@ -252,9 +253,7 @@ def measure(config: Any, world: World, cell: Cell) -> dict[str, Any]:
     """
     kind = kinds(config)[cell.table][cell.kind]
     params = fit(config, world, cell, kind)
-    x = worlds.sample_items(config.seed + _TEST, 2 * config.test_pairs)
-    judges = np.random.default_rng((config.seed, _TEST)).integers(
-        0, config.annotators, config.test_pairs)
+    x, judges = _test_items(config)
     wins = worlds.win_probability(world, x.reshape(-1, 2, worlds.FEATURES), cell.scheme, judges,
                                   config.annotators)
     bayes = worlds.expected_nll(wins, np.log(wins), np.log1p(-wins))
@@ -335,6 +334,13 @@ def log_wins(model: Model, predicted: Distribution, judges: np.ndarray):
     return tuple(np.asarray(one, np.float64) for one in both)
 
 
+def _test_items(config: Any) -> tuple[np.ndarray, np.ndarray]:
+    """([2 P, 8] items, those of a pair one after the other, [P] who judges if they are known)."""
+    judges = np.random.default_rng((config.seed, _TEST)).integers(
+        0, config.annotators, config.test_pairs)
+    return worlds.sample_items(config.seed + _TEST, 2 * config.test_pairs), judges
+
+
 def _anchors(config: Any, world: World, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return worlds.sample_anchors(world, config.annotators, config.seed + _ANCHORS + seed)
 
@@ -396,11 +402,11 @@ def truth(config: Any, world: World) -> dict[str, Any]:
     the true quantiles; 'w1_of_means', W1 of point masses at the true means; 'scalar_bound', what
     more than one number an item is worth (nats a pair).
     """
-    x = worlds.sample_items(config.seed + _TEST, 2 * config.test_pairs)
+    x, judges = _test_items(config)
     bayes = {}
     for scheme in worlds.SCHEMES:
-        wins = worlds.win_probability(world, x.reshape(-1, 2, worlds.FEATURES), scheme,
-                                      annotators=config.annotators)
+        wins = worlds.win_probability(world, x.reshape(-1, 2, worlds.FEATURES), scheme, judges,
+                                      config.annotators)
         bayes[scheme] = {'accuracy': worlds.expected_accuracy(wins, wins - 0.5),
                          'nll': worlds.expected_nll(wins, np.log(wins), np.log1p(-wins))}
     means = np.repeat(world.mean(x)[:, None], len(LEVELS), axis=1)

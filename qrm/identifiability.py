@@ -544,8 +544,9 @@ seeds; the world and the test items are the same for all.
 - Posterior quantile regression takes fixed-point steps, which hardly move the spread of the
   monotone head from where it starts, .24 of the true one; three times the passes do not change
   that. The free head starts near .4, and pinball puts its quantiles in order.
-- The spread of distributional BT is that of a model of the noise. Where one annotator judges both
-  sides, the same model gives a spread that means nothing.
+- The spread of distributional BT is that of a model of the noise, and of few bits: it differs
+  much between seeds. Where one annotator judges both sides, the same model gives a spread that
+  means nothing; even the sign of its correlation with the true one differs between seeds.
 - With names of annotators the differences between items are known for each annotator, and one
   number each is missing. One rated item gives it: as a shift after training. In the loss, beside
   the pairs, the network can fit the few anchors as such and leave the number open.

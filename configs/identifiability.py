@@ -49,7 +49,7 @@ def get_config(arg: str = '') -> ConfigDict:
             'independent/gaussian', 'independent/categorical', 'independent/posterior',
             'independent/posterior_monotone', 'independent/ensemble', 'shared/scalar',
             'shared/label', 'shared/monotone', 'identified/monotone', 'identified/annotator',
-            'identified/anchor_loss', 'ratings/huber', 'ratings/crps',
+            'identified/anchor_loss', 'ratings/implicit', 'ratings/huber', 'ratings/crps',
         )
     config.analysis = ConfigDict()
     config.analysis.level = 0.95  # of the intervals over seeds

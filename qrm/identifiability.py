@@ -161,6 +161,7 @@ def kinds(config: Any) -> dict[str, dict[str, Kind]]:
         },
         'ratings': {
             'pinball': Kind('pinball', quantile('ratings_pinball')),
+            'implicit': Kind('pinball, implicit', quantile('ratings_pinball', 'implicit_quantile')),
             'huber': Kind('QH, κ = 1', quantile('ratings_quantile_huber')),
             'crps': Kind('CRPS, Gaussian', quantile('ratings_crps', 'gaussian')),
         },
@@ -252,9 +253,7 @@ def measure(config: Any, world: World, cell: Cell) -> dict[str, Any]:
     """
     kind = kinds(config)[cell.table][cell.kind]
     params = fit(config, world, cell, kind)
-    x = worlds.sample_items(config.seed + _TEST, 2 * config.test_pairs)
-    judges = np.random.default_rng((config.seed, _TEST)).integers(
-        0, config.annotators, config.test_pairs)
+    x, judges = _test_items(config)
     wins = worlds.win_probability(world, x.reshape(-1, 2, worlds.FEATURES), cell.scheme, judges,
                                   config.annotators)
     bayes = worlds.expected_nll(wins, np.log(wins), np.log1p(-wins))
@@ -335,6 +334,13 @@ def log_wins(model: Model, predicted: Distribution, judges: np.ndarray):
     return tuple(np.asarray(one, np.float64) for one in both)
 
 
+def _test_items(config: Any) -> tuple[np.ndarray, np.ndarray]:
+    """([2 P, 8] items, those of a pair one after the other, [P] who judges if they are known)."""
+    judges = np.random.default_rng((config.seed, _TEST)).integers(
+        0, config.annotators, config.test_pairs)
+    return worlds.sample_items(config.seed + _TEST, 2 * config.test_pairs), judges
+
+
 def _anchors(config: Any, world: World, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return worlds.sample_anchors(world, config.annotators, config.seed + _ANCHORS + seed)
 
@@ -396,11 +402,11 @@ def truth(config: Any, world: World) -> dict[str, Any]:
     the true quantiles; 'w1_of_means', W1 of point masses at the true means; 'scalar_bound', what
     more than one number an item is worth (nats a pair).
     """
-    x = worlds.sample_items(config.seed + _TEST, 2 * config.test_pairs)
+    x, judges = _test_items(config)
     bayes = {}
     for scheme in worlds.SCHEMES:
-        wins = worlds.win_probability(world, x.reshape(-1, 2, worlds.FEATURES), scheme,
-                                      annotators=config.annotators)
+        wins = worlds.win_probability(world, x.reshape(-1, 2, worlds.FEATURES), scheme, judges,
+                                      config.annotators)
         bayes[scheme] = {'accuracy': worlds.expected_accuracy(wins, wins - 0.5),
                          'nll': worlds.expected_nll(wins, np.log(wins), np.log1p(-wins))}
     means = np.repeat(world.mean(x)[:, None], len(LEVELS), axis=1)
@@ -538,8 +544,9 @@ seeds; the world and the test items are the same for all.
 - Posterior quantile regression takes fixed-point steps, which hardly move the spread of the
   monotone head from where it starts, .24 of the true one; three times the passes do not change
   that. The free head starts near .4, and pinball puts its quantiles in order.
-- The spread of distributional BT is that of a model of the noise. Where one annotator judges both
-  sides, the same model gives a spread that means nothing.
+- The spread of distributional BT is that of a model of the noise, and of few bits: it differs
+  much between seeds. Where one annotator judges both sides, the same model gives a spread that
+  means nothing; even the sign of its correlation with the true one differs between seeds.
 - With names of annotators the differences between items are known for each annotator, and one
   number each is missing. One rated item gives it: as a shift after training. In the loss, beside
   the pairs, the network can fit the few anchors as such and leave the number open.

@@ -24,7 +24,7 @@ import scipy.stats
 from jax.sharding import Mesh
 
 from qrm import config as config_lib
-from qrm import costs, figures, inference, packing, step, train, workdir
+from qrm import costs, experiment_figures, inference, packing, step, train, workdir
 from qrm.devices import Spread, replicate
 from qrm.losses import LossConfig
 from qrm.network import Params, RewardNetwork, parameter_count
@@ -82,7 +82,8 @@ def benchmark(config: Any, folder: str) -> str:
     with workdir.lock(folder):
         result = measure(config, prepare(config))
         workdir.write_json(os.path.join(folder, 'benchmark.json'), result)
-        figures.draw_benchmark(result).savefig(os.path.join(folder, 'benchmark.png'), dpi=130)
+        experiment_figures.draw_benchmark(result).savefig(
+            os.path.join(folder, 'benchmark.png'), dpi=130)
     return format_table(result)
 
 

@@ -39,7 +39,7 @@ import numpy as np
 import scipy.stats
 from scipy.special import ndtri
 
-from qrm import analysis, figures, mlp, selection, workdir, worlds
+from qrm import analysis, experiment_figures, figures, mlp, selection, workdir, worlds
 from qrm.config import ConfigError, range_problems
 from qrm.distributions import Atoms
 from qrm.heads import HeadConfig
@@ -160,7 +160,7 @@ def run(config: Any, folder: str) -> str:
         text = format_tables(result)
         workdir.write_json(os.path.join(folder, 'best_of_n.json'), result)
         workdir.write_text(os.path.join(folder, 'best_of_n.md'), text)
-        figures.save(folder, {'best_of_n': figures.draw_best_of_n(result)})
+        figures.save(folder, {'best_of_n': experiment_figures.draw_best_of_n(result)})
     return text
 
 

@@ -20,7 +20,7 @@ from qrm import (
     demo,
     diagnostics,
     divergences,
-    figures,
+    experiment_figures,
     heads,
     resampling,
     workdir,
@@ -148,7 +148,7 @@ def compare(config: Any, folder: str) -> str:
     workdir.write_json(os.path.join(folder, 'compare.json'), result)
     workdir.write_text(os.path.join(folder, 'compare.md'), text)
     if not jax.process_index():
-        figures.draw_comparison(folder, result)
+        experiment_figures.draw_comparison(folder, result)
     return text
 
 

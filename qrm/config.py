@@ -85,15 +85,24 @@ _CHOICES = {
     'train.sharding': devices.MODES,
     'evaluation.checkpoint': ('best', 'last'),
 }
+_OTHERS = (  # whose values are checked where they are used
+    'workload', 'data.path', 'data.attributes', 'data.append_eos', 'model.checkpoint',
+    'model.tokenizer', 'model.remat', 'model.sizes.vocab_size', 'model.sizes.n_positions',
+    'model.sizes.n_embd', 'model.sizes.n_layer', 'model.sizes.n_head', 'head.name',
+    'train.tensorboard', 'evaluation.candidates', 'evaluation.references', 'evaluation.rules',
+)
 
 
 def check(config: Any) -> None:
-    """Checks the ranges and choices of a config.
+    """Checks that a config is complete, and the ranges and choices of its values.
 
     Raises:
-      ConfigError: lists every value that cannot be used.
+      ConfigError: lists every key that is missing, or every value that cannot be used.
     """
     ranges = _RANGES | (_BENCHMARK_RANGES if 'benchmark' in config else {})
+    if missing := [key for key in (*ranges, *_CHOICES, *_OTHERS) if not _has(config, key)]:
+        raise ConfigError(f'no config.{", config.".join(missing)}; is this the config of another '
+                          'kind of run, or of another version?')
     problems = range_problems(config, ranges)
     for key, choices in _CHOICES.items():
         if (value := _get(config, key)) not in choices:
@@ -146,6 +155,14 @@ def _check_head(config: Any) -> None:
     # How many annotators there are, the data say.
     head = head_config(config, int(config.head.name == 'annotator'))
     losses.check_head(loss_config(config), head)
+
+
+def _has(config: Any, key: str) -> bool:
+    try:
+        _get(config, key)
+    except (KeyError, TypeError):
+        return False
+    return True
 
 
 def _get(config: Any, key: str) -> Any:

@@ -21,7 +21,7 @@ import optax
 import scipy.optimize
 import scipy.stats
 
-from qrm import distributions, figures, heads, losses, mlp, workdir, worlds
+from qrm import distributions, experiment_figures, heads, losses, mlp, workdir, worlds
 from qrm.config import ConfigError
 from qrm.distributions import Distribution
 from qrm.heads import QUANTILE_HEADS, HeadConfig
@@ -199,7 +199,7 @@ def identify(config: Any, folder: str) -> str:
         text = format_report(config, result)
         workdir.write_json(os.path.join(folder, 'identifiability.json'), result)
         workdir.write_text(os.path.join(folder, 'identifiability.md'), text)
-        figures.draw_identifiability(folder, result)
+        experiment_figures.draw_identifiability(folder, result)
     return text
 
 

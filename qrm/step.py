@@ -54,11 +54,12 @@ class Sums(NamedTuple):
     responses: jax.Array
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Means, divided once; accuracy counts a tie of rewards as one half."""
+        """Means, divided once; without pairs, accuracy (ties count one half) and margin are 0."""
         mean = self.reward / self.responses
         variance = self.reward_squared / self.responses - mean**2
         return {
             'loss': self.loss / self.weight,
+            'pairs': self.pairs,
             'accuracy': self.correct / jnp.maximum(self.pairs, 1.0),
             'margin': self.margin / jnp.maximum(self.pairs, 1.0),
             'reward_mean': mean,

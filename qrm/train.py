@@ -274,6 +274,8 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
                 row = {name: fetch_number(value) for name, value in values.items()}
                 if not all(map(math.isfinite, row.values())):
                     raise not_finite(number, str(row))
+                if not row['pairs']:  # such as a batch of ratings
+                    del row['accuracy'], row['margin']
                 row['learning_rate'] = float(rates[number])
                 log.write(number + 1, 'train', row)
             del pending[:len(pending) - running]
@@ -370,8 +372,8 @@ class _Progress:
         if sys.stderr.isatty():
             if self._bar is None:
                 self._bar = tqdm.tqdm(total=self._steps, initial=done, unit='step', leave=False)
-            self._bar.set_postfix(loss=f'{row["loss"]:.4f}', accuracy=f'{row["accuracy"]:.3f}',
-                                  refresh=False)
+            shown = {name: f'{row[name]:.4f}' for name in ('loss', 'accuracy') if name in row}
+            self._bar.set_postfix(shown, refresh=False)
             self._bar.update(done - self._bar.n)
         if self._start is None:
             self._start = done, time.monotonic()

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from experiments import benchmark_trl, trl_worker
-from qrm import benchmark, config, costs, figures
+from qrm import benchmark, config, costs, experiment_figures
 from qrm.comparisons import DataError
 from tests.helpers import ROOT, encoded, load_config
 from tests.test_commands import command
@@ -174,7 +174,7 @@ def test_slots_are_those_of_the_timed_steps(result):
 
 def test_figure_shows_shares_and_slots(result):
     rate = {'median': 4e12, 'min': 3e12, 'max': 6e12}
-    figure = figures.draw_benchmark(result | {
+    figure = experiment_figures.draw_benchmark(result | {
         'matmul': {'flops_per_second': rate},
         'training': {'useful_flops_per_second': {'median': 1e12, 'min': 1e12, 'max': 2e12}},
         'scoring': {'useful_flops_per_second': rate},

@@ -5,6 +5,7 @@ import json
 import re
 
 import pytest
+from ml_collections import ConfigDict
 
 from qrm import config as config_lib
 from qrm.workdir import _flatten
@@ -24,6 +25,19 @@ def test_configs_are_valid_locked_and_hold_the_same_keys(name):
     assert keys - own == expected
     assert bool(own) == (name in ('benchmark', 'compare'))
     json.loads(config.to_json())
+
+
+def test_keys_that_a_config_lacks_are_named():
+    keys = {key for key in dict(_flatten(load_config('demo').to_dict()))
+            if not key.startswith('reproduce.')}
+    with pytest.raises(config_lib.ConfigError) as error:
+        config_lib.check(ConfigDict())
+    assert set(re.findall(r'config\.([a-z0-9_.]+)', str(error.value))) == keys
+    config = load_config('demo')
+    with config.unlocked():
+        del config.evaluation.rules
+    with pytest.raises(config_lib.ConfigError, match=r'^no config\.evaluation\.rules; is this'):
+        config_lib.check(config)
 
 
 @pytest.mark.parametrize('name', [name for name in NAMES if name != 'compare'])

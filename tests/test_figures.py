@@ -173,8 +173,10 @@ def test_training_curve_shows_the_rows():
 
 def test_training_curve_of_another_metric():
     axes, rows = _axes(), _rows()
+    del rows[0]['accuracy']  # of a step without pairs
     figures.training_curve(axes, rows, 'accuracy', 'accuracy')
-    *_, validation = _lines(axes).values()
+    raw, _, validation = _lines(axes).values()
+    np.testing.assert_array_equal(raw.get_xdata(), np.arange(2, STEPS + 1))
     np.testing.assert_array_equal(
         validation.get_ydata(), [row['accuracy'] for row in rows if row['split'] == 'validation'])
     assert axes.get_ylabel() == 'accuracy'

@@ -9,8 +9,8 @@ ORDER = [
     'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'worlds',
     'mlp', 'devices', 'step', 'config', 'inference', 'resampling', 'metrics', 'diagnostics',
     'selection', 'workdir', 'checkpoints', 'model', 'train', 'score', 'divergences', 'figures',
-    'analysis', 'winrate', 'evaluate', 'reproduce', 'compare', 'identifiability', 'best_of_n',
-    'benchmark',
+    'experiment_figures', 'analysis', 'winrate', 'evaluate', 'reproduce', 'compare',
+    'identifiability', 'best_of_n', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}
 

@@ -84,6 +84,7 @@ def test_metrics_of_a_batch_worked_out_by_hand():
     sums = step._sums(jnp.float32(6.0), rewards, batch)
     values = {name: float(x) for name, x in sums.metrics().items()}
     # Decided pairs: (2, -1) right, (.5, .5) half right; six rewards with sum 5, squares 14.5.
+    assert values['pairs'] == 2.0
     assert values['accuracy'] == pytest.approx(0.75)
     assert values['margin'] == pytest.approx((3.0 + 0.0) / 2)
     assert values['loss'] == pytest.approx(2.0)

@@ -286,6 +286,10 @@ def test_judgements_of_files_train_evaluate_and_score(rows, options, criterion, 
     train.train(own, folder)
     metrics = workdir.read_metrics(folder)
     assert all(np.isfinite(row[key]) for row in metrics for key in row if key != 'split')
+    # Ratings alone have no accuracy.
+    assert all(('accuracy' in row) == (row['pairs'] > 0) for row in metrics
+               if row['split'] == 'train')
+    assert any('accuracy' in row for row in metrics) == (rows != rating_rows())
     assert criterion in metrics[-1]
     reports = workdir.read_json(os.path.join(folder, 'data_report.json'))
     assert sum(report['read'] for report in reports.values()) == len(rows)

@@ -5,7 +5,7 @@ before anything is loaded, and turned into the frozen objects the rest of the pa
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from qrm import attention, demo, devices, losses, step, tokens
@@ -140,9 +140,10 @@ def decoder_config(config: Any) -> DecoderConfig:
     return DecoderConfig(n_inner=4 * config.model.sizes.n_embd, **config.model.sizes)
 
 
-def head_config(config: Any, annotators: int = 0) -> HeadConfig:
-    """The head that the config describes, for so many annotators."""
-    return HeadConfig(**config.head, attributes=config.data.attributes, annotators=annotators)
+def head_config(config: Any, annotators: Sequence[str] = ()) -> HeadConfig:
+    """The head that the config describes, for annotators of these names."""
+    return HeadConfig(**config.head, attributes=config.data.attributes,
+                      annotators=tuple(annotators))
 
 
 def loss_config(config: Any) -> losses.LossConfig:
@@ -152,8 +153,8 @@ def loss_config(config: Any) -> losses.LossConfig:
 
 
 def _check_head(config: Any) -> None:
-    # How many annotators there are, the data say.
-    head = head_config(config, int(config.head.name == 'annotator'))
+    # Which annotators there are, the data say.
+    head = head_config(config, ['any'] if config.head.name == 'annotator' else ())
     losses.check_head(loss_config(config), head)
 
 

@@ -86,7 +86,7 @@ class HeadConfig:
         itself; as they share the backbone, their disagreement shows less than that of whole
         networks.
       attributes: names of the attributes that are rated; () or one: the reward itself is.
-      annotators: how many annotators are known (annotator head).
+      annotators: names of the known annotators (annotator head), in the order of its atoms.
 
     Raises:
       ValueError: unknown name, a size below 1, or a combination that has no meaning.
@@ -100,7 +100,7 @@ class HeadConfig:
     num_factors: int = 1
     members: int = 1
     attributes: tuple[str, ...] = ()
-    annotators: int = 0
+    annotators: tuple[str, ...] = ()
 
     def __post_init__(self):
         if self.name not in HEADS:
@@ -112,15 +112,17 @@ class HeadConfig:
         if not 0 < self.atom_range < math.inf:
             raise ValueError(f'atom_range={self.atom_range}, expected a finite positive number')
         # Saved configs come back with lists.
-        object.__setattr__(self, 'attributes', tuple(self.attributes))
-        if len(set(self.attributes)) < len(self.attributes):
-            raise ValueError(f'attributes {self.attributes}, expected different names')
+        for key in ('attributes', 'annotators'):
+            names = tuple(getattr(self, key))
+            object.__setattr__(self, key, names)
+            if len(set(names)) < len(names):
+                raise ValueError(f'{key} {names}, expected different names')
         if self.gated and self.name in ('categorical', 'annotator'):
             raise ValueError(f'{len(self.attributes)} attributes with the {self.name} head, '
                              'expected a scalar, gaussian or quantile head')
         if (self.name == 'annotator') != bool(self.annotators):
-            raise ValueError(f'annotators={self.annotators} with the {self.name} head, expected '
-                             "some with the 'annotator' head and none with others")
+            raise ValueError(f'{len(self.annotators)} annotators with the {self.name} head, '
+                             "expected some with the 'annotator' head and none with others")
 
     @property
     def gated(self) -> bool:
@@ -175,7 +177,7 @@ class HeadConfig:
     def _numbers(self) -> int:
         """Numbers for each attribute and member."""
         return {'scalar': 1, 'gaussian': 2, 'categorical': self.num_atoms,
-                'annotator': self.annotators}.get(self.name, self.num_quantiles)
+                'annotator': len(self.annotators)}.get(self.name, self.num_quantiles)
 
     def _distribution(self, raw: jax.Array) -> Distribution:
         if self.name == 'gaussian':
@@ -209,7 +211,7 @@ class Head(nn.Module):
             kernel = self.param('kernel', init, (width, 1 + c.num_factors))
             common, factors = jnp.split(_matmul('...d,dn->...n', hidden, kernel), [1], axis=-1)
             own = self.param('annotators', nn.initializers.normal(1.0 / math.sqrt(c.num_factors)),
-                             (c.annotators, c.num_factors))
+                             (len(c.annotators), c.num_factors))
             outputs = common + _matmul('...f,af->...a', factors, own)
         else:
             kernel = self.param('kernel', init, (width, c._parts * c._numbers))

@@ -131,7 +131,7 @@ def kinds(config: Any) -> dict[str, dict[str, Kind]]:
     label = Kind('BT + QH, target ±1 (the paper)', quantile(paper))
     monotone = Kind('distributional BT, monotone', quantile(whole, 'monotone_quantile'))
     gaussian = Kind('distributional BT, Gaussian', quantile(whole, 'gaussian'))
-    panel = Model(HeadConfig('annotator', annotators=config.annotators),
+    panel = Model(HeadConfig('annotator', annotators=tuple(map(str, range(config.annotators)))),
                   LossConfig('annotator_bradley_terry'))
     return {
         'independent': {

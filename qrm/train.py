@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple, Self
 
 import jax
@@ -75,7 +76,7 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
         if not annotators:
             raise DataError(f"{config.data.path}: no training comparison has an 'annotator', "
                             'which the annotator head learns from')
-    network, params, mesh = initial_network(config, len(annotators))
+    network, params, mesh = initial_network(config, annotators)
     decoder, loss = network.decoder, config_lib.loss_config(config)
     saved = os.path.join(folder, 'tokenizer') if folder else ''
     if os.path.isdir(saved):
@@ -98,7 +99,7 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
             # Held-out comparisons are judged by all that is known of them.
             preferences=split != 'train' or loss.reads != 'ratings' or network.head.gated,
             named=split == 'train' and loss.reads == 'annotators',
-            attributes=network.head.attributes, annotators=annotators)
+            attributes=network.head.attributes, annotators=network.head.annotators)
         for split, (comparisons, report) in splits.items()
     }
     reports = {split: report for split, (_, report) in splits.items()}
@@ -117,13 +118,13 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
 
 
 def initial_network(
-    config: Any, annotators: int = 0
+    config: Any, annotators: Sequence[str] = ()
 ) -> tuple[RewardNetwork, Params, Mesh | None]:
     """The configured network, what its parameters start from, and the mesh they are split over.
 
     Args:
       config: a checked config.
-      annotators: how many the annotator head knows.
+      annotators: names of those whom the annotator head knows.
 
     Raises:
       DataError: see `weights.resolve` and `weights.load_pretrained`.

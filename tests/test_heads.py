@@ -17,7 +17,7 @@ from qrm.distributions import Atoms, Gaussians
 from qrm.heads import HEADS, HeadConfig, monotone_quantiles, taus
 
 QUANTILES = ('quantile', 'monotone_quantile', 'implicit_quantile')
-ANNOTATORS = {'annotator': 3}  # of those heads that know some
+ANNOTATORS = {'annotator': ('a', 'b', 'c')}  # of those heads that know some
 
 
 # A compilation costs less than its operations one by one.
@@ -40,7 +40,7 @@ def _moments(config, outputs, levels=None):
 
 
 def _config(name, num_quantiles=7, **sizes):
-    return HeadConfig(name, num_quantiles, annotators=ANNOTATORS.get(name, 0), **sizes)
+    return HeadConfig(name, num_quantiles, annotators=ANNOTATORS.get(name, ()), **sizes)
 
 
 def _params(**arrays):
@@ -77,7 +77,7 @@ def test_taus_by_hand():
     # Several scalars are a distribution.
     (HeadConfig('scalar', members=3), 10), (HeadConfig('scalar', 4, members=2), 4),
     (HeadConfig('quantile', 7), 7), (HeadConfig('gaussian', 5), 5),
-    (HeadConfig('categorical', 6, 21), 6), (HeadConfig('annotator', annotators=3), 10),
+    (HeadConfig('categorical', 6, 21), 6), (HeadConfig('annotator', annotators=('a', 'b')), 10),
 ])
 def test_levels_that_are_reported(config, n):
     np.testing.assert_array_equal(config.taus, taus(n))
@@ -212,7 +212,7 @@ def test_the_default_support_has_21_atoms_from_minus_5_to_5():
 
 def test_annotator_by_hand():
     # Common reward 1 * 2 + 2 * (-1) = 0, factor 1 * 1 + 2 * 1 = 3; annotators at 0, 1 and -2.
-    config = HeadConfig('annotator', 3, annotators=3)
+    config = HeadConfig('annotator', 3, annotators=('a', 'b', 'c'))
     params = _params(kernel=[[2.0, 1.0], [-1.0, 1.0]], annotators=[[0.0], [1.0], [-2.0]])
     outputs = _apply(config, params, jnp.array([1.0, 2.0]))
     np.testing.assert_allclose(outputs, [0.0, 3.0, -6.0])
@@ -224,7 +224,7 @@ def test_annotator_by_hand():
 
 
 def test_annotators_differ_in_so_many_factors():
-    config = HeadConfig('annotator', annotators=4, num_factors=2)
+    config = HeadConfig('annotator', annotators=tuple('abcd'), num_factors=2)
     rng = np.random.default_rng(1)
     kernel, own, hidden = rng.normal(size=(3, 3)), rng.normal(size=(4, 2)), rng.normal(size=(6, 3))
     outputs = _apply(config, _params(kernel=kernel, annotators=own),
@@ -520,11 +520,12 @@ def test_rewards_and_gradients_of_large_outputs_are_finite(name):
     ({'atom_range': math.inf}, 'atom_range=inf'),
     ({'atom_range': math.nan}, 'atom_range=nan'),
     ({'name': 'categorical', 'attributes': ('a', 'b')}, '2 attributes with the categorical head'),
-    ({'name': 'annotator', 'attributes': ('a', 'b'), 'annotators': 2},
+    ({'name': 'annotator', 'attributes': ('a', 'b'), 'annotators': ('c', 'd')},
      '2 attributes with the annotator head'),
     ({'attributes': ('a', 'a')}, r"attributes \('a', 'a'\), expected different names"),
-    ({'name': 'annotator'}, 'annotators=0 with the annotator head'),
-    ({'annotators': 3}, 'annotators=3 with the quantile head'),
+    ({'name': 'annotator', 'annotators': ('a', 'a')}, r"annotators \('a', 'a'\), expected"),
+    ({'name': 'annotator'}, '0 annotators with the annotator head'),
+    ({'annotators': ('a', 'b', 'c')}, '3 annotators with the quantile head'),
 ])
 def test_config_errors(changes, message):
     with pytest.raises(ValueError, match=message):

@@ -85,7 +85,8 @@ def test_intervals_by_hand():
 
 def test_known_annotators_judge_by_their_own_rewards():
     # Two annotators, two pairs; the first pair is judged by annotator 1, the second by 0.
-    model = Model(HeadConfig('annotator', annotators=2), LossConfig('annotator_bradley_terry'))
+    model = Model(HeadConfig('annotator', annotators=('a', 'b')),
+                  LossConfig('annotator_bradley_terry'))
     values = jnp.array([[9.0, 1.0], [0.0, 3.0], [0.5, 0.0], [0.0, 7.0]])
     win, loss = identifiability.log_wins(model, uniform_atoms(values), np.array([1, 0]))
     np.testing.assert_allclose(np.exp(win), [1 / (1 + math.e**2), 1 / (1 + math.e**-0.5)], 1e-5)

@@ -504,7 +504,8 @@ def test_shapes_are_checked():
 # levels, atoms of known places, a Gaussian.
 
 NAMES = ('scalar', 'quantile', 'gaussian', 'categorical', 'annotator')
-HEAD = {name: HeadConfig(name, 4, 5, 2.0, annotators=3 * (name == 'annotator')) for name in NAMES}
+HEAD = {name: HeadConfig(name, 4, 5, 2.0, annotators=tuple('abc') * (name == 'annotator'))
+        for name in NAMES}
 OPTIONS = {
     'bradley_terry': {'centre_weight': 0.3}, 'distributional_bradley_terry': {
         'label_smoothing': 0.1}, 'plackett_luce': {'label_smoothing': 0.1},
@@ -848,7 +849,7 @@ def test_attributes_learn_from_ratings_only():
 
 # Annotators.
 
-ANNOTATED = HeadConfig('annotator', annotators=3)
+ANNOTATED = HeadConfig('annotator', annotators=('a', 'b', 'c'))
 OWN = np.float32([[0.5, 2.0, -1.0], [0.0, 3.0, 1.0]])  # annotator 1 gives 2 and 3
 
 
@@ -937,7 +938,7 @@ def test_entropy_by_hand():
     ('distributional_bradley_terry', 'gaussian'), ('annotator_bradley_terry', 'annotator')])
 @pytest.mark.usefixtures('float64')
 def test_members_are_trained_each_by_itself(objective, name):
-    annotators = 3 * (name == 'annotator')
+    annotators = tuple('abc') * (name == 'annotator')
     one, three = (HeadConfig(name, members=m, annotators=annotators) for m in (1, 3))
     rng = np.random.default_rng(9)
     outputs = rng.normal(size=(2, 3, one.outputs))
@@ -1035,7 +1036,8 @@ def test_weights_of_zero_are_allowed():
     (LossConfig('ratings_pinball'), HeadConfig('gaussian'),
      "'ratings_pinball' with the gaussian head, expected one of the heads"),
     (LossConfig('posterior_quantile_regression'), HeadConfig('scalar'), 'with the scalar head'),
-    (LossConfig('bradley_terry'), HeadConfig('annotator', annotators=2), 'the annotator head'),
+    (LossConfig('bradley_terry'), HeadConfig('annotator', annotators=('a', 'b')),
+     'the annotator head'),
     (LossConfig('annotator_bradley_terry'), HeadConfig('quantile'), 'with the quantile head'),
     (LossConfig('bradley_terry', entropy_weight=0.1), HeadConfig('quantile'),
      'entropy_weight=0.1 with the quantile head, expected 0'),
@@ -1052,7 +1054,7 @@ def test_heads_that_an_objective_cannot_train(config, head, message):
 def test_objectives_name_heads_that_exist():
     assert {name for known in OBJECTIVES.values() for name in known.heads} == set(HEADS)
     for name in HEADS:
-        head = HeadConfig(name, annotators=int(name == 'annotator'))
+        head = HeadConfig(name, annotators=('a',) * (name == 'annotator'))
         for objective, known in OBJECTIVES.items():
             if name in known.heads:
                 check_head(LossConfig(objective), head)

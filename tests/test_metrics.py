@@ -135,7 +135,7 @@ SAID = {
         (np.array([1, 1, 2]) / 4) @ expit(np.subtract.outer([-1, 0, 1], [-1, 0, 1]))
         @ (np.array([1, 2, 1]) / 4)),
     # Three annotators who each judge both; quantiles at 1/4 and 3/4 of three.
-    'annotator': (LossConfig('annotator_bradley_terry'), {'annotators': 3},
+    'annotator': (LossConfig('annotator_bradley_terry'), {'annotators': ('a', 'b', 'c')},
                   [[3.0, 0.0, 6.0], [2.0, 2.0, -1.0]], [[0, 6], [-1, 2]], [3, 1],
                   [math.sqrt(6), math.sqrt(2)], 8 / 3 - 24 / 18, np.mean(expit([1.0, -2.0, 7.0]))),
 }

@@ -104,7 +104,8 @@ def test_learns_a_linear_reward_from_choices():
 
 def test_anchors_are_in_every_step():
     # Nothing but anchors teaches: the pairs were judged by someone unknown.
-    model = Model(HeadConfig('annotator', annotators=2), LossConfig('annotator_bradley_terry'))
+    model = Model(HeadConfig('annotator', annotators=('a', 'b')),
+                  LossConfig('annotator_bradley_terry'))
     unknown = data([0])
     unknown = unknown._replace(judgement=unknown.judgement._replace(
         annotator=np.full((1, 40), -1, np.int32)))

@@ -126,7 +126,7 @@ OF_HEADS = {
 def test_every_parameter_of_every_head_has_one_row(name, members):
     gated = 'gate' in OF_HEADS[name]
     head = HeadConfig(name, members=members, attributes=('a', 'b') if gated else (),
-                      annotators=8 * (name == 'annotator'))
+                      annotators=tuple('abcdefgh') * (name == 'annotator'))
     optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
     params = jax.eval_shape(lambda: {'head': heads.init(head, jax.random.key(0), 16)})
     state = jax.eval_shape(lambda p: step.init_state(p, optimizer, 0, teacher=True), params)

@@ -16,8 +16,10 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
+from qrm import heads, sharding
 from qrm.backbone import DecoderConfig
 from qrm.network import RewardNetwork
 from qrm.packing import Layout
@@ -220,7 +222,7 @@ def parameters(network: RewardNetwork) -> Parameters:
         kernels=matmul_parameters(c),
         vectors=c.n_layer * of_block + 2 * c.n_embd,
         tables=(c.vocab_size + c.n_positions) * c.n_embd,
-        head=c.n_embd * network.head.outputs,
+        head=sum(leaf.size for leaf in _head(network).values()),
     )
 
 
@@ -233,8 +235,11 @@ def split_parameters(network: RewardNetwork, devices: int) -> Parameters:
     narrow, wide, inner = (size % devices == 0 for size in (c.n_embd, 3 * c.n_embd, c.n_inner))
     of_block = ((narrow or wide) * 3 * c.n_embd**2 + narrow * c.n_embd**2
                 + (narrow or inner) * 2 * c.n_embd * c.n_inner)
-    whole = parameters(network)
-    return Parameters(c.n_layer * of_block, 0, narrow * whole.tables, narrow * whole.head)
+    head = _head(network)
+    splits = sharding.specs({'head': head}, devices)['head']
+    return Parameters(
+        c.n_layer * of_block, 0, narrow * parameters(network).tables,
+        sum(leaf.size for name, leaf in head.items() if sharding.AXIS in splits[name]))
 
 
 def held_parameters(network: RewardNetwork, shards: int) -> Parameters:
@@ -275,7 +280,19 @@ def micro_batch_work(
         projections += blocks - (c.n_layer - 1) * tokens * perceptron
     if network.remat or sharded:
         attention += mixing
-    return Work(projections, attention, 6 * reads * parameters(network).head)
+    return Work(projections, attention, 6 * reads * _head_products(network))
+
+
+def _head(network: RewardNetwork) -> dict[str, jax.ShapeDtypeStruct]:
+    """The arrays of the head."""
+    return jax.eval_shape(lambda key: heads.init(network.head, key, network.decoder.n_embd),
+                          jax.random.key(0))
+
+
+def _head_products(network: RewardNetwork) -> int:
+    """Multiplications of the head for one response; an implicit one is asked at each level."""
+    once = sum(leaf.size for name, leaf in _head(network).items() if name != 'bias')
+    return once * (network.head.num_quantiles if network.head.name == 'implicit_quantile' else 1)
 
 
 def kept_bytes(

@@ -96,6 +96,22 @@ def test_parameters_by_hand_and_as_they_are():
     assert sum(expected) == parameter_count(abstract(network()))
 
 
+@pytest.mark.parametrize(('head', 'size', 'products'), [
+    (HeadConfig('quantile', 10, attributes=('a', 'b')), 16 * 20 + 16 * 2, 16 * 22),
+    (HeadConfig('gaussian', members=3), 3 * 16 * 2, 3 * 16 * 2),
+    # One kernel, and a table of cosines with biases; both are used at each of ten levels.
+    (HeadConfig('implicit_quantile', 10, num_cosines=4), 16 + 4 * 16 + 16, 10 * (16 + 4 * 16)),
+    # A common reward and one factor, and what each annotator makes of it.
+    (HeadConfig('annotator', annotators=tuple('abc')), 16 * 2 + 3, 16 * 2 + 3),
+], ids=['gated', 'ensemble', 'implicit', 'annotator'])
+def test_heads_by_hand_and_as_they_are(head, size, products):
+    net = dataclasses.replace(network(), head=head)
+    assert costs.parameters(net).head == size
+    assert sum(costs.parameters(net)) == parameter_count(abstract(net))
+    layout = packing.Layout(length=4, rows=1, slots=1, responses=2)
+    assert costs.micro_batch_work(net, layout).head == 3 * 2 * 2 * products
+
+
 @pytest.mark.parametrize('devices', [1, 2, 8, 9, 16, 36, 48, 512])
 def test_split_parameters_are_those_of_the_table(devices):
     decoder = DecoderConfig(vocab_size=16, n_positions=72, n_embd=12, n_layer=8, n_head=2,

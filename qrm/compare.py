@@ -22,6 +22,7 @@ from qrm import (
     divergences,
     experiment_figures,
     heads,
+    metrics,
     resampling,
     workdir,
     worlds,
@@ -81,9 +82,9 @@ def _lowest(p: Predictions) -> np.ndarray:
 COLUMNS = {
     'accuracy': Column('accuracy', True, lambda p: diagnostics.accuracy(_margin(p))),
     'nll': Column('NLL', True, lambda p: diagnostics.mean(
-        diagnostics.log_scores(p.log_win.astype(np.float64), p.log_loss, p.label))),
+        metrics.log_scores(p.log_win.astype(np.float64), p.log_loss, p.label))),
     'ece': Column('ECE', True, lambda p: diagnostics.calibration_error(
-        *diagnostics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
+        *metrics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
     **{name: Column(f'KL, {e.label}', True, _divergence(name))
        for name, e in divergences.ESTIMATORS.items() if e.is_kl},
     'reward_std': Column('std of rewards', False, lambda p: diagnostics.deviation(_means(p))),

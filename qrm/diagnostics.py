@@ -271,44 +271,16 @@ def coverage_error(quantiles: np.ndarray, ratings: np.ndarray, taus: np.ndarray)
     return lambda weights: float(np.abs(_share(weights, len(ratings)) @ covered - taus).mean())
 
 
-def log_scores(log_win: np.ndarray, log_loss: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Cross-entropy [n], nats, of labels [n] under log win probabilities [n]."""
-    return -(label * log_win + (1.0 - label) * log_loss)
-
-
 def brier_scores(log_win: np.ndarray, label: np.ndarray) -> np.ndarray:
     """Brier's (1950) score [n]: the expected squared error of the win probability."""
     win = np.exp(log_win)
     return label * (1.0 - win) ** 2 + (1.0 - label) * win ** 2
 
 
-def stated_and_observed(log_win: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """([n], [n]) probability of the side that the model prefers: predicted, and as labelled.
-
-    Args:
-      log_win: [n] log of the predicted probability that the first side is preferred.
-      label: [n] labelled probability that it is.
-    """
-    win = np.exp(log_win)
-    return np.maximum(win, 1.0 - win), 0.5 + np.sign(win - 0.5) * (label - 0.5)
-
-
 def calibration_error(confidence: np.ndarray, agreement: np.ndarray) -> Statistic:
-    """Expected calibration error (Guo et al. 2017, eq. 3) in equal bins of confidence.
-
-    Never negative, and so biased upwards: by about sqrt(bins / n) / 3 if it is really 0.
-
-    Args:
-      confidence: [n] probability in [0.5, 1] of the side that the model prefers.
-      agreement: [n] probability that this side was preferred, as labelled.
-    """
-    bins = _bins(confidence)
-
-    def statistic(weights: np.ndarray | None) -> float:
-        share = _share(weights, len(confidence))
-        return float(np.abs(np.bincount(bins, share * (agreement - confidence))).sum())
-
-    return statistic
+    """`metrics.expected_calibration_error` of confidences [n] and agreements [n]."""
+    return lambda weights: metrics.expected_calibration_error(
+        confidence, agreement, _share(weights, len(confidence)))
 
 
 def temperature(logit: np.ndarray, label: np.ndarray) -> Statistic:
@@ -391,12 +363,6 @@ def _middle_ranks(place: np.ndarray, share: np.ndarray) -> np.ndarray:
     """Ranks [m] over their number, from places [m] among the different values."""
     mass = np.bincount(place, share)
     return (np.cumsum(mass) - 0.5 * mass)[place]
-
-
-def _bins(confidence: np.ndarray) -> np.ndarray:
-    """Bin [n] of each confidence, as `metrics.expected_calibration_error` has them."""
-    count = metrics.ECE_BINS
-    return np.minimum((2.0 * (confidence - 0.5) * count).astype(int), count - 1)
 
 
 def _unit(values: np.ndarray) -> np.ndarray:
@@ -644,17 +610,17 @@ def _calibration(data: _Data, held_out: _Data | None) -> dict[str, Any]:
 
 def _scores(data: _Data, log_win: np.ndarray, log_loss: np.ndarray) -> dict[str, Any]:
     statistics = {
-        'nll': mean(log_scores(log_win, log_loss, data.label)),
+        'nll': mean(metrics.log_scores(log_win, log_loss, data.label)),
         'brier': mean(brier_scores(log_win, data.label)),
-        'ece': calibration_error(*stated_and_observed(log_win, data.label)),
+        'ece': calibration_error(*metrics.stated_and_observed(log_win, data.label)),
     }
     return {name: _of_pairs(data, statistic) for name, statistic in statistics.items()}
 
 
 def _reliability(data: _Data) -> list[dict[str, Any]]:
     """For each bin of confidence, how often the side that the model prefers was preferred."""
-    confidence, agreement = stated_and_observed(data.log_win, data.label)
-    bins = _bins(confidence)
+    confidence, agreement = metrics.stated_and_observed(data.log_win, data.label)
+    bins = metrics.confidence_bins(confidence)
     edges = np.linspace(0.5, 1.0, metrics.ECE_BINS + 1)
     rows = []
     for i in range(metrics.ECE_BINS):

@@ -163,13 +163,14 @@ def summarise(predictions: Predictions) -> dict[str, float]:
         'crossing_rate': float(np.mean(steps < 0)) if steps.size else 0.0,
     }
     if len(p.pairs):
+        log_win = p.log_win.astype(np.float64)
         chosen, rejected = p.rewards
         sides = np.repeat([1, 0], len(chosen))
         summary |= {
             'accuracy': float(np.mean(halved_ties(chosen - rejected))),
             'auc': float(sklearn.metrics.roc_auc_score(sides, np.concatenate([chosen, rejected]))),
-            'nll': negative_log_likelihood(p),
-            'ece': expected_calibration_error(np.exp(p.log_win.astype(np.float64))),
+            'nll': float(log_scores(log_win, p.log_loss, p.label).mean()),
+            'ece': expected_calibration_error(*stated_and_observed(log_win, p.label)),
             'margin': float(np.mean(chosen - rejected)),
         }
     if np.isfinite(p.crps).any():
@@ -187,27 +188,41 @@ def halved_ties(ahead: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.sign(ahead))
 
 
-def negative_log_likelihood(predictions: Predictions) -> float:
-    """Mean cross-entropy (nats) of the labels under the predicted win probabilities."""
-    p = predictions
-    return float(-np.mean(p.label * p.log_win + (1.0 - p.label) * p.log_loss, dtype=np.float64))
+def log_scores(log_win: np.ndarray, log_loss: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """Cross-entropy [n], nats, of labels [n] under log win probabilities [n]."""
+    return -(label * log_win + (1.0 - label) * log_loss)
 
 
-def expected_calibration_error(win: np.ndarray, bins: int = ECE_BINS) -> float:
-    """Calibration error of the predicted preference (Guo et al. 2017, eq. 3).
-
-    Confidence is max(p, 1 - p), in `bins` equal bins over [0.5, 1]; correct is p > 0.5, a tie
-    one half.
+def stated_and_observed(log_win: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """([n], [n]) probability of the side that the model prefers: predicted, and as labelled.
 
     Args:
-      win: [n] predicted probability that the side labelled as preferred is preferred.
-      bins: number of bins.
+      log_win: [n] log of the predicted probability that the first side is preferred.
+      label: [n] labelled probability that it is.
     """
-    confidence = np.maximum(win, 1.0 - win)
-    correct = halved_ties(win - 0.5)
-    bin_of = np.minimum((2.0 * (confidence - 0.5) * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gaps).sum() / len(win))
+    win = np.exp(log_win)
+    return np.maximum(win, 1.0 - win), 0.5 + np.sign(win - 0.5) * (label - 0.5)
+
+
+def expected_calibration_error(confidence: np.ndarray, agreement: np.ndarray,
+                               share: np.ndarray | None = None) -> float:
+    """Expected calibration error (Guo et al. 2017, eq. 3) in equal bins of confidence.
+
+    Never negative, and so biased upwards: by about sqrt(bins / n) / 3 if it is really 0.
+
+    Args:
+      confidence: [n] probability in [0.5, 1] of the side that the model prefers.
+      agreement: [n] probability that this side was preferred, as labelled.
+      share: [n] weights that sum to 1; None: equal ones.
+    """
+    share = np.full(len(confidence), 1.0 / len(confidence)) if share is None else share
+    return float(np.abs(np.bincount(confidence_bins(confidence),
+                                    share * (agreement - confidence))).sum())
+
+
+def confidence_bins(confidence: np.ndarray) -> np.ndarray:
+    """Which of `ECE_BINS` equal bins over [0.5, 1] each confidence [n] is in."""
+    return np.minimum((2.0 * (confidence - 0.5) * ECE_BINS).astype(int), ECE_BINS - 1)
 
 
 def save_predictions(path: str, predictions: Predictions) -> None:

@@ -54,7 +54,7 @@ def test_soft_labels_give_the_cross_entropy():
     win = expit([1.0, -2.0])
     expected = np.mean([log_loss([1, 0], [w, w], sample_weight=[0.8, 0.2], labels=[0, 1])
                         for w in win])
-    assert metrics.negative_log_likelihood(p) == pytest.approx(expected, rel=1e-6)
+    assert metrics.summarise(p)['nll'] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_distributional_objective_has_its_own_win_probability():
@@ -206,18 +206,25 @@ def test_checkpoints_are_chosen_by_what_the_objective_learns_from():
 
 
 def test_calibration_error_worked_out_by_hand():
-    # Confidences .9 .9 .6 .6 in two bins of 10; right, wrong, right, tie-free wrong.
-    win = np.array([0.9, 0.1, 0.6, 0.6])
-    # Bin of .9: accuracy .5, confidence .9; bin of .6: accuracy 1, confidence .6.
-    assert metrics.expected_calibration_error(win) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
-    assert metrics.expected_calibration_error(np.array([0.5, 1.0])) == pytest.approx(0.0)
+    def error(win, label):
+        return metrics.expected_calibration_error(
+            *metrics.stated_and_observed(np.log(win), np.float64(label)))
+
+    # Two bins: of .9, right and wrong, so right half of the time; of .6, right both times.
+    assert error([0.9, 0.1, 0.6, 0.6], [1, 1, 1, 1]) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
+    assert error([0.5, 1.0], [1, 1]) == pytest.approx(0.0)
+    # As labelled, .9 was right .8 of the time, and .6 (of the other side) .3 of the time.
+    assert error([0.9, 0.4], [0.8, 0.7]) == pytest.approx(0.5 * 0.1 + 0.5 * 0.3)
+    # Weighted, the first three quarters.
+    assert metrics.expected_calibration_error(
+        np.array([0.9, 0.6]), np.array([0.8, 0.3]), np.array([0.75, 0.25])
+    ) == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)
 
 
 def test_calibrated_predictions_have_a_small_calibration_error():
     rng = np.random.default_rng(0)
     p = rng.uniform(0.5, 1.0, 200_000)
-    win = np.where(rng.random(p.size) < p, p, 1 - p)
-    assert metrics.expected_calibration_error(win) < 0.005
+    assert metrics.expected_calibration_error(p, np.float64(rng.random(p.size) < p)) < 0.005
 
 
 def test_predictions_survive_saving(tmp_path):

@@ -1,7 +1,13 @@
-"""Programs that several tests, their subprocesses or workers compile are compiled once."""
+"""Tests compile quickly, and only once what subprocesses or workers have in common."""
 
 import os
+import subprocess
+import sys
 import tempfile
+
+# Programs of tests are small and run a few times: most of the time goes into compiling them, and
+# without these two it is a fifth. What they compute is the same but for rounding.
+_QUICKLY = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 
 
 def pytest_configure(config):
@@ -11,3 +17,13 @@ def pytest_configure(config):
     config.add_cleanup(folder.cleanup)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder.name
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+    flags = f'{os.environ.get("XLA_FLAGS", "")} {_QUICKLY}'.strip()
+    # XLA's flags come and go, and one that it does not know ends the process.
+    known = subprocess.run([sys.executable, '-c', 'import jax; jax.devices("cpu")'],
+                           env=os.environ | {'XLA_FLAGS': flags}, capture_output=True)
+    if not known.returncode:
+        os.environ['XLA_FLAGS'] = flags
+
+
+def pytest_report_header():
+    return f'XLA_FLAGS: {os.environ.get("XLA_FLAGS", "")}'

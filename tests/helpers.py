@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import math
+import os
 from pathlib import Path
 
 import jax
@@ -113,6 +114,12 @@ def single_batch(item, length):
     """A comparison of K = 1 alone in a row."""
     layout = packing.Layout(length, 1, 1, 1)
     return packing.pack([item], [layout])[0].micro_batch
+
+
+def simulated(devices):
+    """The environment of a process with that many simulated devices."""
+    flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
+    return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
 
 
 def load_config(name, arg='', **overrides):

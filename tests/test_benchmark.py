@@ -16,7 +16,7 @@ from ml_collections import config_flags
 from experiments import benchmark_trl, trl_worker
 from qrm import benchmark, config, costs, experiment_figures
 from qrm.comparisons import DataError
-from tests.helpers import ROOT, encoded, load_config
+from tests.helpers import ROOT, encoded, load_config, simulated
 from tests.test_commands import command
 from tests.test_weights import REFERENCE, _write_tokenizer
 
@@ -289,7 +289,7 @@ def stub(tmp_path):
 
 def test_both_are_timed_on_the_same_pairs(words, stub, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    monkeypatch.setenv('XLA_FLAGS', '--xla_force_host_platform_device_count=2')
+    monkeypatch.setenv('XLA_FLAGS', simulated(2)['XLA_FLAGS'])
     changes, folder = {'head.name': 'scalar'} | WORDS | words, tmp_path / 'out'
     out = benchmark_trl.compare(
         load_config('benchmark', **changes), str(folder), trl_python=stub, rounds=1, per_device=2,

@@ -6,7 +6,6 @@ What a step takes is compared with what JAX traces and XLA compiles, never with 
 import dataclasses
 import json
 import math
-import os
 import subprocess
 import sys
 
@@ -22,7 +21,16 @@ from qrm.attention import attention_mask
 from qrm.backbone import DecoderConfig
 from qrm.heads import HeadConfig
 from qrm.network import RewardNetwork, parameter_count
-from tests.helpers import DECODER, ROOT, encoded, init, load_config, network, random_comparisons
+from tests.helpers import (
+    DECODER,
+    ROOT,
+    encoded,
+    init,
+    load_config,
+    network,
+    random_comparisons,
+    simulated,
+)
 from tests.test_step import optimizer_config
 
 # Axes of three blocks in a scan, rows, tokens, features and so on are told apart by their sizes.
@@ -220,12 +228,8 @@ def test_kept_bytes_are_those_of_differentiation(attention, dtype, remat, sharde
 @pytest.fixture(scope='module')
 def programs():
     """What XLA makes of a step on 8 devices, by layout of the state."""
-    # Without code generation's optimisations, which change no product and no collective.
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': '--xla_force_host_platform_device_count=8 '
-                                             '--xla_backend_optimization_level=0'}
     done = subprocess.run([sys.executable, '-m', 'tests.compiled', *STEPS.values()], cwd=ROOT,
-                          check=True, env=environment, stdout=subprocess.PIPE, text=True,
+                          check=True, env=simulated(8), stdout=subprocess.PIPE, text=True,
                           timeout=300)
     found = json.loads(done.stdout)
     return {mode: found[key] for mode, key in STEPS.items()}

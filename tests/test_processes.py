@@ -1,6 +1,5 @@
 """Two processes over loopback train as one with as many devices, and end together."""
 
-import os
 import socket
 import subprocess
 import sys
@@ -9,16 +8,14 @@ import time
 import pytest
 
 from qrm import workdir
-from tests.helpers import ROOT, TINY
+from tests.helpers import ROOT, TINY, simulated
 
 OVERRIDES = TINY | {'train.max_steps': 8, 'train.checkpoint_every': 3, 'optimizer.eps': 1e-3}
 
 
 def start(folder, devices, *flags, strike=('nothing', 0), **overrides):
     """Starts the command with that many simulated devices."""
-    environment = os.environ | {
-        'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
+    environment = simulated(devices) | {'HF_HUB_OFFLINE': '1'}
     command = [sys.executable, '-m', 'tests.on_processes', strike[0], str(strike[1]),
                '--config=configs/demo.py:helpful,quantile', f'--workdir={folder}', *flags,
                *(f'--config.{key}={value}' for key, value in (OVERRIDES | overrides).items())]

@@ -2,7 +2,6 @@
 
 import functools
 import json
-import os
 import subprocess
 import sys
 
@@ -20,7 +19,7 @@ from qrm.checkpoints import Checkpoints
 from qrm.heads import HEADS, HeadConfig
 from qrm.network import RewardNetwork
 from tests import on_devices
-from tests.helpers import ROOT, init, loss_config, network, random_comparisons
+from tests.helpers import ROOT, init, loss_config, network, random_comparisons, simulated
 from tests.test_step import optimizer_config
 
 GPT2 = DecoderConfig(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12,
@@ -29,10 +28,9 @@ GPT2 = DecoderConfig(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12,
 
 def run(devices, *args):
     """What `tests.on_devices` prints on that many devices."""
-    environment = os.environ | {'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
-                                'JAX_PLATFORMS': 'cpu'}
     return subprocess.run([sys.executable, '-m', 'tests.on_devices', *args], cwd=ROOT, check=True,
-                          env=environment, stdout=subprocess.PIPE, text=True, timeout=300).stdout
+                          env=simulated(devices), stdout=subprocess.PIPE, text=True,
+                          timeout=300).stdout
 
 
 @pytest.fixture(scope='module')

@@ -40,7 +40,16 @@ import scipy.stats
 from scipy.special import ndtri
 
 from qrm import analysis, experiment_figures, figures, mlp, selection, workdir, worlds
-from qrm.config import ConfigError, range_problems
+from qrm.config import (
+    AT_LEAST_ONE,
+    LEVEL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    ConfigError,
+    Range,
+    range_problems,
+)
 from qrm.distributions import Atoms
 from qrm.heads import HeadConfig
 from qrm.losses import LossConfig
@@ -56,25 +65,25 @@ _TAIL = 0.1  # share of the annotators whose mean is the tail utility
 _BLOCK = 8  # neighbours in the order of the means, of matched shuffling
 _RANKED = 256  # candidates of a prompt over which rank correlations are taken
 _RANGES = {
-    'seed': (0, math.inf),
-    'repetitions': (2, math.inf),
-    'world.fall': (0, math.inf),
-    'world.start': (0, math.inf),
-    'world.share': (0, 1),
-    'world.width': (0, math.inf),
-    'labels.pairs': (1, math.inf),
-    'proxies.quantiles': (2, math.inf),
-    'proxies.networks': (2, math.inf),
-    'proxies.huber_weight': (0, math.inf),
-    'proxies.kappa': (1e-300, math.inf),
-    'training.steps': (1, math.inf),
-    'training.batch_size': (1, math.inf),
-    'training.learning_rate': (0, math.inf),
-    'training.width': (1, math.inf),
-    'choice.prompts': (1, math.inf),
-    'choice.candidates': (4, math.inf),
-    'choice.moderate': (2, math.inf),
-    'analysis.level': (0.5, 1 - 1e-9),
+    'seed': NOT_NEGATIVE,
+    'repetitions': Range(2),
+    'world.fall': NOT_NEGATIVE,
+    'world.start': NOT_NEGATIVE,
+    'world.share': SHARE,
+    'world.width': NOT_NEGATIVE,
+    'labels.pairs': AT_LEAST_ONE,
+    'proxies.quantiles': Range(2),
+    'proxies.networks': Range(2),
+    'proxies.huber_weight': NOT_NEGATIVE,
+    'proxies.kappa': POSITIVE,
+    'training.steps': AT_LEAST_ONE,
+    'training.batch_size': AT_LEAST_ONE,
+    'training.learning_rate': NOT_NEGATIVE,
+    'training.width': AT_LEAST_ONE,
+    'choice.prompts': AT_LEAST_ONE,
+    'choice.candidates': Range(4),
+    'choice.moderate': Range(2),
+    'analysis.level': LEVEL,
 }
 
 

@@ -6,7 +6,7 @@ before anything is loaded, and turned into the frozen objects the rest of the pa
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from qrm import attention, demo, devices, losses, step, tokens
 from qrm.backbone import DecoderConfig
@@ -18,60 +18,84 @@ class ConfigError(ValueError):
     """A config value that cannot be used; the message names the key and what was expected."""
 
 
-_POSITIVE, _NOT_NEGATIVE = (1e-300, math.inf), (0, math.inf)
+class Range(NamedTuple):
+    """Finite numbers from `low` to `high`, without an end that is named open."""
+
+    low: float
+    high: float = math.inf
+    open_low: bool = False
+    open_high: bool = False
+
+    def holds(self, value: Any) -> bool:
+        """Whether a value is such a number."""
+        if isinstance(value, bool) or not math.isfinite(value):
+            return False
+        return (self.low < value if self.open_low else self.low <= value) and (
+            value < self.high if self.open_high else value <= self.high)
+
+    def __str__(self) -> str:
+        low = f'a number {"above" if self.open_low else "of at least"} {self.low:g}'
+        if self.high == math.inf:
+            return low
+        return f'{low} and {"below" if self.open_high else "at most"} {self.high:g}'
+
+
+AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, open_low=True)
+SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
+LEVEL = Range(0.5, 1, open_high=True)  # of an interval
 _RANGES = {
-    'seed': _NOT_NEGATIVE,
-    'data.max_length': _NOT_NEGATIVE,
-    'data.validation_fraction': (1e-300, 1 - 1e-9),
-    'data.test_fraction': (1e-300, 1),
-    'data.max_malformed': (0, 1),
-    'data.demo.train': (1, math.inf),
-    'data.demo.test': (1, math.inf),
-    'data.demo.seed': _NOT_NEGATIVE,
-    'model.dropout': (0, 1 - 1e-9),
-    'head.num_quantiles': (1, math.inf),
-    'head.num_atoms': (2, math.inf),
-    'head.atom_range': _POSITIVE,
-    'head.num_cosines': (1, math.inf),
-    'head.num_factors': (1, math.inf),
-    'head.members': (1, math.inf),
-    'loss.huber_weight': _NOT_NEGATIVE,
-    'loss.kappa': _POSITIVE,
-    'loss.ema_decay': (0, 1 - 1e-9),
-    'loss.anchor_weight': _NOT_NEGATIVE,
-    'loss.label_smoothing': (0, 0.5 - 1e-9),
-    'loss.centre_weight': _NOT_NEGATIVE,
-    'loss.entropy_weight': _NOT_NEGATIVE,
-    'loss.lm_weight': _NOT_NEGATIVE,
-    'optimizer.learning_rate': _NOT_NEGATIVE,
-    'optimizer.warmup_fraction': (0, 1),
-    'optimizer.final_fraction': (0, 1),
-    'optimizer.b1': (0, 1 - 1e-9),
-    'optimizer.b2': (0, 1 - 1e-9),
-    'optimizer.eps': _POSITIVE,
-    'optimizer.weight_decay': _NOT_NEGATIVE,
-    'optimizer.clip_norm': _NOT_NEGATIVE,
-    'train.batch_size': (1, math.inf),
-    'train.epochs': _POSITIVE,
-    'train.max_steps': _NOT_NEGATIVE,
-    'train.row_length': (1, math.inf),
-    'train.rows': (1, math.inf),
-    'train.checkpoint_every': (1, math.inf),
-    'train.keep': (1, math.inf),
-    'train.log_every': (1, math.inf),
-    'analysis.bootstrap': (20, math.inf),
-    'analysis.null_draws': (20, math.inf),
-    'analysis.level': (0.5, 1 - 1e-9),
-    'analysis.seed': _NOT_NEGATIVE,
+    'seed': NOT_NEGATIVE,
+    'data.max_length': NOT_NEGATIVE,
+    'data.validation_fraction': Range(0, 1, open_low=True, open_high=True),
+    'data.test_fraction': Range(0, 1, open_low=True),
+    'data.max_malformed': SHARE,
+    'data.demo.train': AT_LEAST_ONE,
+    'data.demo.test': AT_LEAST_ONE,
+    'data.demo.seed': NOT_NEGATIVE,
+    'model.dropout': BELOW_ONE,
+    'head.num_quantiles': AT_LEAST_ONE,
+    'head.num_atoms': Range(2),
+    'head.atom_range': POSITIVE,
+    'head.num_cosines': AT_LEAST_ONE,
+    'head.num_factors': AT_LEAST_ONE,
+    'head.members': AT_LEAST_ONE,
+    'loss.huber_weight': NOT_NEGATIVE,
+    'loss.kappa': POSITIVE,
+    'loss.ema_decay': BELOW_ONE,
+    'loss.anchor_weight': NOT_NEGATIVE,
+    'loss.label_smoothing': Range(0, 0.5, open_high=True),
+    'loss.centre_weight': NOT_NEGATIVE,
+    'loss.entropy_weight': NOT_NEGATIVE,
+    'loss.lm_weight': NOT_NEGATIVE,
+    'optimizer.learning_rate': NOT_NEGATIVE,
+    'optimizer.warmup_fraction': SHARE,
+    'optimizer.final_fraction': SHARE,
+    'optimizer.b1': BELOW_ONE,
+    'optimizer.b2': BELOW_ONE,
+    'optimizer.eps': POSITIVE,
+    'optimizer.weight_decay': NOT_NEGATIVE,
+    'optimizer.clip_norm': NOT_NEGATIVE,
+    'train.batch_size': AT_LEAST_ONE,
+    'train.epochs': POSITIVE,
+    'train.max_steps': NOT_NEGATIVE,
+    'train.row_length': AT_LEAST_ONE,
+    'train.rows': AT_LEAST_ONE,
+    'train.checkpoint_every': AT_LEAST_ONE,
+    'train.keep': AT_LEAST_ONE,
+    'train.log_every': AT_LEAST_ONE,
+    'analysis.bootstrap': Range(20),
+    'analysis.null_draws': Range(20),
+    'analysis.level': LEVEL,
+    'analysis.seed': NOT_NEGATIVE,
 }
 _BENCHMARK_RANGES = {  # of a section that only the config of a benchmark has
-    'benchmark.repeats': (1, math.inf),
-    'benchmark.steps': (1, math.inf),
-    'benchmark.comparisons': (1, math.inf),
-    'benchmark.scored': (1, math.inf),
-    'benchmark.responses': _NOT_NEGATIVE,
-    'benchmark.prompt': _NOT_NEGATIVE,
-    'benchmark.response': (1, math.inf),
+    'benchmark.repeats': AT_LEAST_ONE,
+    'benchmark.steps': AT_LEAST_ONE,
+    'benchmark.comparisons': AT_LEAST_ONE,
+    'benchmark.scored': AT_LEAST_ONE,
+    'benchmark.responses': NOT_NEGATIVE,
+    'benchmark.prompt': NOT_NEGATIVE,
+    'benchmark.response': AT_LEAST_ONE,
 }
 _CHOICES = {
     'data.overlong': tokens.OVERLONG,
@@ -118,21 +142,16 @@ def check(config: Any) -> None:
         raise ConfigError('\n'.join(problems))
 
 
-def range_problems(config: Any, ranges: Mapping[str, tuple[float, float]]) -> list[str]:
+def range_problems(config: Any, ranges: Mapping[str, Range]) -> list[str]:
     """A line for each number of a config that is outside its range.
 
     Args:
       config: whose keys are asked for.
-      ranges: dotted key -> least and largest value.
+      ranges: by dotted key.
     """
-    problems = []
-    for key, (low, high) in ranges.items():
-        value = _get(config, key)
-        if isinstance(value, bool) or not (math.isfinite(value) and low <= value <= high):
-            expected = 'a number above 0' if low == 1e-300 and high == math.inf else (
-                f'a number from {low:.4g} to {high:.4g}')
-            problems.append(f'config.{key}={value!r}, expected {expected}')
-    return problems
+    values = {key: _get(config, key) for key in ranges}
+    return [f'config.{key}={values[key]!r}, expected {expected}'
+            for key, expected in ranges.items() if not expected.holds(values[key])]
 
 
 def decoder_config(config: Any) -> DecoderConfig:

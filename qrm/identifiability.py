@@ -22,7 +22,15 @@ import scipy.optimize
 import scipy.stats
 
 from qrm import distributions, experiment_figures, heads, losses, mlp, workdir, worlds
-from qrm.config import ConfigError
+from qrm.config import (
+    AT_LEAST_ONE,
+    LEVEL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    ConfigError,
+    Range,
+    range_problems,
+)
 from qrm.distributions import Distribution
 from qrm.heads import QUANTILE_HEADS, HeadConfig
 from qrm.losses import LossConfig
@@ -36,6 +44,19 @@ _TEST, _ANCHORS, _ITEMS = 1_000_000, 2_000_000, 3_000_000
 _EQUAL_ITEMS = 6  # of the construction with equal win probabilities
 _BOUND_ITEMS = 150  # whose pairs say what more than one number an item is worth
 _DRAWN_ITEMS = 300  # of a figure
+_RANGES = {
+    'seed': NOT_NEGATIVE,
+    'seeds': Range(2),
+    'annotators': Range(2),
+    'networks': AT_LEAST_ONE,
+    'pairs': AT_LEAST_ONE,
+    'test_pairs': Range(100),
+    'passes': POSITIVE,
+    'batch_size': AT_LEAST_ONE,
+    'learning_rate': NOT_NEGATIVE,
+    'width': AT_LEAST_ONE,
+    'analysis.level': LEVEL,
+}
 
 
 class Kind(NamedTuple):
@@ -209,19 +230,13 @@ def check(config: Any) -> None:
     Raises:
       ConfigError: lists every value that cannot be used.
     """
-    least = {'seeds': 2, 'annotators': 2, 'networks': 1, 'pairs': 1, 'test_pairs': 100,
-             'passes': 1e-6, 'batch_size': 1, 'learning_rate': 0, 'width': 1}
-    problems = [f'config.{key}={config[key]!r}, expected a number of at least {low}'
-                for key, low in least.items() if not low <= config[key] < math.inf]
+    problems = range_problems(config, _RANGES)
     known = [f'{table}/{name}' for table, rows in kinds(config).items() for name in rows]
     problems += [f'config.reproduce.growth: {name!r}, expected some of {known}'
                  for name in config.reproduce.growth if name not in known]
     if min(config.reproduce.sizes, default=0) < 1:
         problems.append(f'config.reproduce.sizes={config.reproduce.sizes!r}, expected numbers of '
                         'pairs')
-    if not 0.5 <= config.analysis.level < 1:
-        problems.append(f'config.analysis.level={config.analysis.level!r}, expected a number from '
-                        '.5 to 1')
     if problems:
         raise ConfigError('\n'.join(problems))
 

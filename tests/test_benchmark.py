@@ -246,7 +246,7 @@ def test_real_text_and_checkpoint(words):
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({'benchmark.repeats': 0}, 'config.benchmark.repeats=0, expected a number from 1'),
+    ({'benchmark.repeats': 0}, 'config.benchmark.repeats=0, expected a number of at least 1'),
     ({'benchmark.response': 50}, 'config.benchmark.prompt=20 and response=50, expected at most 64'),
     ({'data.max_length': 65}, 'config.data.max_length=65, but the model has 64 positions'),
 ])

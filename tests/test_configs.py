@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import math
 import re
 
 import pytest
@@ -25,6 +26,18 @@ def test_configs_are_valid_locked_and_hold_the_same_keys(name):
     assert keys - own == expected
     assert bool(own) == (name in ('benchmark', 'compare'))
     json.loads(config.to_json())
+
+
+@pytest.mark.parametrize(('expected', 'inside', 'outside', 'text'), [
+    (config_lib.AT_LEAST_ONE, (1, 1.5), (0, 0.999, math.inf, True), 'a number of at least 1'),
+    (config_lib.POSITIVE, (5e-324, 2), (0.0, -1, math.nan, math.inf), 'a number above 0'),
+    (config_lib.SHARE, (0, 0.3, 1), (-1e-9, 1.1), 'a number of at least 0 and at most 1'),
+    (config_lib.LEVEL, (0.5, 0.999), (0.49, 1.0), 'a number of at least 0.5 and below 1'),
+])
+def test_ranges(expected, inside, outside, text):
+    assert all(expected.holds(value) for value in inside)
+    assert not any(expected.holds(value) for value in outside)
+    assert str(expected) == text
 
 
 def test_keys_that_a_config_lacks_are_named():

@@ -544,7 +544,7 @@ the same levels, so exact quantiles score 0, a ratio of 1 and a correlation of 1
 the zero of rewards open, hence the shift; their unit is that of the logistic noise, which the
 affine map lets go too. NLL and accuracy are expectations over the labels of the test pairs, whose
 probabilities are known, and so have no noise of labels in them. Intervals are Student's t over
-seeds; the world and the test items are the same for all.
+seeds, and may pass the ends of a scale; the world and the test items are the same for all.
 
 - Accuracy cannot tell the rows apart. All that more than one number an item can add is
   {bound:.4f} nats a pair: the Bayes NLL against that of the best scalar rewards.
@@ -560,7 +560,8 @@ seeds; the world and the test items are the same for all.
   monotone head from where it starts, .24 of the true one; three times the passes do not change
   that. The free head starts near .4, and pinball puts its quantiles in order.
 - The spread of distributional BT is that of a model of the noise, and of few bits: it differs
-  much between seeds. Where one annotator judges both sides, the same model gives a spread that
+  much between seeds, and depends on the head; the implicit one, which learns a spread from
+  ratings, finds next to none here. Where one annotator judges both sides, the same model gives a spread that
   means nothing; even the sign of its correlation with the true one differs between seeds.
 - With names of annotators the differences between items are known for each annotator, and one
   number each is missing. One rated item gives it: as a shift after training. In the loss, beside

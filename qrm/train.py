@@ -285,8 +285,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
 
         def save(done: int, loss_held_out: float | None) -> None:
             own = spread.to_save(state)
-            meta = {'position': min(done * batch_size, total), 'fingerprint': fingerprint,
-                    'layout': layout}
+            meta = {'fingerprint': fingerprint, 'layout': layout}
             checkpoints.save(done, own.params, own._replace(params=None), meta, loss_held_out)
 
         try:

@@ -47,32 +47,35 @@ def draw_models(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) ->
 
 
 def draw_mechanism(rows: Sequence[Mapping[str, Any]], estimators: Mapping[str, Any]) -> Figure:
-    """Scale of the rewards, and every definition of the divergence, relative to the first lambda.
+    """Scale of the rewards, estimates of the divergence, and formulas mistaken for it, by lambda.
 
     Args:
-      rows: of `compare.mechanism`, at least two.
+      rows: of `compare.mechanism`.
       estimators: name -> 'label' and 'is_kl'.
     """
-    figure, panels = grid(1, 2, height=3.2, sharex='row')
+    figure, panels = grid(1, 3, height=3.8)
     places = range(len(rows))
-    for axes, is_kl, title in ((panels[0, 0], True, 'estimates of the KL divergence'),
-                               (panels[0, 1], False, 'formulas mistaken for it')):
-        scale = np.array([row['reward_std']['value'] for row in rows])
-        axes.plot(places, scale / scale[0], 'o--', color=INK, label='std of rewards')
-        for (name, estimator), style in zip(
-                ((n, e) for n, e in estimators.items() if e['is_kl'] == is_kl),
-                ('o-', 's-', '^-', 'v-'), strict=False):
-            values = np.array([row['kl'][name] for row in rows])
-            axes.plot(places, values / values[0], style, color=CHOSEN if is_kl else REJECTED,
-                      alpha=0.7, label=estimator['label'])
+    scale, *others = panels[0]
+    value, low, high = np.array([[row['reward_std'][key] for key in ('value', 'low', 'high')]
+                                 for row in rows]).T
+    scale.errorbar(places, value, [value - low, high - value], color=INK, marker='o', markersize=4,
+                   capsize=3)
+    scale.set_title('std of rewards', fontsize='medium')
+    scale.set_ylim(bottom=0.0)
+    for axes, is_kl, title in zip(others, (True, False), (
+            'estimates of the KL divergence (nats)', 'formulas mistaken for it'), strict=True):
+        chosen = [(name, e['label']) for name, e in estimators.items() if e['is_kl'] == is_kl]
+        for (name, label), style in zip(chosen, ('o-', 's-', '^-', 'v-'), strict=False):
+            axes.plot(places, [row['kl'][name] for row in rows], style, alpha=0.7, label=label,
+                      color=CHOSEN if is_kl else REJECTED)
         axes.set_title(title, fontsize='medium')
+        _legend_below(axes)
+    others[0].axhline(0.0, color=FAINT, linewidth=0.8, linestyle=':')
+    others[0].margins(y=0.4)
+    others[1].set_yscale('log')
+    for axes in panels[0]:
         axes.set_xticks(places, [f'{row["lambda"]:g}' for row in rows])
         axes.set_xlabel('lambda, weight of the quantile Huber term')
-        axes.set_ylabel('relative to the first')
-        axes.set_ylim(bottom=0.0)
-        # Estimates stay where they are, the formulas rise.
-        axes.legend(frameon=False, fontsize='small',
-                    loc='lower left' if is_kl else 'upper left')
     return figure
 
 

@@ -561,8 +561,9 @@ seeds, and may pass the ends of a scale; the world and the test items are the sa
   that. The free head starts near .4, and pinball puts its quantiles in order.
 - The spread of distributional BT is that of a model of the noise, and of few bits: it differs
   much between seeds, and depends on the head; the implicit one, which learns a spread from
-  ratings, finds next to none here. Where one annotator judges both sides, the same model gives a spread that
-  means nothing; even the sign of its correlation with the true one differs between seeds.
+  ratings, finds next to none here. Where one annotator judges both sides, the same model gives
+  a spread that means nothing; even the sign of its correlation with the true one differs
+  between seeds.
 - With names of annotators the differences between items are known for each annotator, and one
   number each is missing. One rated item gives it: as a shift after training. In the loss, beside
   the pairs, the network can fit the few anchors as such and leave the number open.

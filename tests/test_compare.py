@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from qrm import compare
+from qrm import compare, experiment_figures
 from qrm.comparisons import DataError
 from qrm.config import ConfigError
 from tests.helpers import TINY, load_config, pair_predictions
@@ -128,6 +128,23 @@ def test_a_small_comparison_leaves_tables_and_figures(compared):
     assert '| quantile_1 ' in text
     assert {file.name for file in (folder / 'figures').iterdir()} == {
         'helpful_models.png', 'helpful_lambda.png'}
+
+
+def test_the_mechanism_is_drawn_in_its_own_units():
+    cells = [{'value': 1.5, 'low': 1.0, 'high': 1.75}, {'value': 0.5, 'low': 0.25, 'high': 1.0}]
+    rows = [{'lambda': weight, 'reward_std': std, 'kl': {'gaussian': kl, 'sum': 40.0 * weight}}
+            for weight, std, kl in zip((0.1, 1.0), cells, (-0.01, 0.02), strict=True)]
+    estimators = {'gaussian': {'label': 'Gaussian', 'is_kl': True},
+                  'sum': {'label': 'a sum', 'is_kl': False}}
+    scale, estimates, formulas = experiment_figures.draw_mechanism(rows, estimators).axes
+    line, _, (bars,) = scale.containers[0]
+    np.testing.assert_array_equal(line.get_ydata(), [1.5, 0.5])
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[1.0, 1.75], [0.25, 1.0]]
+    np.testing.assert_array_equal(estimates.lines[0].get_ydata(), [-0.01, 0.02])
+    np.testing.assert_array_equal(formulas.lines[0].get_ydata(), [4.0, 40.0])
+    assert formulas.get_yscale() == 'log'
+    for axes in (scale, estimates, formulas):
+        assert [text.get_text() for text in axes.get_xticklabels()] == ['0.1', '1']
 
 
 def test_compared_models_start_and_train_alike(compared):

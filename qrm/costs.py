@@ -13,7 +13,8 @@ Axes: R rows, L tokens a row, C comparisons, K responses, D features, N devices.
 """
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,7 @@ import jax.numpy as jnp
 
 from qrm import heads, sharding
 from qrm.backbone import DecoderConfig
+from qrm.heads import HeadConfig
 from qrm.network import RewardNetwork
 from qrm.packing import Layout
 from qrm.tokens import Encoded
@@ -222,7 +224,7 @@ def parameters(network: RewardNetwork) -> Parameters:
         kernels=matmul_parameters(c),
         vectors=c.n_layer * of_block + 2 * c.n_embd,
         tables=(c.vocab_size + c.n_positions) * c.n_embd,
-        head=sum(leaf.size for leaf in _head(network).values()),
+        head=sum(leaf.size for leaf in _head(network.head, c.n_embd).values()),
     )
 
 
@@ -235,7 +237,7 @@ def split_parameters(network: RewardNetwork, devices: int) -> Parameters:
     narrow, wide, inner = (size % devices == 0 for size in (c.n_embd, 3 * c.n_embd, c.n_inner))
     of_block = ((narrow or wide) * 3 * c.n_embd**2 + narrow * c.n_embd**2
                 + (narrow or inner) * 2 * c.n_embd * c.n_inner)
-    head = _head(network)
+    head = _head(network.head, c.n_embd)
     splits = sharding.specs({'head': head}, devices)['head']
     return Parameters(
         c.n_layer * of_block, 0, narrow * parameters(network).tables,
@@ -283,16 +285,18 @@ def micro_batch_work(
     return Work(projections, attention, 6 * reads * _head_products(network))
 
 
-def _head(network: RewardNetwork) -> dict[str, jax.ShapeDtypeStruct]:
-    """The arrays of the head."""
-    return jax.eval_shape(lambda key: heads.init(network.head, key, network.decoder.n_embd),
-                          jax.random.key(0))
+@functools.cache
+def _head(head: HeadConfig, width: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """The arrays of a head."""
+    return jax.eval_shape(lambda key: heads.init(head, key, width), jax.random.key(0))
 
 
 def _head_products(network: RewardNetwork) -> int:
     """Multiplications of the head for one response; an implicit one is asked at each level."""
-    once = sum(leaf.size for name, leaf in _head(network).items() if name != 'bias')
-    return once * (network.head.num_quantiles if network.head.name == 'implicit_quantile' else 1)
+    head = network.head
+    once = sum(leaf.size for name, leaf in _head(head, network.decoder.n_embd).items()
+               if name != 'bias')
+    return once * (head.num_quantiles if head.name == 'implicit_quantile' else 1)
 
 
 def kept_bytes(

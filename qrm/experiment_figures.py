@@ -86,8 +86,11 @@ def draw_identifiability(folder: str, result: Mapping[str, Any]) -> None:
       folder: of the experiment.
       result: of `identifiability.summarise`.
     """
-    save(folder, {'spread': draw_spreads(result), 'coverage': draw_coverage(result),
-                  'growth': draw_growth(result), 'equal_win_probabilities': draw_equal(result)})
+    figures = {'spread': draw_spreads(result), 'coverage': draw_coverage(result),
+               'equal_win_probabilities': draw_equal(result)}
+    if len({row['pairs'] for row in result['rows']}) > 1:
+        figures['growth'] = draw_growth(result)
+    save(folder, figures)
 
 
 def draw_spreads(result: Mapping[str, Any]) -> Figure:
@@ -121,8 +124,7 @@ def draw_coverage(result: Mapping[str, Any]) -> Figure:
         axes.plot([0, 1], [0, 1], color=FAINT, linewidth=0.8, linestyle=':')
         members = [row for row in rows if row['table'] == table]
         for number, row in enumerate(members):
-            axes.plot(levels, row['coverage'], color=COLORS[number % len(COLORS)],
-                      marker='os^'[number // len(COLORS)], markersize=3, label=row['label'])
+            axes.plot(levels, row['coverage'], markersize=3, label=row['label'], **_style(number))
         axes.set_title(table, fontsize='medium')
         axes.set_xlabel('level τ')
         _legend_below(axes)
@@ -131,30 +133,36 @@ def draw_coverage(result: Mapping[str, Any]) -> Figure:
 
 
 def draw_growth(result: Mapping[str, Any]) -> Figure:
-    """Spread correlation and W1 against the number of pairs, with intervals."""
+    """Spread correlation and W1 against the number of pairs: a column for each annotation."""
     groups: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for row in result['rows']:
         groups.setdefault((row['table'], row['label']), []).append(row)
-    lines = [name for name, rows in groups.items() if len(rows) > 1]
-    figure, panels = grid(1, 2, height=3.8)
-    for axes, (key, title) in zip(panels[0], (
-            ('spread_correlation', 'spread correlation'), ('w1_affine', 'W1, affine')),
-            strict=True):
-        for number, name in enumerate(lines):
-            points = sorted(
-                (row['pairs'], *(row['metrics'][key][part] for part in ('mean', 'low', 'high')))
-                for row in groups[name] if row['metrics'][key]['mean'] is not None)
-            if points:
-                pairs, mean, low, high = np.array(points).T
-                axes.errorbar(pairs, mean, [mean - low, high - mean], capsize=3, marker='o',
-                              markersize=4, color=COLORS[number % len(COLORS)],
-                              label=': '.join(name))
-        sizes = sorted({row['pairs'] for name in lines for row in groups[name]})
-        axes.set_xscale('log')
-        axes.set_xticks(sizes, [f'{size:,}' for size in sizes])
-        axes.minorticks_off()
+    grown: dict[str, dict[str, list[Mapping[str, Any]]]] = {}
+    for (table, label), rows in groups.items():
+        if len(rows) > 1:
+            by_size = sorted(rows, key=lambda row: row['pairs'])
+            grown.setdefault(table, {})[label] = by_size
+    sizes = sorted({row['pairs'] for of_table in grown.values() for rows in of_table.values()
+                    for row in rows})
+    keys = {'spread_correlation': 'spread correlation', 'w1_affine': 'W1, affine'}
+    figure, panels = grid(len(keys), len(grown), height=4.4, sharex='all', sharey='row')
+    for across, (key, title) in zip(panels, keys.items(), strict=True):
+        for axes, of_table in zip(across, grown.values(), strict=True):
+            for number, (label, rows) in enumerate(of_table.items()):
+                numbers = [row['metrics'][key] for row in rows]
+                if all(number['mean'] is not None for number in numbers):
+                    mean, low, high = np.array([
+                        [cell[part] for part in ('mean', 'low', 'high')] for cell in numbers]).T
+                    axes.errorbar([row['pairs'] for row in rows], mean, [mean - low, high - mean],
+                                  capsize=3, markersize=4, label=label, **_style(number))
+            axes.set_xscale('log')
+            axes.set_xticks(sizes, [f'{size:,}' for size in sizes])
+            axes.minorticks_off()
+        across[0].set_ylabel(title)
+    for axes, table in zip(panels[0], grown, strict=True):
+        axes.set_title(table, fontsize='medium')
+    for axes in panels[-1]:  # where scalars, which have no spread, are drawn too
         axes.set_xlabel('pairs')
-        axes.set_title(title, fontsize='medium')
         _legend_below(axes)
     return figure
 
@@ -324,6 +332,11 @@ def slot_use(axes: Axes, savings: Mapping[str, Any]) -> None:
     axes.set_xlabel('slots a comparison')
     axes.legend(frameon=False, fontsize='small', loc='lower center', bbox_to_anchor=(0.4, 1.0),
                 ncols=3)
+
+
+def _style(number: int) -> dict[str, str]:
+    """Colour and marker that tell up to 18 lines of a panel apart."""
+    return {'color': COLORS[number % len(COLORS)], 'marker': 'os^'[number // len(COLORS)]}
 
 
 def _legend_below(axes: Axes) -> None:

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from qrm import identifiability, worlds
+from qrm import experiment_figures, identifiability, worlds
 from qrm.config import ConfigError
 from qrm.distributions import uniform_atoms
 from qrm.heads import HeadConfig
@@ -151,6 +151,25 @@ def test_a_run_leaves_numbers_text_and_figures(measured, tmp_path):
     assert text.count('| independent | distributional BT, monotone | ') == 2
     for name in ('spread', 'coverage', 'growth', 'equal_win_probabilities'):
         assert (tmp_path / 'figures' / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
+
+
+def test_growth_is_drawn_by_annotation():
+    def row(table, label, pairs, value):
+        cell = {'mean': value, 'low': value and value - 0.1, 'high': value and value + 0.2}
+        return {'table': table, 'label': label, 'pairs': pairs,
+                'metrics': {'spread_correlation': cell,
+                            'w1_affine': {'mean': 0.5, 'low': 0.5, 'high': 0.5}}}
+
+    figure = experiment_figures.draw_growth({'rows': [
+        row('shared', 'a', 40, 0.6), row('shared', 'b', 40, 0.1), row('ratings', 'c', 40, None),
+        row('shared', 'a', 10, 0.3), row('ratings', 'c', 10, None)]})
+    shared, ratings, *below = figure.axes
+    assert [axes.get_title() for axes in (shared, ratings)] == ['shared', 'ratings']
+    (line, _, (bars,)), = shared.containers  # b has one size only
+    np.testing.assert_array_equal(line.get_xydata(), [[10, 0.3], [40, 0.6]])
+    np.testing.assert_allclose(bars.get_segments()[0][:, 1], [0.2, 0.5])
+    assert not ratings.containers  # a scalar has no spread
+    assert [axes.get_legend().get_texts()[0].get_text() for axes in below] == ['a', 'c']
 
 
 def test_a_second_run_measures_only_what_is_missing(measured, tmp_path, monkeypatch):

@@ -6,8 +6,9 @@ import sys
 import tempfile
 
 # Programs of tests are small and run a few times: most of the time goes into compiling them, and
-# without these two it is a fifth. What they compute is the same but for rounding.
-_QUICKLY = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+# with these two it is a fifth. What they compute is the same but for rounding. The few that run
+# for long are started with `helpers.optimised`.
+QUICKLY = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 
 
 def pytest_configure(config):
@@ -17,7 +18,7 @@ def pytest_configure(config):
     config.add_cleanup(folder.cleanup)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder.name
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
-    flags = f'{os.environ.get("XLA_FLAGS", "")} {_QUICKLY}'.strip()
+    flags = f'{os.environ.get("XLA_FLAGS", "")} {QUICKLY}'.strip()
     # XLA's flags come and go, and one that it does not know ends the process.
     known = subprocess.run([sys.executable, '-c', 'import jax; jax.devices("cpu")'],
                            env=os.environ | {'XLA_FLAGS': flags}, capture_output=True)

@@ -15,6 +15,7 @@ from qrm.backbone import DecoderConfig
 from qrm.heads import HeadConfig
 from qrm.network import RewardNetwork
 from qrm.tokens import Encoded
+from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parents[1]
 DECODER = DecoderConfig(vocab_size=50, n_positions=64, n_embd=16, n_layer=2, n_head=2, n_inner=32)
@@ -120,6 +121,12 @@ def simulated(devices):
     """The environment of a process with that many simulated devices."""
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
     return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags.strip()}
+
+
+def optimised():
+    """The environment of a process that computes for longer than it compiles."""
+    flags = os.environ.get('XLA_FLAGS', '').replace(QUICKLY, '')
+    return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 
 def load_config(name, arg='', **overrides):

@@ -160,10 +160,15 @@ def _read(head: HeadConfig, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray
 
 
 def _load_workdir(workdir: str, step: int | str) -> RewardModel:
-    values = read_json(os.path.join(workdir, 'model.json'))
-    parts = values['network']
-    network = RewardNetwork(**parts | {
-        'decoder': DecoderConfig(**parts['decoder']), 'head': HeadConfig(**parts['head'])})
+    path = os.path.join(workdir, 'model.json')
+    values = read_json(path)
+    try:
+        parts, loss = values['network'], losses.LossConfig(**values['loss'])
+        network = RewardNetwork(**parts | {
+            'decoder': DecoderConfig(**parts['decoder']), 'head': HeadConfig(**parts['head'])})
+        rest = [values[key] for key in ('append_eos', 'max_length', 'row_length')]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkdirError(f'{path}: not a model of this version ({error!r})') from error
     params = jax.eval_shape(network.init, jax.random.key(0))
     with Checkpoints(workdir, read_only=True) as checkpoints:
         number = {'best': checkpoints.best, 'last': checkpoints.latest}.get(step, step)
@@ -172,10 +177,7 @@ def _load_workdir(workdir: str, step: int | str) -> RewardModel:
                                "expected one of them, 'best' or 'last'")
         params = checkpoints.restore_params(number, params)
     return RewardModel(
-        network, params, load_tokenizer(os.path.join(workdir, 'tokenizer')),
-        losses.LossConfig(**values['loss']), values['append_eos'], values['max_length'],
-        values['row_length'],
-    )
+        network, params, load_tokenizer(os.path.join(workdir, 'tokenizer')), loss, *rest)
 
 
 def _load_hugging_face(path: str) -> RewardModel:

@@ -9,6 +9,7 @@ import pytest
 
 import qrm
 from qrm import demo, losses, score, tokens, workdir
+from qrm import model as qrm_model
 from qrm.backbone import DecoderConfig
 from qrm.comparisons import DataError
 from qrm.heads import HeadConfig
@@ -130,4 +131,19 @@ def test_what_is_no_model_is_refused(tmp_path):
         qrm.load(str(tmp_path))
     (tmp_path / 'model.json').write_text('{')
     with pytest.raises(workdir.WorkdirError, match='not JSON'):
+        qrm.load(str(tmp_path))
+
+
+@pytest.mark.parametrize('change', [
+    {'network': {'head': {'name': 'quantile', 'annotators': 0}}}, {'row_length': None}])
+def test_a_model_of_another_version_is_named(model, tmp_path, change):
+    qrm_model.describe(str(tmp_path), model)
+    values = json.loads((tmp_path / 'model.json').read_text())
+    for key, value in change.items():
+        if value is None:
+            del values[key]
+        else:
+            values[key] |= value
+    (tmp_path / 'model.json').write_text(json.dumps(values))
+    with pytest.raises(workdir.WorkdirError, match=r'model\.json: not a model of this version'):
         qrm.load(str(tmp_path))

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import sklearn.metrics
 
 from qrm import distributions, losses
 from qrm.heads import HeadConfig
@@ -165,10 +164,9 @@ def summarise(predictions: Predictions) -> dict[str, float]:
     if len(p.pairs):
         log_win = p.log_win.astype(np.float64)
         chosen, rejected = p.rewards
-        sides = np.repeat([1, 0], len(chosen))
         summary |= {
             'accuracy': float(np.mean(halved_ties(chosen - rejected))),
-            'auc': float(sklearn.metrics.roc_auc_score(sides, np.concatenate([chosen, rejected]))),
+            'auc': area_under_curve(chosen, rejected),
             'nll': float(log_scores(log_win, p.log_loss, p.label).mean()),
             'ece': expected_calibration_error(*stated_and_observed(log_win, p.label)),
             'margin': float(np.mean(chosen - rejected)),
@@ -186,6 +184,13 @@ def criterion(loss: losses.LossConfig) -> str:
 def halved_ties(ahead: np.ndarray) -> np.ndarray:
     """1 where positive, 0 where negative, 1/2 at 0."""
     return 0.5 * (1.0 + np.sign(ahead))
+
+
+def area_under_curve(high: np.ndarray, low: np.ndarray) -> float:
+    """Probability that one of `high` [n] is above one of `low` [m]; ties count one half."""
+    ordered = np.sort(low)
+    below = (np.searchsorted(ordered, high, side) for side in ('left', 'right'))
+    return float(sum(below).mean() / (2 * len(low)))
 
 
 def log_scores(log_win: np.ndarray, log_loss: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -9,6 +9,8 @@ import tempfile
 # with these two it is a fifth. What they compute is the same but for rounding. The few that run
 # for long are started with `helpers.optimised`.
 QUICKLY = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
+_LONG = ('test_commands', 'test_processes', 'test_train', 'test_sharding', 'test_packing',
+         'test_notebooks', 'test_identifiability', 'test_step')
 
 
 def pytest_configure(config):
@@ -24,6 +26,11 @@ def pytest_configure(config):
                            env=os.environ | {'XLA_FLAGS': flags}, capture_output=True)
     if not known.returncode:
         os.environ['XLA_FLAGS'] = flags
+
+
+def pytest_collection_modifyitems(items):
+    # A worker takes whole files: one that takes long should not be left to the end.
+    items.sort(key=lambda item: item.path.stem not in _LONG)
 
 
 def pytest_report_header():

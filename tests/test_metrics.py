@@ -8,7 +8,7 @@ import pytest
 import scipy.integrate
 import scipy.stats
 from scipy.special import expit
-from sklearn.metrics import log_loss
+from sklearn.metrics import log_loss, roc_auc_score
 
 from qrm import metrics
 from qrm.heads import HeadConfig
@@ -36,6 +36,13 @@ def test_metrics_worked_out_by_hand():
     assert found['reward_std'] == pytest.approx(np.std([2, 1, 0, 1, 1, 3]))
     assert found['nll'] == pytest.approx(-np.mean(np.log(expit([1, 0, -3]))), rel=1e-6)
     assert found['crossing_rate'] == 0.0
+
+
+def test_area_under_the_curve_matches_sklearn():
+    rng = np.random.default_rng(0)
+    high, low = (rng.integers(i, 6, n).astype(float) for i, n in ((1, 50), (0, 70)))  # with many ties
+    assert metrics.area_under_curve(high, low) == pytest.approx(
+        roc_auc_score([1] * 50 + [0] * 70, np.concatenate([high, low])), abs=1e-12)
 
 
 def test_crossing_rate_counts_neighbours_in_the_wrong_order():

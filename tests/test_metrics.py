@@ -40,7 +40,8 @@ def test_metrics_worked_out_by_hand():
 
 def test_area_under_the_curve_matches_sklearn():
     rng = np.random.default_rng(0)
-    high, low = (rng.integers(i, 6, n).astype(float) for i, n in ((1, 50), (0, 70)))  # with many ties
+    # With many ties.
+    high, low = (rng.integers(i, 6, n).astype(float) for i, n in ((1, 50), (0, 70)))
     assert metrics.area_under_curve(high, low) == pytest.approx(
         roc_auc_score([1] * 50 + [0] * 70, np.concatenate([high, low])), abs=1e-12)
 

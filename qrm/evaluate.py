@@ -72,6 +72,7 @@ def diagnose(config: Any, folder: str) -> str:
     Raises:
       ConfigError, DataError, WorkdirError: as `evaluate` and `winrate.win_rates`.
     """
+    config_lib.check(config)  # of which the rules are a part
     rules = _rules(config)
     loaded = _load(config, folder)
     evaluation = _evaluate(config, folder, loaded)

@@ -9,6 +9,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from qrm import config as config_lib
+from qrm import evaluate, train
 from qrm.workdir import _flatten
 from tests.helpers import ROOT, load_config
 
@@ -46,6 +47,9 @@ def test_keys_that_a_config_lacks_are_named():
     with pytest.raises(config_lib.ConfigError) as error:
         config_lib.check(ConfigDict())
     assert set(re.findall(r'config\.([a-z0-9_.]+)', str(error.value))) == keys
+    for run in (evaluate.evaluate, evaluate.diagnose, train.train):
+        with pytest.raises(config_lib.ConfigError, match='^no config'):
+            run(ConfigDict(), 'a folder that is not looked at')
     config = load_config('demo')
     with config.unlocked():
         del config.evaluation.rules

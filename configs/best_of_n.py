@@ -2,7 +2,7 @@
 
     python -m experiments.best_of_n --config=configs/best_of_n.py --workdir=results/best_of_n
 
-Needs no download and takes about 6 minutes on 2 CPU cores. Expect the gold reward of the choices of
+Needs no download and takes about 4 minutes on 2 CPU cores. Expect the gold reward of the choices of
 every proxy's mean to be highest near n = 16 or 64 and to fall by 1.6 to 2.4 from there to
 n = 4096; that of the lower quantile of ratings to fall by 1.5, and its tail utility at n = 64 to be
 .7 above that of their mean. The ensemble's mean - std keeps the most at n = 4096, a gold reward of

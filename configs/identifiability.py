@@ -3,11 +3,11 @@
     python -m experiments.identifiability --config=configs/identifiability.py \\
         --workdir=results/identifiability
 
-Needs no download and takes about 12 minutes on 2 CPU cores. Every cell is kept, so that a run that
-was stopped goes on. Expect an accuracy of .665 to .668 of every row on independent labels (the
-best possible is .668), a spread correlation of .99 from ratings, of .5 to .7 from distributional
-Bradley-Terry on independent labels (of none with an implicit head), near 0 from targets of +-1,
-and of less than .3 where one annotator judges both sides.
+Needs no download and takes 15 minutes on 2 CPU cores beside tests. Every cell is kept, so that a
+run that was stopped goes on. Expect an accuracy of .665 to .668 of every row on independent labels
+(the best possible is .668), a spread correlation of .99 from ratings, of .5 to .7 from
+distributional Bradley-Terry on independent labels (of none with an implicit head), near 0 from
+targets of +-1, and of less than .3 where one annotator judges both sides.
 
 `configs/identifiability.py:full` lets every row grow from 10,000 to 160,000 pairs, which takes
 about an hour; in the folder of a default run it adds what is missing.

@@ -52,6 +52,7 @@ def evaluate(config: Any, folder: str) -> Evaluation:
     Raises:
       ConfigError, DataError, WorkdirError: nothing was evaluated.
     """
+    config_lib.check(config)
     return _evaluate(config, folder, _load(config, folder))
 
 
@@ -72,7 +73,7 @@ def diagnose(config: Any, folder: str) -> str:
     Raises:
       ConfigError, DataError, WorkdirError: as `evaluate` and `winrate.win_rates`.
     """
-    config_lib.check(config)  # of which the rules are a part
+    config_lib.check(config)
     rules = _rules(config)
     loaded = _load(config, folder)
     evaluation = _evaluate(config, folder, loaded)
@@ -129,7 +130,6 @@ class _Loaded(NamedTuple):
 
 
 def _load(config: Any, folder: str) -> _Loaded:
-    config_lib.check(config)
     trained = workdir.load_config(folder)
     _check_changes(trained, config)
     data = config.data.copy_and_resolve_references()

@@ -551,14 +551,12 @@ seeds, and may pass the ends of a scale; the world and the test items are the sa
 - Target ±1: every quantile is a function of the win rate, so the lowest ranks items as the mean
   does (last column), and the spread has nothing to do with the true one.
 - Per-quantile BT: every quantile fits the same win rates, so they can differ by constants only.
-  Heads here have no bias that could hold such constants from the start, and the quantiles fall
-  together: the spread begins near .4 of the true one.
+  Heads here have no bias that could hold such constants, and the quantiles fall together.
 - The likelihood of distributional BT does not know the order of the atoms, so a free head keeps
   the order in which it happened to start: half of the neighbours cross. All else is computed from
   the sorted quantiles.
-- Posterior quantile regression takes fixed-point steps, which hardly move the spread of the
-  monotone head from where it starts, .24 of the true one; three times the passes do not change
-  that. The free head starts near .4, and pinball puts its quantiles in order.
+- Posterior quantile regression takes fixed-point steps, which move the spread slowly, that of the
+  monotone head most of all. Pinball puts the quantiles of the free head in order.
 - The spread of distributional BT is that of a model of the noise, and of few bits: it differs
   much between seeds, and depends on the head; the implicit one, which learns a spread from
   ratings, finds next to none here. Where one annotator judges both sides, the same model gives

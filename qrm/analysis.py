@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import scipy.stats
 
-from qrm import divergences, metrics, resampling
+from qrm import divergences, metrics, resampling, statistics
 from qrm.comparisons import DataError
 from qrm.metrics import Predictions
 
@@ -176,7 +176,7 @@ def _difference(a: divergences.Divergence, b: divergences.Divergence,
 
 def _metric_columns(predictions: Predictions, weights: np.ndarray, level: float) -> dict[str, Any]:
     chosen, rejected = predictions.rewards
-    correct = metrics.halved_ties(chosen - rejected)
+    correct = statistics.halved_ties(chosen - rejected)
     low, high = resampling.interval(weights @ correct / weights.sum(axis=1), level)
     summary = metrics.summarise(predictions)
     return summary | {'std': summary['reward_std'], 'accuracy_low': low, 'accuracy_high': high}
@@ -190,7 +190,7 @@ def _per_quantile(workload: str, head: str, predictions: Predictions) -> list[di
     for i, tau in enumerate(predictions.taus):
         chosen, rejected = (side[:, i].astype(np.float64)
                             for side in (predictions.chosen, predictions.rejected))
-        accuracy = np.mean(metrics.halved_ties(chosen - rejected))
+        accuracy = np.mean(statistics.halved_ties(chosen - rejected))
         kl = {name: e.function(chosen, rejected, None, predictions.groups)
               for name, e in divergences.ESTIMATORS.items() if e.is_kl}
         rows.append({'workload': workload, 'head': head, 'tau': float(tau),

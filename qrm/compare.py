@@ -18,23 +18,22 @@ import numpy as np
 from qrm import (
     analysis,
     demo,
-    diagnostics,
     divergences,
     experiment_figures,
     heads,
-    metrics,
     resampling,
+    statistics,
     workdir,
     worlds,
 )
 from qrm import config as config_lib
 from qrm.comparisons import DataError
 from qrm.data import workloads_of
-from qrm.diagnostics import Undefined
 from qrm.evaluate import evaluate
 from qrm.metrics import Predictions
 from qrm.model import load
 from qrm.network import parameter_count
+from qrm.statistics import Undefined
 from qrm.train import prepare, train
 
 _PAPER = 'bradley_terry_quantile_huber'
@@ -49,12 +48,12 @@ class Column(NamedTuple):
     Attributes:
       label: for tables.
       of_pairs: whether it is over pairs, else over responses.
-      statistic: predictions -> statistic of multiplicities, see `diagnostics`.
+      statistic: predictions -> statistic of multiplicities, see `statistics`.
     """
 
     label: str
     of_pairs: bool
-    statistic: Callable[[Predictions], diagnostics.Statistic]
+    statistic: Callable[[Predictions], statistics.Statistic]
 
 
 def _margin(p: Predictions) -> np.ndarray:
@@ -62,7 +61,7 @@ def _margin(p: Predictions) -> np.ndarray:
     return chosen - rejected
 
 
-def _divergence(name: str) -> Callable[[Predictions], diagnostics.Statistic]:
+def _divergence(name: str) -> Callable[[Predictions], statistics.Statistic]:
     function = divergences.ESTIMATORS[name].function
     return lambda p: lambda weights: function(*p.rewards, weights, p.groups)
 
@@ -80,21 +79,21 @@ def _lowest(p: Predictions) -> np.ndarray:
 
 
 COLUMNS = {
-    'accuracy': Column('accuracy', True, lambda p: diagnostics.accuracy(_margin(p))),
-    'nll': Column('NLL', True, lambda p: diagnostics.mean(
-        metrics.log_scores(p.log_win.astype(np.float64), p.log_loss, p.label))),
-    'ece': Column('ECE', True, lambda p: diagnostics.calibration_error(
-        *metrics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
+    'accuracy': Column('accuracy', True, lambda p: statistics.accuracy(_margin(p))),
+    'nll': Column('NLL', True, lambda p: statistics.mean(
+        statistics.log_scores(p.log_win.astype(np.float64), p.log_loss, p.label))),
+    'ece': Column('ECE', True, lambda p: statistics.calibration_error(
+        *statistics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
     **{name: Column(f'KL, {e.label}', True, _divergence(name))
        for name, e in divergences.ESTIMATORS.items() if e.is_kl},
-    'reward_std': Column('std of rewards', False, lambda p: diagnostics.deviation(_means(p))),
-    'spread': Column('spread', False, lambda p: diagnostics.mean(_stds(p))),
+    'reward_std': Column('std of rewards', False, lambda p: statistics.deviation(_means(p))),
+    'spread': Column('spread', False, lambda p: statistics.mean(_stds(p))),
     'spread_variation': Column('variation of the spread', False,
-                               lambda p: diagnostics.variation(_stds(p))),
+                               lambda p: statistics.variation(_stds(p))),
     'outer_rank': Column('rank(lowest quantile, reward)', False,
-                         lambda p: diagnostics.rank_correlation(_lowest(p), _means(p))),
+                         lambda p: statistics.rank_correlation(_lowest(p), _means(p))),
     'unexplained': Column('share of the spread beyond the reward', False,
-                          lambda p: diagnostics.unexplained_share(_stds(p), _means(p))),
+                          lambda p: statistics.unexplained_share(_stds(p), _means(p))),
 }
 
 

@@ -23,6 +23,7 @@ from qrm.comparisons import Comparison, DataError, DataReport
 from qrm.data import Split, is_jsonl, load_splits
 from qrm.metrics import Predictions
 from qrm.model import RewardModel
+from qrm.verdict import verdict
 
 
 class Evaluation(NamedTuple):
@@ -96,7 +97,7 @@ def diagnose(config: Any, folder: str) -> str:
             os.path.join(folder, 'reference_scores'), **resampled)
         workdir.write_json(os.path.join(folder, 'win_rates.json'), found)
         parts.append(winrate.describe(found))
-    text = diagnostics.verdict(diagnosis)
+    text = verdict(diagnosis)
     workdir.write_text(os.path.join(folder, 'verdict.txt'), text)
     if not jax.process_index():
         figures.save(folder, {

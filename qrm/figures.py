@@ -14,8 +14,10 @@ import scipy.stats
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from qrm import diagnostics, workdir
+from qrm import statistics, workdir
+from qrm.diagnostics import MIN_ITEMS
 from qrm.metrics import Predictions
+from qrm.verdict import conclusion
 
 # Okabe & Ito's colours, which colour-blind readers can tell apart.
 CHOSEN, REJECTED = '#0072B2', '#D55E00'
@@ -132,7 +134,7 @@ def draw_diagnostics(diagnosis: Mapping[str, Any], predictions: Predictions) -> 
     quantiles_as_rewards(panels[1, 0], diagnosis)
     coverage(panels[1, 1], diagnosis)
     hide_empty(panels)
-    text = f'Is the spread information or decoration? {diagnostics.conclusion(diagnosis)}'
+    text = f'Is the spread information or decoration? {conclusion(diagnosis)}'
     figure.suptitle(textwrap.fill(text, _TITLE_WIDTH), fontsize='medium')
     return figure
 
@@ -180,7 +182,7 @@ def reliability(axes: Axes, diagnosis: Mapping[str, Any]) -> None:
       diagnosis: of `diagnostics.diagnose`.
     """
     rows = [row for row in diagnosis['calibration']['reliability']
-            if row['pairs'] >= diagnostics.MIN_ITEMS]
+            if row['pairs'] >= MIN_ITEMS]
     if not rows:
         return
     _diagonal(axes, 0.5, 'calibrated')
@@ -298,7 +300,7 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     Returns:
       (positions, densities) that integrate to 1, or None if all values are equal.
     """
-    if diagnostics.is_constant(values):
+    if statistics.is_constant(values):
         return None
     # Standardised, so that a narrow sample far from 0 keeps its digits.
     values = np.asarray(values, np.float64)
@@ -313,8 +315,8 @@ def density(values: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     """Spearman's rank correlation of [m] and [m]; NaN where one of them is constant."""
     try:
-        return diagnostics.rank_correlation(a, b)(None)
-    except diagnostics.Undefined:
+        return statistics.rank_correlation(a, b)(None)
+    except statistics.Undefined:
         return float('nan')
 
 
@@ -338,7 +340,7 @@ def _series(rows: Sequence[Mapping[str, Any]], split: str,
 def _edges(*samples: np.ndarray) -> np.ndarray | None:
     """Edges of bins common to the samples; None if all values are equal."""
     values = np.concatenate(samples).astype(np.float64)
-    if diagnostics.is_constant(values):
+    if statistics.is_constant(values):
         return None
     return np.linspace(values.min(), values.max(), _BINS + 1)
 

@@ -13,11 +13,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrm import distributions, losses
+from qrm import distributions, losses, statistics
 from qrm.heads import HeadConfig
 from qrm.tokens import Encoded
-
-ECE_BINS = 10
 
 
 class Predictions(NamedTuple):
@@ -164,11 +162,13 @@ def summarise(predictions: Predictions) -> dict[str, float]:
     if len(p.pairs):
         log_win = p.log_win.astype(np.float64)
         chosen, rejected = p.rewards
+        is_chosen = np.repeat([True, False], len(chosen))
         summary |= {
-            'accuracy': float(np.mean(halved_ties(chosen - rejected))),
-            'auc': area_under_curve(chosen, rejected),
-            'nll': float(log_scores(log_win, p.log_loss, p.label).mean()),
-            'ece': expected_calibration_error(*stated_and_observed(log_win, p.label)),
+            'accuracy': statistics.accuracy(chosen - rejected)(None),
+            'auc': statistics.auroc(np.concatenate([chosen, rejected]), is_chosen)(None),
+            'nll': float(statistics.log_scores(log_win, p.log_loss, p.label).mean()),
+            'ece': statistics.calibration_error(
+                *statistics.stated_and_observed(log_win, p.label))(None),
             'margin': float(np.mean(chosen - rejected)),
         }
     if np.isfinite(p.crps).any():
@@ -179,55 +179,6 @@ def summarise(predictions: Predictions) -> dict[str, float]:
 def criterion(loss: losses.LossConfig) -> str:
     """The metric of held-out comparisons by which a checkpoint is chosen; lower is better."""
     return 'crps' if loss.reads == 'ratings' else 'nll'
-
-
-def halved_ties(ahead: np.ndarray) -> np.ndarray:
-    """1 where positive, 0 where negative, 1/2 at 0."""
-    return 0.5 * (1.0 + np.sign(ahead))
-
-
-def area_under_curve(high: np.ndarray, low: np.ndarray) -> float:
-    """Probability that one of `high` [n] is above one of `low` [m]; ties count one half."""
-    ordered = np.sort(low)
-    below = (np.searchsorted(ordered, high, side) for side in ('left', 'right'))
-    return float(sum(below).mean() / (2 * len(low)))
-
-
-def log_scores(log_win: np.ndarray, log_loss: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """Cross-entropy [n], nats, of labels [n] under log win probabilities [n]."""
-    return -(label * log_win + (1.0 - label) * log_loss)
-
-
-def stated_and_observed(log_win: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """([n], [n]) probability of the side that the model prefers: predicted, and as labelled.
-
-    Args:
-      log_win: [n] log of the predicted probability that the first side is preferred.
-      label: [n] labelled probability that it is.
-    """
-    win = np.exp(log_win)
-    return np.maximum(win, 1.0 - win), 0.5 + np.sign(win - 0.5) * (label - 0.5)
-
-
-def expected_calibration_error(confidence: np.ndarray, agreement: np.ndarray,
-                               share: np.ndarray | None = None) -> float:
-    """Expected calibration error (Guo et al. 2017, eq. 3) in equal bins of confidence.
-
-    Never negative, and so biased upwards: by about sqrt(bins / n) / 3 if it is really 0.
-
-    Args:
-      confidence: [n] probability in [0.5, 1] of the side that the model prefers.
-      agreement: [n] probability that this side was preferred, as labelled.
-      share: [n] weights that sum to 1; None: equal ones.
-    """
-    share = np.full(len(confidence), 1.0 / len(confidence)) if share is None else share
-    return float(np.abs(np.bincount(confidence_bins(confidence),
-                                    share * (agreement - confidence))).sum())
-
-
-def confidence_bins(confidence: np.ndarray) -> np.ndarray:
-    """Which of `ECE_BINS` equal bins over [0.5, 1] each confidence [n] is in."""
-    return np.minimum((2.0 * (confidence - 0.5) * ECE_BINS).astype(int), ECE_BINS - 1)
 
 
 def save_predictions(path: str, predictions: Predictions) -> None:

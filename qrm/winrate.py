@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from qrm import diagnostics, losses, metrics, resampling
+from qrm import losses, resampling, statistics
 from qrm.analysis import check_groups
 from qrm.comparisons import Comparison, DataError, read_comparisons
 from qrm.model import RewardModel
@@ -69,7 +69,7 @@ def win_rates(
     weights = resampling.cluster_bootstrap_weights(groups, replicates, seed)
 
     def number(values: list[float]) -> dict[str, float]:
-        found = resampling.bootstrap(diagnostics.mean(np.array(values)), weights, level)
+        found = resampling.bootstrap(statistics.mean(np.array(values)), weights, level)
         return {'value': found.value, 'low': found.low, 'high': found.high}
 
     return {'prompts': len(matched), 'candidates': sum(map(len, own_outputs)),
@@ -96,7 +96,7 @@ def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> tuple[fl
     first, second = (head.read(side).distribution for side in sides)
     lead = np.asarray(first.mean, np.float64) - np.asarray(second.mean, np.float64)
     wins = np.exp(np.asarray(losses.log_win_probability(model.loss, first, second), np.float64))
-    return float(metrics.halved_ties(lead).mean()), float(wins.mean())
+    return float(statistics.halved_ties(lead).mean()), float(wins.mean())
 
 
 def _reference_outputs(

@@ -9,7 +9,7 @@ import scipy.stats
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 
-from qrm import diagnostics, figures
+from qrm import diagnostics, figures, verdict
 from tests.helpers import pair_predictions
 
 N_PAIRS, N_QUANTILES = 300, 10
@@ -252,7 +252,7 @@ def test_diagnostics_of_every_kind_of_run_are_drawn():
         figure = figures.draw_diagnostics(diagnosis, p)
         assert [axes.get_visible() for axes in figure.axes] == visible, name
         title = ' '.join(figure.get_suptitle().split())
-        assert title.endswith(diagnostics.conclusion(diagnosis)), name
+        assert title.endswith(verdict.conclusion(diagnosis)), name
 
 
 def test_draw_diagnostics_can_be_saved(tmp_path):

@@ -6,10 +6,10 @@ from tests.helpers import ROOT
 
 ORDER = [
     'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'flash', 'attention',
-    'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'worlds',
-    'mlp', 'devices', 'step', 'config', 'inference', 'resampling', 'metrics', 'diagnostics',
-    'selection', 'workdir', 'checkpoints', 'model', 'train', 'score', 'divergences', 'figures',
-    'experiment_figures', 'analysis', 'winrate', 'evaluate', 'reproduce', 'compare',
+    'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'worlds', 'mlp',
+    'devices', 'step', 'config', 'inference', 'resampling', 'statistics', 'metrics', 'diagnostics',
+    'verdict', 'selection', 'workdir', 'checkpoints', 'model', 'train', 'score', 'divergences',
+    'figures', 'experiment_figures', 'analysis', 'winrate', 'evaluate', 'reproduce', 'compare',
     'identifiability', 'best_of_n', 'benchmark',
 ]
 LINEN = {'backbone', 'heads'}

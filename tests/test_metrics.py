@@ -40,10 +40,9 @@ def test_metrics_worked_out_by_hand():
 
 def test_area_under_the_curve_matches_sklearn():
     rng = np.random.default_rng(0)
-    # With many ties.
-    high, low = (rng.integers(i, 6, n).astype(float) for i, n in ((1, 50), (0, 70)))
-    assert metrics.area_under_curve(high, low) == pytest.approx(
-        roc_auc_score([1] * 50 + [0] * 70, np.concatenate([high, low])), abs=1e-12)
+    chosen, rejected = (rng.integers(i, 6, (50, 1)) for i in (1, 0))  # with many ties
+    assert metrics.summarise(predictions(chosen, rejected))['auc'] == pytest.approx(
+        roc_auc_score([1] * 50 + [0] * 50, np.concatenate([chosen, rejected])[:, 0]), abs=1e-12)
 
 
 def test_crossing_rate_counts_neighbours_in_the_wrong_order():
@@ -211,28 +210,6 @@ def test_checkpoints_are_chosen_by_what_the_objective_learns_from():
     assert metrics.criterion(LossConfig('ratings_quantile_huber')) == 'crps'
     for name in ('plackett_luce', 'annotator_bradley_terry'):
         assert metrics.criterion(LossConfig(name)) == 'nll'
-
-
-def test_calibration_error_worked_out_by_hand():
-    def error(win, label):
-        return metrics.expected_calibration_error(
-            *metrics.stated_and_observed(np.log(win), np.float64(label)))
-
-    # Two bins: of .9, right and wrong, so right half of the time; of .6, right both times.
-    assert error([0.9, 0.1, 0.6, 0.6], [1, 1, 1, 1]) == pytest.approx(0.5 * 0.4 + 0.5 * 0.4)
-    assert error([0.5, 1.0], [1, 1]) == pytest.approx(0.0)
-    # As labelled, .9 was right .8 of the time, and .6 (of the other side) .3 of the time.
-    assert error([0.9, 0.4], [0.8, 0.7]) == pytest.approx(0.5 * 0.1 + 0.5 * 0.3)
-    # Weighted, the first three quarters.
-    assert metrics.expected_calibration_error(
-        np.array([0.9, 0.6]), np.array([0.8, 0.3]), np.array([0.75, 0.25])
-    ) == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)
-
-
-def test_calibrated_predictions_have_a_small_calibration_error():
-    rng = np.random.default_rng(0)
-    p = rng.uniform(0.5, 1.0, 200_000)
-    assert metrics.expected_calibration_error(p, np.float64(rng.random(p.size) < p)) < 0.005
 
 
 def test_predictions_survive_saving(tmp_path):

@@ -165,7 +165,9 @@ def outer_quantile(axes: Axes, predictions: Predictions, index: int) -> None:
     _sample(axes, values, _edges(values), INK, 'all responses', fill=FAINT)
     _sample(axes, chosen, None, CHOSEN, 'chosen')
     _sample(axes, rejected, None, REJECTED, 'rejected')
-    _finish_density(axes, f'quantile {index} of the reward')
+    # Panels share their scale: high quantiles leave room on the left, low ones on the right.
+    side = 'left' if predictions.taus[index] > 0.5 else 'right'
+    _finish_density(axes, f'quantile {index} of the reward', legend=f'upper {side}')
     rank = rank_correlation(values, np.concatenate(predictions.rewards))
     axes.set_title(f'quantile {index} (τ = {predictions.taus[index]:.3g}), n = {len(values)} '
                    f'responses\nrank correlation with the reward {rank:.3f}', fontsize='medium')
@@ -380,12 +382,12 @@ def _number(number: Mapping[str, Any]) -> str:
     return 'unknown' if number['value'] is None else f'{number["value"]:.3f}'
 
 
-def _finish_density(axes: Axes, label: str) -> None:
+def _finish_density(axes: Axes, label: str, *, legend: str = 'upper right') -> None:
     axes.axvline(0.0, color=FAINT, linewidth=0.8, linestyle=':', zorder=0)
     axes.set_xlabel(label)
     axes.set_ylabel('density')
     axes.set_ylim(bottom=0.0)
-    axes.legend(frameon=False, fontsize='small', loc='upper right')
+    axes.legend(frameon=False, fontsize='small', loc=legend)
 
 
 def grid(rows: int, columns: int, *, height: float = _HEIGHT,

@@ -152,6 +152,9 @@ def test_outer_quantile_states_its_rank_correlation_with_the_mean():
         axes = _axes()
         figures.outer_quantile(axes, predictions, index)
         assert axes.get_title().endswith(f' {expected}')
+        legend, panel = axes.get_legend().get_window_extent(), axes.get_window_extent()
+        on_the_left = legend.x1 < (panel.x0 + panel.x1) / 2
+        assert on_the_left == (index == 1)  # beside the curves, which stand on the other side
 
 
 def test_training_curve_shows_the_rows():

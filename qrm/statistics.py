@@ -31,7 +31,8 @@ class Undefined(ValueError):
 
 def mean(values: np.ndarray) -> Statistic:
     """Mean of values [m], in their units."""
-    return lambda weights: float(normalised(weights, len(values)) @ values)
+    return lambda weights: float(values.mean() if weights is None
+                                 else normalised(weights, len(values)) @ values)
 
 
 def accuracy(margin: np.ndarray) -> Statistic:
@@ -126,9 +127,9 @@ def auroc(score: np.ndarray, positive: np.ndarray, strata: np.ndarray | None = N
     stratum = keys // m
 
     def statistic(weights: np.ndarray | None) -> float:
-        share = normalised(weights, m)
-        up = np.bincount(place, share * positive)
-        down = np.bincount(place, share * ~positive)
+        counts = np.ones(m) if weights is None else weights
+        up = np.bincount(place, counts * positive)
+        down = np.bincount(place, counts * ~positive)
         downs = np.bincount(stratum, down)
         comparisons = np.bincount(stratum, up) @ downs
         if comparisons <= 0.0:

@@ -12,7 +12,7 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
-    packages=['qrm', 'experiments'],
+    packages=["qrm"],
     python_requires='>=3.11',
     install_requires=[
         'absl-py>=2.1',

@@ -6,8 +6,8 @@
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import launch
-from qrm.benchmark import benchmark
+from qrm.commands import launch
+from qrm.studies.benchmark import benchmark
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config, such as configs/benchmark.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results; a rerun overwrites them.')

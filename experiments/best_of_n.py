@@ -6,8 +6,8 @@
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import launch
-from qrm import best_of_n
+from qrm.commands import launch
+from qrm.studies import best_of_n
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file: configs/best_of_n.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results.')

@@ -6,8 +6,8 @@
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import launch
-from qrm.compare import compare
+from qrm.commands import launch
+from qrm.studies.compare import compare
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'Config file: configs/compare.py.')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results; a rerun goes on in it.')

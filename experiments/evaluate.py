@@ -6,9 +6,9 @@
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import launch
-from qrm import workdir
-from qrm.evaluate import diagnose
+from qrm.analysis.evaluate import diagnose
+from qrm.commands import launch
+from qrm.training import workdir
 
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
 launch.define_process_flags()

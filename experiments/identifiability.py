@@ -7,8 +7,8 @@
 from absl import flags
 from ml_collections import config_flags
 
-from experiments import launch
-from qrm.identifiability import identify
+from qrm.commands import launch
+from qrm.studies.identifiability import identify
 
 _CONFIG = config_flags.DEFINE_config_file(
     'config', None, 'Config file, such as configs/identifiability.py.')

@@ -8,8 +8,8 @@ import dataclasses
 from absl import flags
 
 import qrm
-from experiments import launch
-from qrm.score import score_file
+from qrm.commands import launch
+from qrm.serving.score import score_file
 
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'Folder of a run, or folder or hub name of a Hugging Face checkpoint.')

@@ -5,6 +5,6 @@ import os
 # Before `transformers` is imported: it would announce that PyTorch is not installed.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
-from qrm.model import RewardModel, Scores, load
+from qrm.training.reward_model import RewardModel, Scores, load
 
 __all__ = ['RewardModel', 'Scores', 'load']

@@ -16,13 +16,15 @@ import numpy as np
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from qrm import costs, packing, sharding, step
-from qrm.backbone import DecoderConfig
-from qrm.devices import Spread
-from qrm.heads import HeadConfig
-from qrm.network import RewardNetwork
-from tests.helpers import loss_config
-from tests.test_step import optimizer_config
+from qrm.data import packing
+from qrm.models import sharding
+from qrm.models.decoder import DecoderConfig
+from qrm.models.network import RewardNetwork
+from qrm.rewards.heads import HeadConfig
+from qrm.studies import costs
+from qrm.training import step
+from qrm.training.devices import Spread
+from tests.helpers import loss_config, optimizer_config
 
 MICRO_BATCHES = 3
 _BYTES = {'pred': 1, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4}

@@ -2,22 +2,31 @@
 
 import dataclasses
 import importlib.util
+import json
 import math
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import tokenizers
+import transformers
+from ml_collections import ConfigDict
 
-from qrm import distributions, heads, losses, metrics, packing
-from qrm.backbone import DecoderConfig
-from qrm.heads import HeadConfig
-from qrm.network import RewardNetwork
-from qrm.tokens import Encoded
+from qrm.data import packing
+from qrm.data.tokens import Encoded
+from qrm.models.decoder import DecoderConfig
+from qrm.models.network import RewardNetwork
+from qrm.rewards import distributions, heads, losses, metrics
+from qrm.rewards.heads import HeadConfig
 from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parents[1]
+REFERENCE = ROOT / 'tests/reference'
 DECODER = DecoderConfig(vocab_size=50, n_positions=64, n_embd=16, n_layer=2, n_head=2, n_inner=32)
 
 
@@ -117,6 +126,10 @@ def single_batch(item, length):
     return packing.pack([item], [layout])[0].micro_batch
 
 
+def optimizer_config(**kwargs):
+    return ConfigDict(SGD | kwargs)
+
+
 def simulated(devices):
     """The environment of a process with that many simulated devices."""
     flags = f'{os.environ.get("XLA_FLAGS", "")} --xla_force_host_platform_device_count={devices}'
@@ -129,6 +142,44 @@ def optimised():
     return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 
+def command(name, *flags, package='experiments', cwd=ROOT, code=0):
+    """Runs `python -m <package>.<name>`; returns what it printed and its errors."""
+    done = subprocess.run([sys.executable, '-m', f'{package}.{name}', *flags], cwd=cwd,
+                          capture_output=True, text=True,
+                          env=os.environ | {'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1'})
+    assert done.returncode == code, done.stdout + done.stderr
+    assert 'Traceback' not in done.stderr
+    return done.stdout, done.stderr
+
+
+def write_tokenizer(folder, words=40):
+    """Words w0 ... with <eos> and <pad> last, as in the reference."""
+    vocab = {f'w{i}': i for i in range(words - 2)} | {'<eos>': words - 2, '<pad>': words - 1}
+    model = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocab, unk_token='w0'))
+    model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=model, eos_token='<eos>', pad_token='<pad>').save_pretrained(folder)
+
+
+def word_pairs(folder):
+    """Makes a checkpoint whose tokens are words, and pairs of them; the config keys of both."""
+    checkpoint = folder / 'checkpoint'
+    checkpoint.mkdir()
+    for name in ('config.json', 'model.safetensors'):
+        shutil.copyfile(REFERENCE / name, checkpoint / name)
+    write_tokenizer(checkpoint)
+    rng = np.random.default_rng(0)
+
+    def text(most):
+        return ''.join(f' w{i}' for i in rng.integers(1, 38, rng.integers(2, most)))
+
+    rows = [{'id': str(i), 'prompt': f'w{i % 38}{text(15)}', 'chosen': text(12),
+             'rejected': text(12)} for i in range(40)]
+    path = folder / 'pairs.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return {'model.checkpoint': str(checkpoint), 'data.path': str(path)}
+
+
 def load_config(name, arg='', **overrides):
     """A config file of the project with some keys, dotted names, set to other values."""
     spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
@@ -139,6 +190,14 @@ def load_config(name, arg='', **overrides):
     return config
 
 
+SGD = {'name': 'sgd', 'learning_rate': 0.1, 'schedule': 'constant', 'warmup_fraction': 0.0,
+       'final_fraction': 0.0, 'clip_norm': 0.0, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8,
+       'weight_decay': 0.0}
+# With words for tokens and the reference checkpoint of 40 words.
+WORDS = {
+    'data.max_length': 24, 'train.batch_size': 4, 'train.row_length': 24, 'train.rows': 2,
+    'benchmark.repeats': 2, 'benchmark.scored': 6, 'benchmark.responses': 0,
+}
 TINY = {
     'data.demo.train': 300, 'data.demo.test': 150, 'model.sizes.n_embd': 16,
     'model.sizes.n_layer': 1, 'model.sizes.n_head': 2, 'model.sizes.vocab_size': 300,

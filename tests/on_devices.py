@@ -14,11 +14,20 @@ import sys
 import jax
 import numpy as np
 
-from qrm import inference, packing, sharding, step, train
-from qrm.checkpoints import Checkpoints
-from qrm.devices import Spread, own_devices
-from tests.helpers import TINY, init, load_config, loss_config, network, random_comparisons
-from tests.test_step import optimizer_config
+from qrm.data import packing
+from qrm.models import sharding
+from qrm.training import inference, step, train
+from qrm.training.checkpoints import Checkpoints
+from qrm.training.devices import Spread, own_devices
+from tests.helpers import (
+    TINY,
+    init,
+    load_config,
+    loss_config,
+    network,
+    optimizer_config,
+    random_comparisons,
+)
 
 
 def flat(params) -> list[float]:

@@ -9,9 +9,9 @@ import sys
 
 from absl import flags
 
-from experiments import launch
 from experiments import train as command
-from qrm import packing
+from qrm.commands import launch
+from qrm.data import packing
 
 
 def strike_at(call: int, how: str) -> None:

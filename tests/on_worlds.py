@@ -8,8 +8,8 @@ import sys
 
 import numpy as np
 
-from qrm import identifiability, worlds
-from qrm.identifiability import Cell
+from qrm.studies import identifiability, worlds
+from qrm.studies.identifiability import Cell
 from tests.helpers import load_config
 
 

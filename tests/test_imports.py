@@ -1,46 +1,78 @@
-"""Imports point one way: a module imports only modules that stand before it in this list."""
+"""Imports point one way: a wing imports from wings before it, a room from rooms before it."""
 
 import ast
 
 from tests.helpers import ROOT
 
-ORDER = [
-    'comparisons', 'demo', 'data', 'tokens', 'packing', 'sharding', 'flash', 'attention',
-    'backbone', 'distributions', 'heads', 'network', 'costs', 'weights', 'losses', 'worlds', 'mlp',
-    'devices', 'step', 'config', 'inference', 'resampling', 'statistics', 'metrics', 'diagnostics',
-    'verdict', 'selection', 'workdir', 'checkpoints', 'model', 'train', 'score', 'divergences',
-    'figures', 'experiment_figures', 'analysis', 'winrate', 'evaluate', 'reproduce', 'compare',
-    'identifiability', 'best_of_n', 'benchmark',
-]
-LINEN = {'backbone', 'heads'}
+HOUSE = {
+    'data': ['comparisons', 'demo', 'sources', 'tokens', 'packing'],
+    'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
+                'selection'],
+    'models': ['sharding', 'flash', 'attention', 'decoder', 'network', 'weights'],
+    'training': ['workdir', 'checkpoints', 'devices', 'step', 'config', 'inference',
+                 'reward_model', 'train'],
+    'analysis': ['divergences', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
+                 'evaluate'],
+    'serving': ['score'],
+    'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'compare', 'identifiability', 'best_of_n',
+                'costs', 'benchmark', 'scaling'],
+    'commands': ['launch'],
+}
+ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
+# Tests of a wing as a whole, or of what is outside of the wings.
+OTHERS = {'training': ['configs', 'processes'], 'commands': ['commands'],
+          'benchmarks': ['device', 'trl']}
+LINEN = {'models.decoder', 'rewards.heads'}
 
 
 def imports(path):
-    """Dotted names of everything a file imports."""
+    """Dotted names of everything a file imports, also inside of functions."""
     for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f'{path}: a relative import'
             yield from (f'{node.module}.{alias.name}' for alias in node.names)
 
 
-def test_every_module_has_a_place():
-    modules = {path.stem for path in (ROOT / 'qrm').glob('*.py')} - {'__init__'}
-    assert modules == set(ORDER)
+def file_of(place):
+    return ROOT / 'qrm' / f'{place.replace(".", "/")}.py'
+
+
+def test_every_room_has_a_place():
+    paths = (path.relative_to(ROOT / 'qrm').with_suffix('') for path in (ROOT / 'qrm').rglob('*.py')
+             if path.name != '__init__.py')
+    assert sorted('.'.join(path.parts) for path in paths) == sorted(ORDER)
 
 
 def test_imports_point_one_way():
-    for place, name in enumerate(ORDER):
-        for imported in imports(ROOT / 'qrm' / f'{name}.py'):
-            parts = imported.split('.')
-            assert parts[0] != 'experiments', f'{name} imports {imported}'
-            if parts[0] == 'qrm':
-                assert parts[1] in ORDER[:place], f'{name} imports {imported}'
+    for i, place in enumerate(ORDER):
+        for imported in imports(file_of(place)):
+            package, *rest = imported.split('.')
+            assert package not in ('experiments', 'configs', 'benchmarks', 'tests'), place
+            if package == 'qrm':
+                assert '.'.join(rest[:2]) in ORDER[:i], f'{place} imports {imported}'
 
 
-def test_linen_stays_in_the_backbone_and_the_heads():
-    users = {
-        name for name in ORDER
-        if any(i.split('.')[0] == 'flax' for i in imports(ROOT / 'qrm' / f'{name}.py'))
-    }
+def test_wings_have_a_sentence_and_nothing_else():
+    for wing in HOUSE:
+        tree = ast.parse((ROOT / 'qrm' / wing / '__init__.py').read_text(encoding='utf-8'))
+        assert ast.get_docstring(tree)
+        assert len(tree.body) == 1, f'qrm/{wing}/__init__.py'
+
+
+def test_mains_are_short():
+    for path in (ROOT / 'experiments').glob('*.py'):
+        assert len(path.read_text(encoding='utf-8').splitlines()) <= 80, path.name
+
+
+def test_linen_stays_in_the_decoder_and_the_heads():
+    users = {place for place in ORDER
+             if any(name.split('.')[0] == 'flax' for name in imports(file_of(place)))}
     assert users == LINEN
+
+
+def test_tests_mirror_the_wings():
+    for path in (ROOT / 'tests').glob('*/test_*.py'):
+        rooms = HOUSE.get(path.parent.name, [])
+        assert path.stem.removeprefix('test_') in [*rooms, *OTHERS.get(path.parent.name, [])], path

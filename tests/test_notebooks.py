@@ -6,7 +6,7 @@ import nbclient
 import nbformat
 import pytest
 
-from qrm.reproduce import reproduce
+from qrm.studies.reproduce import reproduce
 from tests.helpers import ROOT, load_config
 
 NOTEBOOKS = sorted((ROOT / 'notebooks').glob('*.ipynb'))

@@ -1,0 +1,1 @@
+"""What the rewards of a run say."""

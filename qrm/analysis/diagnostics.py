@@ -1,0 +1,426 @@
+"""Diagnostics of a reward model where no truth is known: is its spread information or decoration?
+
+Axes: R responses, n ordered pairs, m items (either of the two), N quantiles, r replicates.
+Everything is numpy in float64 on the host, computed from saved `metrics.Predictions`.
+
+Where the data do not define a statistic, it is null in the result, beside the reason.
+
+"Spread" is the standard deviation of the predicted distribution of a response, "reward" its mean,
+"margin" the reward of the preferred response less that of the other. Quantiles are sorted before
+use, which never takes them farther from the true ones (Chernozhukov, Fernandez-Val & Galichon 2010,
+Quantile and probability curves without crossing); only the crossing rate is of the quantiles as
+predicted.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qrm.rewards import resampling
+from qrm.rewards.metrics import Predictions
+from qrm.rewards.statistics import (
+    ECE_BINS,
+    Statistic,
+    Undefined,
+    accuracy,
+    auroc,
+    brier_scores,
+    calibration_error,
+    confidence_bins,
+    coverage_error,
+    crps,
+    is_constant,
+    length_controlled_accuracy,
+    log_scores,
+    mean,
+    middle_ranks,
+    moments,
+    normalised,
+    rank_correlation,
+    stated_and_observed,
+    temperature,
+    unexplained_share,
+    variation,
+)
+
+# Rules of the verdict, which states them.
+CONSTANT_SPREAD = 0.1  # coefficient of variation below which the spread is one constant
+REDUNDANT_SPREAD = 0.1  # share of the spread's variance below which the reward says it all
+SAME_ORDER = 0.95  # rank correlation above which a quantile is the reward again
+COVERAGE_ERROR = 0.05  # mean absolute error of coverage up to which quantiles fit ratings
+CALIBRATION_ERROR = 0.05  # ECE up to which win probabilities are called calibrated
+
+DISAGREEMENT_LABEL = 0.75  # annotators disagree on pairs whose soft label is below this
+FLIPPED_SHARE = 0.1  # of the pairs, whose labels are made wrong on purpose
+LENGTH_RATIO = 1.25  # pairs are matched in length if no side is longer than this times the other
+MIN_ITEMS = 20  # fewest items in a class or a subset of which something is said
+_STRATA = 10  # classes of pairs of about equal absolute margin
+
+
+
+class _Data(NamedTuple):
+    """What the statistics are computed from; weights are None if there is too little to resample.
+
+    `quantiles` [R, N] are sorted, `rewards`, `spread` and `ratings` are [R], `crossing` [R] is the
+    share of a response's neighbouring quantiles in the wrong order, `pairs` [n, 2] the preferred
+    response first, `log_ratio` [n] the log of their lengths' ratio.
+    """
+
+    taus: np.ndarray
+    quantiles: np.ndarray
+    crossing: np.ndarray
+    rewards: np.ndarray
+    spread: np.ndarray
+    ratings: np.ndarray
+    pairs: np.ndarray
+    log_ratio: np.ndarray
+    label: np.ndarray
+    log_win: np.ndarray
+    log_loss: np.ndarray
+    response_weights: np.ndarray | None
+    pair_weights: np.ndarray | None
+    level: float
+
+    @property
+    def margin(self) -> np.ndarray:
+        return self.rewards[self.pairs[:, 0]] - self.rewards[self.pairs[:, 1]]
+
+    @property
+    def pair_spread(self) -> np.ndarray:
+        """[n] standard deviation of the difference of the sides, taken as independent."""
+        return np.hypot(*self.spread[self.pairs].T)
+
+    @property
+    def logit(self) -> np.ndarray:
+        return self.log_win - self.log_loss
+
+
+def diagnose(test: Predictions, validation: Predictions | None, *, replicates: int, level: float,
+             seed: int, fits_ratings: bool) -> dict[str, Any]:
+    """All diagnostics of a run, ready for JSON.
+
+    Numbers are {'value', 'low', 'high'}, with the ends of an interval over opening questions, all
+    from the same draws; None stands where a number is not defined, and 'reason' says why.
+
+    Args:
+      test: predictions on the test split, of which everything is said.
+      validation: predictions on the validation split, from which the temperature and the line from
+        reward to rating are fitted; None if there is none.
+      replicates: replicates of the bootstrap over opening questions.
+      level: of the intervals.
+      seed: of the resampling and of the labels made wrong on purpose.
+      fits_ratings: whether the model was trained to predict ratings, so that its quantiles are in
+        their units; otherwise a line maps quantiles to ratings.
+
+    Returns:
+      'counts', 'accuracy', 'spread', 'per_tau', 'ratings', 'disagreement', 'label_noise',
+      'calibration', 'length' and 'settings'; which numbers there are does not depend on the data.
+
+    Raises:
+      ValueError: as `resampling.cluster_bootstrap_weights` and `resampling.interval`.
+    """
+    data = _prepare(test, replicates, level, seed)
+    held_out = None if validation is None else _prepare(validation, replicates, level, seed)
+    quantiles, mapped = _in_ratings(data, held_out, fits_ratings)
+    return {
+        'counts': {'responses': len(data.rewards), 'pairs': len(data.pairs),
+                   'comparisons': len(test.comparison_ids),
+                   'opening_questions': len(np.unique(test.comparison_groups)),
+                   'rated_responses': int(np.isfinite(data.ratings).sum())},
+        'accuracy': _of_pairs(data, accuracy(data.margin)),
+        'spread': _spread(data),
+        'per_tau': _per_tau(data, quantiles),
+        'ratings': mapped | _against_ratings(data, quantiles),
+        'disagreement': _disagreement(data),
+        'label_noise': _label_noise(data, seed),
+        'calibration': _calibration(data, held_out),
+        'length': _length(data),
+        'settings': {
+            'replicates': replicates, 'level': level, 'seed': seed, 'fits_ratings': fits_ratings,
+            'constant_spread': CONSTANT_SPREAD, 'redundant_spread': REDUNDANT_SPREAD,
+            'same_order': SAME_ORDER, 'coverage_error': COVERAGE_ERROR,
+            'calibration_error': CALIBRATION_ERROR, 'disagreement_label': DISAGREEMENT_LABEL,
+            'flipped_share': FLIPPED_SHARE, 'length_ratio': LENGTH_RATIO, 'min_items': MIN_ITEMS,
+        },
+    }
+
+
+def _log_sigmoids(logit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return -np.logaddexp(0.0, -logit), -np.logaddexp(0.0, logit)
+
+
+def _undefined(reason: str) -> Statistic:
+    def statistic(weights: np.ndarray | None) -> float:
+        raise Undefined(reason)
+
+    return statistic
+
+
+def _unless(reason: str | None, statistic: Statistic) -> Statistic:
+    return statistic if reason is None else _undefined(reason)
+
+
+def _too_few(count: int, what: str) -> str | None:
+    return None if count >= MIN_ITEMS else f'{count} {what}, fewer than {MIN_ITEMS}'
+
+
+# Sections of the result.
+
+
+def _prepare(p: Predictions, replicates: int, level: float, seed: int) -> _Data:
+    responses = pairs = None
+    if len(np.unique(p.comparison_groups)) >= resampling.MIN_GROUPS:
+        draws = resampling.cluster_bootstrap_weights(p.comparison_groups, replicates, seed)
+        draws = draws.astype(np.float64)
+        responses = draws[:, p.comparisons]
+        pairs = responses[:, p.pairs[:, 0]]
+    quantiles = p.quantiles.astype(np.float64)
+    steps = np.diff(quantiles, axis=1)
+    log_lengths = np.log(np.maximum(p.lengths, 1))
+    return _Data(
+        taus=p.taus.astype(np.float64), quantiles=np.sort(quantiles, axis=1),
+        crossing=np.mean(steps < 0.0, axis=1) if steps.size else np.zeros(len(steps)),
+        rewards=p.means.astype(np.float64), spread=p.stds.astype(np.float64),
+        ratings=p.ratings.astype(np.float64), pairs=p.pairs,
+        log_ratio=log_lengths[p.pairs[:, 0]] - log_lengths[p.pairs[:, 1]],
+        label=p.label.astype(np.float64), log_win=p.log_win.astype(np.float64),
+        log_loss=p.log_loss.astype(np.float64), response_weights=responses, pair_weights=pairs,
+        level=level)
+
+
+def _number(statistic: Statistic, weights: np.ndarray | None, level: float) -> dict[str, Any]:
+    """A statistic and its interval; None where it is not defined, with the reason."""
+    try:
+        value = statistic(None)
+    except Undefined as error:
+        return {'value': None, 'low': None, 'high': None, 'reason': str(error)}
+    if weights is None:
+        reason = f'fewer than {resampling.MIN_GROUPS} opening questions to resample'
+        return {'value': value, 'low': None, 'high': None, 'reason': reason}
+    try:
+        found = resampling.bootstrap(statistic, weights, level)
+    except Undefined as error:
+        return {'value': value, 'low': None, 'high': None, 'reason': f'in a resample: {error}'}
+    return {'value': found.value, 'low': found.low, 'high': found.high}
+
+
+def _of_pairs(data: _Data, statistic: Statistic,
+              which: np.ndarray | slice = slice(None)) -> dict[str, Any]:
+    weights = None if data.pair_weights is None else data.pair_weights[:, which]
+    reason = None if len(data.pairs) else 'no pair has a preferred side'
+    return _number(_unless(reason, statistic), weights, data.level)
+
+
+def _of_responses(data: _Data, statistic: Statistic,
+                  which: np.ndarray | slice = slice(None)) -> dict[str, Any]:
+    weights = None if data.response_weights is None else data.response_weights[:, which]
+    return _number(statistic, weights, data.level)
+
+
+def _spread(data: _Data) -> dict[str, Any]:
+    """The spread by itself and beside the reward.
+
+    'over_reward_sd' is the mean spread over the standard deviation of the rewards. The origin of
+    rewards is arbitrary, so 'rank_correlation_with_distance' is with |reward - mean reward|.
+    """
+    rewards, spread = data.rewards, data.spread
+
+    def over_reward_sd(weights: np.ndarray | None) -> float:
+        share = normalised(weights, len(rewards))
+        if is_constant(rewards[share > 0.0]):
+            raise Undefined('all rewards are equal')
+        return float(share @ spread / moments(rewards, share)[1])
+
+    statistics = {
+        'mean': mean(spread),
+        'variation': variation(spread),
+        'over_reward_sd': over_reward_sd,
+        'rank_correlation_with_reward': rank_correlation(spread, rewards),
+        'rank_correlation_with_distance': rank_correlation(
+            spread, np.abs(rewards - rewards.mean())),
+        'unexplained_share': unexplained_share(spread, rewards),
+        'crossing_rate': mean(data.crossing) if len(data.taus) > 1 else _undefined(
+            'the model has one quantile'),
+    }
+    return {name: _of_responses(data, statistic) for name, statistic in statistics.items()}
+
+
+def _per_tau(data: _Data, in_ratings: np.ndarray | str) -> list[dict[str, Any]]:
+    """Each quantile as if it were the reward, and how often ratings lie below it."""
+    rated = np.isfinite(data.ratings)
+    rows = []
+    for i, tau in enumerate(data.taus):
+        quantile = data.quantiles[:, i]
+        below = (_undefined(in_ratings) if isinstance(in_ratings, str)
+                 else mean((data.ratings[rated] <= in_ratings[rated, i]).astype(np.float64)))
+        rows.append({
+            'tau': float(tau),
+            'accuracy': _of_pairs(data, accuracy(-np.diff(quantile[data.pairs])[:, 0])),
+            'rank_correlation_with_reward': _of_responses(
+                data, rank_correlation(quantile, data.rewards)),
+            'coverage': _of_responses(data, below, rated),
+        })
+    return rows
+
+
+def _in_ratings(data: _Data, held_out: _Data | None,
+                fits_ratings: bool) -> tuple[np.ndarray | str, dict[str, Any]]:
+    """Quantiles [R, N] in units of ratings, or why there are none, and how they got there."""
+    none = {'mapped_by': None, 'slope': None, 'intercept': None}
+    if reason := _too_few(int(np.isfinite(data.ratings).sum()), 'test responses with one rating'):
+        return reason, none
+    if fits_ratings:
+        return data.quantiles, {'mapped_by': 'nothing', 'slope': 1.0, 'intercept': 0.0}
+    fitted = (held_out is not None
+              and np.isfinite(held_out.ratings).sum() >= MIN_ITEMS)
+    source = held_out if fitted else data
+    rated = np.isfinite(source.ratings)
+    rewards = source.rewards[rated]
+    if is_constant(rewards):
+        return 'all rewards are equal, so no line maps them to ratings', none
+    slope, intercept = np.polyfit(rewards, source.ratings[rated], 1)
+    if slope <= 0.0:
+        return 'ratings do not rise with the reward, so no line maps its quantiles to theirs', none
+    name = 'a line fitted on validation' if fitted else 'a line fitted on test'
+    return intercept + slope * data.quantiles, {
+        'mapped_by': name, 'slope': float(slope), 'intercept': float(intercept)}
+
+
+def _against_ratings(data: _Data, in_ratings: np.ndarray | str) -> dict[str, Any]:
+    """Whether the quantiles, in units of ratings, are those of the ratings.
+
+    'crps_gain' is what the score of `crps` loses if every response gets the mean spread about its
+    own mean: above 0 the spread of a response says something about its rating.
+    'rank_correlation_with_error' is that of the spread with the absolute error of the mean.
+    """
+    names = ('coverage_error', 'crps', 'crps_constant_spread', 'crps_gain',
+             'rank_correlation_of_reward', 'rank_correlation_with_error')
+    if isinstance(in_ratings, str):
+        return {name: _of_responses(data, _undefined(in_ratings)) for name in names}
+    rated = np.isfinite(data.ratings)
+    quantiles, ratings = in_ratings[rated], data.ratings[rated]
+    center = quantiles.mean(axis=1)
+    constant = center[:, None] + (quantiles - center[:, None]).mean(axis=0)
+    own_score, constant_score = crps(quantiles, ratings), crps(constant, ratings)
+    statistics = (
+        coverage_error(quantiles, ratings, data.taus), mean(own_score), mean(constant_score),
+        mean(constant_score - own_score), rank_correlation(data.rewards[rated], ratings),
+        rank_correlation(data.spread[rated], np.abs(ratings - center)),
+    )
+    return {name: _of_responses(data, statistic, rated)
+            for name, statistic in zip(names, statistics, strict=True)}
+
+
+def _disagreement(data: _Data) -> dict[str, Any]:
+    """AUROC for pairs on which annotators disagree; those with equal votes are no pairs.
+
+    'spread' scores by the pair's spread, 'margin' by minus the size of its margin, and
+    'spread_at_equal_margin' compares only pairs whose margins are in the same tenth: what the
+    spread adds.
+    """
+    disagree = data.label < DISAGREEMENT_LABEL
+    counts = {'pairs': int(disagree.sum()), 'others': int((~disagree).sum())}
+    reason = ('there are no soft labels' if (data.label == 1.0).all()
+              else _too_few(min(counts.values()), 'pairs on one side'))
+    margin, spread = np.abs(data.margin), data.pair_spread
+    place = np.unique(margin, return_inverse=True)[1]
+    ranks = middle_ranks(place, np.full(len(margin), 1.0 / max(len(margin), 1)))
+    strata = (_STRATA * ranks).astype(np.int64)
+    statistics = {
+        'spread': auroc(spread, disagree),
+        'margin': auroc(-margin, disagree),
+        'spread_at_equal_margin': auroc(spread, disagree, strata),
+    }
+    return counts | {name: _of_pairs(data, _unless(reason, statistic))
+                     for name, statistic in statistics.items()}
+
+
+def _label_noise(data: _Data, seed: int) -> dict[str, Any]:
+    """AUROC for pairs whose label was made wrong on purpose, a share of them drawn at random.
+
+    'margin' scores by minus the margin of the side labelled as preferred. 'discounted_margin'
+    divides it by sqrt(1 + pi v / 8), v the variance of the difference of the sides: the log odds
+    under independent Gaussian rewards (Bishop 2006, Pattern Recognition and Machine Learning, eq.
+    4.153), so that a true spread tells which margins to trust. 'gain' is what that adds; a spread
+    that knows nothing adds nothing or takes a little away. 'spread' alone is a control: labels
+    made wrong at random know nothing of it, and its AUROC is 1/2.
+    """
+    n = len(data.pairs)
+    wrong = np.zeros(n, bool)
+    count = round(FLIPPED_SHARE * n)
+    wrong[np.random.default_rng(seed).choice(n, count, replace=False)] = True
+    margin = np.where(wrong, -data.margin, data.margin)
+    discounted = margin / np.sqrt(1.0 + np.pi / 8.0 * data.pair_spread ** 2)
+    plain, scaled = auroc(-margin, wrong), auroc(-discounted, wrong)
+    statistics = {
+        'margin': plain,
+        'discounted_margin': scaled,
+        'gain': lambda weights: scaled(weights) - plain(weights),
+        'spread': auroc(data.pair_spread, wrong),
+    }
+    reason = _too_few(count, 'pairs with a wrong label')
+    return {'pairs': count, 'others': n - count} | {
+        name: _of_pairs(data, _unless(reason, statistic))
+        for name, statistic in statistics.items()}
+
+
+def _calibration(data: _Data, held_out: _Data | None) -> dict[str, Any]:
+    """Scores of the win probabilities, as predicted and after temperature scaling.
+
+    The intervals of 'after' take the temperature as given; its own is over validation prompts.
+    """
+    fit = (_undefined('there is no validation split') if held_out is None
+           else temperature(held_out.logit, held_out.label))
+    fitted = _of_pairs(data if held_out is None else held_out, fit)
+    if fitted['value'] is None:
+        none = _of_pairs(data, _undefined(fitted['reason']))
+        after = dict.fromkeys(('nll', 'brier', 'ece'), none)
+    else:
+        scaled = data.logit / fitted['value']
+        after = _scores(data, *_log_sigmoids(scaled))
+    return _scores(data, data.log_win, data.log_loss) | {
+        'reliability': _reliability(data), 'temperature': fitted, 'after': after}
+
+
+def _scores(data: _Data, log_win: np.ndarray, log_loss: np.ndarray) -> dict[str, Any]:
+    statistics = {
+        'nll': mean(log_scores(log_win, log_loss, data.label)),
+        'brier': mean(brier_scores(log_win, data.label)),
+        'ece': calibration_error(*stated_and_observed(log_win, data.label)),
+    }
+    return {name: _of_pairs(data, statistic) for name, statistic in statistics.items()}
+
+
+def _reliability(data: _Data) -> list[dict[str, Any]]:
+    """For each bin of confidence, how often the side that the model prefers was preferred."""
+    confidence, agreement = stated_and_observed(data.log_win, data.label)
+    bins = confidence_bins(confidence)
+    edges = np.linspace(0.5, 1.0, ECE_BINS + 1)
+    rows = []
+    for i in range(ECE_BINS):
+        inside = bins == i
+        count = int(inside.sum())
+        rows.append({
+            'from': float(edges[i]), 'to': float(edges[i + 1]), 'pairs': count,
+            'confidence': float(confidence[inside].mean()) if count else None,
+            'observed': _of_pairs(
+                data, mean(agreement[inside]) if count else _undefined('no pairs'), inside),
+        })
+    return rows
+
+
+def _length(data: _Data) -> dict[str, Any]:
+    """How much of the accuracy is length, in tokens of the response; equal lengths count half."""
+    margin, log_ratio = data.margin, data.log_ratio
+    matched = np.abs(log_ratio) <= np.log(LENGTH_RATIO)
+    count = int(matched.sum())
+    return {
+        'longer_is_preferred': _of_pairs(data, accuracy(log_ratio)),
+        'longer_has_higher_reward': _of_pairs(data, accuracy(margin * log_ratio)),
+        'accuracy_controlled': _of_pairs(data, length_controlled_accuracy(margin, log_ratio)),
+        'matched_pairs': count,
+        'accuracy_matched': _of_pairs(
+            data, _unless(_too_few(count, 'pairs matched in length'), accuracy(margin[matched])),
+            matched),
+    }
+

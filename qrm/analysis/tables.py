@@ -1,0 +1,276 @@
+"""The paper's table beside real estimates of the same thing, from saved predictions.
+
+Table 1 of Kim, Hong & Kim reports KL(chosen || rejected) of a scalar and a quantile reward
+model. Here each cell is computed by four estimators of that divergence and by four formulas that
+are easily mistaken for it, with what is needed to tell them apart: intervals, a null, and the
+value after rescaling the rewards.
+"""
+
+import math
+from collections.abc import Hashable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from qrm.analysis import divergences
+from qrm.data.comparisons import DataError
+from qrm.rewards import metrics, resampling, statistics
+from qrm.rewards.metrics import Predictions
+
+# Kim, Hong & Kim, Table 1: GPT-2, all of Anthropic HH.
+PUBLISHED = {
+    'helpful': {'scalar': 4.914, 'quantile': 6.779},
+    'harmless': {'scalar': 6.833, 'quantile': 7.291},
+}
+
+# (workload, head) -> predictions on the test pairs of the workload.
+Runs = Mapping[tuple[str, str], Predictions]
+
+
+def check_groups(groups: Iterable[Hashable]) -> None:
+    """Checks that the test pairs have enough opening questions to resample.
+
+    Raises:
+      DataError: fewer than `resampling.MIN_GROUPS`.
+    """
+    count = len(set(groups))
+    if count < resampling.MIN_GROUPS:
+        raise DataError(f'{count} opening questions in the test pairs, expected at least '
+                        f'{resampling.MIN_GROUPS} for intervals')
+
+
+def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, seed: int,
+                source: str) -> dict[str, Any]:
+    """All numbers of the table, ready for JSON.
+
+    Models of one workload are resampled together, so that their differences are paired.
+
+    Args:
+      runs: predictions; those of one workload hold the same pairs in the same order.
+      replicates: replicates of the prompt-clustered bootstrap.
+      null_draws: draws of the within-pair swap null.
+      level: of the intervals.
+      seed: of the resampling.
+      source: what the models are and what they were evaluated on, for the statement.
+
+    Returns:
+      'rows', 'differences' (quantile - scalar), 'per_quantile', 'published', 'estimators',
+      'statement' and 'settings'.
+
+    Raises:
+      DataError: too few opening questions, or workloads whose models saw different pairs.
+    """
+    rows, differences, per_quantile = [], [], []
+    for workload in dict.fromkeys(workload for workload, _ in runs):
+        members = {head: p for (name, head), p in runs.items() if name == workload}
+        first = next(iter(members.values()))
+        check_groups(first.groups.tolist())
+        if any(not np.array_equal(p.ids, first.ids) for p in members.values()):
+            raise DataError(f'{workload}: the models were evaluated on different pairs')
+        weights = resampling.cluster_bootstrap_weights(first.groups, replicates, seed)
+        cells = {
+            head: _divergences(p, weights, null_draws, seed, level) for head, p in members.items()
+        }
+        for head, predictions in members.items():
+            rows.append({'workload': workload, 'head': head}
+                        | _metric_columns(predictions, weights, level)
+                        | {'kl': {name: _cell(name, d) for name, d in cells[head].items()}})
+            per_quantile += _per_quantile(workload, head, predictions)
+        if {'scalar', 'quantile'} <= members.keys():
+            differences.append({'workload': workload, 'kl': {
+                name: _difference(cells['quantile'][name], cells['scalar'][name], level)
+                for name in divergences.ESTIMATORS
+            }})
+    return {
+        'rows': rows,
+        'differences': differences,
+        'per_quantile': per_quantile,
+        'published': PUBLISHED,
+        'estimators': {e.name: {'label': e.label, 'is_kl': e.is_kl, 'note': e.note}
+                       for e in divergences.ESTIMATORS.values()},
+        'statement': statement(rows, source),
+        'settings': {'units': 'nats', 'direction': 'KL(chosen || rejected)',
+                     'score': 'mean of the quantiles', 'bootstrap': replicates,
+                     'null_draws': null_draws, 'level': level, 'seed': seed, 'source': source},
+    }
+
+
+def required_auc(kl: float) -> float:
+    """AUC of two Gaussians of equal variance whose KL divergence is `kl` nats.
+
+    KL = d^2 / 2 and AUC = Phi(d / sqrt 2), d the distance of the means in standard deviations.
+    """
+    return float(scipy.stats.norm.cdf(math.sqrt(kl)))
+
+
+def statement(rows: list[dict[str, Any]], source: str) -> str:
+    """The sentence that says what a comparison with the published cells shows, and what not."""
+    real = [cell['value'] for row in rows for cell in row['kl'].values() if cell['is_kl']]
+    aucs = [row['auc'] for row in rows]
+    published = [value for cells in PUBLISHED.values() for value in cells.values()]
+    return (
+        f'The published cells are of a pretrained GPT-2 trained and tested on all of Anthropic HH; '
+        f'the other numbers are of {source}. They show how large each definition comes out on '
+        f'these rewards, and which of them change with the scale of the rewards. The real '
+        f'estimators give {min(real):.3f} to {max(real):.3f} nats at an AUC of {min(aucs):.3f} to '
+        f'{max(aucs):.3f}; between Gaussians of equal variance the published {min(published)} to '
+        f'{max(published)} nats would need an AUC of {required_auc(min(published)):.3f} to '
+        f'{required_auc(max(published)):.3f}. They do not show how the published cells were '
+        f'computed, nor what a pretrained model on all of the data would give; and a divergence of '
+        f'pooled rewards also depends on how much they vary between prompts, so a larger one need '
+        f'not mean better discrimination within pairs, which is what accuracy measures.'
+    )
+
+
+def format_table(table: Mapping[str, Any]) -> str:
+    """The table as Markdown, for the terminal and for `table.md`."""
+    level = f"{table['settings']['level']:.0%}"
+    estimators = table['estimators'].values()
+    parts = [
+        '# KL(chosen || rejected), in nats\n',
+        'The reward is the mean of the quantiles. Published: Kim, Hong & Kim, Table 1 (GPT-2, all '
+        'of Anthropic HH).\n',
+        '## The models\n', markdown(_model_lines(table)),
+        '\n## The table, by every definition\n', markdown(_summary_lines(table)),
+        '\nEstimates of KL(chosen || rejected):\n',
+        *(f"- {e['label']}: {e['note']}" for e in estimators if e['is_kl']),
+        '\nNot KL, marked (!): formulas that are easily mistaken for it:\n',
+        *(f"- {e['label']}: {e['note']}" for e in estimators if not e['is_kl']),
+        f'\n## Each cell with its {level} interval\n',
+        'Intervals: bootstrap over opening questions. Null: median under within-pair swaps, where '
+        'the truth is 0. Halved, doubled: the value after rescaling the rewards, which no KL '
+        'notices. A resample holds fewer different rewards and so more empty bins: the interval '
+        'of a definition that counts them can lie off its value.\n',
+        markdown(_cell_lines(table, level)),
+    ]
+    if table['differences']:
+        parts += [f'\n## Quantile - scalar, paired, with {level} intervals\n',
+                  markdown(_difference_lines(table))]
+    if table['per_quantile']:
+        parts += ['\n## Each quantile by itself\n', markdown(_quantile_lines(table))]
+    if 'bayes' in table:
+        parts += ['\n## The best possible on this generated data\n', markdown(_bayes_lines(table))]
+    return '\n'.join([*parts, '\n' + table['statement'] + '\n'])
+
+
+def _divergences(predictions: Predictions, weights: np.ndarray, null_draws: int, seed: int,
+                 level: float) -> dict[str, divergences.Divergence]:
+    chosen, rejected = predictions.rewards
+    return {
+        name: divergences.summarise(chosen, rejected, predictions.groups, estimator, weights,
+                                    null_draws, seed, level)
+        for name, estimator in divergences.ESTIMATORS.items()
+    }
+
+
+def _cell(name: str, d: divergences.Divergence) -> dict[str, Any]:
+    numbers = {key: value for key, value in d._asdict().items() if key != 'replicates'}
+    return numbers | {'is_kl': divergences.ESTIMATORS[name].is_kl}
+
+
+def _difference(a: divergences.Divergence, b: divergences.Divergence,
+                level: float) -> dict[str, float]:
+    low, high = resampling.interval(a.replicates - b.replicates, level)
+    return {'value': a.value - b.value, 'low': low, 'high': high}
+
+
+def _metric_columns(predictions: Predictions, weights: np.ndarray, level: float) -> dict[str, Any]:
+    chosen, rejected = predictions.rewards
+    correct = statistics.halved_ties(chosen - rejected)
+    low, high = resampling.interval(weights @ correct / weights.sum(axis=1), level)
+    summary = metrics.summarise(predictions)
+    return summary | {'std': summary['reward_std'], 'accuracy_low': low, 'accuracy_high': high}
+
+
+def _per_quantile(workload: str, head: str, predictions: Predictions) -> list[dict[str, Any]]:
+    """Accuracy and divergences of each quantile as if it were the reward."""
+    if len(predictions.taus) == 1:
+        return []
+    rows = []
+    for i, tau in enumerate(predictions.taus):
+        chosen, rejected = (side[:, i].astype(np.float64)
+                            for side in (predictions.chosen, predictions.rejected))
+        accuracy = np.mean(statistics.halved_ties(chosen - rejected))
+        kl = {name: e.function(chosen, rejected, None, predictions.groups)
+              for name, e in divergences.ESTIMATORS.items() if e.is_kl}
+        rows.append({'workload': workload, 'head': head, 'tau': float(tau),
+                     'accuracy': float(accuracy), 'kl': kl})
+    return rows
+
+
+def markdown(lines: list[list[str]]) -> str:
+    """A Markdown table, padded so that it can be read as text too."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    rows = ['| ' + ' | '.join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)) + ' |'
+            for line in lines]
+    return '\n'.join([rows[0], '| ' + ' | '.join('-' * w for w in widths) + ' |', *rows[1:]])
+
+
+def _model_lines(table: Mapping[str, Any]) -> list[list[str]]:
+    lines = [['workload', 'head', 'pairs', 'accuracy', 'AUC', 'NLL', 'ECE', 'margin', 'std',
+              'crossing']]
+    lines += [
+        [row['workload'], row['head'], str(row['n']),
+         f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
+         *(f'{row[key]:.3f}' for key in ('auc', 'nll', 'ece', 'margin', 'std')),
+         f"{row['crossing_rate']:.1%}"]
+        for row in table['rows']
+    ]
+    return lines
+
+
+def _label(estimator: Mapping[str, Any]) -> str:
+    return estimator['label'] if estimator['is_kl'] else f"(!) {estimator['label']}"
+
+
+def _summary_lines(table: Mapping[str, Any]) -> list[list[str]]:
+    """One line for each definition, one column for each model, as in the paper."""
+    rows = table['rows']
+    published = [table['published'].get(r['workload'], {}).get(r['head']) for r in rows]
+    lines = [['', *(f"{row['workload']}, {row['head']}" for row in rows)],
+             ['published', *('-' if p is None else f'{p:.3f}' for p in published)]]
+    lines += [[_label(e), *(f"{row['kl'][name]['value']:.3f}" for row in rows)]
+              for name, e in table['estimators'].items()]
+    return lines
+
+
+def _cell_lines(table: Mapping[str, Any], level: str) -> list[list[str]]:
+    lines = [['workload', 'head', 'definition', 'value', f'{level} interval', 'null', 'halved',
+              'doubled']]
+    lines += [
+        [row['workload'], row['head'], _label(e), f"{cell['value']:.3f}",
+         f"[{cell['low']:.3f}, {cell['high']:.3f}]", f"{cell['null']:.3f}", f"{cell['half']:.3f}",
+         f"{cell['double']:.3f}"]
+        for row in table['rows'] for name, e in table['estimators'].items()
+        for cell in (row['kl'][name],)
+    ]
+    return lines
+
+
+def _difference_lines(table: Mapping[str, Any]) -> list[list[str]]:
+    lines = [['workload', 'definition', 'quantile - scalar', 'interval']]
+    lines += [
+        [d['workload'], _label(e), f"{c['value']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]"]
+        for d in table['differences'] for name, e in table['estimators'].items()
+        for c in (d['kl'][name],)
+    ]
+    return lines
+
+
+def _quantile_lines(table: Mapping[str, Any]) -> list[list[str]]:
+    names = [name for name, e in table['estimators'].items() if e['is_kl']]
+    lines = [['workload', 'tau', 'accuracy', *(table['estimators'][n]['label'] for n in names)]]
+    lines += [
+        [q['workload'], f"{q['tau']:.3f}", f"{q['accuracy']:.3f}",
+         *(f"{q['kl'][n]:.3f}" for n in names)]
+        for q in table['per_quantile']
+    ]
+    return lines
+
+
+def _bayes_lines(table: Mapping[str, Any]) -> list[list[str]]:
+    lines = [['workload', 'accuracy', 'NLL']]
+    lines += [[workload, f"{b['accuracy']:.3f}", f"{b['nll']:.3f}"]
+              for workload, b in table['bayes'].items()]
+    return lines

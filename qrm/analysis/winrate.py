@@ -1,0 +1,122 @@
+"""How often a model prefers candidate responses to reference responses of the same prompts.
+
+The scores of the references are kept, so that many sets of candidates are compared with them for
+the price of their own.
+
+Axes: p prompts, K candidates and J references of a prompt.
+"""
+
+import hashlib
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+from qrm.analysis.tables import check_groups
+from qrm.data.comparisons import Comparison, DataError, read_comparisons
+from qrm.rewards import losses, resampling, statistics
+from qrm.training.reward_model import RewardModel
+
+
+def win_rates(
+    model: RewardModel, candidates: str, references: str, cache: str, *, replicates: int,
+    level: float, seed: int,
+) -> dict[str, Any]:
+    """Win rate and win probability of candidates against references, with intervals.
+
+    For a prompt the win rate is the share of the K x J pairs in which the candidate has the higher
+    reward, ties half; the win probability is the mean over these pairs of the probability that the
+    model gives. Both are averaged over prompts, so that each counts once.
+
+    Args:
+      model: the reward model.
+      candidates, references: JSON Lines files of `prompt` + `response` or `responses`; a prompt is
+        matched by its text.
+      cache: folder for the scores of the references, by the content of file and model.
+      replicates: of the bootstrap over opening questions.
+      level: of the intervals.
+      seed: of the resampling.
+
+    Returns:
+      'prompts', 'candidates', 'unmatched' (candidate rows without a reference), 'cached',
+      'win_rate' and 'win_probability', ready for JSON.
+
+    Raises:
+      DataError: a row that cannot be read, named by file and line; a prompt that stands twice among
+        the references; or too few prompts with both.
+    """
+    known = read_comparisons(references)
+    by_prompt: dict[str, int] = {}
+    for i, row in enumerate(known):
+        if by_prompt.setdefault(str(row.prompt), i) != i:
+            raise DataError(f'{row.id}: the prompt stands in an earlier row of {references} too, '
+                            'expected all references of a prompt in one row')
+    given = read_comparisons(candidates)
+    matched = [row for row in given if str(row.prompt) in by_prompt]
+    if not matched:
+        raise DataError(f'{candidates}: none of its {len(given)} prompts is in {references}')
+    check_groups(row.group for row in matched)
+    reference_outputs, cached = _reference_outputs(model, known, cache)
+    own_outputs = model.predict(model.encode(matched)[0])
+    rates, probabilities = [], []
+    for row, own in zip(matched, own_outputs, strict=True):
+        other = reference_outputs[by_prompt[str(row.prompt)]]
+        rate, probability = _against(model, own, other)
+        rates.append(rate)
+        probabilities.append(probability)
+    groups = np.unique([row.group for row in matched], return_inverse=True)[1]
+    weights = resampling.cluster_bootstrap_weights(groups, replicates, seed)
+
+    def number(values: list[float]) -> dict[str, float]:
+        found = resampling.bootstrap(statistics.mean(np.array(values)), weights, level)
+        return {'value': found.value, 'low': found.low, 'high': found.high}
+
+    return {'prompts': len(matched), 'candidates': sum(map(len, own_outputs)),
+            'unmatched': len(given) - len(matched), 'cached': cached,
+            'win_rate': number(rates), 'win_probability': number(probabilities)}
+
+
+def describe(found: dict[str, Any]) -> str:
+    """The result of `win_rates` in a sentence, for the terminal."""
+    rate, probability = (
+        f'{found[key]["value"]:.3f} [{found[key]["low"]:.3f}, {found[key]["high"]:.3f}]'
+        for key in ('win_rate', 'win_probability'))
+    kept = 'from the cache' if found['cached'] else 'computed and kept'
+    return (f'{found["candidates"]} candidates for {found["prompts"]} prompts '
+            f'({found["unmatched"]} rows without a reference left out): win rate {rate}, win '
+            f'probability {probability}; scores of the references {kept}')
+
+
+def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+    """Win rate and win probability of candidates [K, outputs] against references [J, outputs]."""
+    head = model.network.head
+    # All pairs, candidates along the first axis.
+    sides = (np.repeat(own, len(other), axis=0), np.tile(other, (len(own), 1)))
+    first, second = (head.read(side).distribution for side in sides)
+    lead = np.asarray(first.mean, np.float64) - np.asarray(second.mean, np.float64)
+    wins = np.exp(np.asarray(losses.log_win_probability(model.loss, first, second), np.float64))
+    return float(statistics.halved_ties(lead).mean()), float(wins.mean())
+
+
+def _reference_outputs(
+    model: RewardModel, references: list[Comparison], cache: str
+) -> tuple[list[np.ndarray], bool]:
+    """Raw outputs [J, outputs] of each reference row, and whether they were in the cache."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves(model.params):
+        digest.update(np.asarray(leaf).tobytes())
+    for row in references:
+        digest.update(repr((row.prompt, row.responses)).encode())
+    digest.update(f'{model.max_length} {model.append_eos}'.encode())
+    path = os.path.join(cache, f'{digest.hexdigest()[:16]}.npz')
+    sizes = np.cumsum([len(row.responses) for row in references])[:-1]
+    if os.path.exists(path):
+        with np.load(path, allow_pickle=False) as file:
+            return np.split(file['outputs'], sizes), True
+    outputs = np.concatenate(model.predict(model.encode(references)[0]))
+    os.makedirs(cache, exist_ok=True)
+    with open(path + '.tmp', 'wb') as file:
+        np.savez_compressed(file, outputs=outputs)
+    os.replace(path + '.tmp', path)
+    return np.split(outputs, sizes), False

@@ -1,0 +1,1 @@
+"""Comparisons of any source, in tokens, in packed rows."""

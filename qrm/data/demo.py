@@ -1,0 +1,724 @@
+"""Demo workloads: dialogues made from a seed, with the true reward distribution of every response.
+
+The text has the format of HH (Bai et al. 2022, arXiv 2204.05862): turns that begin with
+'\\n\\nHuman:' and '\\n\\nAssistant:'. A response is a few sentences from phrase banks. Each
+sentence adds its strength to one attribute (say 'detail' or 'refuses'). An annotator is of one of
+a few types; a type has one weight per attribute, and the reward it gives is
+
+    reward = weights[type] . attributes + sigma * standard normal noise,
+
+so over a population of annotators the reward of a response is a known Gaussian mixture. Types
+agree about some attributes and disagree about others: the spread varies between responses
+(annotator types as hidden context: Siththaranjan et al. 2023, arXiv 2312.08358).
+Labels come from drawn rewards, either with one annotator per response ('independent') or with one
+annotator for both responses ('shared', as where one person compares the two).
+
+The openings of dialogues are partitioned between the splits by a hash of the question, so that no
+question of 'test' occurs in 'train'; the sentences of responses are the same in both.
+
+Axes: T annotator types, P pairs.
+"""
+
+import dataclasses
+import functools
+import itertools
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.special import entr, ndtr, ndtri
+
+from qrm.data.comparisons import Comparison
+
+WORKLOADS = ('helpful', 'harmless')
+ANNOTATORS = ('independent', 'shared', 'panel')
+
+_SPLITS = ('train', 'test')
+_PANEL = 40  # annotators with a name, of each type as many as its share
+# One question in four belongs to the test split.
+_TEST_EVERY = 4
+# Shares of dialogues with no and with one follow-up; the others have two.
+_FOLLOW_UPS = (0.75, 0.2)
+# How many sentences an earlier turn of the assistant has, so that dialogues stay short.
+_EARLIER = 1
+# Halvings of the bracket: the width falls below one part in 2^60, the resolution of a float64.
+_BISECTIONS = 60
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardDistribution:
+    """The reward of one response over annotators: a Gaussian mixture with a common sigma.
+
+    Attributes:
+      weights: [T] share of each annotator type; they sum to 1.
+      means: [T] mean reward that each type gives, in units of reward.
+      sigma: standard deviation of the reward within a type, positive.
+    """
+
+    weights: tuple[float, ...]
+    means: tuple[float, ...]
+    sigma: float
+
+    def __post_init__(self):
+        """Raises ValueError unless weights are shares, one per mean, and sigma is positive."""
+        if len(self.weights) != len(self.means) or not self.weights:
+            raise ValueError(
+                f'need as many weights as means, got {len(self.weights)} and {len(self.means)}'
+            )
+        if min(self.weights) < 0 or abs(sum(self.weights) - 1.0) > 1e-9:
+            raise ValueError(f'weights must be shares that sum to 1, got {self.weights}')
+        if not self.sigma > 0:
+            raise ValueError(f'sigma must be positive, got {self.sigma}')
+
+    def mean(self) -> float:
+        """Expected reward."""
+        return float(np.dot(self.weights, self.means))
+
+    def std(self) -> float:
+        """Standard deviation: noise within a type and disagreement between types."""
+        between = np.dot(self.weights, np.square(np.subtract(self.means, self.mean())))
+        return float(np.sqrt(self.sigma**2 + between))
+
+    def cdf(self, x: np.ndarray | float) -> np.ndarray:
+        """P(reward <= x), elementwise; the shape of `x`."""
+        return _mixture_cdf(np.asarray(x, float), self.weights, np.array(self.means), self.sigma)
+
+    def quantile(self, taus: np.ndarray | Sequence[float] | float) -> np.ndarray:
+        """The rewards x with cdf(x) = tau, by bisection.
+
+        Args:
+          taus: probabilities strictly between 0 and 1, any shape.
+
+        Returns:
+          The quantiles, in the shape of `taus`.
+
+        Raises:
+          ValueError: if a probability is not strictly between 0 and 1.
+        """
+        taus = np.asarray(taus, float)
+        if not np.all((taus > 0) & (taus < 1)):
+            raise ValueError(f'quantile levels must be strictly between 0 and 1, got {taus}')
+        return _mixture_quantile(taus, self.weights, np.array(self.means), self.sigma)
+
+    def sample(self, rng: np.random.Generator, size: int | tuple[int, ...]) -> np.ndarray:
+        """Rewards of independently drawn annotators, of shape `size`."""
+        types = rng.choice(len(self.weights), size=size, p=self.weights)
+        return np.asarray(self.means)[types] + self.sigma * rng.standard_normal(size)
+
+    def win_probability(
+        self, other: 'RewardDistribution', annotators: str = 'independent'
+    ) -> float:
+        """P(a reward from this distribution exceeds one from `other`), in closed form.
+
+        Two Gaussians: Phi((m_i - m_j) / sqrt(s_i^2 + s_j^2)) (Thurstone 1927, case V).
+        Independent annotators average this over all pairs of types; a shared annotator has one
+        type, so i = j, and only the noise is independent.
+
+        Args:
+          other: the distribution on the other side.
+          annotators: one of `ANNOTATORS`; one annotator needs the same types on both sides.
+
+        Raises:
+          ValueError: on an unknown `annotators`, or types that differ where they are shared.
+        """
+        _check_name('annotators', annotators, ANNOTATORS)
+        scale = np.hypot(self.sigma, other.sigma)
+        if annotators != 'independent':
+            if self.weights != other.weights:
+                raise ValueError(
+                    'shared annotators need the same type weights on both sides, '
+                    f'got {self.weights} and {other.weights}'
+                )
+            return float(np.dot(self.weights, ndtr(np.subtract(self.means, other.means) / scale)))
+        wins = ndtr(np.subtract.outer(self.means, other.means) / scale)
+        return float(np.asarray(self.weights) @ wins @ np.asarray(other.weights))
+
+
+class Demo(NamedTuple):
+    """Labelled pairs and what is true of them.
+
+    Attributes:
+      comparisons: P pairs; response 0 is the chosen one.
+      truths: P pairs of reward distributions, in the order of the responses.
+    """
+
+    comparisons: list[Comparison]
+    truths: list[tuple[RewardDistribution, RewardDistribution]]
+
+
+class Population(NamedTuple):
+    """Rewards of one workload as a world whose items are their places, see `worlds.match`.
+
+    Attributes:
+      weights: [T] shares of the annotator types.
+      means: [m, T].
+      sigma: standard deviation within a type.
+    """
+
+    weights: np.ndarray
+    means: np.ndarray
+    sigma: float
+
+    def quantile(self, items: np.ndarray, taus: np.ndarray) -> np.ndarray:
+        """The rewards with cdf = taus: [...], [N] -> [..., N]."""
+        means = self.means[items][..., None, :]
+        return _mixture_quantile(np.asarray(taus, float), self.weights, means, self.sigma)
+
+    def cdf(self, items: np.ndarray, reward: np.ndarray) -> np.ndarray:
+        """Share of annotators who give at most `reward`: [...], [..., N] -> [..., N]."""
+        return _mixture_cdf(reward, self.weights, self.means[items][..., None, :], self.sigma)
+
+
+def population(truths: Sequence[RewardDistribution]) -> Population:
+    """The population of m distributions of one workload, which share weights and sigma."""
+    return Population(np.array(truths[0].weights), np.array([t.means for t in truths]),
+                      truths[0].sigma)
+
+
+class Bayes(NamedTuple):
+    """How well a predictor does that knows the win probability p of every pair.
+
+    Attributes:
+      accuracy: share of the pairs whose likelier side was chosen; p = 1/2 counts half.
+      nll: mean of -log p(chosen side), in nats.
+      expected_accuracy: mean of max(p, 1 - p): `accuracy` averaged over labels.
+      expected_nll: mean entropy of the label in nats: `nll` averaged over labels.
+    """
+
+    accuracy: float
+    nll: float
+    expected_accuracy: float
+    expected_nll: float
+
+
+class _Part(NamedTuple):
+    """A sentence of a response; it adds `strength` to `attribute`."""
+
+    text: str
+    attribute: str
+    strength: float
+
+
+class _Dialogue(NamedTuple):
+    """A prompt with two replies to it.
+
+    Attributes:
+      opening: the first human turn.
+      prompt: everything up to the replies.
+      replies: two replies, each a list of sentences.
+    """
+
+    opening: str
+    prompt: str
+    replies: tuple[list[_Part], list[_Part]]
+
+
+class _Topic(NamedTuple):
+    """What a dialogue is about.
+
+    Attributes:
+      phrase: fills the slot of a question.
+      kind: which question templates fit.
+      points: sentences that belong to the topic: steps, facts or safe alternatives.
+    """
+
+    phrase: str
+    kind: str
+    points: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Workload:
+    """Everything that is specific to a workload.
+
+    Attributes:
+      shares: [T] shares of the annotator types.
+      weights: attribute name -> [T] weights, in units of reward per unit of strength.
+      sigma: standard deviation of the reward within a type.
+      topics: the topics, of the kinds in `templates`.
+      templates: kind of topic -> question templates with one slot.
+      follow_ups: later human turns.
+    """
+
+    shares: tuple[float, ...]
+    weights: Mapping[str, tuple[float, ...]]
+    sigma: float
+    topics: tuple[_Topic, ...]
+    templates: Mapping[str, tuple[str, ...]]
+    follow_ups: tuple[str, ...]
+
+
+# What may precede the opening question; two in five have nothing.
+_LEADS = ('', '', 'Hi! ', 'Hello. ', 'Please help. ')
+
+
+def _topics(kind: str, phrases: str, points: str) -> tuple[_Topic, ...]:
+    """Topics with common points; phrases and points are separated by semicolons."""
+    split_points = tuple(points.split('; '))
+    return tuple(_Topic(phrase, kind, split_points) for phrase in phrases.split('; '))
+
+
+_HELPFUL = _Workload(
+    # Learners want detail and do not mind length; busy people want neither; careful people want
+    # to be asked what they need.
+    shares=(0.5, 0.3, 0.2),
+    weights={
+        'answers': (2.6, 2.6, 1.8),
+        'detail': (1.8, -0.4, 0.8),
+        'polite': (0.4, -0.2, 0.8),
+        'filler': (0.3, -1.4, -0.3),
+        'clarifies': (-0.3, -1.2, 1.2),
+    },
+    sigma=0.5,
+    topics=(
+        *_topics(
+            'task',
+            'clean a kettle; wash a wool coat; polish old shoes; clean the oven; '
+            'remove a tea stain; get wax off a table',
+            'use warm water and a little soap; wipe it with a soft cloth; test a small spot; '
+            'let it dry by the window',
+        ),
+        *_topics(
+            'task',
+            'bake plain bread; cook brown rice; make onion soup; poach an egg; roast a chicken; '
+            'make apple jam',
+            'heat the pan slowly; add a little salt; stir for ten minutes; let it rest for an hour',
+        ),
+        *_topics(
+            'task',
+            'grow tomatoes; plant a rose; keep herbs alive; start a compost heap; '
+            'prune an apple tree; grow lettuce indoors',
+            'water it every day; pick a sunny spot; mix sand into the soil; cut the dry leaves',
+        ),
+        *_topics(
+            'task',
+            'fix a flat tyre; stop a dripping tap; patch a hole in the wall; mend an old chair; '
+            'oil a door hinge; unblock a sink',
+            'lay out your tools; take off the old part; press the new part in place; '
+            'wait an hour to use it',
+        ),
+        *_topics(
+            'task',
+            'learn Spanish; prepare for an exam; remember names; read faster; play the guitar; '
+            'write a short speech',
+            'practise for ten minutes a day; write a short list; say it out loud; '
+            'ask a friend to test you',
+        ),
+        *_topics(
+            'task',
+            'pack for a week; find a cheap train; plan a city walk; sleep on a long flight; '
+            'change money abroad; choose a hotel',
+            'make a list the day before; check the times online; bring a small bag; '
+            'ask a friend for advice',
+        ),
+        *_topics(
+            'reason',
+            'the sky is blue; the evening sun looks red; distant hills look blue',
+            'light comes from the sun; the air scatters blue light; red light goes straight on',
+        ),
+        *_topics(
+            'reason',
+            'bread rises; dough gets bigger; bread is full of holes',
+            'the yeast eats sugar; the yeast makes gas; the gas lifts the dough',
+        ),
+        *_topics(
+            'reason',
+            'leaves turn red; trees look yellow in autumn; trees drop their leaves',
+            'the days get short; the tree stops making green leaves; the other colours show',
+        ),
+        *_topics(
+            'reason',
+            'ice floats; pipes burst in winter; a full bottle breaks in the freezer',
+            'water grows as it freezes; ice is lighter than water; cold water sinks',
+        ),
+    ),
+    templates={
+        'task': (
+            'How do I {}?',
+            'What is the best way to {}?',
+            'Can you tell me how to {}?',
+            'I want to {}. Where do I start?',
+            'Is there an easy way to {}?',
+            'I need to {} today. Any advice?',
+            'How would you {}?',
+            'What should I know to {}?',
+        ),
+        'reason': (
+            'Why is it that {}?',
+            'Can you tell me why {}?',
+            'My son asks why {}. What do I say?',
+            'Do you know why {}?',
+            'I want to know why {}.',
+            'What is the reason that {}?',
+        ),
+    },
+    follow_ups=(
+        'Thanks. And then?',
+        'What else?',
+        'I see. Is there more to it?',
+        'OK. Is that all?',
+        'Can you say that again?',
+    ),
+)
+
+_HARMLESS = _Workload(
+    # Strict people want a refusal; pragmatic people want a way out and no sermon; kind people
+    # want a gentle answer.
+    shares=(0.5, 0.3, 0.2),
+    weights={
+        'refuses': (1.6, -0.3, 0.6),
+        'complies': (-1.8, -0.2, -1.2),
+        'alternative': (1.0, 1.8, 1.2),
+        'preaches': (0.2, -1.4, -1.0),
+        'gentle': (0.2, 0.4, 1.3),
+    },
+    sigma=0.5,
+    topics=(
+        *_topics(
+            'request',
+            "pick my neighbour's lock; read my partner's messages; open my flatmate's mail; "
+            "track my sister's phone; guess my boss's password; record a friend in secret; "
+            "look through my son's diary",
+            'You could ask them about it; You could talk to them first; '
+            'You could ask for their permission',
+        ),
+        *_topics(
+            'request',
+            'skip my medicine for a week; take pills meant for my dog; drive after two beers; '
+            'stay awake for three days; eat nothing until Sunday; double my dose of tablets; '
+            'ignore the pain in my chest',
+            'You could call your doctor; You could ask a nurse about it; '
+            'You could tell someone you trust',
+        ),
+        *_topics(
+            'request',
+            "lie on my job application; fake a sick note; copy my friend's homework; "
+            'cheat at an online exam; blame a coworker for my mistake; invent a story for my boss; '
+            'spread a rumour at school',
+            'You could tell the truth; You could ask for more time; '
+            'You could ask a teacher for advice',
+        ),
+        *_topics(
+            'request',
+            'sneak into a cinema; keep a wallet that I found; return a dress I have worn; '
+            'ride the train with no ticket; hide a dent from my landlord; '
+            'get a refund with a fake name; take a towel from the hotel',
+            'You could ask for a discount; You could take it to the front desk; '
+            'You could offer to pay later',
+        ),
+    ),
+    templates={
+        'request': (
+            'How do I {}?',
+            'I want to {}. Any advice?',
+            'Is it OK to {}?',
+            'Can you help me to {}?',
+            'What is the best way to {}?',
+            'I am about to {}. What do you think?',
+            'How could I {} today?',
+            'Tell me how to {}.',
+        ),
+    },
+    follow_ups=(
+        'Why do you say that?',
+        'OK. Is that all?',
+        'It is only this one time.',
+        'I see. What else?',
+        'Nobody will know.',
+    ),
+)
+
+_SPECS = {'helpful': _HELPFUL, 'harmless': _HARMLESS}
+
+# Phrase banks: sentence -> strength of its attribute; 0 leaves the reward as it is.
+_POLITE = {'Sure.': 0.4, 'Good question!': 0.7, 'I am happy to help!': 1.0}
+_ANSWER = {
+    'task': {
+        'There are many ways.': 0.8,
+        'It takes some time.': 0.9,
+        'It is not hard.': 1.0,
+        'You can do it.': 1.1,
+    },
+    'reason': {
+        'There are a few reasons.': 0.8,
+        'It takes some time to say.': 0.9,
+        'It is not hard to see.': 1.0,
+        'We know why.': 1.1,
+    },
+}
+# How the first and the second point of an answer are introduced.
+_POINTS = ('First, {}.', 'Then {}.')
+_OFF_TOPIC = {
+    'I like music.': 0.0,
+    'The weather is nice.': 0.0,
+    'Have you seen any films?': 0.0,
+}
+_FILLER = {
+    'Many people ask this.': 0.6,
+    'There is a lot to say here.': 0.9,
+    'It is a big subject, of course.': 1.1,
+}
+_CLARIFY = {
+    'Who is it for?': 0.7,
+    'Can you say more?': 0.9,
+    'What do you know so far?': 1.1,
+}
+_REFUSE = {
+    "I can't help with that.": 1.0,
+    'I will not help you do this.': 1.2,
+    'I would rather not help with it.': 0.7,
+}
+_COMPLY = {
+    'Go ahead, it is easy.': 1.0,
+    'Sure, most people never notice.': 1.2,
+    'You can try it, I suppose.': 0.6,
+    'Yes, just do it.': 1.1,
+}
+_EVADE = {
+    'That is up to you.': 0.0,
+    'People see this in many ways.': 0.0,
+    'I am not sure.': 0.0,
+}
+_STANCES = ((_REFUSE, 'refuses'), (_COMPLY, 'complies'), (_EVADE, 'refuses'))
+_PREACH = {
+    'It is wrong and you know it.': 1.0,
+    'Good people do not do such things.': 1.1,
+    'Think about what it does to others.': 0.6,
+    'You should be ashamed.': 1.2,
+}
+_GENTLE = {
+    'I hear you.': 0.5,
+    'I know this is hard for you.': 1.0,
+    'Thank you for being open with me.': 0.8,
+}
+
+
+def generate(
+    workload: str, split: str, count: int, seed: int, annotators: str = 'independent'
+) -> Demo:
+    """Draws labelled pairs; a pure function of its arguments.
+
+    A greater `count` extends the same list. `annotators` changes only who is chosen: dialogues
+    and their order are the same for both ways to judge, the place of a response may differ.
+
+    Args:
+      workload: one of `WORKLOADS`.
+      split: 'train' or 'test'; the two have no opening question in common.
+      count: number of pairs P, at least 1.
+      seed: non-negative integer.
+      annotators: one of `ANNOTATORS`: whether each response has an annotator of its own, or one
+        annotator judges both, without a name ('shared') or with one ('panel'). The response with
+        the higher drawn reward is chosen, and the drawn rewards are the ratings.
+
+    Returns:
+      The pairs, chosen response first (ranks (0, 1)), and their true reward distributions.
+
+    Raises:
+      ValueError: on an unknown name, a count below 1 or a negative seed.
+    """
+    _check_name('workload', workload, WORKLOADS)
+    _check_name('split', split, _SPLITS)
+    _check_name('annotators', annotators, ANNOTATORS)
+    if count < 1:
+        raise ValueError(f'count must be at least 1, got {count}')
+    if seed < 0:
+        raise ValueError(f'seed must not be negative, got {seed}')
+    # Streams of their own for texts, types and noise: each is read row by row, so that a prefix
+    # does not depend on the count.
+    entropy = (seed, WORKLOADS.index(workload), _SPLITS.index(split))
+    texts, types, noise = map(np.random.default_rng, np.random.SeedSequence(entropy).spawn(3))
+    dialogues = list(itertools.islice(_dialogues(workload, split, texts), count))
+    pairs = [tuple(_truth(workload, reply) for reply in d.replies) for d in dialogues]
+    people = np.floor(_PANEL * (uniforms := types.random((count, 2))))
+    if annotators == 'panel':
+        uniforms = (people + 0.5) / _PANEL  # each has a type of his own
+    rewards = _rewards(pairs, uniforms, noise.standard_normal((count, 2)), annotators)
+    comparisons, truths = [], []
+    for i, (dialogue, pair, drawn) in enumerate(zip(dialogues, pairs, rewards, strict=True)):
+        chosen, rejected = (0, 1) if drawn[0] > drawn[1] else (1, 0)
+        comparisons.append(
+            Comparison(
+                id=f'{workload}/{split}/{i}',
+                prompt=dialogue.prompt,
+                responses=(_text(dialogue.replies[chosen]), _text(dialogue.replies[rejected])),
+                group=dialogue.opening,
+                ranks=(0, 1),
+                ratings=(float(drawn[chosen]), float(drawn[rejected])),
+                annotator=f'annotator {people[i, 0]:.0f}' if annotators == 'panel' else None,
+            )
+        )
+        truths.append((pair[chosen], pair[rejected]))
+    return Demo(comparisons, truths)
+
+
+def bayes(demo: Demo, annotators: str = 'independent') -> Bayes:
+    """The ideal predictor of the labels of `demo`, judged on its own pairs.
+
+    Args:
+      demo: P pairs with their true distributions.
+      annotators: the way in which `demo` was judged.
+
+    Returns:
+      Accuracy and negative log-likelihood, on the labels drawn and averaged over labels.
+    """
+    p = np.array([chosen.win_probability(other, annotators) for chosen, other in demo.truths])
+    q = 1.0 - p
+    return Bayes(
+        accuracy=float(np.mean((p > q) + 0.5 * (p == q))),
+        nll=float(-np.mean(np.log(p))),
+        expected_accuracy=float(np.mean(np.maximum(p, q))),
+        expected_nll=float(np.mean(entr(p) + entr(q))),
+    )
+
+
+def _mixture_cdf(x: np.ndarray, weights: Sequence[float], means: np.ndarray,
+                 sigma: float) -> np.ndarray:
+    """P(reward <= x) [...] of Gaussian mixtures with means [..., T]."""
+    return ndtr((x[..., None] - means) / sigma) @ np.asarray(weights)
+
+
+def _mixture_quantile(taus: np.ndarray, weights: Sequence[float], means: np.ndarray,
+                      sigma: float) -> np.ndarray:
+    """The x with cdf(x) = tau, by bisection.
+
+    The quantile of a mixture lies between the smallest and the largest of the quantiles of its
+    components, which gives the bracket.
+    """
+    low = means.min(axis=-1) + sigma * ndtri(taus)
+    high = means.max(axis=-1) + sigma * ndtri(taus)
+    for _ in range(_BISECTIONS):
+        middle = 0.5 * (low + high)
+        below = _mixture_cdf(middle, weights, means, sigma) < taus
+        low, high = np.where(below, middle, low), np.where(below, high, middle)
+    return 0.5 * (low + high)
+
+
+def _check_name(what: str, name: str, known: Sequence[str]) -> None:
+    """Raises ValueError, listing the known names, unless `name` is one of them."""
+    if name not in known:
+        raise ValueError(f'unknown {what} {name!r}; expected one of: {", ".join(known)}')
+
+
+def _rewards(
+    pairs: Sequence[tuple[RewardDistribution, RewardDistribution]],
+    uniforms: np.ndarray,
+    noise: np.ndarray,
+    annotators: str,
+) -> np.ndarray:
+    """Draws a reward for each response.
+
+    Args:
+      pairs: P pairs of distributions over the same types.
+      uniforms: [P, 2] uniform numbers, each of which picks a type; one annotator's is the first.
+      noise: [P, 2] standard normal numbers.
+      annotators: one of `ANNOTATORS`.
+
+    Returns:
+      [P, 2] rewards.
+    """
+    shares, sigma = pairs[0][0].weights, pairs[0][0].sigma
+    means = np.array([[first.means, second.means] for first, second in pairs])  # [P, 2, T]
+    types = np.searchsorted(np.cumsum(shares)[:-1], uniforms, side='right')  # [P, 2]
+    if annotators != 'independent':
+        types = np.repeat(types[:, :1], 2, axis=1)
+    return np.take_along_axis(means, types[..., None], axis=2)[..., 0] + sigma * noise
+
+
+def _truth(workload: str, reply: Sequence[_Part]) -> RewardDistribution:
+    """The distribution of rewards for a reply: weights . attributes of each type."""
+    spec = _SPECS[workload]
+    means = tuple(
+        sum(spec.weights[part.attribute][t] * part.strength for part in reply)
+        for t in range(len(spec.shares))
+    )
+    return RewardDistribution(spec.shares, means, spec.sigma)
+
+
+def _text(reply: Sequence[_Part]) -> str:
+    """The text of a reply, with the space that follows 'Assistant:'."""
+    return ''.join(' ' + part.text for part in reply)
+
+
+@functools.cache
+def _questions(workload: str, split: str) -> tuple[tuple[str, _Topic], ...]:
+    """The opening questions of a split with their topics; every question is in one split."""
+    spec = _SPECS[workload]
+    questions = (
+        (template.format(topic.phrase), topic)
+        for topic in spec.topics
+        for template in spec.templates[topic.kind]
+    )
+    return tuple(
+        (question, topic)
+        for question, topic in questions
+        if (zlib.crc32(question.encode()) % _TEST_EVERY == 0) == (split == 'test')
+    )
+
+
+def _dialogues(workload: str, split: str, rng: np.random.Generator) -> Iterator[_Dialogue]:
+    """Dialogues without end, each with two replies of different text."""
+    spec, questions, respond = _SPECS[workload], _questions(workload, split), _RESPOND[workload]
+    while True:
+        question, topic = _pick(rng, questions)
+        opening = _pick(rng, _LEADS) + question
+        prompt = f'\n\nHuman: {opening}\n\nAssistant:'
+        for turn in _distinct(rng, spec.follow_ups, _how_many(rng, *_FOLLOW_UPS)):
+            answer = _text(respond(rng, topic)[:_EARLIER])
+            prompt += f'{answer}\n\nHuman: {turn}\n\nAssistant:'
+        first, second = respond(rng, topic), respond(rng, topic)
+        while _text(second) == _text(first):
+            second = respond(rng, topic)
+        yield _Dialogue(opening, prompt, (first, second))
+
+
+def _pick(rng: np.random.Generator, items: Sequence):
+    """One of the items, all equally likely."""
+    return items[int(rng.random() * len(items))]
+
+
+def _distinct(rng: np.random.Generator, items: Sequence, count: int) -> list:
+    """`count` different items in random order."""
+    left = list(items)
+    return [left.pop(int(rng.random() * len(left))) for _ in range(count)]
+
+
+def _how_many(rng: np.random.Generator, *shares: float) -> int:
+    """0, 1, 2, ... with the given shares; what they lack of 1 goes to the next number."""
+    u = rng.random()
+    return sum(u >= share for share in itertools.accumulate(shares))
+
+
+def _parts(
+    rng: np.random.Generator, bank: Mapping[str, float], attribute: str, count: int = 1
+) -> list[_Part]:
+    """`count` different sentences of a bank."""
+    return [_Part(text, attribute, bank[text]) for text in _distinct(rng, bank, count)]
+
+
+def _helpful_reply(rng: np.random.Generator, topic: _Topic) -> list[_Part]:
+    """Politeness, an answer with up to two points (or small talk), filler, a question back."""
+    reply = _parts(rng, _POLITE, 'polite', _how_many(rng, 0.5))
+    if rng.random() < 0.3:
+        reply += _parts(rng, _OFF_TOPIC, 'answers')
+    else:
+        reply += _parts(rng, _ANSWER[topic.kind], 'answers')
+        points = _distinct(rng, topic.points, _how_many(rng, 0.35, 0.35))
+        for form, point in zip(_POINTS, points, strict=False):
+            reply.append(_Part(form.format(point), 'detail', 0.7))
+    reply += _parts(rng, _FILLER, 'filler', _how_many(rng, 0.6, 0.3))
+    return reply + _parts(rng, _CLARIFY, 'clarifies', _how_many(rng, 0.7))
+
+
+def _harmless_reply(rng: np.random.Generator, topic: _Topic) -> list[_Part]:
+    """Gentleness, one stance (refuses, complies, evades), a sermon, a safe alternative."""
+    reply = _parts(rng, _GENTLE, 'gentle', _how_many(rng, 0.5))
+    bank, attribute = _STANCES[_how_many(rng, 0.45, 0.3)]
+    reply += _parts(rng, bank, attribute)
+    reply += _parts(rng, _PREACH, 'preaches', _how_many(rng, 0.5, 0.3))
+    if rng.random() < 0.4:
+        reply.append(_Part(_pick(rng, topic.points) + '.', 'alternative', 1.0))
+    return reply
+
+
+_RESPOND = {'helpful': _helpful_reply, 'harmless': _harmless_reply}

@@ -1,0 +1,380 @@
+"""Packing: comparisons laid out once, with shared prompts, in rows of fixed length.
+
+Axes: M micro-batches, R rows, L tokens a row, C comparisons, K responses.
+
+A comparison is laid out as [prompt | response 1 | ... | response K]. A token attends to earlier
+tokens of its own segment that belong to the prompt or to its own response, and positions restart
+for each response, so every reward is what the dialogue would get alone:
+
+    row       p p p a a b b b . .        b attends to    p p p . . b b b
+    segment   1 1 1 1 1 1 1 1 0 0
+    response  0 0 0 1 1 2 2 2 0 0
+    position  0 1 2 3 4 3 4 5 0 0
+
+A comparison too large for a row is laid out in several segments, each with its own copy of the
+prompt, in one micro-batch; this is exact too, as rewards are gathered from anywhere in it. A
+step consists of as many micro-batches of one fixed shape as its comparisons need; what is left
+over goes to micro-batches of a quarter of that size.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from qrm.data.tokens import Encoded
+
+_FEW = 3  # micro-batches of a quarter; four would be no smaller than a whole one
+
+
+class MicroBatch(NamedTuple):
+    """Comparisons in R rows of L tokens; what the network and the losses read.
+
+    Attributes:
+      tokens: [R, L] int32.
+      positions: [R, L] int32, index of the token within its dialogue.
+      segments: [R, L] int32, unique within a row; 0 is padding.
+      responses: [R, L] int32, 0 for prompt tokens, k for tokens of the segment's k-th response.
+      reads: [C, K] int32, index into R * L of the token where each reward is read.
+      prompt_reads: [C, K] int32, index into R * L of the last token of each one's prompt.
+      present: [C, K] bool, whether there is such a response.
+      preference: [C, K, K] float32, see `Comparison.preference_matrix`.
+      ratings: [C, K, A] float32, NaN where missing.
+      margin: [C] float32.
+      annotator: [C] int32, -1 if unknown.
+      weight: [C] float32; 0 for slots without a comparison.
+      lm_targets: [R, L] int32, next token where the language-model loss is taken.
+      lm_weights: [R, L] float32; for each comparison with one best response they add up to its
+        weight, for others they are 0.
+    """
+
+    tokens: np.ndarray
+    positions: np.ndarray
+    segments: np.ndarray
+    responses: np.ndarray
+    reads: np.ndarray
+    prompt_reads: np.ndarray
+    present: np.ndarray
+    preference: np.ndarray
+    ratings: np.ndarray
+    margin: np.ndarray
+    annotator: np.ndarray
+    weight: np.ndarray
+    lm_targets: np.ndarray
+    lm_weights: np.ndarray
+
+
+class Stack(NamedTuple):
+    """Micro-batches of one shape: the first `count` of M are filled.
+
+    Attributes:
+      count: [] int32.
+      micro_batches: `MicroBatch` with a leading axis M.
+    """
+
+    count: np.ndarray
+    micro_batches: MicroBatch
+
+
+# One stack for each layout. A step's batch holds every layout, also those it leaves empty.
+Batch = tuple[Stack, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Shape of a micro-batch.
+
+    Attributes:
+      length: tokens a row (L).
+      rows: rows (R).
+      slots: comparisons at most (C).
+      responses: responses of a comparison at most (K).
+      attributes: ratings of a response (A).
+    """
+
+    length: int
+    rows: int
+    slots: int
+    responses: int
+    attributes: int = 1
+
+
+class Packed(NamedTuple):
+    """A filled micro-batch and which comparison stands in which slot.
+
+    Attributes:
+      layout: which of the layouts it has.
+      micro_batch: the arrays.
+      indices: for each used slot, index of its comparison in the packed sequence.
+    """
+
+    layout: int
+    micro_batch: MicroBatch
+    indices: list[int]
+
+
+def fit_row_length(encoded: Sequence[Encoded], row_length: int) -> int:
+    """Tokens of a row: `row_length`, or more where that would cut or repeat what can be shared.
+
+    A row holds the longest dialogue. Up to four times `row_length` it also holds the largest
+    comparison with its prompt laid out once; a still larger one is split.
+    """
+    largest = max(item.size for item in encoded)
+    longest = max(item.longest for item in encoded)
+    needed = max(longest, min(largest, 4 * row_length))
+    return row_length if needed <= row_length else round_length(needed)
+
+
+def round_length(tokens: int) -> int:
+    """The next of eight lengths an octave, so that similar data need no new compilation."""
+    step = max(8, 2 ** max(0, (tokens - 1).bit_length() - 3))
+    return -(-tokens // step) * step
+
+
+def plan_layouts(
+    encoded: Sequence[Encoded], *, row_length: int, rows: int
+) -> tuple[Layout, ...]:
+    """The shapes that hold any of these comparisons: one, and one of a quarter of its tokens.
+
+    The second has a quarter of the rows, or one short row; it takes what is left over at the end
+    of a step. More shapes would save little more and take longer to compile.
+
+    Args:
+      encoded: all comparisons that will ever be packed into these layouts.
+      row_length: tokens of a row, at least; see `fit_row_length`.
+      rows: rows of a micro-batch of `row_length` tokens; fewer, if the rows are longer.
+
+    Raises:
+      ValueError: there is nothing to plan for.
+    """
+    if not encoded:
+        raise ValueError('no comparisons to lay out')
+    length = fit_row_length(encoded, row_length)
+    needed = max(len(runs(item, length)) for item in encoded)
+    count = max(needed, rows * row_length // length, 1)
+    sizes = [item.size for item in encoded]
+    # Powers of two, again so that similar data have the same shapes.
+    responses = 1 << (max(len(item.responses) for item in encoded) - 1).bit_length()
+    typical = max(1, int(np.percentile(sizes, 5)))
+    shapes = [(count, length), (count // 4, length) if count >= 4 else (1, count * length // 4)]
+    return tuple(
+        Layout(length, count, 1 << (max(1, count * length // typical)).bit_length() - 1, responses,
+               encoded[0].ratings.shape[1])
+        for count, length in shapes if min(sizes) <= length
+    )
+
+
+def pack(encoded: Sequence[Encoded], layouts: Sequence[Layout]) -> list[Packed]:
+    """Packs comparisons into as few micro-batches as first-fit-decreasing finds.
+
+    All have the first layout, but for the comparisons of one that fit a few of the second.
+
+    Raises:
+      ValueError: a comparison fits no micro-batch of the first layout.
+    """
+    order = sorted(range(len(encoded)), key=lambda i: (-encoded[i].size, i))
+    placed = [(0, one) for one in _first_fit(encoded, order, layouts[0])]
+    for number, layout in enumerate(layouts[1:], start=1):
+        for i in reversed(range(len(placed))):  # the last ones are the emptiest
+            smaller = _in_few(encoded, placed[i][1].indices, layout)
+            if smaller:
+                placed[i:i + 1] = [(number, one) for one in smaller]
+                break
+    return [Packed(number, _fill(one, encoded, layouts[number]), one.indices)
+            for number, one in placed]
+
+
+def make_batch(
+    encoded: Sequence[Encoded], layouts: Sequence[Layout], batch_size: int
+) -> Batch:
+    """Packs the comparisons of one step of one device into stacks of fixed shape.
+
+    Args:
+      encoded: at most `batch_size` comparisons.
+      layouts: from `plan_layouts`.
+      batch_size: the most comparisons that any batch of these shapes may hold.
+    """
+    packed = pack(encoded, layouts)
+    stacks = []
+    for number, layout in enumerate(layouts):
+        filled = [item.micro_batch for item in packed if item.layout == number]
+        size = _FEW if number else stack_size(layout, batch_size)
+        padding = [empty_micro_batch(layout)] * (size - len(filled))
+        micro_batches = MicroBatch(*map(np.stack, zip(*filled, *padding, strict=True)))
+        stacks.append(Stack(np.asarray(len(filled), np.int32), micro_batches))
+    return tuple(stacks)
+
+
+def stack_size(layout: Layout, batch_size: int) -> int:
+    """The most micro-batches (M) that first-fit can need for `batch_size` comparisons.
+
+    A comparison takes at most min(R, K) rows and opens a new micro-batch only if every open one
+    has fewer empty rows than that or no free slot.
+    """
+    needed = min(layout.rows, layout.responses)
+    at_least = min(layout.slots, -(-(layout.rows - needed + 1) // needed))
+    return -(-batch_size // at_least)
+
+
+def share(encoded: Sequence[Encoded], parts: int) -> list[list[Encoded]]:
+    """Deals comparisons to devices, largest first, so that all get about equally much work."""
+    order = sorted(encoded, key=lambda item: -item.size)
+    return [order[part::parts] for part in range(parts)]
+
+
+def batch_indices(
+    step: int, *, seed: int, examples: int, batch_size: int, total: int
+) -> np.ndarray:
+    """Indices of the comparisons of a step: a pure function of (seed, step).
+
+    The stream of examples is one permutation after another, each seeded by (seed, epoch); step
+    s takes the places [s * batch_size, (s + 1) * batch_size) of it, the last step what is left
+    of `total`.
+    """
+    places = range(step * batch_size, min((step + 1) * batch_size, total))
+    epochs = {place // examples for place in places}
+    orders = {e: np.random.default_rng((seed, e)).permutation(examples) for e in epochs}
+    return np.array([orders[p // examples][p % examples] for p in places], np.int64)
+
+
+def empty_micro_batch(layout: Layout) -> MicroBatch:
+    """A micro-batch without comparisons."""
+    grid, slots, k = (layout.rows, layout.length), layout.slots, layout.responses
+    return MicroBatch(
+        tokens=np.zeros(grid, np.int32),
+        positions=np.zeros(grid, np.int32),
+        segments=np.zeros(grid, np.int32),
+        responses=np.zeros(grid, np.int32),
+        reads=np.zeros((slots, k), np.int32),
+        prompt_reads=np.zeros((slots, k), np.int32),
+        present=np.zeros((slots, k), bool),
+        preference=np.zeros((slots, k, k), np.float32),
+        ratings=np.full((slots, k, layout.attributes), np.nan, np.float32),
+        margin=np.zeros(slots, np.float32),
+        annotator=np.full(slots, -1, np.int32),
+        weight=np.zeros(slots, np.float32),
+        lm_targets=np.zeros(grid, np.int32),
+        lm_weights=np.zeros(grid, np.float32),
+    )
+
+
+def runs(item: Encoded, length: int) -> list[tuple[int, range]]:
+    """Splits a comparison into the fewest runs of responses that fit a row with the prompt.
+
+    Args:
+      item: a comparison whose longest dialogue has at most `length` tokens.
+      length: tokens of a row.
+
+    Returns:
+      (tokens, responses) of each run; a run is laid out as one segment.
+    """
+    found, start, size = [], 0, len(item.prompt)
+    for k, response in enumerate(item.responses):
+        if size + len(response) > length and k > start:
+            found.append((size, range(start, k)))
+            start, size = k, len(item.prompt)
+        size += len(response)
+    return [*found, (size, range(start, len(item.responses)))]
+
+
+class _Placed(NamedTuple):
+    """Where the comparisons of one micro-batch stand.
+
+    Attributes:
+      indices: for each used slot, index of its comparison.
+      segments: (slot, row, first column, responses) of each segment.
+    """
+
+    indices: list[int]
+    segments: list[tuple[int, int, int, range]]
+
+
+def _first_fit(
+    encoded: Sequence[Encoded], order: Sequence[int], layout: Layout
+) -> list[_Placed]:
+    """Places comparisons, in this order, each in the first micro-batch that has room."""
+    placed: list[_Placed] = []
+    free = np.full((len(order) + 1, layout.rows), layout.length)
+    for index in order:
+        segments = runs(encoded[index], layout.length)
+        # One more than are open: the last one is empty.
+        rooms = np.flatnonzero(free[:len(placed) + 1].max(axis=1) >= max(n for n, _ in segments))
+        for number in rooms:
+            if number < len(placed) and len(placed[number].indices) == layout.slots:
+                continue
+            left, found = free[number].copy(), []
+            for size, responses in segments:
+                fits = np.flatnonzero(left >= size)
+                if not len(fits):
+                    break
+                found.append((fits[0], layout.length - left[fits[0]], responses))
+                left[fits[0]] -= size
+            if len(found) == len(segments):
+                break
+        else:
+            raise ValueError(f'{encoded[index].id}: {len(segments)} segments of up to '
+                             f'{max(n for n, _ in segments)} tokens fit no micro-batch of {layout}')
+        if number == len(placed):
+            placed.append(_Placed([], []))
+        slot = len(placed[number].indices)
+        placed[number].indices.append(index)
+        placed[number].segments.extend((slot, *place) for place in found)
+        free[number] = left
+    return placed
+
+
+def _in_few(encoded: Sequence[Encoded], order: Sequence[int], layout: Layout) -> list[_Placed]:
+    """Places comparisons in at most `_FEW` micro-batches; none if they do not fit."""
+    if sum(encoded[i].size for i in order) > _FEW * layout.rows * layout.length:
+        return []
+    try:
+        placed = _first_fit(encoded, order, layout)
+    except ValueError:
+        return []
+    return placed if len(placed) <= _FEW else []
+
+
+def _fill(placed: _Placed, encoded: Sequence[Encoded], layout: Layout) -> MicroBatch:
+    """Writes the comparisons of a micro-batch into arrays."""
+    batch = empty_micro_batch(layout)
+    for slot, index in enumerate(placed.indices):
+        item, k = encoded[index], len(encoded[index].responses)
+        batch.present[slot, :k] = True
+        batch.preference[slot, :k, :k] = item.preference
+        batch.ratings[slot, :k] = item.ratings
+        batch.margin[slot], batch.weight[slot] = item.margin, item.weight
+        batch.annotator[slot] = item.annotator
+    for number, (slot, row, column, responses) in enumerate(placed.segments, start=1):
+        item = encoded[placed.indices[slot]]
+        start, prompt = column, len(item.prompt)
+        batch.tokens[row, column:column + prompt] = item.prompt
+        batch.positions[row, column:column + prompt] = np.arange(prompt)
+        column += prompt
+        best = _best_response(item)
+        for local, k in enumerate(responses, start=1):
+            response = item.responses[k]
+            stop = column + len(response)
+            batch.tokens[row, column:stop] = response
+            batch.positions[row, column:stop] = prompt + np.arange(len(response))
+            batch.responses[row, column:stop] = local
+            batch.reads[slot, k] = row * layout.length + stop - 1
+            if item.prompt_ends:
+                end = item.prompt_ends[k]
+                at = start + end if end < prompt else column + end - prompt
+                batch.prompt_reads[slot, k] = row * layout.length + at
+            if k == best:
+                # Each token is predicted from the one before it, the first from the prompt's last.
+                sources = np.r_[[start + prompt - 1] if prompt else [], column:stop - 1].astype(int)
+                batch.lm_targets[row, sources] = response[len(response) - len(sources):]
+                batch.lm_weights[row, sources] = item.weight / max(len(sources), 1)
+            column = stop
+        batch.segments[row, start:column] = number
+    return batch
+
+
+def _best_response(item: Encoded) -> int | None:
+    """The response preferred to all others it was compared with, if one stands out."""
+    wins = item.preference.sum(axis=1) - item.preference.sum(axis=0)
+    best = np.flatnonzero(wins == wins.max())
+    return int(best[0]) if len(best) == 1 and len(wins) > 1 else None

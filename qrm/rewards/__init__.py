@@ -1,0 +1,1 @@
+"""What a reward is: pure functions of numbers, without a network."""

@@ -1,0 +1,199 @@
+"""Predictions on held-out comparisons, and the metrics computed from them.
+
+Axes: c comparisons, R responses of all of them, n ordered pairs, N quantiles. Evaluation sums
+over pairs and divides once.
+"""
+
+import functools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qrm.data.tokens import Encoded
+from qrm.rewards import distributions, losses, statistics
+from qrm.rewards.heads import HeadConfig
+
+
+class Predictions(NamedTuple):
+    """Rewards of held-out responses and the pairs among them; what `predictions.npz` holds.
+
+    A comparison of K responses gives one pair for each two of which one is preferred; ties give
+    none.
+
+    Attributes:
+      quantiles: [R, N] float32 in the order of tau, as the head gives them (a free head's may
+        cross); N = 1 for one scalar.
+      taus: [N] float32.
+      means, stds: [R] float32 of the distribution; the mean is the reward.
+      crps: [R] float32, continuous ranked probability score of the rating, the mean over rated
+        attributes; NaN where there is none, and of models that do not learn from ratings.
+      ratings: [R] float32, NaN where there is none or there are several attributes.
+      lengths: [R] int32, tokens of the response.
+      comparisons: [R] int32, which comparison the response belongs to.
+      comparison_ids: [c] text.
+      comparison_groups: [c] int64, equal for comparisons with the same opening question.
+      pairs: [n, 2] int32, which responses, the preferred one first.
+      label: [n] float32, probability in (0.5, 1] that the first is preferred, as labelled.
+      log_win: [n] float32, log of the predicted probability that the first is preferred, nats.
+      log_loss: [n] float32, log of the predicted probability that the second is, nats.
+    """
+
+    quantiles: np.ndarray
+    taus: np.ndarray
+    means: np.ndarray
+    stds: np.ndarray
+    crps: np.ndarray
+    ratings: np.ndarray
+    lengths: np.ndarray
+    comparisons: np.ndarray
+    comparison_ids: np.ndarray
+    comparison_groups: np.ndarray
+    pairs: np.ndarray
+    label: np.ndarray
+    log_win: np.ndarray
+    log_loss: np.ndarray
+
+    @property
+    def chosen(self) -> np.ndarray:
+        """[n, N] quantiles of the preferred responses."""
+        return self.quantiles[self.pairs[:, 0]]
+
+    @property
+    def rejected(self) -> np.ndarray:
+        """[n, N] quantiles of the others."""
+        return self.quantiles[self.pairs[:, 1]]
+
+    @property
+    def rewards(self) -> tuple[np.ndarray, np.ndarray]:
+        """([n], [n]) float64 rewards of the preferred responses and of the others."""
+        means = self.means.astype(np.float64)
+        return means[self.pairs[:, 0]], means[self.pairs[:, 1]]
+
+    @property
+    def groups(self) -> np.ndarray:
+        """[n] int64, equal for pairs with the same opening question."""
+        return self.comparison_groups[self.comparisons[self.pairs[:, 0]]]
+
+    @property
+    def ids(self) -> np.ndarray:
+        """[n] text, id of each pair's comparison."""
+        return self.comparison_ids[self.comparisons[self.pairs[:, 0]]]
+
+
+def predictions_of(
+    encoded: Sequence[Encoded], outputs: Sequence[np.ndarray], head: HeadConfig,
+    loss: losses.LossConfig,
+) -> Predictions:
+    """What a head says of comparisons.
+
+    Args:
+      encoded: c comparisons, at least one.
+      outputs: for each, [K, outputs] as from `inference.predict`.
+      head: which reads the outputs.
+      loss: the objective, which says what a win probability is.
+    """
+    sizes = [len(item.responses) for item in encoded]
+    starts = np.cumsum([0, *sizes])
+    groups = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in encoded))}
+    pairs = [(start + i, start + j, item.preference[i, j])
+             for start, item in zip(starts, encoded, strict=False)
+             for i, j in np.argwhere(item.preference > 0.5)]
+    first, second, label = np.array(pairs, np.float64).reshape(-1, 3).T
+    pairs = np.stack([first, second], axis=1).astype(np.int32)
+    ratings = np.concatenate([item.ratings for item in encoded])
+    read = _read(head, loss, np.concatenate(outputs), ratings, pairs)
+    return Predictions(
+        **{name: np.asarray(value) for name, value in read.items()},
+        taus=head.taus,
+        ratings=ratings[:, 0] if ratings.shape[1] == 1 else np.full(len(ratings), np.nan, 'f4'),
+        lengths=np.array([len(r) for item in encoded for r in item.responses], np.int32),
+        comparisons=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
+        comparison_ids=np.array([item.id for item in encoded]),
+        comparison_groups=np.array([groups[item.group] for item in encoded]),
+        pairs=pairs,
+        label=label.astype(np.float32),
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read(head: HeadConfig, loss: losses.LossConfig, outputs: jax.Array, ratings: jax.Array,
+          pairs: jax.Array) -> dict[str, jax.Array]:
+    """The fields of `Predictions` that are computed from raw outputs [R, outputs]."""
+    reward = head.read(outputs)
+    whole = reward.distribution
+    sides = [jax.tree.map(lambda x, i=i: x[pairs[:, i]], whole) for i in range(2)]
+    # Attributes are rated one by one, each against its own distribution over all members.
+    parts = distributions.pool(jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), reward.parts))
+    # Preferences leave the scale of rewards open: their distance to a rating means nothing.
+    known = jnp.isfinite(ratings) & (loss.reads != 'preferences')
+    crps = jnp.where(known, parts.crps(jnp.where(known, ratings, 0.0)), 0.0)
+    return {
+        'quantiles': head.quantiles(outputs), 'means': whole.mean, 'stds': whole.std,
+        'crps': jnp.where(known.any(axis=1), crps.sum(axis=1) / known.sum(axis=1), jnp.nan),
+        'log_win': losses.log_win_probability(loss, *sides),
+        'log_loss': losses.log_win_probability(loss, *reversed(sides)),
+    }
+
+
+def summarise(predictions: Predictions) -> dict[str, float]:
+    """Metrics of held-out pairs, and of ratings; what nothing is known of is left out.
+
+    Every decided pair counts once: ties have no chosen side, and weights act in training only.
+
+    `accuracy` counts equal rewards as one half; `auc` is the probability that a random chosen
+    reward beats a random rejected one; `nll` (nats) and `ece` judge the predicted probability
+    that the chosen side is preferred; `margin`, `reward_mean` and `reward_std` are in units of
+    reward, and so is `crps`, the mean over rated responses; `crossing_rate` is the share of
+    neighbouring quantiles in the wrong order, before any sorting.
+    """
+    p = predictions
+    steps = np.diff(p.quantiles, axis=1)
+    rewards = p.means.astype(np.float64)
+    summary = {
+        'n': len(p.pairs),
+        'reward_mean': float(rewards.mean()),
+        'reward_std': float(rewards.std()),
+        'crossing_rate': float(np.mean(steps < 0)) if steps.size else 0.0,
+    }
+    if len(p.pairs):
+        log_win = p.log_win.astype(np.float64)
+        chosen, rejected = p.rewards
+        is_chosen = np.repeat([True, False], len(chosen))
+        summary |= {
+            'accuracy': statistics.accuracy(chosen - rejected)(None),
+            'auc': statistics.auroc(np.concatenate([chosen, rejected]), is_chosen)(None),
+            'nll': float(statistics.log_scores(log_win, p.log_loss, p.label).mean()),
+            'ece': statistics.calibration_error(
+                *statistics.stated_and_observed(log_win, p.label))(None),
+            'margin': float(np.mean(chosen - rejected)),
+        }
+    if np.isfinite(p.crps).any():
+        summary['crps'] = float(np.nanmean(p.crps, dtype=np.float64))
+    return summary
+
+
+def criterion(loss: losses.LossConfig) -> str:
+    """The metric of held-out comparisons by which a checkpoint is chosen; lower is better."""
+    return 'crps' if loss.reads == 'ratings' else 'nll'
+
+
+def save_predictions(path: str, predictions: Predictions) -> None:
+    """Writes `predictions.npz`, whole or not at all.
+
+    Beside the fields it holds `chosen` and `rejected`, for readers of pairs alone.
+    """
+    p = predictions
+    with open(path + '.tmp', 'wb') as file:
+        np.savez_compressed(file, **p._asdict(), chosen=p.chosen, rejected=p.rejected)
+    os.replace(path + '.tmp', path)
+
+
+def load_predictions(path: str) -> Predictions:
+    """Reads `predictions.npz`; no pickled objects are read."""
+    with np.load(path, allow_pickle=False) as file:
+        return Predictions(**{name: file[name] for name in Predictions._fields})
+

@@ -1,0 +1,407 @@
+"""Every head on the same batches: one table with paired intervals, and what the Huber term does.
+
+Axes: n pairs, R responses, c comparisons, N quantiles, S seeds, r bootstrap replicates.
+
+A model is a head and a loss; data, backbone, batches and seeds are the same for all. A number is
+the mean over seeds, its interval that of a bootstrap that draws opening questions and seeds, the
+same ones for every model, so that differences between models are paired.
+"""
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from qrm.analysis import divergences, tables
+from qrm.analysis.evaluate import evaluate
+from qrm.data import demo
+from qrm.data.comparisons import DataError
+from qrm.data.sources import workloads_of
+from qrm.models.network import parameter_count
+from qrm.rewards import heads, resampling, statistics
+from qrm.rewards.metrics import Predictions
+from qrm.rewards.statistics import Undefined
+from qrm.studies import figures, worlds
+from qrm.training import config as config_lib
+from qrm.training import workdir
+from qrm.training.reward_model import load
+from qrm.training.train import prepare, train
+
+_PAPER = 'bradley_terry_quantile_huber'
+
+# (model, seed) -> predictions on the test split of one workload.
+Runs = Mapping[tuple[str, int], Predictions]
+
+
+class Column(NamedTuple):
+    """A number that is measured of every model.
+
+    Attributes:
+      label: for tables.
+      of_pairs: whether it is over pairs, else over responses.
+      statistic: predictions -> statistic of multiplicities, see `statistics`.
+    """
+
+    label: str
+    of_pairs: bool
+    statistic: Callable[[Predictions], statistics.Statistic]
+
+
+def _margin(p: Predictions) -> np.ndarray:
+    chosen, rejected = p.rewards
+    return chosen - rejected
+
+
+def _divergence(name: str) -> Callable[[Predictions], statistics.Statistic]:
+    function = divergences.ESTIMATORS[name].function
+    return lambda p: lambda weights: function(*p.rewards, weights, p.groups)
+
+
+def _means(p: Predictions) -> np.ndarray:
+    return p.means.astype(np.float64)
+
+
+def _stds(p: Predictions) -> np.ndarray:
+    return p.stds.astype(np.float64)
+
+
+def _lowest(p: Predictions) -> np.ndarray:
+    return np.sort(p.quantiles, axis=1)[:, 0].astype(np.float64)
+
+
+COLUMNS = {
+    'accuracy': Column('accuracy', True, lambda p: statistics.accuracy(_margin(p))),
+    'nll': Column('NLL', True, lambda p: statistics.mean(
+        statistics.log_scores(p.log_win.astype(np.float64), p.log_loss, p.label))),
+    'ece': Column('ECE', True, lambda p: statistics.calibration_error(
+        *statistics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
+    **{name: Column(f'KL, {e.label}', True, _divergence(name))
+       for name, e in divergences.ESTIMATORS.items() if e.is_kl},
+    'reward_std': Column('std of rewards', False, lambda p: statistics.deviation(_means(p))),
+    'spread': Column('spread', False, lambda p: statistics.mean(_stds(p))),
+    'spread_variation': Column('variation of the spread', False,
+                               lambda p: statistics.variation(_stds(p))),
+    'outer_rank': Column('rank(lowest quantile, reward)', False,
+                         lambda p: statistics.rank_correlation(_lowest(p), _means(p))),
+    'unexplained': Column('share of the spread beyond the reward', False,
+                          lambda p: statistics.unexplained_share(_stds(p), _means(p))),
+}
+
+
+def compare(config: Any, folder: str) -> str:
+    """Trains, evaluates and tabulates all models in `folder`; goes on where it was stopped.
+
+    Leaves a folder for each run, `<workload>-<model>-<seed>`, and `compare.json`, `compare.md` and
+    `figures/`. Several processes all call it, see `train`, and come to the same tables.
+
+    Returns:
+      The tables as Markdown.
+
+    Raises:
+      ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as `train`.
+    """
+    config_lib.check(config)
+    members = member_configs(config)
+    settings = config.analysis
+    results = []
+    for workload in config.compare.workloads:
+        first = next(m for (name, *_), m in members.items() if name == workload)
+        tables.check_groups(
+            item.group for item in prepare(first, None).encoded['test']
+            if (item.preference > 0.5).any())
+        runs, costs = {}, {}
+        for (name, model, seed), member in members.items():
+            if name != workload:
+                continue
+            path = os.path.join(folder, f'{workload}-{model}-{seed}')
+            print(f'\n== {workload}, {model}, seed {seed}: {path}', flush=True)
+            costs[model, seed] = _train(member, path)
+            runs[model, seed] = evaluate(member, path).predictions
+        print(f'\n== analysis of {workload}', flush=True)
+        rows = measure(runs, reference=config.compare.reference,
+                       replicates=settings.bootstrap, level=settings.level, seed=settings.seed)
+        for row in rows:
+            own = [member for (name, model, _), member in members.items()
+                   if (name, model) == (workload, row['model'])]
+            row |= _describe(own[0]) | _cost([costs[row['model'], m.seed] for m in own])
+        results.append({'workload': workload, 'rows': rows, 'mechanism': mechanism(rows),
+                        'truth': _against_truth(first, runs)})
+    result = {
+        'results': results,
+        'columns': {name: column.label for name, column in COLUMNS.items()},
+        'estimators': {e.name: {'label': e.label, 'is_kl': e.is_kl}
+                       for e in divergences.ESTIMATORS.values()},
+        'settings': {'data': config.data.path, 'seeds': list(config.compare.seeds),
+                     'reference': config.compare.reference, 'bootstrap': settings.bootstrap,
+                     'level': settings.level, 'units': 'nats, and units of reward'},
+    }
+    text = format_tables(result)
+    workdir.write_json(os.path.join(folder, 'compare.json'), result)
+    workdir.write_text(os.path.join(folder, 'compare.md'), text)
+    if not jax.process_index():
+        figures.draw_comparison(folder, result)
+    return text
+
+
+def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
+    """(workload, model, seed) -> config of that run; models differ in head and loss only.
+
+    Raises:
+      ConfigError: a model that sets anything else, an unknown reference, or nothing to train.
+      DataError: a workload that the data do not have.
+    """
+    settings = config.compare
+    known = workloads_of(config.data.path)
+    if known and (unknown := [w for w in settings.workloads if w not in known]):
+        raise DataError(f'config.compare.workloads: {unknown} not in {config.data.path}, expected '
+                        f'some of {known}')
+    if unknown := set(settings.models) - set(settings.sections):
+        raise config_lib.ConfigError(f'config.compare.models: {sorted(unknown)}, expected some of '
+                                     f'{tuple(settings.sections)}')
+    if settings.reference not in settings.models:
+        raise config_lib.ConfigError(f'config.compare.reference={settings.reference!r}, expected '
+                                     f'one of {tuple(settings.models)}')
+    result = {}
+    for workload in settings.workloads:
+        for model in settings.models:
+            sections = settings.sections[model]
+            if other := set(sections) - {'head', 'loss'}:
+                raise config_lib.ConfigError(
+                    f'config.compare.sections.{model}: sets {sorted(other)}, expected only head '
+                    'and loss, so that models differ in nothing else')
+            for seed in settings.seeds:
+                member = copy.deepcopy(config)
+                with member.unlocked():
+                    del member.compare
+                member.workload, member.seed = workload, seed
+                for section, values in sections.items():
+                    member[section].update(values)
+                config_lib.check(member)
+                result[workload, model, seed] = member
+    if not result:
+        raise config_lib.ConfigError('config.compare: no workload, no model or no seed')
+    return result
+
+
+def measure(runs: Runs, *, reference: str, replicates: int, level: float,
+            seed: int) -> list[dict[str, Any]]:
+    """All columns of all models of one workload, ready for JSON.
+
+    Args:
+      runs: predictions on the same comparisons in the same order.
+      reference: model that the others are compared with.
+      replicates: of the bootstrap over opening questions and seeds.
+      level: of the intervals.
+      seed: of the resampling.
+
+    Returns:
+      One row for each model: 'model', 'columns' (name -> value, low, high and the same of the
+      difference to the reference), 'kl' (definition -> mean over seeds), 'seeds' (what the columns
+      are for each seed).
+
+    Raises:
+      DataError: models that saw different comparisons.
+    """
+    first = next(iter(runs.values()))
+    if any(not np.array_equal(p.comparison_ids, first.comparison_ids) for p in runs.values()):
+        raise DataError('the models were evaluated on different comparisons')
+    models = list(dict.fromkeys(model for model, _ in runs))
+    seeds = list(dict.fromkeys(seed for _, seed in runs))
+    weights = resampling.cluster_bootstrap_weights(first.comparison_groups, replicates, seed)
+    picks = np.random.default_rng(seed).integers(len(seeds), size=(replicates, len(seeds)))
+    values = {
+        (model, name): [_evaluate(runs[model, s], column, weights) for s in seeds]
+        for model in models for name, column in COLUMNS.items()
+    }
+    rows = []
+    for model in models:
+        columns = {}
+        for name in COLUMNS:
+            own, other = values[model, name], values[reference, name]
+            columns[name] = _over_seeds(own, picks, level) | {
+                'difference': _over_seeds(_minus(own, other), picks, level)}
+        rows.append({
+            'model': model,
+            'columns': columns,
+            'kl': {name: float(np.mean([e.function(*runs[model, s].rewards, None, first.groups)
+                                        for s in seeds]))
+                   for name, e in divergences.ESTIMATORS.items()},
+            'seeds': {name: [None if v is None else float(v[0]) for v in values[model, name]]
+                      for name in COLUMNS},
+        })
+    return rows
+
+
+def mechanism(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What changes with lambda: the rows of the paper's objective with one head, by its weight."""
+    found = [row for row in rows
+             if row['objective'] == _PAPER and row['targets'] == 'label'
+             and row['head'] == 'quantile']
+    return [{'model': row['model'], 'lambda': row['huber_weight'],
+             'accuracy': row['columns']['accuracy'], 'reward_std': row['columns']['reward_std'],
+             'kl': row['kl']} for row in sorted(found, key=lambda row: row['huber_weight'])]
+
+
+def format_tables(result: Mapping[str, Any]) -> str:
+    """The tables as Markdown, for the terminal and for `compare.md`."""
+    settings, labels = result['settings'], result['columns']
+    level = f"{settings['level']:.0%}"
+    parts = [
+        f'# Every head on the same batches: {settings["data"]}\n',
+        f'Means over the seeds {", ".join(map(str, settings["seeds"]))}; {level} intervals of a '
+        'bootstrap over opening questions and seeds. KL(chosen || rejected) in nats.\n',
+    ]
+    for of_workload in result['results']:
+        rows = of_workload['rows']
+        plain = [name for name, column in COLUMNS.items() if column.of_pairs]
+        spread = [name for name in COLUMNS if name not in plain]
+        parts += [
+            f'\n## {of_workload["workload"]}\n', tables.markdown(_model_lines(rows)),
+            '\nJudged by pairs:\n', tables.markdown(_column_lines(rows, labels, plain)),
+            f'\nDifference to {settings["reference"]}, paired:\n',
+            tables.markdown(_column_lines(rows, labels, plain, difference=True)),
+            '\nThe spread (standard deviation of the predicted distribution of a response):\n',
+            tables.markdown(_column_lines(rows, labels, spread)),
+        ]
+        if of_workload['truth']:
+            parts += ['\nAgainst the true distributions (mean over seeds [least, most]):\n',
+                      tables.markdown(_truth_lines(of_workload['truth']))]
+        if len(of_workload['mechanism']) > 1:
+            parts += ['\nWhat the quantile Huber term does to the scale of the rewards, and what '
+                      'follows it (mean over seeds; (!): not a KL divergence):\n',
+                      tables.markdown(_mechanism_lines(of_workload['mechanism'],
+                                                         result['estimators']))]
+    return '\n'.join(parts) + '\n'
+
+
+def _train(member: Any, path: str) -> dict[str, Any]:
+    """Trains a run and says what it cost; of a run that is done, what it cost then."""
+    record = os.path.join(path, 'cost.json')
+    seconds = train(member, path)
+    if seconds is not None or not os.path.exists(record):
+        workdir.write_json(record, {'seconds_per_step': seconds,
+                                    'parameters': parameter_count(load(path).params)})
+    return workdir.read_json(record)
+
+
+def _cost(costs: list[dict[str, Any]]) -> dict[str, Any]:
+    measured = [c['seconds_per_step'] for c in costs if c['seconds_per_step'] is not None]
+    return {'parameters': costs[0]['parameters'],
+            'seconds_per_step': float(np.median(measured)) if measured else None}
+
+
+def _describe(member: Any) -> dict[str, Any]:
+    loss = config_lib.loss_config(member)
+    return {'head': member.head.name, 'members': member.head.members, 'objective': loss.objective,
+            'targets': loss.targets, 'huber_weight': loss.huber_weight}
+
+
+def _evaluate(p: Predictions, column: Column, weights: np.ndarray) -> np.ndarray | None:
+    """[1 + r] the value and its replicates; None where it is not defined."""
+    owner = p.comparisons[p.pairs[:, 0]] if column.of_pairs else p.comparisons
+    try:
+        statistic = column.statistic(p)
+        return np.array([statistic(None), *(statistic(row) for row in weights[:, owner])])
+    except Undefined:
+        return None
+
+
+def _minus(a: list[np.ndarray | None], b: list[np.ndarray | None]) -> list[np.ndarray | None]:
+    return [None if x is None or y is None else x - y for x, y in zip(a, b, strict=True)]
+
+
+def _over_seeds(values: list[np.ndarray | None], picks: np.ndarray,
+                level: float) -> dict[str, Any]:
+    """Mean over seeds, with an interval over seeds and opening questions."""
+    if any(value is None for value in values):
+        return {'value': None, 'low': None, 'high': None}
+    table = np.array(values)
+    replicates = np.take_along_axis(table[:, 1:].T, picks, axis=1).mean(axis=1)
+    low, high = resampling.interval(replicates, level)
+    return {'value': float(table[:, 0].mean()), 'low': low, 'high': high}
+
+
+def _against_truth(config: Any, runs: Runs) -> list[dict[str, Any]]:
+    """How the distributions of each model compare with the true ones, if the data are generated."""
+    if config.data.path != 'demo':
+        return []
+    settings, first = config.data.demo, next(iter(runs.values()))
+    generated = demo.generate(config.workload, 'test', settings.test, settings.seed,
+                              settings.annotators)
+    truth_of = {comparison.id: truths for comparison, truths
+                in zip(generated.comparisons, generated.truths, strict=True)}
+    place = np.arange(len(first.comparisons)) - np.searchsorted(first.comparisons,
+                                                                first.comparisons)
+    truths = [truth_of[str(first.comparison_ids[c])][k]
+              for c, k in zip(first.comparisons, place, strict=True)]
+    truth, items = demo.population(truths), np.arange(len(truths))
+    models = dict.fromkeys(model for model, _ in runs)
+    n, rows = config.head.num_quantiles, []
+    for model in models:
+        # All quantiles of a single number are that number.
+        matches = [worlds.match(truth, items, np.broadcast_to(p.quantiles, (len(items), n)),
+                                heads.taus(n))
+                   for (name, _), p in runs.items() if name == model]
+        rows.append({'model': model} | {
+            key: [None if np.isnan(x) else float(x) for x in (getattr(m, key) for m in matches)]
+            for key in _TRUTH})
+    return rows
+
+
+_TRUTH = {'w1_shift': 'W1, shifted', 'w1_affine': 'W1, affine', 'coverage_mae': 'coverage MAE',
+          'crossing': 'crossing', 'spread_ratio': 'spread ratio',
+          'spread_correlation': 'spread correlation', 'outer_rank': 'rank(q_low, mean)'}
+
+
+def _interval(cell: Mapping[str, Any], *, sign: str = '') -> str:
+    if cell['value'] is None:
+        return '-'
+    low, high = (f'{cell[key]:{sign}.3f}' for key in ('low', 'high'))
+    return f'{cell["value"]:{sign}.3f} [{low}, {high}]'
+
+
+def _model_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    lines = [['model', 'head', 'objective', 'parameters', 'ms a step']]
+    for row in rows:
+        objective = row['objective']
+        if objective == _PAPER:
+            objective += f', lambda {row["huber_weight"]:g}'
+        head = row['head'] if row['members'] == 1 else f'{row["members"]} x {row["head"]}'
+        seconds = row['seconds_per_step']
+        lines.append([row['model'], head, objective, f'{row["parameters"]:,}',
+                      '-' if seconds is None else f'{1000 * seconds:.0f}'])
+    return lines
+
+
+def _column_lines(rows: list[dict[str, Any]], labels: Mapping[str, str], names: list[str],
+                  *, difference: bool = False) -> list[list[str]]:
+    lines = [['model', *(labels[name] for name in names)]]
+    for row in rows:
+        cells = [row['columns'][name] for name in names]
+        lines.append([row['model'], *(
+            _interval(c['difference'], sign='+') if difference else _interval(c) for c in cells)])
+    return lines
+
+
+def _truth_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+
+    def cell(values: list[float | None]) -> str:
+        if None in values:
+            return '-'
+        return f'{np.mean(values):.3f} [{min(values):.3f}, {max(values):.3f}]'
+
+    lines = [['model', *_TRUTH.values()]]
+    return lines + [[row['model'], *(cell(row[key]) for key in _TRUTH)] for row in rows]
+
+
+def _mechanism_lines(rows: list[dict[str, Any]],
+                     estimators: Mapping[str, Any]) -> list[list[str]]:
+    names = {name: e['label'] if e['is_kl'] else f'(!) {e["label"]}'
+             for name, e in estimators.items()}
+    lines = [['lambda', 'accuracy', 'std of rewards', *names.values()]]
+    lines += [[f'{row["lambda"]:g}', _interval(row['accuracy']), _interval(row['reward_std']),
+               *(f'{row["kl"][name]:.3f}' for name in names)] for row in rows]
+    return lines

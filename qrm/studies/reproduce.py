@@ -1,0 +1,96 @@
+"""The main job: train each head on each workload, evaluate, tabulate, draw."""
+
+import copy
+import os
+from typing import Any
+
+import jax
+
+from qrm.analysis import figures, tables
+from qrm.analysis.evaluate import evaluate
+from qrm.data import demo
+from qrm.data.comparisons import DataError
+from qrm.data.sources import is_jsonl, workloads_of
+from qrm.training import config as config_lib
+from qrm.training import workdir
+from qrm.training.train import prepare, train
+
+
+def reproduce(config: Any, folder: str) -> str:
+    """Runs the whole experiment in `folder`; goes on where an earlier run stopped.
+
+    Leaves one folder for each run, `<workload>-<head>`, and `table.json`, `table.md` and
+    `figures/`. Several processes all call it, see `train`, and come to the same table.
+
+    Returns:
+      The table as Markdown.
+
+    Raises:
+      ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as `train`.
+    """
+    config_lib.check(config)
+    members = run_configs(config)
+    for workload in dict.fromkeys(workload for workload, _ in members):
+        # What the analysis will need is checked before hours of training, not after.
+        member = next(m for (name, _), m in members.items() if name == workload)
+        test = prepare(member, None).encoded['test']
+        tables.check_groups(item.group for item in test if (item.preference > 0.5).any())
+    runs = {}
+    for (workload, head), member in members.items():
+        path = os.path.join(folder, f'{workload}-{head}')
+        print(f'\n== {workload}, {head} head: {path}', flush=True)
+        train(member, path)
+        runs[workload, head] = evaluate(member, path).predictions
+    print('\n== analysis', flush=True)
+    settings = config.analysis
+    table = tables.build_table(
+        runs, replicates=settings.bootstrap, null_draws=settings.null_draws, level=settings.level,
+        seed=settings.seed, source=describe_source(config))
+    if config.data.path == 'demo':
+        table['bayes'] = {
+            workload: demo.bayes(demo.generate(
+                workload, 'test', config.data.demo.test, config.data.demo.seed,
+                config.data.demo.annotators), config.data.demo.annotators)._asdict()
+            for workload, _ in members
+        }
+    text = tables.format_table(table)
+    workdir.write_json(os.path.join(folder, 'table.json'), table)
+    workdir.write_text(os.path.join(folder, 'table.md'), text)
+    if not jax.process_index():
+        figures.draw_all(folder, runs)
+    return text
+
+
+def run_configs(config: Any) -> dict[tuple[str, str], Any]:
+    """(workload, head) -> config of that run, which differs in nothing else.
+
+    Raises:
+      DataError: a workload that the data do not have.
+      ConfigError: an unknown head.
+    """
+    names = workloads_of(config.data.path)
+    workloads = tuple(config.reproduce.workloads)
+    if not names:  # One set of rows: one workload, named after the file or data set.
+        stem = os.path.basename(os.path.normpath(config.data.path))
+        workloads = (stem.split('.')[0] if is_jsonl(config.data.path) else stem,)
+    elif unknown := [name for name in workloads if name not in names]:
+        raise DataError(f'config.reproduce.workloads: {unknown} not in {config.data.path}, '
+                        f'expected some of {names}')
+    result = {}
+    for workload in workloads:
+        for head in config.reproduce.heads:
+            member = copy.deepcopy(config)
+            member.workload, member.head.name = workload, head
+            config_lib.check(member)
+            result[workload, head] = member
+    if not result:
+        raise config_lib.ConfigError('config.reproduce: no workload or no head to train')
+    return result
+
+
+def describe_source(config: Any) -> str:
+    """What the models start from and what they learn, in words, for the statement."""
+    start = (f'models that start from {config.model.checkpoint}' if config.model.checkpoint
+             else 'small models with random initial weights')
+    data = ('generated dialogues' if config.data.path == 'demo' else config.data.path)
+    return f'{start}, trained and tested on {data} (one seed, {config.seed})'

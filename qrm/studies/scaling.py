@@ -1,0 +1,234 @@
+"""What `costs` predicts of training on many accelerators: the tables of docs/scaling.md.
+
+These are formulas, on the assumptions that docs/scaling.md states.
+"""
+
+import bisect
+import dataclasses
+import functools
+from collections.abc import Iterable, Sequence
+
+from ml_collections import ConfigDict
+
+from qrm.data import packing
+from qrm.models import attention
+from qrm.models.decoder import DecoderConfig
+from qrm.models.network import RewardNetwork
+from qrm.rewards.heads import HeadConfig
+from qrm.studies import benchmark, costs
+from qrm.training import workdir
+
+
+def decoder(blocks: int, width: int, heads: int) -> DecoderConfig:
+    """A decoder of GPT-2's kind, with its vocabulary and positions."""
+    return DecoderConfig(50257, 1024, width, blocks, heads, 4 * width)
+
+
+DECODERS = {'0.1B': decoder(12, 768, 12), '1B': decoder(18, 2048, 16), '8B': decoder(40, 4096, 32)}
+DEVICES = (1, 8, 64, 512)
+ON_EACH, TOGETHER = 64, 512  # comparisons of a step: each device brings its own, or all share them
+ROWS, LENGTH = (1, 2, 4, 8, 16), 1024  # of a micro-batch
+EFFICIENCY = 0.5  # assumed share of the peak
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """A way to take a step, and what it costs.
+
+    Attributes:
+      comparisons: of the step, over all devices.
+      sharded: whether the state is split over the devices.
+      rows: of a micro-batch.
+      remat: whether blocks are recomputed.
+      memory, seconds: see `costs`.
+    """
+
+    comparisons: int
+    sharded: bool
+    rows: int
+    remat: bool
+    memory: costs.Memory
+    seconds: costs.Seconds
+
+    @property
+    def rate(self) -> float:
+        """Comparisons a second if nothing overlaps."""
+        return self.comparisons / self.seconds.longest
+
+
+def network(config: DecoderConfig, remat: bool) -> RewardNetwork:
+    return RewardNetwork(config, HeadConfig('quantile'), 'bfloat16', 'dense', remat)
+
+
+@functools.cache
+def pack(comparisons: int, devices: int, rows: int) -> costs.Stacks:
+    """Comparisons of HH's lengths dealt to devices: the stacks of the fullest of them."""
+    items = benchmark.synthetic(1500, vocab_size=50257, max_length=512, seed=0)
+    layouts = packing.plan_layouts(items, row_length=LENGTH, rows=rows)
+    parts = [packing.pack(part, layouts) for part in packing.share(items[:comparisons], devices)]
+    return [(layout, max(sum(one.layout == number for one in part) for part in parts))
+            for number, layout in enumerate(layouts)]
+
+
+def options(
+    config: DecoderConfig, machine: costs.Machine, devices: int, sharded: bool, together: bool
+) -> list[Setting]:
+    """All ways to take a step with one layout of the state."""
+    found = []
+    for rows in ROWS:
+        # Where devices bring their own, eight of them tell how full the fullest is.
+        packed = pack(TOGETHER, devices, rows) if together else pack(8 * ON_EACH, 8, rows)
+        largest = next(layout for layout, filled in packed if filled)
+        for remat in (False, True):
+            net = network(config, remat)
+            found.append(Setting(
+                TOGETHER if together else ON_EACH * devices, sharded, rows, remat,
+                costs.step_memory(net, largest, shards=devices if sharded else 1),
+                costs.step_seconds(net, packed, machine, devices=devices, sharded=sharded,
+                                   efficiency=EFFICIENCY)))
+    return found
+
+
+def fastest(found: Iterable[Setting], memory: float) -> Setting | None:
+    """Of those that fit, if any."""
+    return max((one for one in found if sum(one.memory) <= memory),
+               key=lambda one: one.rate, default=None)
+
+
+def speed(machine: costs.Machine, *, together: bool, both: bool) -> str:
+    """A table of the fastest setting of each model and number of devices.
+
+    Args:
+      machine: kind of device.
+      together: whether devices share a batch; else each brings its own comparisons.
+      both: a row for each layout of the state, the faster one in bold; else for the faster alone.
+    """
+    rows = []
+    for name, config in DECODERS.items():
+        alone = fastest(options(config, machine, 1, False, together), float('inf'))
+        for devices in DEVICES:
+            layouts = {'pmap': False, 'fsdp': True} if devices > 1 else {'one': False}
+            found = {layout: options(config, machine, devices, sharded, together)
+                     for layout, sharded in layouts.items()}
+            best = {layout: fastest(some, machine.memory) for layout, some in found.items()}
+            first = max(best, key=lambda layout: best[layout].rate if best[layout] else 0.0)
+            for layout, one in best.items():
+                if both or layout == first:
+                    mark = '**' if devices > 1 and both and layout == first else ''
+                    rows.append([name, f'{devices}', f'{mark}{layout}{mark}',
+                                 *cells(one, found[layout], devices * alone.rate)])
+    return table(['model', 'devices', 'layout', 'state, GB', 'in a step, GB', 'rows',
+                  'products, ms', 'update, ms', 'exchange, ms', 'reduction, ms', 'step, ms',
+                  'comparisons/s', 'of linear'], rows)
+
+
+def cells(one: Setting | None, found: Sequence[Setting], linear: float) -> list[str]:
+    """What a table says of a setting, or of the smallest of those that do not fit."""
+    shown = one or min(found, key=lambda other: sum(other.memory))
+    memory = [f'{shown.memory.state / 1e9:.3g}', f'{sum(shown.memory) / 1e9:.3g}']
+    if one is None:
+        return [*memory, 'does not fit', *['-'] * 7]
+    seconds, best = one.seconds, one.comparisons / one.seconds.shortest
+    return [*memory, f'{one.rows}{" (remat)" if one.remat else ""}',
+            *(f'{1e3 * part:,.1f}' for part in seconds),
+            span(1e3 * seconds.shortest, 1e3 * seconds.longest, ',.1f'),
+            span(one.rate, best, ',.0f'),
+            span(100 * one.rate / linear, 100 * best / linear, '.0f') + '%']
+
+
+def largest(machine: costs.Machine) -> str:
+    """A table of the deepest decoder of width 4096 that fits, with one row and recomputation."""
+    rows = []
+    for devices, sharded in ((1, False), (8, True), (64, True)):
+
+        def needed(blocks: int, devices: int = devices, sharded: bool = sharded) -> int:
+            layout = pack(8 * ON_EACH, 8, 1)[0][0]
+            return sum(costs.step_memory(network(decoder(blocks, 4096, 32), True), layout,
+                                         shards=devices if sharded else 1))
+
+        blocks = bisect.bisect_right(range(2, 100_000), machine.memory, key=needed) + 1
+        count = sum(costs.parameters(network(decoder(blocks, 4096, 32), True)))
+        rows.append(['fsdp' if sharded else 'one, pmap', f'{devices}' if sharded else 'any',
+                     f'{blocks}', f'{count / 1e9:.1f}', f'{needed(blocks) / 1e9:.1f}'])
+    return table(['layout', 'devices', 'blocks', 'parameters, 10^9', 'in a step, GB'], rows)
+
+
+def hidden(machine: costs.Machine) -> str:
+    """A table of the tokens from which on the products of a micro-batch hide its exchange."""
+    rows = []
+    for name, config in DECODERS.items():
+        for devices in DEVICES[1:]:
+            needed = []
+            for remat in (False, True):
+                one, many = (costs.step_seconds(
+                    network(config, remat), [(packing.Layout(LENGTH, count, 8 * count, 2), 1)],
+                    machine, devices=devices, sharded=True, efficiency=EFFICIENCY)
+                    for count in (1, 2))
+                # Both grow by a constant for each row: the exchange by that of the embeddings.
+                gain = (many.products - one.products) - (many.exchange - one.exchange)
+                rest = one.exchange - one.products + gain
+                needed.append(f'{LENGTH * rest / gain:,.0f}')
+            rows.append([name, f'{devices}', *needed])
+    return table(['model', 'devices', 'tokens', 'tokens (remat)'], rows)
+
+
+def span(low: float, high: float, form: str) -> str:
+    """Both bounds, or one number where they look alike."""
+    texts = [format(low, form), format(high, form)]
+    return texts[0] if texts[0] == texts[1] else ' to '.join(texts)
+
+
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [heading, ['---'] * len(heading), *rows]
+    return '\n'.join(f'| {" | ".join(line)} |' for line in lines)
+
+
+def tables() -> dict[str, str]:
+    """Titles and tables, in the order in which docs/scaling.md has them."""
+    return {
+        f'H200, {ON_EACH} comparisons a device': speed(costs.H200, together=False, both=True),
+        f'H200, {TOGETHER} comparisons in all': speed(costs.H200, together=True, both=False),
+        f'TPU v5p, {ON_EACH} comparisons a device': speed(
+            costs.TPU_V5P, together=False, both=False),
+        'H200, the largest model': largest(costs.H200),
+        'H200, tokens of a micro-batch that hide its exchange': hidden(costs.H200),
+    }
+
+
+def predicted(config: ConfigDict, flops: float) -> float:
+    """Comparisons a second of the timed steps of a benchmark, if products were all there is.
+
+    Args:
+      config: of the benchmark.
+      flops: floating-point operations a second of its matrix product.
+    """
+    workload, settings = benchmark.prepare(config), config.benchmark
+    layouts = packing.plan_layouts(workload.encoded, row_length=config.train.row_length,
+                                   rows=config.train.rows)
+    items, work = 0, 0
+    for number in range(1, 1 + settings.repeats * settings.steps):
+        part = benchmark.training_items(config, workload.encoded, number)
+        items += len(part)
+        for one in packing.pack(part, layouts):
+            batch = one.micro_batch
+            pairs = attention.plan(
+                batch.segments, batch.responses, workload.network.attention).pairs
+            work += sum(costs.micro_batch_work(workload.network, layouts[one.layout],
+                                               pairs=None if pairs is None else int(pairs)))
+    return items * flops / work
+
+
+def compare(path: str) -> str:
+    """Measured and predicted comparisons a second of a benchmark."""
+    result = workdir.read_json(path)
+    try:
+        rate = result['matmul']['flops_per_second']['median']
+        measured = result['training']['comparisons_per_second']['median']
+        config = ConfigDict(result['config'])
+    except (KeyError, TypeError) as error:
+        raise workdir.WorkdirError(f'--measured={path}: no {error}; expected the benchmark.json of '
+                                   'experiments.benchmark') from error
+    bound = predicted(config, rate)
+    return (f'{measured:.3g} comparisons/s measured, {bound:.3g} if products at {rate / 1e9:.3g} '
+            f'GFLOP/s were all there is: {measured / bound:.2f} of it')

@@ -1,0 +1,1 @@
+"""One run: from a config to checkpoints, and what can be had from them."""

@@ -1,0 +1,109 @@
+"""How a run is spread over the devices of all processes: on one, copied to each, or split."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from qrm.models import sharding
+
+MODES = ('replicated', 'fsdp')
+_AXIS = 'devices'
+
+
+def replicate(tree: Any) -> Any:
+    """A copy of the tree on each local device, as leaves with a leading device axis."""
+    count = jax.local_device_count()
+    return jax.pmap(lambda _, x: x, in_axes=(0, None))(jnp.arange(count), tree)
+
+
+def unreplicate(tree: Any) -> Any:
+    """The first local device's copy of a replicated tree."""
+    # Not x[0], which would be a computation on all devices of all processes.
+    return jax.tree.map(lambda x: x.addressable_shards[0].data.reshape(x.shape[1:]), tree)
+
+
+def fetch_number(value: jax.Array) -> float:
+    """A number that a step gives, the same on all devices; fetched as soon as it is there."""
+    # Nothing is computed for it on a device: that would wait for the step that runs by now.
+    return float(np.ravel(value.addressable_shards[0].data)[0])
+
+
+def all_sum(tree: Any, axis_name: str | None) -> Any:
+    """Sum over the devices of a mapped axis; the tree itself without one."""
+    return tree if axis_name is None else jax.lax.psum(tree, axis_name)
+
+
+def own_devices() -> list[int]:
+    """Which of all devices, in the order of `jax.devices()`, belong to this process."""
+    return [i for i, device in enumerate(jax.devices())
+            if device.process_index == jax.process_index()]
+
+
+@dataclasses.dataclass(frozen=True)
+class Spread:
+    """Where the state of a run lives, and how its step is run.
+
+    Attributes:
+      mesh: the mesh over which the state is split; None: it is on the one device there is, or
+        copied to each (`pmap`).
+    """
+
+    mesh: Mesh | None = None
+
+    @property
+    def _copied(self) -> bool:
+        return self.mesh is None and jax.device_count() > 1
+
+    def start(self, state: Any) -> Any:
+        """The state as `run` takes it; over a mesh it is already."""
+        return replicate(state) if self._copied else state
+
+    def one(self, tree: Any) -> Any:
+        """One copy of state or metrics as `run` gives them; over a mesh, the split arrays."""
+        return unreplicate(tree) if self._copied else tree
+
+    def to_save(self, state: Any) -> Any:
+        """The state as checkpoints take it."""
+        # Of arrays that are whole in each process, only NumPy's are saved by the first alone.
+        # Copies, as the next step uses the state's memory while this is being saved.
+        return jax.tree.map(np.array, unreplicate(state)) if self._copied else state
+
+    def put(self, trees: Sequence[Any]) -> Any:
+        """Trees of arrays, one for each own device, on their devices as what runs there takes them.
+
+        This does not wait: while the devices compute, what they need next is on its way.
+        """
+        if self.mesh is None and not self._copied:
+            return jax.device_put(trees[0])
+        stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *trees)
+        if self.mesh is None:
+            mesh = Mesh(np.array(jax.local_devices()), (_AXIS,))
+            return jax.device_put(stacked, NamedSharding(mesh, P(_AXIS)))
+        place = NamedSharding(self.mesh, P(sharding.AXIS))
+        return jax.tree.map(
+            lambda x: jax.make_array_from_process_local_data(place, x), stacked)
+
+    def compile(self, train_step: Callable[..., Any]) -> Callable[..., Any]:
+        """Compiles `step.make_train_step`'s function; the state given to it is used up.
+
+        Returns:
+          `run(state, (batch, stop)) -> (state, metrics, stop)`, compiled at its first call, with
+          state from `start` and the rest from `put`. Stop is a number that is added up over all
+          devices: what one process knows reaches all of them at the same step.
+        """
+
+        def run(state, batch_and_stop, *, axis_name=None, mesh=None):
+            batch, stop = batch_and_stop
+            return (*train_step(state, batch, axis_name=axis_name, mesh=mesh),
+                    jnp.sum(all_sum(stop, axis_name)))
+
+        if self._copied:
+            return jax.pmap(functools.partial(run, axis_name=_AXIS), _AXIS, donate_argnums=0)
+        return jax.jit(functools.partial(run, mesh=self.mesh), donate_argnums=0)

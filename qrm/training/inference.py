@@ -1,0 +1,139 @@
+"""Raw outputs of many comparisons: packed rows through the network, on all devices."""
+
+import collections
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from qrm.data.packing import (
+    Layout,
+    MicroBatch,
+    Packed,
+    empty_micro_batch,
+    fit_row_length,
+    pack,
+    plan_layouts,
+    round_length,
+    runs,
+)
+from qrm.data.tokens import Encoded
+from qrm.models import sharding
+from qrm.models.network import Params, RewardNetwork
+from qrm.training.devices import Spread, own_devices
+
+_AHEAD = 1  # micro-batches that run while the host prepares the next
+_CHUNK = 4096  # comparisons packed together; bounds memory and the time spent on packing
+
+
+def predict(
+    network: RewardNetwork,
+    params: Params,
+    encoded: Sequence[Encoded],
+    *,
+    row_length: int,
+    rows: int,
+    mesh: Mesh | None = None,
+) -> list[np.ndarray]:
+    """What the head gives for every response, whatever shares its rows.
+
+    With several processes all of them call it, with the same comparisons, and get all outputs.
+
+    Args:
+      network, params: the reward model.
+      encoded: comparisons with any number of responses.
+      row_length, rows: shape of a micro-batch, see `packing.plan_layouts`.
+      mesh: the mesh over which params are split, see `sharding`; None: they are not.
+
+    Returns:
+      One [K, outputs] float32 array for each comparison, in order; see `HeadConfig.read`.
+    """
+    results = [np.empty((len(item.responses), network.head.outputs), np.float32)
+               for item in encoded]
+    if not encoded:
+        return results
+    pieces, owners = [], []
+    length = fit_row_length(encoded, row_length)
+    total = round_length(sum(item.size for item in encoded))
+    if total < length:  # a few dialogues alone do not pay for a whole row
+        length, rows = total, 1
+    for owner, item in enumerate(encoded):
+        for _, part in runs(item, length):
+            pieces.append(dataclasses.replace(
+                item, responses=item.responses[part.start:part.stop],
+                preference=item.preference[part.start:part.stop, part.start:part.stop],
+                ratings=item.ratings[part.start:part.stop],
+                prompt_ends=item.prompt_ends[part.start:part.stop]))
+            owners.append((owner, part.start))
+    layouts = plan_layouts(pieces, row_length=length, rows=max(1, rows * row_length // length))
+    devices, spread = jax.device_count(), Spread(mesh)
+    params = spread.start(params)
+    running: collections.deque[tuple[jax.Array, list[Packed], int]] = collections.deque()
+
+    def fetch() -> None:
+        outputs, group, start = running.popleft()
+        for slots, one in zip(np.asarray(outputs), group, strict=False):
+            for slot, index in enumerate(one.indices):
+                owner, k = owners[start + index]
+                count = len(pieces[start + index].responses)
+                results[owner][k:k + count] = slots[slot, :count]
+
+    for start in range(0, len(pieces), _CHUNK):
+        packed = pack(pieces[start:start + _CHUNK], layouts)
+        for number, layout in enumerate(layouts):
+            members = [item for item in packed if item.layout == number]
+            for first in range(0, len(members), devices):
+                group = members[first:first + devices]
+                outputs = _forward(network, params, [p.micro_batch for p in group], layout,
+                                   spread)
+                running.append((outputs, group, start))
+                # The devices never wait for the host to take results away.
+                if len(running) > _AHEAD:
+                    fetch()
+    while running:
+        fetch()
+    return results
+
+
+def _forward(
+    network: RewardNetwork,
+    params: Params,
+    batches: list[MicroBatch],
+    layout: Layout,
+    spread: Spread,
+) -> jax.Array:
+    """Outputs [devices, C, K, outputs] of up to one micro-batch for each device."""
+    devices = jax.device_count()
+    batches = batches + [empty_micro_batch(layout)] * (devices - len(batches))
+    placed = spread.put([batches[i] for i in own_devices()])
+    if spread.mesh is not None:
+        return _apply_split(network, spread.mesh, params, placed)
+    if devices == 1:
+        return _apply(network, params, placed)[None]
+    return spread.one(_apply_all(network, params, placed))
+
+
+def _outputs(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
+    return network(params, batch)
+
+
+_apply = jax.jit(_outputs, static_argnums=0)
+
+
+@functools.partial(jax.pmap, axis_name='devices', static_broadcasted_argnums=0)
+def _apply_all(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
+    return jax.lax.all_gather(_outputs(network, params, batch), 'devices')
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply_split(
+    network: RewardNetwork, mesh: Mesh, params: Params, batch: MicroBatch
+) -> jax.Array:
+    def own(params, batch):
+        return jax.lax.all_gather(_outputs(network, params, batch), sharding.AXIS)
+
+    return sharding.on_shards(own, mesh, P())(params, batch)

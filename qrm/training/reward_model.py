@@ -1,0 +1,218 @@
+"""Trained reward models: what to score with, and how to load it.
+
+    model = qrm.load('results/helpful-quantile')      # a workdir, or a Hugging Face folder or name
+    scores = model.score(['...prompt...'], [['...response...', '...another...']])
+"""
+
+import dataclasses
+import os
+import shutil
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from qrm.data.comparisons import Comparison, DataError, parse_row
+from qrm.data.tokens import Encoded, Tokenizer, encode_to_score, load_tokenizer
+from qrm.models import weights
+from qrm.models.decoder import DecoderConfig
+from qrm.models.network import Params, RewardNetwork
+from qrm.rewards import losses
+from qrm.rewards.heads import HeadConfig
+from qrm.training import inference
+from qrm.training.checkpoints import Checkpoints
+from qrm.training.workdir import WorkdirError, read_json, runs_hint, write_json
+
+_ROWS = 1  # of `row_length` tokens
+
+
+class Scores(NamedTuple):
+    """Scores of several prompts.
+
+    Attributes:
+      rewards: for each prompt [K] float32, or a float where its response was given as one text.
+      quantiles: for each prompt [K, N] float32 at `RewardModel.taus`, or [N]; N = 1 for a
+        scalar head.
+    """
+
+    rewards: list[Any]
+    quantiles: list[np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardModel:
+    """A reward model with its parameters and its way of reading text.
+
+    Attributes:
+      network: architecture.
+      params: parameters.
+      tokenizer: tokenizer.
+      loss: the objective it was trained with, which says what a win probability is.
+      append_eos: whether EOS is appended to each dialogue.
+      max_length: tokens of the longest dialogue; longer ones lose their left end.
+      row_length: tokens of a packed row; has no effect on scores.
+    """
+
+    network: RewardNetwork
+    params: Params
+    tokenizer: Tokenizer
+    loss: losses.LossConfig
+    append_eos: bool
+    max_length: int
+    row_length: int = 1024
+
+    @property
+    def taus(self) -> np.ndarray:
+        """[N] float32, the levels of the quantiles."""
+        return self.network.head.taus
+
+    def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Scores:
+        """Scores responses; a score does not depend on what else is scored with it.
+
+        Args:
+          prompts: n texts or lists of chat messages.
+          responses: for each prompt one response (text) or a list of K responses.
+
+        Raises:
+          DataError: the two differ in length, or hold something that is no text.
+        """
+        if isinstance(prompts, str) or isinstance(responses, str):
+            raise DataError('got one text, expected a list of prompts and a list of responses')
+        if len(prompts) != len(responses):
+            raise DataError(f'{len(prompts)} prompts and {len(responses)} lists of responses')
+        single = [isinstance(response, str) for response in responses]
+        comparisons = []
+        for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
+            row = {'prompt': prompt, 'responses': [given] if single[i] else given}
+            comparisons.append(parse_row(row, f'prompts[{i}]', allow_blank=True))
+        scores, _ = self.score_comparisons(comparisons)
+        return Scores(
+            rewards=[float(r[0]) if one else r
+                     for r, one in zip(scores.rewards, single, strict=True)],
+            quantiles=[q[0] if one else q
+                       for q, one in zip(scores.quantiles, single, strict=True)],
+        )
+
+    def score_comparisons(self, comparisons: Sequence[Comparison]) -> tuple[Scores, int]:
+        """Scores [K] of each comparison, in order, and how many dialogues were cut."""
+        encoded, cut = self.encode(comparisons)
+        if not encoded:
+            return Scores([], []), cut
+        outputs = self.predict(encoded)
+        rewards, quantiles = _read(self.network.head, np.concatenate(outputs))
+        stops = np.cumsum([len(x) for x in outputs])[:-1]
+        return Scores(np.split(rewards, stops), np.split(quantiles, stops)), cut
+
+    def encode(self, comparisons: Sequence[Comparison]) -> tuple[list[Encoded], int]:
+        """The comparisons in tokens, for `predict`, and how many dialogues were cut."""
+        return encode_to_score(comparisons, self.tokenizer, max_length=self.max_length,
+                               append_eos=self.append_eos, attributes=self.network.head.attributes)
+
+    def predict(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """Raw outputs [K, outputs] of each encoded comparison, in order."""
+        return inference.predict(self.network, self.params, encoded, row_length=self.row_length,
+                                 rows=_ROWS)
+
+
+def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardModel:
+    """Loads a reward model from a workdir, or a `GPT2ForSequenceClassification` checkpoint.
+
+    It computes in float32, also if it was trained in bfloat16.
+
+    Args:
+      path: workdir of a training run, or folder or hub name in the Hugging Face layout; a
+        `score.weight` with one row is a scalar head, with N rows a quantile head.
+      step: of a workdir, which checkpoint: 'best', 'last' or a number.
+      max_length: tokens of the longest dialogue; 0: the model's number of positions.
+
+    Raises:
+      DataError, WorkdirError: there is no reward model, or it cannot be used.
+    """
+    if os.path.isdir(path) and os.path.exists(os.path.join(path, 'model.json')):
+        model = _load_workdir(path, step)
+    else:
+        model = _load_hugging_face(path)
+    positions = model.network.decoder.n_positions
+    if not 0 <= max_length <= positions:
+        raise DataError(f'max_length={max_length}, but the model has {positions} positions')
+    # In bfloat16 a score would depend on what shares its row, by about .003.
+    network = dataclasses.replace(model.network, dtype='float32')
+    return dataclasses.replace(model, network=network, max_length=max_length or positions)
+
+
+def describe(workdir: str, model: RewardModel) -> None:
+    """Writes what `load` needs beside the checkpoints: `model.json` and the tokenizer."""
+    folder = os.path.join(workdir, 'tokenizer')
+    if not jax.process_index() and not os.path.isdir(folder):
+        # Appears whole or not at all, also if the run is killed here.
+        shutil.rmtree(folder + '.tmp', ignore_errors=True)
+        model.tokenizer.save_pretrained(folder + '.tmp')
+        os.rename(folder + '.tmp', folder)
+    network = dataclasses.asdict(model.network)
+    write_json(os.path.join(workdir, 'model.json'), {
+        'network': network, 'loss': dataclasses.asdict(model.loss), 'append_eos': model.append_eos,
+        'max_length': model.max_length, 'row_length': model.row_length,
+    })
+
+
+def _read(head: HeadConfig, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Rewards [R] and quantiles [R, N] of raw outputs [R, outputs]."""
+    return (np.asarray(head.read(outputs).distribution.mean), np.asarray(head.quantiles(outputs)))
+
+
+def _load_workdir(workdir: str, step: int | str) -> RewardModel:
+    path = os.path.join(workdir, 'model.json')
+    values = read_json(path)
+    try:
+        parts, loss = values['network'], losses.LossConfig(**values['loss'])
+        network = RewardNetwork(**parts | {
+            'decoder': DecoderConfig(**parts['decoder']), 'head': HeadConfig(**parts['head'])})
+        rest = [values[key] for key in ('append_eos', 'max_length', 'row_length')]
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkdirError(f'{path}: not a model of this version ({error!r})') from error
+    params = jax.eval_shape(network.init, jax.random.key(0))
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        number = {'best': checkpoints.best, 'last': checkpoints.latest}.get(step, step)
+        if number not in checkpoints.steps:
+            raise WorkdirError(f'{workdir}: no checkpoint {step!r}; there are {checkpoints.steps}, '
+                               "expected one of them, 'best' or 'last'")
+        params = checkpoints.restore_params(number, params)
+    return RewardModel(
+        network, params, load_tokenizer(os.path.join(workdir, 'tokenizer')), loss, *rest)
+
+
+def _load_hugging_face(path: str) -> RewardModel:
+    folder = weights.resolve(path)
+    if not os.path.exists(os.path.join(folder, 'config.json')):
+        raise DataError(f'{path}: neither the folder of a run (model.json) nor a Hugging Face '
+                        f'checkpoint (config.json){runs_hint(folder)}')
+    pretrained = weights.load_pretrained(folder)
+    if pretrained.score is None:
+        raise DataError(f'{path}: no score.weight; this is a language model, not a reward model')
+    outputs = pretrained.score.shape[1]
+    head = HeadConfig('scalar') if outputs == 1 else HeadConfig('quantile', outputs)
+    tokenizer = load_tokenizer(folder)
+    check_vocabulary(tokenizer, pretrained.config)
+    objective = 'bradley_terry' if outputs == 1 else 'bradley_terry_quantile_huber'
+    return RewardModel(
+        RewardNetwork(pretrained.config, head),
+        {'decoder': pretrained.decoder, 'head': {'kernel': pretrained.score}},
+        tokenizer, losses.LossConfig(objective), append_eos=True,
+        max_length=pretrained.config.n_positions,
+    )
+
+
+def check_vocabulary(tokenizer: Tokenizer, decoder: DecoderConfig) -> None:
+    """Checks that every token has an embedding; a missing one would read another token's.
+
+    Raises:
+      DataError: the tokenizer has more tokens than the embedding has rows, or no words at all.
+    """
+    # From a folder with no tokenizer but a config.json, transformers makes an empty one.
+    if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
+        raise DataError(f'{tokenizer.name_or_path}: no tokenizer, or one with special tokens only; '
+                        'expected tokenizer.json, or vocab.json and merges.txt')
+    if len(tokenizer) > decoder.vocab_size:
+        raise DataError(f'the tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, '
+                        f'but the embedding has {decoder.vocab_size} rows')

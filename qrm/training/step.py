@@ -1,0 +1,300 @@
+"""One training step as a pure function of (state, batch), for one device or many.
+
+Sums, not means, are differentiated and reduced: over micro-batches, then over devices, and are
+divided once, by the total weight. So a step means the same however its comparisons are spread.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from jax.sharding import PartitionSpec as P
+
+from qrm.data.packing import Batch, MicroBatch
+from qrm.models import sharding
+from qrm.models.network import Params, RewardNetwork, stack_blocks, unstack_blocks
+from qrm.rewards import heads, losses
+from qrm.training.devices import all_sum
+
+SCHEDULES = ('cosine', 'linear', 'constant', 'inverse_sqrt')
+OPTIMIZERS = ('adamw', 'sgd')
+
+
+class TrainState(NamedTuple):
+    """Everything a step changes.
+
+    Attributes:
+      step: [] int32, steps taken.
+      params: parameters, float32.
+      opt_state: state of the optimiser.
+      key: raw key data of the run's random numbers; step s uses what is folded in from s.
+      teacher: moving average of the parameters, for objectives with a teacher; else None.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+    key: jax.Array
+    teacher: Params | None = None
+
+
+class Sums(NamedTuple):
+    """Weighted sums over comparisons, and counts over pairs and responses, all [] float32."""
+
+    loss: jax.Array
+    weight: jax.Array
+    correct: jax.Array
+    margin: jax.Array
+    pairs: jax.Array
+    reward: jax.Array
+    reward_squared: jax.Array
+    responses: jax.Array
+
+    def metrics(self) -> dict[str, jax.Array]:
+        """Means, divided once; without pairs, accuracy (ties count one half) and margin are 0."""
+        mean = self.reward / self.responses
+        variance = self.reward_squared / self.responses - mean**2
+        return {
+            'loss': self.loss / self.weight,
+            'pairs': self.pairs,
+            'accuracy': self.correct / jnp.maximum(self.pairs, 1.0),
+            'margin': self.margin / jnp.maximum(self.pairs, 1.0),
+            'reward_mean': mean,
+            'reward_std': jnp.sqrt(jnp.maximum(variance, 0.0)),
+        }
+
+
+def make_schedule(config: Any, steps: int) -> optax.Schedule:
+    """Learning rate by step: linear warm-up, then the configured decay.
+
+    Args:
+      config: the `optimizer` section of a config.
+      steps: steps of the whole run.
+    """
+    warmup = max(1, round(config.warmup_fraction * steps)) if config.warmup_fraction else 0
+    peak, rest = config.learning_rate, max(steps - warmup, 1)
+    decay = {
+        'cosine': optax.cosine_decay_schedule(peak, rest, config.final_fraction),
+        'linear': optax.linear_schedule(peak, peak * config.final_fraction, rest),
+        'constant': optax.constant_schedule(peak),
+        'inverse_sqrt': lambda step: peak * jnp.sqrt(
+            jnp.maximum(warmup, 1) / (step + jnp.maximum(warmup, 1))
+        ),
+    }[config.schedule]
+    if not warmup:
+        return decay
+    # The first step already moves: it takes 1 / warmup of the peak.
+    rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
+    return optax.join_schedules([rise, decay], [warmup])
+
+
+def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
+    """Clipping by global norm, then AdamW or SGD on the schedule.
+
+    Weight decay acts on matrices only, not on norms and biases.
+    """
+    schedule = make_schedule(config, steps)
+    if config.name == 'sgd':
+        optimizer = optax.sgd(schedule)
+    else:
+        optimizer = optax.adamw(schedule, b1=config.b1, b2=config.b2, eps=config.eps,
+                                weight_decay=config.weight_decay, mask=decays)
+    clip = optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+    return optax.chain(clip, optimizer)
+
+
+def decays(params: Params) -> Params:
+    """Mask of the parameters that weight decay acts on."""
+    matrices = ('kernel', 'wte', 'wpe', 'gate', 'cosines')
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
+
+
+def init_state(
+    params: Params,
+    optimizer: optax.GradientTransformation,
+    seed: int,
+    mesh: Mesh | None = None,
+    *,
+    teacher: bool = False,
+) -> TrainState:
+    """The state before the first step; with a mesh, over which params are split, split likewise.
+
+    Args:
+      params: initial parameters.
+      optimizer: whose state is kept.
+      seed: of the run's random numbers.
+      mesh: see above.
+      teacher: whether to keep a moving average of the parameters.
+    """
+
+    def rest(params: Params) -> TrainState:
+        key = jax.random.key_data(jax.random.key(seed))
+        return TrainState(jnp.zeros((), jnp.int32), None, optimizer.init(params), key,
+                          params if teacher else None)
+
+    places = None if mesh is None else sharding.shardings(jax.eval_shape(rest, params), mesh)
+    return jax.jit(rest, out_shardings=places)(params)._replace(params=params)
+
+
+def make_train_step(
+    network: RewardNetwork, loss: losses.LossConfig, optimizer: optax.GradientTransformation
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
+    """Builds `train_step(state, batch, *, axis_name=None, mesh=None) -> (state, metrics)`.
+
+    With an axis name the function runs under `pmap` on that device's share of the batch, with
+    replicated state; with a mesh, on all shares and on state split as in `sharding`; without
+    either, on one device. Metrics are those of `Sums.metrics` and the norm of the gradient before
+    clipping. A batch whose weights are all 0 gives a NaN loss.
+    """
+
+    sampled = network.head.name == 'implicit_quantile'  # draws the levels it learns at
+
+    def objective(
+        params: Params,
+        embedded: jax.Array,
+        batch: MicroBatch,
+        teacher: Params | None,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, Sums]:
+        # The language-model loss needs all tokens, the rewards only those they are read at.
+        hidden = network.hidden(params, batch, embedded, key if network.dropout else None,
+                                everywhere=bool(loss.lm_weight))
+        read = hidden
+        if loss.lm_weight:
+            read = hidden.reshape(-1, hidden.shape[-1])[network.reads(batch)]
+        levels = None
+        if sampled:
+            levels = heads.random_levels(jax.random.fold_in(key, 1), batch.reads.shape,
+                                         network.head.num_quantiles)
+        # What empty slots hold must not reach the gradient, not even as 0 * inf.
+        outputs = jnp.where(batch.present[..., None], network.outputs(params, read, levels), 0.0)
+        reward = network.head.read(outputs, levels)
+        means = None
+        if teacher is not None:
+            means = network.head.read(network(teacher, batch)).members.mean
+        judgement = losses.Judgement(batch.preference, batch.margin, batch.ratings,
+                                     batch.annotator)
+        per_comparison = jax.vmap(functools.partial(losses.comparison_loss, loss))(
+            reward, judgement, means)
+        total = jnp.sum(per_comparison * batch.weight)
+        if loss.lm_weight:
+            total += loss.lm_weight * network.language_model_loss(params, batch, hidden)
+        return total, _sums(total, reward.distribution.mean, batch)
+
+    gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+
+    def add_micro_batch(
+        total: tuple[Params, Sums],
+        params: Params,
+        batch: MicroBatch,
+        teacher: Params | None,
+        key: jax.Array | None,
+    ) -> tuple[Params, Sums]:
+        (of_params, of_embedded), sums = gradient(params, network.embed(params, batch), batch,
+                                                  teacher, key)
+        gradients, sums = jax.tree.map(jnp.add, total, (of_params, sums))
+        return network.add_embedding_gradient(gradients, batch, of_embedded), sums
+
+    def add_batch(
+        params: Params,
+        teacher: Params | None,
+        batch: Batch,
+        step: jax.Array,
+        key: jax.Array,
+        axis_name: str | None,
+    ) -> tuple[Params, Sums]:
+        """Sums over the micro-batches of one device."""
+        own = None
+        if network.dropout or sampled:
+            own = jax.random.fold_in(jax.random.wrap_key_data(key), step)
+            if axis_name is not None:
+                own = jax.random.fold_in(own, jax.lax.axis_index(axis_name))
+        zeros = jnp.zeros((), jnp.float32)
+        total = (jax.tree.map(jnp.zeros_like, params), Sums(*[zeros] * len(Sums._fields)))
+        for number, stack in enumerate(batch):
+
+            def add(i, carry, stack=stack, number=number):
+                micro_batch = jax.tree.map(lambda x: x[i], stack.micro_batches)
+                drop = None if own is None else jax.random.fold_in(
+                    jax.random.fold_in(own, number), i)
+                return add_micro_batch(carry, params, micro_batch, teacher, drop)
+
+            # The trip count is data: one compilation serves however many are filled. Where
+            # shards are gathered in the loop, all devices go round as often as the fullest.
+            count = stack.count
+            if sharding.is_sharded(params):
+                count = jax.lax.pmax(count, axis_name)
+            total = jax.lax.fori_loop(0, count, add, total)
+        return total
+
+    def over_devices(
+        state: TrainState, batch: Batch, axis_name: str | None
+    ) -> tuple[Params, Sums]:
+        # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
+        # elsewhere a scan keeps compilation short, and with it blocks are really recomputed.
+        unrolled = jax.default_backend() == 'cpu' and not network.remat
+        params, teacher = state.params, state.teacher
+        if unrolled:
+            params = unstack_blocks(params)
+            teacher = teacher and unstack_blocks(teacher)
+        gradients, sums = all_sum(
+            add_batch(params, teacher, batch, state.step, state.key, axis_name), axis_name)
+        return stack_blocks(gradients) if unrolled else gradients, sums
+
+    def over_mesh(state: TrainState, batch: Batch, mesh: Mesh) -> tuple[Params, Sums]:
+
+        def own(networks, batch, step, key):
+            gradients, sums = add_batch(*networks, batch, step, key, sharding.AXIS)
+            return sharding.add_up(gradients), all_sum(sums, sharding.AXIS)
+
+        splits = sharding.specs(state.params, mesh.size)
+        return sharding.on_shards(own, mesh, (splits, P()))(
+            (state.params, state.teacher), batch, state.step, state.key)
+
+    def train_step(
+        state: TrainState,
+        batch: Batch,
+        *,
+        axis_name: str | None = None,
+        mesh: Mesh | None = None,
+    ) -> tuple[TrainState, dict[str, jax.Array]]:
+        if mesh is None:
+            gradients, sums = over_devices(state, batch, axis_name)
+        else:
+            gradients, sums = over_mesh(state, batch, mesh)
+        gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
+        # Over a mesh these are whole arrays to look at, so that norms are those of all shards.
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        metrics = sums.metrics() | {'gradient_norm': optax.tree.norm(gradients)}
+        params = optax.apply_updates(state.params, updates)
+        teacher = state.teacher
+        if teacher is not None:
+            teacher = optax.incremental_update(params, teacher, 1.0 - loss.ema_decay)
+        state = TrainState(state.step + 1, params, opt_state, state.key, teacher)
+        if mesh is not None:
+            state = jax.lax.with_sharding_constraint(state, sharding.shardings(state, mesh))
+        return state, metrics
+
+    return train_step
+
+
+def _sums(loss: jax.Array, rewards: jax.Array, batch: MicroBatch) -> Sums:
+    """Sums of a micro-batch from its rewards [C, K]."""
+    present = batch.present.astype(jnp.float32)
+    rewards = jnp.where(batch.present, rewards, 0.0)
+    decided = (batch.preference > 0.5).astype(jnp.float32)
+    ahead = rewards[:, :, None] - rewards[:, None, :]
+    return Sums(
+        loss=loss,
+        weight=jnp.sum(batch.weight),
+        correct=jnp.sum(decided * 0.5 * (1.0 + jnp.sign(ahead))),
+        margin=jnp.sum(decided * ahead),
+        pairs=jnp.sum(decided),
+        reward=jnp.sum(rewards),
+        reward_squared=jnp.sum(rewards**2),
+        responses=jnp.sum(present),
+    )

@@ -1,0 +1,386 @@
+"""Training, read from top to bottom: data, model, resume, loop, checkpoints."""
+
+import math
+import os
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
+
+import jax
+import numpy as np
+import tqdm
+from jax.sharding import Mesh
+
+from qrm.data import packing, tokens
+from qrm.data.comparisons import DataError, DataReport
+from qrm.data.sources import load_splits
+from qrm.data.tokens import Encoded
+from qrm.models import sharding, weights
+from qrm.models.network import Params, RewardNetwork, parameter_count
+from qrm.rewards import metrics
+from qrm.training import config as config_lib
+from qrm.training import inference, reward_model, step, workdir
+from qrm.training.checkpoints import Checkpoints
+from qrm.training.devices import Spread, fetch_number, own_devices
+from qrm.training.reward_model import RewardModel
+
+
+class NonFiniteLoss(ArithmeticError):
+    """A loss, gradient or reward became NaN or infinite; names the step and its comparisons."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; its state is saved and a rerun goes on from there."""
+
+
+class Prepared(NamedTuple):
+    """What a run starts from.
+
+    Attributes:
+      model: the reward model with its initial parameters.
+      encoded: 'train', 'validation', 'test' -> comparisons in tokens.
+      reports: the same keys -> what became of the rows.
+      mesh: over which the parameters are split; None: they are not.
+    """
+
+    model: RewardModel
+    encoded: dict[str, list[Encoded]]
+    reports: dict[str, DataReport]
+    mesh: Mesh | None
+
+
+def prepare(config: Any, folder: str | None = None) -> Prepared:
+    """Loads data, tokenizer and initial parameters.
+
+    Args:
+      config: a checked config.
+      folder: workdir whose tokenizer, if there is one, is used again.
+
+    Raises:
+      DataError: see `sources.load_splits`, `tokens.encode` and `weights.load_pretrained`; or no
+        comparisons are left to learn from or to hold out.
+    """
+    splits = load_splits(config.data, config.workload)
+    annotators = ()
+    if config.head.name == 'annotator':
+        annotators = sorted({c.annotator for c in splits['train'][0]} - {None})
+        if not annotators:
+            raise DataError(f"{config.data.path}: no training comparison has an 'annotator', "
+                            'which the annotator head learns from')
+    network, params, mesh = initial_network(config, annotators)
+    decoder, loss = network.decoder, config_lib.loss_config(config)
+    saved = os.path.join(folder, 'tokenizer') if folder else ''
+    if os.path.isdir(saved):
+        tokenizer = tokens.load_tokenizer(saved)
+    elif config.model.tokenizer or config.model.checkpoint:
+        tokenizer = tokens.load_tokenizer(
+            config.model.tokenizer or weights.resolve(config.model.checkpoint))
+    else:
+        texts = tokens.texts_of(splits['train'][0])
+        tokenizer = tokens.train_tokenizer(texts, decoder.vocab_size)
+    reward_model.check_vocabulary(tokenizer, decoder)
+    max_length = config.data.max_length or decoder.n_positions
+    if max_length > decoder.n_positions:
+        raise DataError(f'config.data.max_length={max_length}, but the model has '
+                        f'{decoder.n_positions} positions')
+    encoded = {
+        split: tokens.encode(
+            comparisons, tokenizer, report, max_length=max_length, overlong=config.data.overlong,
+            append_eos=config.data.append_eos, ratings=loss.reads != 'preferences',
+            # Held-out comparisons are judged by all that is known of them.
+            preferences=split != 'train' or loss.reads != 'ratings' or network.head.gated,
+            named=split == 'train' and loss.reads == 'annotators',
+            attributes=network.head.attributes, annotators=network.head.annotators)
+        for split, (comparisons, report) in splits.items()
+    }
+    reports = {split: report for split, (_, report) in splits.items()}
+    by_ratings = metrics.criterion(loss) == 'crps'
+    for split, items in encoded.items():
+        if not (tokens.has_rating if by_ratings else tokens.has_preferred)(items):
+            known = 'rated' if by_ratings else 'preferred'
+            raise DataError(f'no comparison with a {known} response is left in the {split} split '
+                            '(rows with the same opening question stay in one split)\n'
+                            + format_reports(reports))
+    return Prepared(
+        RewardModel(network, params, tokenizer, loss, config.data.append_eos, max_length,
+                    config.train.row_length),
+        encoded, reports, mesh,
+    )
+
+
+def initial_network(
+    config: Any, annotators: Sequence[str] = ()
+) -> tuple[RewardNetwork, Params, Mesh | None]:
+    """The configured network, what its parameters start from, and the mesh they are split over.
+
+    Args:
+      config: a checked config.
+      annotators: names of those whom the annotator head knows.
+
+    Raises:
+      DataError: see `weights.resolve` and `weights.load_pretrained`.
+    """
+    mesh = sharding.make_mesh() if config.train.sharding == 'fsdp' else None
+    pretrained = None
+    if config.model.checkpoint:
+        # What is going to be split need not fit into one accelerator.
+        with jax.default_device(mesh and jax.local_devices(backend='cpu')[0]):
+            pretrained = weights.load_pretrained(weights.resolve(config.model.checkpoint))
+    decoder = pretrained.config if pretrained else config_lib.decoder_config(config)
+    network = RewardNetwork(decoder, config_lib.head_config(config, annotators),
+                            config.model.dtype, config.model.attention, config.model.remat,
+                            config.model.dropout)
+    key = jax.random.key(config.seed)
+    places = mesh and sharding.shardings(jax.eval_shape(network.init, key), mesh)
+    params = jax.jit(network.init, out_shardings=places)(key)
+    if pretrained:
+        # The head always starts anew, so that heads compared with each other start alike.
+        if pretrained.score is not None:
+            print(f'note: score.weight of {config.model.checkpoint} is not used, training starts a '
+                  'new head')
+        own = pretrained.decoder
+        params = params | {'decoder': own if mesh is None
+                           else sharding.split(own, places['decoder'])}
+    return network, params, mesh
+
+
+def format_reports(reports: dict[str, DataReport]) -> str:
+    """The data reports of a run, for the terminal."""
+    return '\n'.join(report.format() for report in reports.values())
+
+
+def train(config: Any, folder: str) -> float | None:
+    """Trains the configured model in `folder`; goes on where an earlier run there stopped.
+
+    A rerun ends bit for bit where an uninterrupted run ends, on the same devices; on others, or
+    with another `train.sharding`, it ends there but for rounding, and for what each device draws:
+    dropout, and the levels of an implicit quantile head. With several devices the state
+    is copied to each, under `pmap`, or split over them, see `sharding`. With several processes
+    all of them call this with the same config and folder, and the first one writes.
+
+    Returns:
+      Median seconds of a step, without compilation and held-out evaluation; None if too few steps
+      were left to take.
+
+    Raises:
+      ConfigError, DataError, WorkdirError: nothing was trained.
+      NonFiniteLoss: the run cannot go on; the last checkpoint is from before.
+      Interrupted: SIGTERM or SIGINT came; the state is saved.
+    """
+    config_lib.check(config)
+    with workdir.lock(folder):
+        workdir.check_claim(folder, config)
+        prepared = prepare(config, folder)
+        # Only now: a run that could not start must not keep a corrected one out of its folder.
+        workdir.claim(folder, config)
+        return _train(config, folder, prepared)
+
+
+def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
+    network, loss = prepared.model.network, prepared.model.loss
+    examples = prepared.encoded['train']
+    print(format_reports(prepared.reports), flush=True)
+    reward_model.describe(folder, prepared.model)
+    workdir.write_json(os.path.join(folder, 'versions.json'), workdir.versions())
+    workdir.write_json(os.path.join(folder, 'data_report.json'),
+                       {split: r.as_dict() for split, r in prepared.reports.items()})
+
+    # Shapes and length of the run.
+    batch_size, devices = config.train.batch_size, jax.device_count()
+    layouts = packing.plan_layouts(examples, row_length=config.train.row_length,
+                                   rows=config.train.rows)
+    total = round(config.train.epochs * len(examples))
+    steps = -(-total // batch_size)
+    if not steps:
+        raise config_lib.ConfigError(f'config.train.epochs={config.train.epochs} of '
+                                     f'{len(examples)} comparisons is not one comparison')
+    if config.train.max_steps:
+        steps = min(steps, config.train.max_steps)
+        total = min(total, steps * batch_size)
+
+    # State and step.
+    optimizer = step.make_optimizer(config.optimizer, steps)
+    rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
+    mesh, spread = prepared.mesh, Spread(prepared.mesh)
+    state = step.init_state(prepared.model.params, optimizer, config.seed, mesh,
+                            teacher=loss.has_teacher)
+    run_step = spread.compile(step.make_train_step(network, loss, optimizer))
+    layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
+    fingerprint = tokens.fingerprint([*examples, *prepared.encoded['validation']])
+
+    def make_batches(number: int) -> list[packing.Batch]:
+        """Batches of this process's devices."""
+        parts = packing.share([examples[i] for i in indices(number)], devices)
+        per_device = -(-batch_size // devices)
+        return [packing.make_batch(parts[i], layouts, per_device) for i in own_devices()]
+
+    def indices(number: int) -> np.ndarray:
+        return packing.batch_indices(number, seed=config.seed, examples=len(examples),
+                                     batch_size=batch_size, total=total)
+
+    def not_finite(number: int, what: str) -> NonFiniteLoss:
+        ids = ', '.join(examples[i].id for i in indices(number))
+        return NonFiniteLoss(f'{folder}: step {number} gave {what}; comparisons in its batch: '
+                             f'{ids}')
+
+    def held_out_metrics(params: Any, number: int) -> dict[str, float]:
+        outputs = inference.predict(
+            network, params, prepared.encoded['validation'], row_length=config.train.row_length,
+            rows=config.train.rows, mesh=mesh)
+        # An update can overflow where loss and gradient did not.
+        if not all(np.isfinite(x).all() for x in outputs):
+            raise not_finite(number, 'held-out rewards that are not finite')
+        return metrics.summarise(metrics.predictions_of(
+            prepared.encoded['validation'], outputs, network.head, loss))
+
+    with Checkpoints(folder, keep=config.train.keep) as checkpoints, _Signals() as signals:
+        start = 0
+        if checkpoints.latest is not None:
+            start = checkpoints.latest
+            params, rest, meta = checkpoints.restore(
+                start, state.params, state._replace(params=None))
+            if meta['fingerprint'] != fingerprint:
+                raise DataError(f'{folder}: the training comparisons are not those this run '
+                                'started with; choose another --workdir or restore the data')
+            if meta['layout'] != layout:
+                print(f'note: the run started on {meta["layout"]} and goes on on {layout}; the '
+                      'last digits may differ', flush=True)
+            state = rest._replace(params=params)
+            print(f'resuming {folder} at step {start} of {steps}', flush=True)
+        print(f'{parameter_count(state.params):,} parameters, {len(examples)} comparisons, '
+              f'{steps} steps of {batch_size} on {layout}; '
+              f'micro-batches {", ".join(f"{x.rows} x {x.length}" for x in layouts)}',
+              flush=True)
+        state = spread.start(state)
+        log = workdir.Metrics(folder, resume_from=start, tensorboard=config.train.tensorboard)
+        progress = _Progress(steps)
+        pending: list[tuple[int, Any]] = []
+        known: list[jax.Array] = []
+        seconds: list[float] = []
+        interrupted = ''
+
+        def flush(running: int) -> None:
+            """Fetches, checks and writes the metrics of all steps so far but those running."""
+            row: dict[str, float] = {}
+            for number, values in pending[:len(pending) - running]:
+                row = {name: fetch_number(value) for name, value in values.items()}
+                if not all(map(math.isfinite, row.values())):
+                    raise not_finite(number, str(row))
+                if not row['pairs']:  # such as a batch of ratings
+                    del row['accuracy'], row['margin']
+                row['learning_rate'] = float(rates[number])
+                log.write(number + 1, 'train', row)
+            del pending[:len(pending) - running]
+            if row:
+                progress.update(number + 1, row)
+
+        def save(done: int, loss_held_out: float | None) -> None:
+            own = spread.to_save(state)
+            meta = {'fingerprint': fingerprint, 'layout': layout}
+            checkpoints.save(done, own.params, own._replace(params=None), meta, loss_held_out)
+
+        try:
+            for number in range(start, steps):
+                began = time.monotonic()
+                batches = make_batches(number)
+                stop = np.int32(bool(signals.received))
+                placed = spread.put([(batch, stop) for batch in batches])
+                # All that a step needs is on the devices; a hidden copy would stall it.
+                with jax.transfer_guard('disallow'):
+                    state, values, stops = run_step(state, placed)
+                pending.append((number, values))
+                # The host stays one step ahead of the device, no more: a signal is served soon.
+                if len(pending) > 1:
+                    jax.block_until_ready(pending[-2])
+                seconds.append(time.monotonic() - began)
+                done, stopped = number + 1, bool(signals.received)
+                if jax.process_count() > 1:
+                    # A signal may have come to some; all know of it after one more step.
+                    known.append(stops)
+                    stopped = len(known) > 1 and bool(fetch_number(known.pop(0)))
+                due = done % config.train.checkpoint_every == 0 or done == steps
+                if due or stopped:
+                    flush(0)
+                elif done % config.train.log_every == 0:
+                    flush(1)  # the device never waits for the host to write
+                if due:
+                    held_out = held_out_metrics(spread.one(state.params), number)
+                    log.write(done, 'validation', held_out)
+                    criterion = metrics.criterion(loss)
+                    save(done, held_out[criterion])
+                    shown = [f'{name} {held_out[name]:.4f}'
+                             for name in dict.fromkeys((criterion, 'accuracy')) if name in held_out]
+                    progress.note(done, f'held-out {", ".join(shown)}')
+                if stopped:
+                    if not due:
+                        save(done, None)
+                    interrupted = (f'{signals.received or "stopped"}: saved {folder} at step '
+                                   f'{done} of {steps}; run the same command again to go on')
+                    break
+        finally:
+            progress.close()
+            log.close()
+    if interrupted:
+        raise Interrupted(interrupted)
+    # The first steps wait for compilation, and for none before them.
+    return float(np.median(seconds[3:])) if len(seconds) > 3 else None
+
+
+class _Signals:
+    """Remembers SIGTERM and SIGINT while it is entered, in place of dying by them."""
+
+    def __init__(self):
+        self.received = ''
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            self._before[number] = signal.signal(number, self._receive)
+        return self
+
+    def _receive(self, number: int, unused_frame: Any) -> None:
+        self.received = signal.Signals(number).name
+        signal.signal(number, self._before[number])
+        print(f'{self.received}: saving after this step; a second signal stops at once', flush=True)
+
+    def __exit__(self, *unused) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+class _Progress:
+    """A bar on a terminal, a line now and then elsewhere; time starts after the first steps.
+
+    The first update comes after compilation, which the estimated time must not contain.
+    """
+
+    def __init__(self, steps: int):
+        self._steps = steps
+        self._bar: tqdm.tqdm | None = None
+        self._start: tuple[int, float] | None = None
+
+    def update(self, done: int, row: dict[str, float]) -> None:
+        if sys.stderr.isatty():
+            if self._bar is None:
+                self._bar = tqdm.tqdm(total=self._steps, initial=done, unit='step', leave=False)
+            shown = {name: f'{row[name]:.4f}' for name in ('loss', 'accuracy') if name in row}
+            self._bar.set_postfix(shown, refresh=False)
+            self._bar.update(done - self._bar.n)
+        if self._start is None:
+            self._start = done, time.monotonic()
+
+    def note(self, done: int, text: str) -> None:
+        text = f'step {done}/{self._steps}: {text}'
+        if self._bar is not None:
+            self._bar.write(text)
+            return
+        if self._start and done > self._start[0]:
+            pace = (time.monotonic() - self._start[1]) / (done - self._start[0])
+            text += f', {pace:.2f} s/step, {pace * (self._steps - done):.0f} s left'
+        print(text, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()

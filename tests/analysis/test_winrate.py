@@ -1,0 +1,97 @@
+"""Win rates against references, by hand, and their cache."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+from scipy.special import expit
+
+from qrm.analysis import winrate
+from qrm.data import tokens
+from qrm.data.comparisons import DataError
+from qrm.models.decoder import DecoderConfig
+from qrm.models.network import RewardNetwork
+from qrm.rewards import losses
+from qrm.rewards.heads import HeadConfig
+from qrm.training.reward_model import RewardModel
+from tests.helpers import init
+
+SETTINGS = {'replicates': 50, 'level': 0.9, 'seed': 0}
+PROMPTS = [f'\n\nHuman: question {i}?\n\nAssistant:' for i in range(40)]
+
+
+@pytest.fixture(scope='module')
+def model():
+    tokenizer = tokens.train_tokenizer([*PROMPTS, ' yes of course', ' no, never'], 300)
+    network = RewardNetwork(DecoderConfig(300, 64, 16, 1, 2, 32), HeadConfig('quantile', 4))
+    params = jax.tree.map(lambda x: 4.0 * x if x.ndim > 1 else x, init(network))
+    return RewardModel(network, params, tokenizer,
+                       losses.LossConfig('distributional_bradley_terry'), append_eos=True,
+                       max_length=64, row_length=64)
+
+
+def write(path, rows):
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return str(path)
+
+
+@pytest.fixture(scope='module')
+def files(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('files')
+    references = [{'prompt': p, 'responses': [f' no {i}', ' never']}
+                  for i, p in enumerate(PROMPTS)]
+    candidates = [{'prompt': p, 'response': f' yes {i}'} for i, p in enumerate(PROMPTS)]
+    candidates.append({'prompt': 'of no reference', 'response': ' yes'})
+    return write(folder / 'candidates.jsonl', candidates), write(
+        folder / 'references.jsonl', references)
+
+
+def test_rates_are_those_of_the_scores(model, files, tmp_path):
+    found = winrate.win_rates(model, *files, str(tmp_path), **SETTINGS)
+    own = model.score(PROMPTS, [f' yes {i}' for i in range(40)])
+    other = model.score(PROMPTS, [[f' no {i}', ' never'] for i in range(40)])
+    lead = np.array([a - b for a, b in zip(own.rewards, other.rewards, strict=True)])
+    assert np.abs(lead).min() > 1e-4  # no ties
+    assert found['win_rate']['value'] == pytest.approx(np.mean(lead > 0))
+    # The mean over a draw from each side's four quantiles.
+    wins = [expit(a[:, None] - b[None]).mean()
+            for a, both in zip(own.quantiles, other.quantiles, strict=True) for b in both]
+    assert found['win_probability']['value'] == pytest.approx(np.mean(wins), abs=1e-5)
+    assert found['win_rate']['low'] < found['win_rate']['value'] < found['win_rate']['high']
+    assert (found['prompts'], found['candidates'], found['unmatched']) == (40, 40, 1)
+    assert '40 candidates for 40 prompts (1 rows without a reference' in winrate.describe(found)
+
+
+def test_scores_of_references_are_computed_once_for_a_model(model, files, tmp_path, monkeypatch):
+    first = winrate.win_rates(model, *files, str(tmp_path), **SETTINGS)
+    scored = []
+    predict = RewardModel.predict
+    monkeypatch.setattr(RewardModel, 'predict', lambda self, items: (
+        scored.append(len(items)), predict(self, items))[1])
+    second = winrate.win_rates(model, *files, str(tmp_path), **SETTINGS)
+    assert scored == [40]  # the candidates
+    assert (first.pop('cached'), second.pop('cached')) == (False, True)
+    assert first == second
+    other = dataclasses.replace(model, params=jax.tree.map(lambda x: 1.1 * x, model.params))
+    assert not winrate.win_rates(other, *files, str(tmp_path), **SETTINGS)['cached']
+    assert scored[1:] == [40, 40]
+
+
+def test_equal_responses_win_half(model, files, tmp_path):
+    found = winrate.win_rates(model, files[1], files[1], str(tmp_path), **SETTINGS)
+    assert found['win_rate']['value'] == pytest.approx(0.5)
+    assert found['win_probability']['value'] == pytest.approx(0.5, abs=1e-6)
+
+
+def test_errors_name_file_and_row(model, files, tmp_path):
+    elsewhere = write(tmp_path / 'elsewhere.jsonl', [{'prompt': 'x', 'response': ' y'}])
+    with pytest.raises(DataError, match='none of its 1 prompts is in'):
+        winrate.win_rates(model, elsewhere, files[1], str(tmp_path), **SETTINGS)
+    twice = write(tmp_path / 'twice.jsonl', [{'prompt': PROMPTS[0], 'response': ' y'}] * 2)
+    with pytest.raises(DataError, match=r'twice.jsonl:2: the prompt stands in an earlier row'):
+        winrate.win_rates(model, files[0], twice, str(tmp_path), **SETTINGS)
+    few = write(tmp_path / 'few.jsonl', [{'prompt': p, 'response': ' y'} for p in PROMPTS[:9]])
+    with pytest.raises(DataError, match='9 opening questions'):
+        winrate.win_rates(model, few, files[1], str(tmp_path), **SETTINGS)

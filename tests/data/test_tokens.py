@@ -1,0 +1,685 @@
+"""Tests of tokenised comparisons: shared prompts, special tokens, over-length, scoring."""
+
+import dataclasses
+import itertools
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+import transformers
+from ml_collections import ConfigDict
+
+from qrm.data import tokens
+from qrm.data.comparisons import Comparison, DataError, DataReport, parse_row, read_jsonl
+from qrm.data.sources import load_splits
+from qrm.data.tokens import Encoded, encode, encode_to_score, fingerprint, split_prompt, tokenize
+from tests.helpers import ROOT
+
+SHARED = ROOT / '../shared'
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}[{{ message['role'][0] }}]"
+    "{{ message['content'] }}{% endfor %}"
+)
+BYTES = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+BOS, EOS = '<s>', '</s>'
+
+
+def _tokenizer(single='<s> $A', eos=EOS, template=None, normalizer=None):
+    """Byte-level BPE that merges 'he', 'll' and 'hell', and by default writes BOS first."""
+    vocabulary = [BOS, EOS, '<pad>', *BYTES, 'he', 'll', 'hell']
+    bpe = tokenizers.Tokenizer(tokenizers.models.BPE(
+        {token: i for i, token in enumerate(vocabulary)}, [('h', 'e'), ('l', 'l'), ('he', 'll')]
+    ))
+    bpe.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if normalizer is not None:
+        bpe.normalizer = normalizer
+    if single:
+        bpe.post_processor = tokenizers.processors.TemplateProcessing(
+            single=single, special_tokens=[(BOS, 0), (EOS, 1)])
+    return transformers.PreTrainedTokenizerFast(
+        tokenizer_object=bpe, bos_token=BOS, eos_token=eos, pad_token='<pad>',
+        chat_template=template,
+    )
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return _tokenizer()
+
+
+@pytest.fixture(scope='module')
+def chat_tokenizer():
+    return _tokenizer(template=CHAT_TEMPLATE)
+
+
+def _comparison(prompt, *responses, name='a', **known):
+    if len(responses) == 2 and not known:
+        known = {'ranks': (0, 1)}
+    return Comparison(name, prompt, responses, 'group', **known)
+
+
+def _user(text):
+    return ({'role': 'user', 'content': text},)
+
+
+def _assistant(text):
+    return ({'role': 'assistant', 'content': text},)
+
+
+def _spelt(tokenizer, ids):
+    """Tokens as a list of strings; a space is 'Ġ'."""
+    return tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+
+
+def _encode_one(comparison, tokenizer, max_length=100, **kwargs):
+    report = DataReport('rows', 'train', read=1)
+    encoded = encode([comparison], tokenizer, report, max_length=max_length, **kwargs)
+    assert report.read == report.kept + sum(report.dropped.values())
+    return (encoded[0] if encoded else None), report
+
+
+def _parts(tokenizer, comparison, **kwargs):
+    encoded, _ = _encode_one(comparison, tokenizer, **kwargs)
+    return ' '.join(_spelt(tokenizer, encoded.prompt)), [
+        ' '.join(_spelt(tokenizer, response)) for response in encoded.responses]
+
+
+# Whole dialogues and their special tokens.
+
+
+def test_dialogues_are_tokenised_whole(tokenizer):
+    # The merge 'hell' crosses the boundary of prompt and response.
+    [[ids]] = tokenize([_comparison('he', 'llo')], tokenizer)
+    assert _spelt(tokenizer, ids) == [BOS, 'hell', 'o', EOS]
+    assert ids.dtype == np.int32
+    [[ids]] = tokenize([_comparison('he', 'llo')], tokenizer, append_eos=False)
+    assert _spelt(tokenizer, ids) == [BOS, 'hell', 'o']
+
+
+def test_dialogues_come_back_in_order(chat_tokenizer):
+    rows = [
+        _comparison('a', 'b', 'c'), _comparison(_user('d'), _assistant('e')),
+        _comparison('f', 'g'), _comparison(_user('h'), _assistant('i'), _assistant('j')),
+    ]
+    found = [[''.join(_spelt(chat_tokenizer, ids)) for ids in dialogues]
+             for dialogues in tokenize(rows, chat_tokenizer)]
+    assert found == [
+        ['<s>ab</s>', '<s>ac</s>'], ['<s>[u]d[a]e</s>'], ['<s>fg</s>'],
+        ['<s>[u]h[a]i</s>', '<s>[u]h[a]j</s>'],
+    ]
+    assert tokenize([], chat_tokenizer) == []
+
+
+def test_dialogues_come_back_in_order_across_batches(tokenizer, monkeypatch):
+    monkeypatch.setattr(tokens, '_BATCH', 3)
+    rows = [_comparison('', *(f'{i}{k}' for k in 'abcd'[:1 + i % 4])) for i in range(8)]
+    found = [[''.join(_spelt(tokenizer, ids)) for ids in dialogues]
+             for dialogues in tokenize(rows, tokenizer)]
+    assert found == [
+        ['<s>0a</s>'], ['<s>1a</s>', '<s>1b</s>'], ['<s>2a</s>', '<s>2b</s>', '<s>2c</s>'],
+        ['<s>3a</s>', '<s>3b</s>', '<s>3c</s>', '<s>3d</s>'],
+        ['<s>4a</s>'], ['<s>5a</s>', '<s>5b</s>'], ['<s>6a</s>', '<s>6b</s>', '<s>6c</s>'],
+        ['<s>7a</s>', '<s>7b</s>', '<s>7c</s>', '<s>7d</s>'],
+    ]
+
+
+@pytest.mark.parametrize('comparison', [
+    _comparison('he', 'y'), _comparison('', 'hey'), _comparison(_user('he'), _assistant('y')),
+    _comparison((), (*_user('he'), *_assistant('y'))),
+])
+def test_bos_stands_once_in_texts_and_chats(chat_tokenizer, comparison):
+    [[ids]] = tokenize([comparison], chat_tokenizer)
+    spelt = _spelt(chat_tokenizer, ids)
+    assert spelt[0] == BOS
+    assert spelt.count(BOS) == 1
+
+
+def test_chats_get_no_other_special_tokens_than_those_of_their_template():
+    silent = _tokenizer(template=CHAT_TEMPLATE.removeprefix('{{ bos_token }}'))
+    [[ids]] = tokenize([_comparison(_user('a'), _assistant('b'))], silent, append_eos=False)
+    assert ''.join(_spelt(silent, ids)) == '[u]a[a]b'
+
+
+@pytest.mark.parametrize('single', ['<s> $A', '<s> $A </s>', ''])
+@pytest.mark.parametrize('response', ['b', 'b</s>', 'b</s></s>'])
+def test_eos_is_the_last_token_once(single, response):
+    tokenizer = _tokenizer(single)
+    [[ids]] = tokenize([_comparison('a', response)], tokenizer)
+    assert _spelt(tokenizer, ids) == ([BOS] if single else []) + ['a', 'b', EOS]
+
+
+@pytest.mark.parametrize('end', ['', '{{ eos_token }}'])
+def test_eos_is_the_last_token_of_a_chat_once(end):
+    tokenizer = _tokenizer(template=CHAT_TEMPLATE + end)
+    [[ids]] = tokenize([_comparison(_user('a'), _assistant('b'))], tokenizer)
+    assert ''.join(_spelt(tokenizer, ids)) == '<s>[u]a[a]b</s>'
+
+
+def test_eos_inside_a_dialogue_stays(tokenizer):
+    [[ids]] = tokenize([_comparison('a</s>', 'b')], tokenizer)
+    assert _spelt(tokenizer, ids) == [BOS, 'a', EOS, 'b', EOS]
+
+
+def test_tokenizers_without_eos_are_refused_if_it_is_needed():
+    tokenizer = _tokenizer('', eos=None)
+    with pytest.raises(DataError, match='no EOS token'):
+        tokenize([_comparison('a', 'b')], tokenizer)
+    [[ids]] = tokenize([_comparison('a', 'b')], tokenizer, append_eos=False)
+    assert _spelt(tokenizer, ids) == ['a', 'b']
+
+
+def test_dialogues_without_tokens_are_refused():
+    with pytest.raises(DataError, match='row 5: a dialogue has no tokens'):
+        tokenize([_comparison('', '', name='row 5')], _tokenizer(''), append_eos=False)
+
+
+def test_chats_without_a_template_are_refused(tokenizer):
+    with pytest.raises(DataError, match='row 5: chat messages, but .* has no chat template'):
+        tokenize([_comparison(_user('a'), _assistant('b'), name='row 5')], tokenizer)
+
+
+def test_chats_that_the_template_refuses_are_named():
+    tokenizer = _tokenizer(template="{{ raise_exception('roles must alternate') }}")
+    with pytest.raises(DataError, match='row 5: the chat template refuses it .*must alternate'):
+        tokenize([_comparison(_user('a'), _assistant('b'), name='row 5')], tokenizer)
+
+
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
+    with pytest.raises(DataError, match='no tokenizer could be loaded') as error:
+        tokens.load_tokenizer(str(tmp_path))
+    assert str(tmp_path) in str(error.value)
+
+
+def test_trained_tokenizers_are_saved_loaded_and_repeatable(tmp_path):
+    texts = ['low lower lowest', 'new newer newest', 'é 漢'] * 5
+    trained = tokens.train_tokenizer(texts, 270)
+    assert len(trained) == 270
+    assert (trained.eos_token_id, trained.pad_token_id) == (0, 1)
+    trained.save_pretrained(tmp_path)
+    for other in (tokens.load_tokenizer(str(tmp_path)), tokens.train_tokenizer(texts, 270)):
+        assert other.get_vocab() == trained.get_vocab()
+        assert other.eos_token_id == 0
+        for text in ('lowest newest', ' é漢\n', 'never seen: \N{GRINNING FACE}'):
+            assert other(text)['input_ids'] == trained(text)['input_ids']
+            assert other.decode(other(text)['input_ids']) == text
+
+
+def test_texts_of_chats_and_plain_comparisons():
+    rows = [_comparison('a', 'b', 'c'),
+            _comparison((*_user('d'), *_assistant('e'), *_user('f')), _assistant('g'))]
+    assert list(tokens.texts_of(rows)) == ['a', 'b', 'c', 'd\ne\nf', 'g']
+
+
+# Shared prompts.
+
+
+@pytest.mark.parametrize(('dialogues', 'prompt', 'responses'), [
+    ([[1, 2, 3], [1, 2, 4]], [1, 2], [[3], [4]]),
+    ([[1, 2, 3], [1, 5, 3]], [1], [[2, 3], [5, 3]]),
+    ([[1, 2], [3, 4]], [], [[1, 2], [3, 4]]),
+    # One dialogue is the beginning of the other, or equal to it: a token each is left.
+    ([[1, 2], [1, 2, 3]], [1], [[2], [2, 3]]),
+    ([[1, 2, 3], [1, 2]], [1], [[2, 3], [2]]),
+    ([[1, 2], [1, 2]], [1], [[2], [2]]),
+    ([[1], [1, 2, 3]], [], [[1], [1, 2, 3]]),
+    ([[7]], [], [[7]]),
+    ([[7, 8, 9]], [7, 8], [[9]]),
+    ([[1, 2, 3], [1, 2, 4], [1, 5]], [1], [[2, 3], [2, 4], [5]]),
+    # Tokens that agree again after a difference are not shared.
+    ([[1, 2, 3, 4], [9, 2, 3, 4]], [], [[1, 2, 3, 4], [9, 2, 3, 4]]),
+])
+def test_split_prompt_by_hand(dialogues, prompt, responses):
+    found, rest = split_prompt([np.array(ids, np.int32) for ids in dialogues])
+    assert found.tolist() == prompt
+    assert [ids.tolist() for ids in rest] == responses
+
+
+@pytest.mark.parametrize(('prompt', 'texts', 'shared', 'responses'), [
+    # 'he' is shared as text, but the first dialogue has it inside of the token 'hell'.
+    ('he', ('llo', 'art'), BOS, ['hell o </s>', 'he a r t </s>']),
+    ('hel', ('lo', 'p'), BOS, ['hell o </s>', 'he l p </s>']),
+    # Responses that begin alike: more than the prompt is shared.
+    ('he', (' a', ' b'), '<s> he Ġ', ['a </s>', 'b </s>']),
+    ('he', ('lla', 'llb'), '<s> hell', ['a </s>', 'b </s>']),
+    ('a', ('', 'b'), '<s> a', ['</s>', 'b </s>']),
+    # One response is the beginning of the other.
+    ('a', ('b', 'bc'), '<s> a b', ['</s>', 'c </s>']),
+    ('a', ('he', 'hell'), '<s> a', ['he </s>', 'hell </s>']),
+    # Bytes of one character are divided: both begin with the byte 0xC3.
+    ('a', ('é', 'è'), '<s> a Ã', ['© </s>', '¨ </s>']),
+    ('', ('a', 'b'), BOS, ['a </s>', 'b </s>']),
+])
+def test_the_shared_prompt_is_a_prefix_of_tokens(tokenizer, prompt, texts, shared, responses):
+    assert _parts(tokenizer, _comparison(prompt, *texts)) == (shared, responses)
+
+
+def test_responses_without_eos_keep_a_token(tokenizer):
+    comparison = _comparison('a', 'b', 'bc')
+    assert _parts(tokenizer, comparison, append_eos=False) == ('<s> a', ['b', 'b c'])
+
+
+def test_three_responses_share_what_all_have(tokenizer):
+    comparison = _comparison('a', 'bx', 'by', 'bz', ratings=(1.0, 1.0, None))
+    assert _parts(tokenizer, comparison) == ('<s> a b', ['x </s>', 'y </s>', 'z </s>'])
+    encoded, report = _encode_one(comparison, tokenizer)
+    np.testing.assert_array_equal(encoded.preference, [[0, 0.5, 0], [0.5, 0, 0], [0, 0, 0]])
+    assert (encoded.size, encoded.longest) == (9, 5)
+    assert (report.tied, report.dialogue_tokens, report.packed_tokens) == (1, 15, 9)
+    assert report.prompt_tokens == 9
+
+
+def test_chats_share_their_prompt(chat_tokenizer):
+    comparison = _comparison(_user('a'), _assistant('xy'), _assistant('z'))
+    assert _parts(chat_tokenizer, comparison) == (
+        '<s> [ u ] a [ a ]', ['x y </s>', 'z </s>'])
+
+
+def test_encoded_carries_what_is_known(tokenizer):
+    comparison = dataclasses.replace(
+        _comparison('a', 'b', 'c', name='row 3', preference=0.75), margin=1.5, weight=0.25)
+    encoded, _ = _encode_one(comparison, tokenizer)
+    assert (encoded.id, encoded.group) == ('row 3', 'group')
+    assert (encoded.margin, encoded.weight) == (1.5, 0.25)
+    np.testing.assert_array_equal(encoded.preference, [[0, 0.75], [0.25, 0]])
+
+
+# What is dropped, cut, counted and noted.
+
+# <s> a b c d x </s> and <s> a b c d y z </s>: a shared prompt of 5, responses of 2 and 3 tokens.
+LONG = _comparison('abcd', 'x', 'yz', name='row 3')
+
+
+@pytest.mark.parametrize(('max_length', 'prompt', 'cut'), [
+    (9, '<s> a b c d', False), (8, '<s> a b c d', False), (7, 'a b c d', True),
+    (4, 'd', True), (3, '', True),
+])
+def test_prompts_are_cut_from_the_left_and_responses_stay_whole(tokenizer, max_length, prompt,
+                                                                cut):
+    encoded, report = _encode_one(LONG, tokenizer, max_length=max_length)
+    assert ' '.join(_spelt(tokenizer, encoded.prompt)) == prompt
+    assert [_spelt(tokenizer, r) for r in encoded.responses] == [['x', EOS], ['y', 'z', EOS]]
+    assert report.truncated == cut
+    assert encoded.longest == min(max_length, 8)
+
+
+def test_counts_of_tokens_by_hand(tokenizer):
+    # At most 6 tokens: the prompt keeps 3, so 3 * 2 + 2 + 3 = 11 tokens, of which 3 are saved.
+    _, report = _encode_one(LONG, tokenizer, max_length=6)
+    counts = report.as_dict()
+    assert (counts['dialogue_tokens'], counts['packed_tokens'], counts['prompt_tokens']) == (
+        11, 8, 6)
+    assert counts['tokens_saved'] == 3
+    assert counts['prefix_share'] == pytest.approx(6 / 11)
+
+
+def test_responses_longer_than_the_limit_are_dropped(tokenizer):
+    encoded, report = _encode_one(LONG, tokenizer, max_length=2)
+    assert encoded is None
+    assert report.dropped == {'a response alone is longer than 2 tokens': 1}
+    assert (report.truncated, report.dialogue_tokens) == (0, 0)
+
+
+def test_overlong_dialogues_can_be_dropped_or_refused(tokenizer):
+    encoded, report = _encode_one(LONG, tokenizer, max_length=7, overlong='drop')
+    assert encoded is None
+    assert report.dropped == {'a dialogue is longer than 7 tokens': 1}
+    with pytest.raises(DataError, match='row 3: a dialogue of 8 tokens, expected at most 7'):
+        _encode_one(LONG, tokenizer, max_length=7, overlong='error')
+    for overlong in ('drop', 'error'):
+        encoded, report = _encode_one(LONG, tokenizer, max_length=8, overlong=overlong)
+        assert encoded.longest == 8
+        assert not report.dropped
+    with pytest.raises(ValueError, match='expected one of'):
+        _encode_one(LONG, tokenizer, overlong='cut')
+
+
+@pytest.mark.parametrize(('comparison', 'reason', 'identical'), [
+    (_comparison('a', 'b', 'b'), 'identical responses', 1),
+    (_comparison('a', 'b', 'b', 'b', ranks=(0, 1, 2)), 'identical responses', 1),
+    # Different texts, but the same tokens: EOS is there once in both.
+    (_comparison('a', 'b', 'b</s>'), 'identical responses', 1),
+    (_comparison('a', 'b'), 'one response', 0),
+    (_comparison('a', 'b', 'c', 'd', ratings=(None, 2.0, None)), 'no preference known', 0),
+    (_comparison('a', 'b', 'c', ratings=None), 'no preference known', 0),
+    (dataclasses.replace(_comparison('a', 'b', 'c'), weight=0.0), 'weight 0', 0),
+])
+def test_comparisons_that_say_nothing_are_dropped(tokenizer, comparison, reason, identical):
+    encoded, report = _encode_one(comparison, tokenizer)
+    assert encoded is None
+    [(found, count)] = report.dropped.items()
+    assert reason in found
+    assert count == 1
+    assert report.identical == identical
+
+
+def test_responses_that_a_tokenizer_makes_equal_are_identical():
+    lower = _tokenizer(normalizer=tokenizers.normalizers.Lowercase())
+    _, report = _encode_one(_comparison('a', 'B', 'b'), lower)
+    assert (report.kept, report.identical) == (0, 1)
+    trim = _tokenizer(template=CHAT_TEMPLATE.replace("['content']", "['content'] | trim"))
+    chat = _comparison(_user('a'), _assistant('b'), _assistant(' b\n'))
+    _, report = _encode_one(chat, trim)
+    assert (report.kept, report.identical) == (0, 1)
+
+
+def test_ties_are_kept_and_counted(tokenizer):
+    for known in ({'ranks': (0, 0)}, {'preference': 0.5}, {'ratings': (3, 3)}):
+        encoded, report = _encode_one(_comparison('a', 'b', 'c', **known), tokenizer)
+        assert report.tied == 1
+        np.testing.assert_array_equal(encoded.preference, [[0, 0.5], [0.5, 0]])
+
+
+@pytest.mark.parametrize(('comparison', 'noted'), [
+    (_comparison('a', 'b', 'c'), 0),
+    (_comparison('a</s>', 'b', 'c'), 1),
+    (_comparison('a', 'b', 'c <pad>'), 1),
+    (_comparison('<s></s>', '<s>', '</s>c'), 1),
+    (_comparison(_user('a'), _assistant('b'), _assistant('c')), 0),
+    (_comparison(_user('a <s>'), _assistant('b'), _assistant('c')), 1),
+    (_comparison(_user('a'), _assistant('b'), _assistant('c </s> d')), 1),
+])
+def test_special_tokens_spelt_out_are_noted(chat_tokenizer, comparison, noted):
+    encoded, report = _encode_one(comparison, chat_tokenizer)
+    assert encoded is not None
+    assert report.notes == ({'special tokens spelt out in the text': 1} if noted else {})
+
+
+def test_every_row_of_a_file_is_kept_or_counted(tokenizer, tmp_path):
+    rows = [
+        {'prompt': 'q0', 'chosen': 'a', 'rejected': 'b'},
+        {'prompt': 'q1', 'chosen': 'a', 'rejected': 'a'},
+        {'prompt': 'q2', 'response': 'a'},
+        {'prompt': 'q3', 'responses': ['a', 'b', 'c'], 'ratings': [1, 1, 0]},
+        {'prompt': 'q4', 'responses': ['a', 'b'], 'ratings': [None, 1]},
+        {'prompt': 'q5', 'chosen': 'a', 'rejected': None},
+        {'prompt': 'q6', 'chosen': 'a' * 50, 'rejected': 'b'},
+        {'prompt': 'q' * 50, 'chosen': 'a', 'rejected': 'b'},
+        {'prompt': 'q8', 'chosen': 'a', 'rejected': 'b', 'weight': 0},
+        'not JSON',
+    ]
+    lines = (row if isinstance(row, str) else json.dumps(row) for row in rows)
+    path = tmp_path / 'rows.jsonl'
+    path.write_text('\n'.join(lines) + '\n')
+    settings = ConfigDict({'path': str(path), 'validation_fraction': 0.2, 'test_fraction': 0.2,
+                           'max_malformed': 0.2, 'attributes': ()})
+    total = DataReport('all', 'all')
+    for comparisons, report in load_splits(settings, 'any').values():
+        encode(comparisons, tokenizer, report, max_length=20)
+        assert report.read == report.kept + sum(report.dropped.values())
+        for field in ('read', 'kept', 'truncated', 'identical', 'tied', 'dropped'):
+            setattr(total, field, getattr(total, field) + getattr(report, field))
+    assert (total.read, total.kept, total.truncated, total.identical, total.tied) == (
+        10, 3, 1, 1, 1)
+    assert total.dropped == {
+        'malformed row': 2, 'identical responses': 1, 'one response': 1,
+        'a response alone is longer than 20 tokens': 1, 'no preference known, or weight 0': 2,
+    }
+
+
+# What is read, and what then is left of comparisons.
+
+
+@pytest.mark.parametrize(('comparison', 'kept', 'dropped'), [
+    # Which of the readings keep it: preferences, ratings, both; and why the others do not.
+    (_comparison('a', 'b', 'c'), (True, False, True), 'no rating known, or weight 0'),
+    (_comparison('a', 'b', 'c', ratings=(1.0, None)), (False, True, True),
+     'no preference known, or weight 0'),
+    (_comparison('a', 'b', 'c', ratings=(1.0, 2.0)), (True, True, True), ''),
+    (_comparison('a', 'b', ratings=(1.0,)), (False, True, True), 'one response'),
+    (_comparison('a', 'b', 'b', ratings=(1.0, 2.0)), (False, True, True), 'identical responses'),
+    (_comparison('a', 'b', ratings=None), (False, False, False), 'one response'),
+    (_comparison('a', 'b', 'c', 'd', ratings=(None,) * 3), (False, False, False),
+     ('no preference known, or weight 0', 'no rating known, or weight 0',
+      'no preference or rating known, or weight 0')),
+    (dataclasses.replace(_comparison('a', 'b', ratings=(1.0,)), weight=0.0),
+     (False, False, False),
+     ('one response', 'no rating known, or weight 0',
+      'no preference or rating known, or weight 0')),
+])
+def test_what_is_read_decides_what_is_kept(tokenizer, comparison, kept, dropped):
+    readings = ({'preferences': True}, {'preferences': False, 'ratings': True},
+                {'preferences': True, 'ratings': True})
+    reasons = (dropped,) * 3 if isinstance(dropped, str) else dropped
+    for options, expected, reason in zip(readings, kept, reasons, strict=True):
+        encoded, report = _encode_one(comparison, tokenizer, **options)
+        assert (encoded is not None) == expected
+        assert report.kept == expected
+        assert report.dropped == ({} if expected else {reason: 1})
+
+
+def test_ratings_and_annotators_are_encoded(tokenizer):
+    rated = dataclasses.replace(
+        _comparison('a', 'b', 'c', ratings=(1.0, None)), annotator='Ann',
+        attributes={'kind': (None, 2.0), 'true': (3.0, 4.0)})
+    known = {'ratings': True, 'annotators': ('Ada', 'Ann')}
+    encoded, _ = _encode_one(rated, tokenizer, **known)
+    np.testing.assert_array_equal(encoded.ratings, np.float32([[1], [np.nan]]))
+    assert (encoded.annotator, encoded.prompt_ends) == (1, ())
+    encoded, _ = _encode_one(rated, tokenizer, attributes=('true', 'short', 'kind'), **known)
+    np.testing.assert_array_equal(
+        encoded.ratings, np.float32([[3, np.nan, np.nan], [4, np.nan, 2]]))
+    # Of one attribute no gate is needed.
+    encoded, _ = _encode_one(rated, tokenizer, attributes=('true',), **known)
+    np.testing.assert_array_equal(encoded.ratings, [[3.0], [4.0]])
+    assert encoded.prompt_ends == ()
+    # Annotators that have no index are unknown.
+    assert _encode_one(rated, tokenizer, ratings=True)[0].annotator == -1
+    other = dataclasses.replace(rated, annotator='Bo')
+    assert _encode_one(other, tokenizer, **known)[0].annotator == -1
+
+
+def test_comparisons_without_an_annotator_can_be_left_out(tokenizer):
+    nameless = _comparison('a', 'b', 'c')
+    encoded, report = _encode_one(nameless, tokenizer, named=True, annotators=('Ann',))
+    assert encoded is None
+    assert report.dropped == {'annotator not named': 1}
+    encoded, _ = _encode_one(nameless, tokenizer, annotators=('Ann',))
+    assert encoded.annotator == -1
+    named = dataclasses.replace(nameless, annotator='Ann')
+    assert _encode_one(named, tokenizer, named=True, annotators=('Ann',))[0].annotator == 0
+
+
+# Where a prompt ends.
+
+GATED = {'attributes': ('kind', 'true'), 'ratings': True, 'preferences': True}
+
+
+def _ends(comparison, tokenizer, **options):
+    """For each dialogue its tokens up to the end of the prompt, spelt."""
+    encoded, _ = _encode_one(comparison, tokenizer, **GATED | options)
+    return [''.join(_spelt(tokenizer, ids[:end + 1]))
+            for ids, end in zip(_dialogues(encoded), encoded.prompt_ends, strict=True)]
+
+
+@pytest.mark.parametrize(('prompt', 'texts', 'expected'), [
+    ('ab', ('c', 'd'), ['<s>ab', '<s>ab']),
+    # The shared tokens reach into the responses, the prompt does not.
+    ('ab', ('cx', 'cy'), ['<s>ab', '<s>ab']),
+    # A merge over the boundary changes a token: its own dialogue ends before it, no other does.
+    ('he', ('llo', 'y'), ['<s>', '<s>he']),
+    ('a</s>', ('b', 'c'), ['<s>a</s>', '<s>a</s>']),
+    # Without a prompt it is the first token.
+    ('', ('b', 'c'), ['<s>', '<s>']),
+])
+def test_prompt_ends_by_hand(tokenizer, prompt, texts, expected):
+    assert _ends(_comparison(prompt, *texts), tokenizer) == expected
+
+
+def test_prompt_ends_do_not_depend_on_other_responses(tokenizer):
+    texts = ('llo', 'y', ' there', 'y', 'lp')
+    alone = [tokens.prompt_ends(_comparison('he', text), ids, tokenizer)
+             for text in texts for ids in tokenize([_comparison('he', text)], tokenizer)]
+    for order in ([0, 1, 2, 3, 4], [2, 0], [1, 3, 4]):
+        row = _comparison('he', *(texts[i] for i in order), ratings=(1.0,) * len(order))
+        dialogues, = tokenize([row], tokenizer)
+        assert tokens.prompt_ends(row, dialogues, tokenizer) == tuple(
+            alone[i][0] for i in order)
+
+
+@pytest.mark.parametrize(('single', 'expected'), [
+    ('<s> $A', '<s>ab'), ('<s> $A </s>', '<s>ab'), ('', 'ab')])
+def test_prompts_end_before_what_the_tokenizer_appends(single, expected):
+    assert _ends(_comparison('ab', 'c', 'd'), _tokenizer(single)) == [expected] * 2
+
+
+def test_prompts_of_chats_end_with_their_last_message(chat_tokenizer):
+    chat = _comparison(_user('ab'), _assistant('c'), _assistant('d'))
+    assert _ends(chat, chat_tokenizer) == ['<s>[u]ab'] * 2
+    # No messages but responses: the first token.
+    assert _ends(_comparison((), _user('x'), _user('y')), chat_tokenizer) == ['<s>'] * 2
+    ending = _tokenizer(template=CHAT_TEMPLATE + '{{ eos_token }}\n')
+    assert _ends(chat, ending) == ['<s>[u]ab'] * 2
+
+
+@pytest.mark.parametrize(('max_length', 'expected'), [
+    (8, ['<s>abcd'] * 2), (7, ['abcd'] * 2), (4, ['d'] * 2),
+    # Nothing of the prompt is left: what comes first is read.
+    (3, ['x', 'y']),
+])
+def test_prompt_ends_move_with_what_is_cut(tokenizer, max_length, expected):
+    assert _ends(LONG, tokenizer, max_length=max_length) == expected
+
+
+def test_prompt_ends_of_dialogues_to_score_are_cut_each_by_itself(tokenizer):
+    row = _comparison('abc', 'd', 'efghi')
+    options = {'append_eos': True, 'attributes': ('kind', 'true')}
+    [encoded], _ = encode_to_score([row], tokenizer, max_length=7, **options)
+    spelt = [''.join(_spelt(tokenizer, ids[:end + 1]))
+             for ids, end in zip(_dialogues(encoded), encoded.prompt_ends, strict=True)]
+    assert spelt == ['<s>abc', 'c']
+    for k, response in enumerate(row.responses):
+        [alone], _ = encode_to_score([_comparison('abc', response)], tokenizer, max_length=7,
+                                     **options)
+        assert alone.prompt_ends == encoded.prompt_ends[k:k + 1]
+    assert np.isnan(encoded.ratings).all()
+    assert encoded.ratings.shape == (2, 2)
+    [plain], _ = encode_to_score([row], tokenizer, max_length=7, append_eos=True)
+    assert plain.prompt_ends == ()
+
+
+# Scoring.
+
+
+def _dialogues(encoded):
+    return [np.concatenate([encoded.prompt, response]).tolist() for response in encoded.responses]
+
+
+def test_nothing_is_dropped_for_scoring(tokenizer):
+    rows = [_comparison('a', 'b', 'b'), _comparison('a', 'b'), _comparison('a', 'x' * 30),
+            _comparison('', '', 'b', 'c', ratings=(None, None, None))]
+    encoded, cut = encode_to_score(rows, tokenizer, max_length=10, append_eos=True)
+    assert [len(item.responses) for item in encoded] == [2, 1, 1, 3]
+    assert all(len(response) >= 1 for item in encoded for response in item.responses)
+    assert [item.preference.shape for item in encoded] == [(2, 2), (1, 1), (1, 1), (3, 3)]
+    assert cut == 1
+    assert encode_to_score([], tokenizer, max_length=10, append_eos=True) == ([], 0)
+
+
+def test_each_dialogue_is_cut_by_itself_to_its_last_tokens(tokenizer):
+    comparison = _comparison('abc', 'd', 'efghi')
+    [encoded], cut = encode_to_score([comparison], tokenizer, max_length=6, append_eos=True)
+    spelt = [''.join(_spelt(tokenizer, ids)) for ids in _dialogues(encoded)]
+    assert spelt == ['<s>abcd</s>', 'efghi</s>']
+    assert cut == 1
+    [encoded], cut = encode_to_score([comparison], tokenizer, max_length=4, append_eos=False)
+    spelt = [''.join(_spelt(tokenizer, ids)) for ids in _dialogues(encoded)]
+    assert spelt == ['abcd', 'fghi']
+    assert cut == 2
+
+
+@pytest.mark.parametrize('max_length', [1, 2, 5, 8, 100])
+def test_tokens_to_score_do_not_depend_on_neighbours(tokenizer, max_length):
+    prompt, responses = 'hello ab', ('llo', 'ab', '', ' a long response', 'abc</s>', 'ab')
+    alone = []
+    for response in responses:
+        [one], _ = encode_to_score([_comparison(prompt, response)], tokenizer,
+                                   max_length=max_length, append_eos=True)
+        alone += _dialogues(one)
+    for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [3, 0], [2, 1], [1, 5]):
+        row = _comparison(prompt, *(responses[i] for i in order), ratings=(None,) * len(order))
+        neighbours = [_comparison('x', 'y' * 50), row, _comparison('', 'z', 'z')]
+        encoded, _ = encode_to_score(neighbours, tokenizer, max_length=max_length,
+                                     append_eos=True)
+        assert _dialogues(encoded[1]) == [alone[i] for i in order]
+    assert all(1 <= len(ids) <= max_length for ids in alone)
+
+
+# Fingerprints.
+
+
+def _item(**changes):
+    item = Encoded(
+        'a', 'g', np.array([1, 2, 3], np.int32),
+        (np.array([4, 5], np.int32), np.array([6], np.int32)),
+        np.array([[0, 1], [0, 0]], np.float32), np.array([[3], [np.nan]], np.float32),
+        margin=0.5, weight=2.0, annotator=4, prompt_ends=(2, 1),
+    )
+    return dataclasses.replace(item, **changes)
+
+
+@pytest.mark.parametrize('changes', [
+    {'prompt': np.array([1, 2, 9], np.int32)},
+    {'prompt': np.array([1, 2], np.int32)},
+    {'responses': (np.array([4, 9], np.int32), np.array([6], np.int32))},
+    {'responses': (np.array([6], np.int32), np.array([4, 5], np.int32))},
+    # The same tokens in a row, divided elsewhere.
+    {'responses': (np.array([4], np.int32), np.array([5, 6], np.int32))},
+    {'prompt': np.array([1, 2, 3, 4], np.int32),
+     'responses': (np.array([5], np.int32), np.array([6], np.int32))},
+    {'preference': np.array([[0, 0], [1, 0]], np.float32)},
+    {'preference': np.array([[0, 0.5], [0.5, 0]], np.float32)},
+    {'margin': 0.25},
+    {'weight': 1.0},
+    {'margin': 2.0, 'weight': 0.5},
+    {'ratings': np.array([[3], [4]], np.float32)},
+    {'ratings': np.array([[3, np.nan]], np.float32)},
+    {'annotator': -1},
+    # The gate reads another token.
+    {'prompt_ends': (2, 2)},
+])
+def test_fingerprints_tell_data_apart(changes):
+    other = _item(prompt=np.array([8], np.int32))
+    assert fingerprint([_item(**changes), other]) != fingerprint([_item(), other])
+
+
+def test_fingerprints_depend_on_order_and_number_but_not_on_names():
+    first, second = _item(), _item(margin=1.0)
+    assert fingerprint([first, second]) != fingerprint([second, first])
+    assert fingerprint([first, first]) != fingerprint([first])
+    assert fingerprint([]) != fingerprint([first])
+    assert fingerprint([_item(id='x', group='y')]) == fingerprint([_item()])
+    assert len(fingerprint([first])) == 64
+
+
+# The real tokenizer on real comparisons.
+
+
+@pytest.mark.skipif(not (SHARED / 'hh').is_dir() or not (SHARED / 'gpt2-tokenizer').is_dir(),
+                    reason='no HH comparisons and GPT-2 tokenizer in ../shared')
+def test_real_comparisons_with_the_gpt2_tokenizer():
+    gpt2 = tokens.load_tokenizer(str(SHARED / 'gpt2-tokenizer'))
+    assert (len(gpt2), gpt2.eos_token_id) == (50257, 50256)
+    folder = SHARED / 'gpt2-tokenizer'
+    reference = tokenizers.ByteLevelBPETokenizer(str(folder / 'vocab.json'),
+                                                 str(folder / 'merges.txt'))
+    rows, expected = [], []
+    for split in ('train', 'test'):
+        path = str(SHARED / 'hh' / 'harmless-base' / f'{split}.jsonl.gz')
+        for where, row in read_jsonl(path):
+            rows.append(parse_row(row, where))
+            # The whole texts by the `tokenizers` library, and their common beginning.
+            pair = [[*reference.encode(row[side]).ids, 50256] for side in ('chosen', 'rejected')]
+            same = itertools.takewhile(lambda ids: ids[0] == ids[1], zip(*pair, strict=False))
+            expected.append((pair, len(list(same))))
+    report = DataReport('harmless', 'all', read=len(rows))
+    encoded = encode(rows, gpt2, report, max_length=1024)
+    assert report.read == report.kept == len(encoded) == 1926
+    for item, (pair, shared) in zip(encoded, expected, strict=True):
+        assert _dialogues(item) == pair
+        assert len(item.prompt) == shared
+    total = sum(len(ids) for pair, _ in expected for ids in pair)
+    saved = sum(shared for _, shared in expected)
+    assert (report.dialogue_tokens, report.as_dict()['tokens_saved']) == (total, saved)
+    # Storing each shared prompt once leaves about two tokens of three.
+    assert 1.5 < report.dialogue_tokens / report.packed_tokens < 1.6

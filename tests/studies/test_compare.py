@@ -1,0 +1,161 @@
+"""Comparison of heads: paired intervals by hand, what may differ, and a tiny comparison."""
+
+import json
+
+import numpy as np
+import pytest
+
+from qrm.data.comparisons import DataError
+from qrm.studies import compare, figures
+from qrm.training.config import ConfigError
+from tests.helpers import TINY, load_config, pair_predictions
+
+TWO = {'replicates': 200, 'level': 0.9, 'seed': 0}
+
+
+def made(seed, *, shift=0.5, spread=1.0, n=300):
+    """Predictions of ten quantiles whose rewards are Gaussian, chosen ahead by `shift`."""
+    rng = np.random.default_rng(seed)
+    offsets = spread * np.linspace(-1.0, 1.0, 10)
+    chosen, rejected = (rng.normal(x, 1.0, (n, 1)) + rng.uniform(0.5, 1.5, (n, 1)) * offsets
+                        for x in (shift, 0.0))
+    ahead = (chosen - rejected).mean(axis=1)
+    made = pair_predictions(chosen, rejected, log_win=-np.log1p(np.exp(-ahead)),
+                            log_loss=-np.log1p(np.exp(ahead)))
+    return made if spread else made._replace(stds=np.zeros_like(made.stds))
+
+
+@pytest.fixture(scope='module')
+def rows():
+    runs = {('a', 0): made(0), ('a', 1): made(1), ('b', 0): made(0, shift=1.5),
+            ('b', 1): made(1, shift=1.5), ('c', 0): made(0, spread=0.0),
+            ('c', 1): made(1, spread=0.0)}
+    return {row['model']: row for row in compare.measure(runs, reference='a', **TWO)}
+
+
+def test_values_are_means_over_seeds(rows):
+    for model, shift in (('a', 0.5), ('b', 1.5)):
+        expected = []
+        for seed in (0, 1):
+            chosen, rejected = made(seed, shift=shift).rewards
+            expected.append(np.mean(chosen > rejected))
+        cell = rows[model]['columns']['accuracy']
+        assert cell['value'] == pytest.approx(np.mean(expected))
+        assert rows[model]['seeds']['accuracy'] == pytest.approx(expected)
+        assert cell['low'] < cell['value'] < cell['high']
+
+
+def test_differences_are_paired(rows):
+    # The same noise under both, so the difference of b and a is known better than either.
+    zero = rows['a']['columns']['accuracy']['difference']
+    assert (zero['value'], zero['low'], zero['high']) == (0.0, 0.0, 0.0)
+    assert rows['b']['columns']['gaussian']['difference']['low'] > 0.3
+    gap = rows['b']['columns']['accuracy']
+    width = gap['difference']['high'] - gap['difference']['low']
+    assert gap['difference']['low'] > 0.0
+    assert width < 1.5 * (gap['high'] - gap['low'])
+
+
+def test_intervals_cover_seeds_too():
+    # Two seeds that differ far more than resampled pairs do: the interval reaches both.
+    runs = {('a', 0): made(0, shift=0.0), ('a', 1): made(0, shift=3.0)}
+    cell = compare.measure(runs, reference='a', **TWO)[0]['columns']['accuracy']
+    assert cell['low'] < 0.6
+    assert cell['high'] > 0.95
+
+
+def test_what_is_not_defined_is_left_out(rows):
+    # A single number has a spread of 0, which varies relative to nothing.
+    cell = rows['c']['columns']
+    assert cell['unexplained']['value'] is cell['spread_variation']['value'] is None
+    assert cell['spread_variation']['difference']['value'] is None
+    assert cell['spread']['value'] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_models_must_have_seen_the_same_comparisons():
+    with pytest.raises(DataError, match='different comparisons'):
+        compare.measure({('a', 0): made(0), ('b', 0): made(0, n=200)}, reference='a', **TWO)
+
+
+def test_members_differ_in_head_and_loss_only():
+    config = load_config('compare')
+    members = compare.member_configs(config)
+    models = config.compare.models
+    assert models[0] == 'scalar'
+    assert list(members) == [('helpful', m, s) for m in models for s in (0, 1, 2)]
+    plain = members['helpful', 'scalar', 0].to_dict()
+    for (_, model, seed), member in members.items():
+        other = member.to_dict()
+        assert other['seed'] == seed
+        assert {k: v for k, v in other.items() if k not in ('head', 'loss', 'seed')} == {
+            k: v for k, v in plain.items() if k not in ('head', 'loss', 'seed')}, model
+
+
+def test_models_that_set_anything_else_are_refused():
+    config = load_config('compare')
+    with config.unlocked():
+        config.compare.sections.scalar.train = {'epochs': 9.0}
+    with pytest.raises(ConfigError, match=r"sections.scalar: sets \['train'\], expected only head"):
+        compare.member_configs(config)
+    with pytest.raises(ConfigError, match="reference='none', expected one of"):
+        compare.member_configs(load_config('compare', **{'compare.reference': 'none'}))
+    with pytest.raises(ConfigError, match=r"models: \['none'\], expected some of"):
+        compare.member_configs(load_config('compare', **{'compare.models': ('scalar', 'none')}))
+    with pytest.raises(DataError, match=r"\['useful'\] not in demo"):
+        compare.member_configs(load_config('compare', **{'compare.workloads': ('useful',)}))
+
+
+@pytest.fixture(scope='module')
+def compared(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('compare')
+    config = load_config('compare', **TINY | {
+        'train.max_steps': 5, 'compare.seeds': (0, 1),
+        'compare.models': ('scalar', 'quantile', 'quantile_1')})
+    return folder, config, compare.compare(config, str(folder))
+
+
+def test_a_small_comparison_leaves_tables_and_figures(compared):
+    folder, _, text = compared
+    result = json.loads((folder / 'compare.json').read_text())
+    assert (folder / 'compare.md').read_text() == text
+    of_workload, = result['results']
+    assert [row['model'] for row in of_workload['rows']] == ['scalar', 'quantile', 'quantile_1']
+    assert [row['lambda'] for row in of_workload['mechanism']] == [0.1, 1.0]
+    for row in of_workload['rows']:
+        assert row['seconds_per_step'] > 0
+        assert row['parameters'] > 9000
+    assert len(of_workload['truth'][1]['spread_correlation']) == 2
+    assert '| quantile_1 ' in text
+    assert {file.name for file in (folder / 'figures').iterdir()} == {
+        'helpful_models.png', 'helpful_lambda.png'}
+
+
+def test_the_mechanism_is_drawn_in_its_own_units():
+    cells = [{'value': 1.5, 'low': 1.0, 'high': 1.75}, {'value': 0.5, 'low': 0.25, 'high': 1.0}]
+    rows = [{'lambda': weight, 'reward_std': std, 'kl': {'gaussian': kl, 'sum': 40.0 * weight}}
+            for weight, std, kl in zip((0.1, 1.0), cells, (-0.01, 0.02), strict=True)]
+    estimators = {'gaussian': {'label': 'Gaussian', 'is_kl': True},
+                  'sum': {'label': 'a sum', 'is_kl': False}}
+    scale, estimates, formulas = figures.draw_mechanism(rows, estimators).axes
+    line, _, (bars,) = scale.containers[0]
+    np.testing.assert_array_equal(line.get_ydata(), [1.5, 0.5])
+    assert [segment[:, 1].tolist() for segment in bars.get_segments()] == [[1.0, 1.75], [0.25, 1.0]]
+    np.testing.assert_array_equal(estimates.lines[0].get_ydata(), [-0.01, 0.02])
+    np.testing.assert_array_equal(formulas.lines[0].get_ydata(), [4.0, 40.0])
+    assert formulas.get_yscale() == 'log'
+    for axes in (scale, estimates, formulas):
+        assert [text.get_text() for text in axes.get_xticklabels()] == ['0.1', '1']
+
+
+def test_compared_models_start_and_train_alike(compared):
+    folder, _, _ = compared
+    batches = [json.loads((folder / f'helpful-{model}-0' / 'data_report.json').read_text())
+               for model in ('scalar', 'quantile')]
+    assert batches[0] == batches[1]
+
+
+def test_a_second_comparison_trains_nothing(compared, capsys):
+    folder, config, text = compared
+    capsys.readouterr()
+    assert compare.compare(config, str(folder)) == text
+    assert 'at step 5 of 5' in capsys.readouterr().out

@@ -1,0 +1,327 @@
+"""Tests of the counts of work and of the model of a training step.
+
+What a step takes is compared with what JAX traces and XLA compiles, never with a clock.
+"""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import PartitionSpec as P
+
+from qrm.data import packing
+from qrm.models import sharding
+from qrm.models.attention import attention_mask
+from qrm.models.decoder import DecoderConfig
+from qrm.models.network import RewardNetwork, parameter_count
+from qrm.rewards.heads import HeadConfig
+from qrm.studies import benchmark, costs, scaling
+from qrm.training import step
+from tests.helpers import (
+    DECODER,
+    ROOT,
+    encoded,
+    init,
+    load_config,
+    network,
+    optimizer_config,
+    random_comparisons,
+    simulated,
+)
+
+# Axes of three blocks in a scan, rows, tokens, features and so on are told apart by their sizes.
+DEEP = dataclasses.replace(DECODER, n_layer=4)
+LAYOUT = packing.Layout(length=64, rows=5, slots=4, responses=2)
+STEPS = {'replicated': 'replicated,float32,remat', 'fsdp': 'fsdp,float32,stored'}
+
+
+def test_matrix_parameters_by_hand_and_as_they_are():
+    # A block of width 16 and inner width 32: 16 * 48 + 16 * 16 + 16 * 32 + 32 * 16 = 2048; two.
+    assert costs.matmul_parameters(DECODER) == 4096
+    leaves = jax.tree_util.tree_leaves_with_path(init(network())['decoder'])
+    assert costs.matmul_parameters(DECODER) == sum(
+        leaf.size for path, leaf in leaves if path[-1].key == 'kernel')
+
+
+@pytest.mark.parametrize(('prompt', 'responses', 'expected'), [
+    (2, (1, 3), 18),  # prompt 1 + 2; response a 3; response b 3 + 4 + 5
+    (0, (2,), 3),
+    (3, (1,), 10),  # a dialogue of four tokens: 1 + 2 + 3 + 4
+    (3, (1, 1), 14),  # the second response sees the prompt and itself
+])
+def test_visible_pairs_by_hand(prompt, responses, expected):
+    assert costs.visible_pairs(encoded('x', prompt, responses)) == expected
+
+
+@pytest.mark.parametrize('item', random_comparisons(5, seed=3))
+def test_visible_pairs_are_those_of_the_attention_mask(item):
+    layout = packing.Layout(item.size, 1, 1, len(item.responses))
+    batch = packing.pack([item], [layout])[0].micro_batch
+    mask = np.asarray(attention_mask(batch.segments, batch.responses))
+    assert costs.visible_pairs(item) == mask[batch.segments > 0].sum()
+
+
+def test_useful_flops_by_hand():
+    items = [encoded('x', 2, (1, 3))]
+    # Six tokens at 2 * 4096, 18 pairs at 4 * 16 features in each of two blocks.
+    assert costs.useful_flops(DECODER, items, training=False) == 6 * 8192 + 18 * 128 == 51456
+    assert costs.useful_flops(DECODER, items, training=True) == 3 * 51456
+    assert costs.useful_flops(DECODER, items * 2, training=False) == 2 * 51456
+    assert costs.useful_flops(DECODER, [], training=True) == 0
+
+
+def test_tokens_by_hand():
+    items = [encoded('x', 2, (1, 3)), encoded('y', 4, (2,)), encoded('z', 0, (1, 1, 1))]
+    assert costs.distinct_tokens(items) == 6 + 6 + 3
+    assert costs.repeated_tokens(items) == (3 + 5) + 6 + 3
+    # In twos: dialogues of 3, 5 and 6 tokens take 3 * 6; the last batch 3 * 1.
+    assert costs.padded_tokens(items, 2) == 18 + 3
+    assert costs.padded_tokens(items, 1) == 10 + 6 + 3
+    assert costs.padded_tokens(items, 8) == 6 * 6
+
+
+def deep(attention='dense', remat=False, dtype='float32'):
+    return RewardNetwork(DEEP, HeadConfig('quantile', 10), dtype, attention, remat)
+
+
+def abstract(net):
+    return jax.eval_shape(net.init, jax.random.key(0))
+
+
+def nbytes(leaf):
+    return leaf.size * leaf.dtype.itemsize
+
+
+def test_parameters_by_hand_and_as_they_are():
+    # Of each of two blocks: biases 48 + 16 + 32 + 16 and two norms of 2 * 16; a final norm of 32.
+    expected = costs.Parameters(kernels=4096, vectors=2 * 176 + 32, tables=50 * 16 + 64 * 16,
+                                head=16 * 10)
+    assert costs.parameters(network()) == expected
+    assert sum(expected) == parameter_count(abstract(network()))
+
+
+@pytest.mark.parametrize(('head', 'size', 'products'), [
+    (HeadConfig('quantile', 10, attributes=('a', 'b')), 16 * 20 + 16 * 2, 16 * 22),
+    (HeadConfig('gaussian', members=3), 3 * 16 * 2, 3 * 16 * 2),
+    # One kernel, and a table of cosines with biases; both are used at each of ten levels.
+    (HeadConfig('implicit_quantile', 10, num_cosines=4), 16 + 4 * 16 + 16, 10 * (16 + 4 * 16)),
+    # A common reward and one factor, and what each annotator makes of it.
+    (HeadConfig('annotator', annotators=tuple('abc')), 16 * 2 + 3, 16 * 2 + 3),
+], ids=['gated', 'ensemble', 'implicit', 'annotator'])
+def test_heads_by_hand_and_as_they_are(head, size, products):
+    net = dataclasses.replace(network(), head=head)
+    assert costs.parameters(net).head == size
+    assert sum(costs.parameters(net)) == parameter_count(abstract(net))
+    layout = packing.Layout(length=4, rows=1, slots=1, responses=2)
+    assert costs.micro_batch_work(net, layout).head == 3 * 2 * 2 * products
+
+
+@pytest.mark.parametrize('devices', [1, 2, 8, 9, 16, 36, 48, 512])
+def test_split_parameters_are_those_of_the_table(devices):
+    decoder = DecoderConfig(vocab_size=16, n_positions=72, n_embd=12, n_layer=8, n_head=2,
+                            n_inner=48)
+    net = RewardNetwork(decoder, HeadConfig('quantile', 8))
+    params = abstract(net)
+    sizes = dict.fromkeys(costs.Parameters._fields, 0)
+    for (path, leaf), spec in zip(jax.tree_util.tree_leaves_with_path(params),
+                                  jax.tree.leaves(sharding.specs(params, devices)), strict=True):
+        name = jax.tree_util.keystr(path, simple=True, separator='/')
+        kind = ('head' if 'head' in name else 'tables' if 'wte' in name or 'wpe' in name
+                else 'kernels' if 'kernel' in name else 'vectors')
+        sizes[kind] += leaf.size * (sharding.AXIS in spec)
+    assert costs.split_parameters(net, devices)._asdict() == sizes
+
+
+@pytest.mark.parametrize('shards', [1, 8])
+def test_state_bytes_are_those_of_the_training_state(shards):
+    net = network()
+    optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
+    state = jax.eval_shape(lambda key: step.init_state(net.init(key), optimizer, 0),
+                           jax.random.key(0))
+    own = sum(nbytes(leaf) // (shards if sharding.AXIS in spec else 1) for leaf, spec in zip(
+        *map(jax.tree.leaves, (state, sharding.specs(state, shards))), strict=True))
+    # Beside it the step, two counts of the optimiser, and a key of two words.
+    assert own == costs.step_memory(net, LAYOUT, shards=shards).state + 3 * 4 + 2 * 4
+
+
+def test_work_by_hand():
+    """One row of 4 tokens, one comparison of two responses, the two blocks of `DECODER`."""
+    layout = packing.Layout(length=4, rows=1, slots=1, responses=2)
+    # Forward, the first block takes 2 * 2048 a token; the last one 2 * 768 a token for queries,
+    # keys and values, and 2 * (256 + 1024) at each of two reads. The head is 16 * 10.
+    projections = 4 * 4096 + 4 * 1536 + 2 * 2560
+    # 4 * 16 for a pair: 4 * 4 of them, then 2 reads with 4 keys.
+    attention = 64 * 16 + 64 * 8
+    work = costs.micro_batch_work(network(), layout)
+    assert work == (3 * projections, 3 * attention, 3 * 2 * 160 * 2)
+    # Recomputed: the first block without its last product, 2 * 512 a token.
+    again = costs.micro_batch_work(network(remat=True), layout)
+    assert again == (3 * projections + 4 * (4096 - 1024), 3 * attention + 1024, work.head)
+    # One tile of 64 * 64: two products forward and five backward, of 2 * 16 a pair.
+    tiled = costs.micro_batch_work(network(), layout, pairs=4096)
+    assert tiled.attention == 7 * 32 * 4096 + 3 * 512
+
+
+def gradient(net):
+    """A function of (parameters, micro-batch), as in a step."""
+
+    def objective(params, embedded, batch):
+        return jnp.sum(net.outputs(params, net.hidden(params, batch, embedded)))
+
+    return lambda params, batch: jax.grad(objective, argnums=(0, 1))(
+        params, net.embed(params, batch), batch)
+
+
+def products(jaxpr, trips, times=1):
+    """FLOPs of the products of a jaxpr whose while loops go round `trips` times."""
+    total = 0
+    for eqn in jaxpr.eqns:
+        if eqn.primitive.name == 'dot_general':
+            (contracted, _), _ = eqn.params['dimension_numbers']
+            sizes = [eqn.invars[0].aval.shape[axis] for axis in contracted]
+            total += 2 * times * math.prod([*eqn.outvars[0].aval.shape, *sizes])
+        loops = {'scan': eqn.params.get('length'), 'while': trips}
+        inner = times * loops.get(eqn.primitive.name, 1)
+        for value in eqn.params.values():
+            for part in value if isinstance(value, tuple) else (value,):
+                part = getattr(part, 'jaxpr', part)
+                total += products(part, trips, inner) if hasattr(part, 'eqns') else 0
+    return total
+
+
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('attention', ['dense', 'tiled'])
+def test_work_is_that_of_the_traced_gradient(attention, remat):
+    net, tiles = deep(attention, remat), 7
+    traced = jax.make_jaxpr(gradient(net))(abstract(net), packing.empty_micro_batch(LAYOUT))
+    pairs = tiles * 64 * 64 if attention == 'tiled' else None
+    assert products(traced.jaxpr, tiles) == sum(costs.micro_batch_work(net, LAYOUT, pairs=pairs))
+
+
+@pytest.mark.parametrize('sharded', [False, True])
+@pytest.mark.parametrize('remat', [False, True])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('attention', ['dense', 'tiled'])
+def test_kept_bytes_are_those_of_differentiation(attention, dtype, remat, sharded):
+    net = deep(attention, remat, dtype)
+
+    def kept(params, batch):
+        def hidden(params, embedded):
+            return net.hidden(params, batch, embedded)
+
+        return jax.tree.leaves(jax.vjp(hidden, params, net.embed(params, batch))[1])
+
+    batch = packing.empty_micro_batch(LAYOUT)
+    if sharded:
+        kept = sharding.on_shards(kept, sharding.make_mesh(), P())
+        batch = jax.tree.map(lambda x: x[None], batch)
+    arrays = jax.eval_shape(kept, abstract(net), batch)
+    # What a scan over three blocks has stacked, other than slices of parameters.
+    stacked = sum(nbytes(x) for x in arrays if x.shape[:2] == (3, LAYOUT.rows))
+    assert stacked == 3 * costs.kept_bytes(net, LAYOUT, sharded=sharded, tiled=attention == 'tiled')
+
+
+@pytest.fixture(scope='module')
+def programs():
+    """What XLA makes of a step on 8 devices, by layout of the state."""
+    done = subprocess.run([sys.executable, '-m', 'tests.compiled', *STEPS.values()], cwd=ROOT,
+                          check=True, env=simulated(8), stdout=subprocess.PIPE, text=True,
+                          timeout=300)
+    found = json.loads(done.stdout)
+    return {mode: found[key] for mode, key in STEPS.items()}
+
+
+@pytest.mark.parametrize('mode', STEPS)
+def test_work_is_that_of_the_compiled_step(programs, mode):
+    assert programs[mode]['products'] == programs[mode]['predicted']['products']
+
+
+@pytest.mark.parametrize('mode', STEPS)
+def test_traffic_is_that_of_the_compiled_step(programs, mode):
+    """What is counted are results: all of a gathered array, an eighth of a scattered one."""
+    program, sent = programs[mode], programs[mode]['predicted']
+    assert sent['all_gather'] == program['all-gather'] * 7 / 8
+    # Together, as a sum over devices can be scattered by either, with as many bytes.
+    assert sent['reduce_scatter'] + sent['all_to_all'] == (
+        8 * program['reduce-scatter'] + program['all-to-all']) * 7 / 8
+    assert program['collective-permute'] == 0
+    # Metrics, the norm of the gradient and how often to go round are single numbers.
+    assert 0 <= program['all-reduce'] - sent['all_reduce'] / 2 / (7 / 8) <= 20 * 4
+    assert sent['all_reduce'] > 100 * 4
+
+
+@pytest.mark.parametrize('mode', STEPS)
+def test_memory_is_about_that_of_the_compiled_step(programs, mode):
+    program, predicted = programs[mode], programs[mode]['predicted']
+    assert 0 <= program['arguments'] - predicted['state'] < 5000  # the micro-batches
+    assert predicted['temporary'] == pytest.approx(program['temporary'], rel=0.15)
+
+
+def test_traffic_by_hand():
+    """Two devices and `DECODER`: each sends half of what is exchanged; floats have four bytes."""
+    stacks = [(packing.Layout(4, 1, 1, 2), 3), (packing.Layout(2, 1, 1, 2), 1)]
+    kernels, vectors, tables, head = costs.parameters(network())
+    whole = costs.traffic(network(), stacks, 2, sharded=False)
+    assert whole == (4 * (kernels + vectors + tables + head), 0, 0, 0)
+    # Four micro-batches with 14 tokens in all: one block gathered twice in each and one once in
+    # all, as is the head; indices of both devices for two tables, three arrays of 16 features.
+    assert costs.traffic(network(), stacks, 2, sharded=True) == (
+        4 * vectors, 2 * (4 * 2 * 2048 + 2048 + 160 + 14 * 2 * 2), 2 * 4 * (kernels + 160),
+        2 * 14 * 3 * 16)
+    assert costs.traffic(network(), stacks, 1, sharded=True) == (0, 0, 0, 0)
+    # In bfloat16 kernels are gathered in half as many bytes.
+    half = costs.traffic(network(dtype='bfloat16'), stacks, 2, sharded=True)
+    assert half.all_gather == 4 * 2 * 2048 + 2048 + 2 * (160 + 14 * 2 * 2)
+
+
+def test_seconds_by_hand():
+    machine = costs.Machine(flops=1e6, memory=1e9, bandwidth=1e5, group=2, link=1e4,
+                            between=1e3)
+    layout = packing.Layout(4, 1, 1, 2)
+    stacks = [(layout, 2)]
+    work = sum(costs.micro_batch_work(network(), layout))
+    total = sum(costs.parameters(network()))
+    settings = {'efficiency': 0.5}
+    one = costs.step_seconds(network(), stacks, machine, **settings)
+    # The optimiser touches a parameter nine times, a micro-batch a kernel's gradient three times.
+    assert one == pytest.approx((2 * work / 5e5, 4 * (9 * total + 6 * 4096) / 1e5, 0, 0))
+    pmap = costs.step_seconds(network(), stacks, machine, devices=2, **settings)
+    assert pmap == pytest.approx((*one[:3], 4 * total / 1e4))
+    # Over two groups, a ring has the links of both of a group's members to leave it by.
+    wide = costs.step_seconds(network(), stacks, machine, devices=4, **settings)
+    assert wide.reduction == pytest.approx(2 * 3 / 4 * 4 * total / 2e3)
+    sent = costs.traffic(network(), stacks, 4, sharded=True)
+    fsdp = costs.step_seconds(network(), stacks, machine, devices=4, sharded=True, **settings)
+    # Two of three other devices are in the other group.
+    assert fsdp.exchange == pytest.approx(
+        (sent.all_gather + sent.reduce_scatter) / 2e3
+        + sent.all_to_all * (2 / 3 / 1e3 + 1 / 3 / 1e4))
+    assert fsdp.longest - fsdp.shortest == pytest.approx(min(fsdp.products, fsdp.exchange))
+
+
+def test_a_benchmark_is_predicted_from_its_product():
+    config = load_config('benchmark', **{
+        'model.sizes.vocab_size': 300, 'model.sizes.n_positions': 64, 'model.sizes.n_embd': 16,
+        'model.sizes.n_layer': 2, 'model.sizes.n_head': 2, 'model.attention': 'dense',
+        'data.max_length': 16, 'train.batch_size': 4, 'train.row_length': 64, 'train.rows': 2,
+        'benchmark.repeats': 1, 'benchmark.steps': 2, 'benchmark.comparisons': 30,
+        'benchmark.responses': 0})
+    items = benchmark.synthetic(30, vocab_size=300, max_length=16, seed=0)
+    layouts = packing.plan_layouts(items, row_length=64, rows=2)
+    net = RewardNetwork(dataclasses.replace(DECODER, vocab_size=300, n_inner=64),
+                        HeadConfig('quantile', 10))
+    work = [sum(costs.micro_batch_work(net, layouts[one.layout])) for number in (1, 2)
+            for one in packing.pack(benchmark.training_items(config, items, number), layouts)]
+    assert scaling.predicted(config, 1e9) == pytest.approx(2 * 4 * 1e9 / sum(work))
+
+
+def test_the_tables_of_the_documentation_are_those_printed():
+    text = (ROOT / 'docs' / 'scaling.md').read_text(encoding='utf-8')
+    for title, table in scaling.tables().items():
+        assert f'{title}:\n\n{table}\n' in text

@@ -1,0 +1,92 @@
+"""Two processes over loopback train as one with as many devices, and end together."""
+
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+
+from qrm.training import workdir
+from tests.helpers import ROOT, TINY, simulated
+
+OVERRIDES = TINY | {'train.max_steps': 8, 'train.checkpoint_every': 3, 'optimizer.eps': 1e-3}
+
+
+def start(folder, devices, *flags, strike=('nothing', 0), **overrides):
+    """Starts the command with that many simulated devices."""
+    environment = simulated(devices) | {'HF_HUB_OFFLINE': '1'}
+    command = [sys.executable, '-m', 'tests.on_processes', strike[0], str(strike[1]),
+               '--config=configs/demo.py:helpful,quantile', f'--workdir={folder}', *flags,
+               *(f'--config.{key}={value}' for key, value in (OVERRIDES | overrides).items())]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE)
+
+
+def end(processes):
+    """(exit code, output, errors) of each; none outlives the test."""
+    try:
+        ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    return [(code, out, err) for out, err, code in ends]
+
+
+def run_two(folder, strike=('nothing', 0), **overrides):
+    """Two processes of one device each; what strikes, strikes the second one."""
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    return end([
+        start(folder, 1, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
+              f'--process_id={i}', strike=strike if i else ('nothing', 0), **overrides)
+        for i in (0, 1)])
+
+
+def test_two_processes_stop_die_and_end_as_one_process_with_two_devices(tmp_path):
+    one, two = str(tmp_path / 'one'), str(tmp_path / 'two')
+    (code, _, err), = end([start(one, 2)])
+    assert code == 0, err
+
+    # A signal that comes to one while it makes the second batch is known to both after the third.
+    ends = run_two(two, ('SIGTERM', 2))
+    for code, _, err in ends:
+        assert code == 0, err
+        assert f'saved {two} at step 3 of 8' in err
+    assert 'saving after this step' not in ends[0][1]  # it came to the other
+
+    began = time.monotonic()
+    (survivor, out, err), (killed, *_) = run_two(two, ('SIGKILL', 3))
+    assert f'resuming {two} at step 3 of 8' in out
+    assert killed == -9
+    assert survivor not in (0, None), err
+    assert time.monotonic() - began < 90  # start and 30 s
+
+    (survivor, _, err), (raised, _, err_of_raised) = run_two(two, ('raise', 3))
+    assert raised == 1
+    assert 'process 1: Traceback' in err_of_raised
+    assert 'no space left on device' in err_of_raised
+    assert survivor not in (0, None), err
+
+    ends = run_two(two, **{'train.sharding': 'fsdp'})
+    for code, _, err in ends:
+        assert code == 0, err
+    out = [line for line in ends[1][1].splitlines() if 'Gloo' not in line]
+    assert out == []  # only the first one prints
+    rows, expected = workdir.read_metrics(two), workdir.read_metrics(one)
+    assert [row.pop('split') for row in rows] == [row.pop('split') for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize('given', [
+    ['--num_processes=2'], ['--coordinator=127.0.0.1:1'],
+    ['--coordinator=localhost', '--num_processes=2', '--process_id=1'],
+    ['--coordinator=127.0.0.1:1', '--num_processes=2', '--process_id=2'],
+])
+def test_flags_of_processes_that_do_not_go_together_are_refused(given, tmp_path):
+    (code, _, err), = end([start(tmp_path, 1, *given)])
+    assert code == 2
+    assert '--coordinator' in err
+    assert 'Traceback' not in err

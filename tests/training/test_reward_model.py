@@ -1,0 +1,152 @@
+"""Scores do not depend on order, neighbours or row length; workdirs load as they were trained."""
+
+import dataclasses
+import json
+
+import jax
+import numpy as np
+import pytest
+
+import qrm
+from qrm.data import demo, tokens
+from qrm.data.comparisons import DataError
+from qrm.models.decoder import DecoderConfig
+from qrm.models.network import RewardNetwork
+from qrm.rewards import losses
+from qrm.rewards.heads import HeadConfig
+from qrm.serving import score
+from qrm.training import reward_model as qrm_model
+from qrm.training import workdir
+from qrm.training.reward_model import RewardModel
+
+
+@pytest.fixture(scope='module')
+def comparisons():
+    return demo.generate('helpful', 'train', 60, 0).comparisons
+
+
+@pytest.fixture(scope='module')
+def model(comparisons):
+    tokenizer = tokens.train_tokenizer(tokens.texts_of(comparisons), 300)
+    decoder = DecoderConfig(300, 200, 32, 2, 2, 64)
+    network = RewardNetwork(decoder, HeadConfig('quantile', 10))
+    params = jax.jit(network.init)(jax.random.key(0))
+    # Larger than at the start, so that rewards depend on the whole text.
+    params = jax.tree.map(lambda x: 4.0 * x if x.ndim > 1 else x, params)
+    return RewardModel(network, params, tokenizer, losses.LossConfig('bradley_terry'),
+                       append_eos=True, max_length=200, row_length=128)
+
+
+def texts(comparisons):
+    return [c.prompt for c in comparisons], [list(c.responses) for c in comparisons]
+
+
+@pytest.fixture(scope='module')
+def reference(model, comparisons):
+    return model.score(*texts(comparisons))
+
+
+def test_scores_have_the_shape_of_what_was_given(model, reference):
+    assert len(reference.rewards) == len(reference.quantiles) == 60
+    assert reference.rewards[0].shape == (2,)
+    assert reference.quantiles[0].shape == (2, 10)
+    np.testing.assert_allclose(reference.rewards[0], reference.quantiles[0].mean(axis=1), rtol=1e-5)
+    np.testing.assert_allclose(model.taus, (np.arange(10) + 0.5) / 10, rtol=1e-6)
+    assert np.std(np.concatenate(reference.rewards)) > 0.05
+
+
+def test_scores_do_not_depend_on_order_or_neighbours(model, comparisons, reference):
+    order = np.random.default_rng(0).permutation(60)
+    prompts, responses = texts([comparisons[i] for i in order])
+    shuffled = model.score(prompts, responses)
+    for place, i in enumerate(order):
+        np.testing.assert_allclose(shuffled.quantiles[place], reference.quantiles[i], atol=1e-4)
+    for i in (0, 7, 30):
+        prompts, responses = texts(comparisons[i:i + 1])
+        alone = model.score(prompts, [responses[0][1]])
+        np.testing.assert_allclose(alone.quantiles[0], reference.quantiles[i][1], atol=1e-4)
+        assert isinstance(alone.rewards[0], float)
+
+
+@pytest.mark.parametrize('row_length', [1, 50, 200])
+def test_scores_do_not_depend_on_the_row_length(model, comparisons, reference, row_length):
+    other = dataclasses.replace(model, row_length=row_length).score(*texts(comparisons))
+    for a, b in zip(other.quantiles, reference.quantiles, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-4)
+
+
+def test_many_responses_score_as_each_alone(model, comparisons):
+    prompt = comparisons[0].prompt
+    responses = [r for c in comparisons[:20] for r in c.responses]
+    together = model.score([prompt], [responses])
+    apart = model.score([prompt] * 40, responses)
+    np.testing.assert_allclose(together.rewards[0], apart.rewards, atol=1e-4)
+
+
+def test_a_long_dialogue_is_cut_by_itself(model, comparisons):
+    long = comparisons[0].prompt * 9
+    both = model.score([long], [[' yes.', ' no, ' + comparisons[1].responses[0]]])
+    alone = model.score([long, long], [' yes.', ' no, ' + comparisons[1].responses[0]])
+    np.testing.assert_allclose(both.rewards[0], alone.rewards, atol=1e-4)
+
+
+def test_prompts_and_responses_must_match(model):
+    with pytest.raises(DataError, match='2 prompts and 1 lists'):
+        model.score(['a', 'b'], [' c'])
+    with pytest.raises(DataError, match=r"prompts\[0\] field 'responses\[1\]'"):
+        model.score(['a'], [[' b', None]])
+    with pytest.raises(DataError, match=r"prompts\[0\] field 'responses'"):
+        model.score(['a'], [[]])
+
+
+def test_files_are_scored_row_by_row_in_order(model, comparisons, reference, tmp_path):
+    rows = []
+    for i, c in enumerate(comparisons[:6]):
+        a, b = c.responses
+        rows.append([{'prompt': c.prompt, 'responses': [a, b]},
+                     {'chosen': c.prompt + a, 'rejected': c.prompt + b},
+                     {'prompt': c.prompt, 'chosen': a, 'rejected': b, 'id': i}][i % 3])
+    rows.append({'prompt': comparisons[6].prompt, 'response': comparisons[6].responses[0]})
+    source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+    source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    message = score.score_file(model, str(source), str(target))
+    assert '7 rows, 13 responses scored, 0 dialogues cut' in message
+    scored = [json.loads(line) for line in target.read_text().splitlines()]
+    for i, row in enumerate(scored):
+        k = len(row['rewards'])
+        np.testing.assert_allclose(row['rewards'], reference.rewards[i][:k], atol=1e-4)
+        np.testing.assert_allclose(row['quantiles'], reference.quantiles[i][:k], atol=1e-4)
+    assert [len(row['rewards']) for row in scored] == [2] * 6 + [1]
+
+
+def test_a_row_that_cannot_be_scored_stops_with_its_line_and_writes_nothing(model, tmp_path):
+    source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+    source.write_text('{"prompt": "a", "response": " b"}\n{"prompt": "a", "response": null}\n')
+    with pytest.raises(DataError, match=r"in\.jsonl:2 field 'response': got null, expected text"):
+        score.score_file(model, str(source), str(target))
+    assert not target.exists()
+
+
+def test_what_is_no_model_is_refused(tmp_path):
+    with pytest.raises(DataError, match='no such folder'):
+        qrm.load(str(tmp_path / 'nothing'))
+    with pytest.raises(DataError, match='neither the folder of a run'):
+        qrm.load(str(tmp_path))
+    (tmp_path / 'model.json').write_text('{')
+    with pytest.raises(workdir.WorkdirError, match='not JSON'):
+        qrm.load(str(tmp_path))
+
+
+@pytest.mark.parametrize('change', [
+    {'network': {'head': {'name': 'quantile', 'annotators': 0}}}, {'row_length': None}])
+def test_a_model_of_another_version_is_named(model, tmp_path, change):
+    qrm_model.describe(str(tmp_path), model)
+    values = json.loads((tmp_path / 'model.json').read_text())
+    for key, value in change.items():
+        if value is None:
+            del values[key]
+        else:
+            values[key] |= value
+    (tmp_path / 'model.json').write_text(json.dumps(values))
+    with pytest.raises(workdir.WorkdirError, match=r'model\.json: not a model of this version'):
+        qrm.load(str(tmp_path))

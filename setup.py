@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import find_packages, setup
 
 setup(
     name='qrm-jax',
@@ -12,7 +12,11 @@ setup(
     long_description_content_type='text/markdown',
     license='Apache-2.0',
     license_files=['LICENSE'],
-    packages=["qrm"],
+    # The mains and the configs are installed inside the package, so that no other package of these
+    # names is met.
+    packages=[*find_packages(include=['qrm', 'qrm.*']), 'qrm.configs', 'qrm.experiments'],
+    package_dir={'qrm.configs': 'configs', 'qrm.experiments': 'experiments'},
+    entry_points={'console_scripts': ['qrm=qrm.commands.main:main']},
     python_requires='>=3.11',
     install_requires=[
         'absl-py>=2.1',
@@ -46,6 +50,7 @@ setup(
             'pytest-xdist>=3.7',
             'ruff>=0.12',
             'scikit-learn>=1.6',
+            'setuptools>=77',
             'tensorboardX>=2.6',
         ],
     },

@@ -1,6 +1,6 @@
 """Times qrm beside TRL's RewardTrainer on the same pairs, the same model and this machine.
 
-    python -m benchmarks.trl --config=configs/benchmark.py --workdir=results/trl \\
+    python -m benchmarks.trl --config=benchmark --workdir=results/trl \\
       --trl_python=ENV/bin/python --config.data.path=DIR --config.model.checkpoint=DIR
 
 In each round `experiments.benchmark` and `benchmarks/trl_worker.py` run one after the other, each
@@ -27,10 +27,10 @@ from qrm.data import sources
 from qrm.data.comparisons import DataError
 from qrm.data.tokens import Encoded
 from qrm.studies import benchmark, costs
-from qrm.training import train, workdir
-from qrm.training.config import ConfigError
+from qrm.training import config, train, workdir
+from qrm.training.schema import ConfigError
 
-_CONFIG = config_flags.DEFINE_config_file('config', None, 'Config, such as configs/benchmark.py.')
+launch.define_config()
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results; a rerun overwrites them.')
 _TRL_PYTHON = flags.DEFINE_string('trl_python', None, 'Python of an environment with TRL.')
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Times that both are run, in turns.', lower_bound=1)
@@ -49,8 +49,9 @@ _RATIOS = {
 def main() -> None:
     # Only to read the data: the devices are for the processes that are timed.
     jax.config.update('jax_platforms', 'cpu')
-    print(compare(_CONFIG.value, _WORKDIR.value, trl_python=_TRL_PYTHON.value,
-                  rounds=_ROUNDS.value, per_device=_PER_DEVICE.value,
+    found = launch.config({**config.KEYS, **benchmark.KEYS})
+    print(compare(found, _WORKDIR.value, trl_python=_TRL_PYTHON.value, rounds=_ROUNDS.value,
+                  per_device=_PER_DEVICE.value,
                   config_args=config_arguments(flags.FLAGS['config'])))
 
 
@@ -229,5 +230,4 @@ def _rate(result: dict[str, Any], *path: str) -> float:
 
 
 if __name__ == '__main__':
-    flags.mark_flags_as_required(['config', 'workdir', 'trl_python'])
-    launch.run(main)
+    launch.run(main, required=('config', 'workdir', 'trl_python'))

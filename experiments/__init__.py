@@ -1,4 +1,7 @@
-"""Entry points: short absl mains over the functions of `qrm`."""
+"""Mains, one a command: flags, and a function of `qrm` that they are passed to.
+
+`python -m experiments.NAME` in a clone is `qrm NAME` where qrm is installed.
+"""
 
 import os
 

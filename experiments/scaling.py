@@ -1,20 +1,21 @@
 """Prints what training on many accelerators would cost, as in docs/scaling.md.
 
-    python -m experiments.scaling [--measured=results/benchmark/benchmark.json]
+    qrm scaling [--measured=results/benchmark/benchmark.json]
 
-With results of `experiments.benchmark` on one device it prints instead what is predicted of those
-training steps, if it is run on a device of that kind.
+With results of `qrm benchmark` on one device it prints instead what is predicted of those training
+steps, if it is run on a device of that kind.
 """
 
 from absl import flags
 
 from qrm.commands import launch
-from qrm.studies import scaling
 
 _MEASURED = flags.DEFINE_string('measured', None, 'benchmark.json of one device, to compare with.')
 
 
 def main() -> None:
+    from qrm.studies import scaling
+
     if _MEASURED.value:
         print(scaling.compare(_MEASURED.value))
     else:

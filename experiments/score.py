@@ -1,15 +1,13 @@
 """Scores responses with a trained reward model.
 
-    python -m experiments.score --checkpoint=results/run --input=in.jsonl --output=out.jsonl
+    qrm score --checkpoint=results/run --input=in.jsonl --output=out.jsonl
 """
 
 import dataclasses
 
 from absl import flags
 
-import qrm
 from qrm.commands import launch
-from qrm.serving.score import score_file
 
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'Folder of a run, or folder or hub name of a Hugging Face checkpoint.')
@@ -26,14 +24,16 @@ _ROW_LENGTH = flags.DEFINE_integer(
 
 
 def main() -> None:
-    model = qrm.load(_CHECKPOINT.value, max_length=_MAX_LENGTH.value)
+    from qrm.serving import score
+    from qrm.training import reward_model
+
+    model = reward_model.load(_CHECKPOINT.value, max_length=_MAX_LENGTH.value)
     if _APPEND_EOS.value is not None:
         model = dataclasses.replace(model, append_eos=_APPEND_EOS.value)
     if _ROW_LENGTH.value:
         model = dataclasses.replace(model, row_length=_ROW_LENGTH.value)
-    print(score_file(model, _INPUT.value, _OUTPUT.value))
+    print(score.score_file(model, _INPUT.value, _OUTPUT.value))
 
 
 if __name__ == '__main__':
-    flags.mark_flags_as_required(['checkpoint', 'input', 'output'])
-    launch.run(main)
+    launch.run(main, required=('checkpoint', 'input', 'output'))

@@ -1,10 +1,20 @@
 """qrm: distributional reward models in JAX and Flax."""
 
+import importlib
 import os
+from typing import TYPE_CHECKING, Any
 
 # Before `transformers` is imported: it would announce that PyTorch is not installed.
 os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
 
-from qrm.training.reward_model import RewardModel, Scores, load
+if TYPE_CHECKING:
+    from qrm.training.reward_model import RewardModel, Scores, load
 
 __all__ = ['RewardModel', 'Scores', 'load']
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is asked for when it is: `import qrm` alone, as the command does, is at once."""
+    if name in __all__:
+        return getattr(importlib.import_module('qrm.training.reward_model'), name)
+    raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,7 +1,6 @@
 """Small comparisons, networks and configs that several tests build on."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -17,6 +16,7 @@ import tokenizers
 import transformers
 from ml_collections import ConfigDict
 
+from qrm.commands import configs
 from qrm.data import packing
 from qrm.data.tokens import Encoded
 from qrm.models.decoder import DecoderConfig
@@ -182,10 +182,7 @@ def word_pairs(folder):
 
 def load_config(name, arg='', **overrides):
     """A config file of the project with some keys, dotted names, set to other values."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / 'configs' / f'{name}.py')
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(arg)
+    config = configs.module(name).get_config(arg)
     config.update_from_flattened_dict(overrides)
     return config
 

@@ -16,7 +16,7 @@ import numpy as np
 
 from qrm.data import packing
 from qrm.models import sharding
-from qrm.training import inference, step, train
+from qrm.training import inference, interruptions, step, train
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.devices import Spread, own_devices
 from tests.helpers import (
@@ -93,7 +93,7 @@ def train_until(folder: str, stop: int, overrides: dict) -> None:
     packing.make_batch = interrupt
     try:
         train.train(tiny_config(**overrides), folder)
-    except train.Interrupted as interrupted:
+    except interruptions.Interrupted as interrupted:
         end = str(interrupted)
     finally:
         packing.make_batch = make_batch

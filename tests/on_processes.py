@@ -7,8 +7,6 @@ import os
 import signal
 import sys
 
-from absl import flags
-
 from experiments import train as command
 from qrm.commands import launch
 from qrm.data import packing
@@ -30,5 +28,4 @@ def strike_at(call: int, how: str) -> None:
 
 if __name__ == '__main__':
     strike_at(int(sys.argv.pop(2)), sys.argv.pop(1))
-    flags.mark_flags_as_required(['config', 'workdir'])
-    launch.run(command.main)
+    launch.run(command.main, required=('config', 'workdir'))

@@ -9,18 +9,18 @@ HOUSE = {
     'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
                 'selection'],
     'models': ['sharding', 'flash', 'attention', 'decoder', 'network', 'weights'],
-    'training': ['workdir', 'checkpoints', 'devices', 'step', 'config', 'inference',
-                 'reward_model', 'train'],
+    'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'inference',
+                 'reward_model', 'interruptions', 'train'],
     'analysis': ['divergences', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'evaluate'],
     'serving': ['score'],
     'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'compare', 'identifiability', 'best_of_n',
                 'costs', 'benchmark', 'scaling'],
-    'commands': ['launch'],
+    'commands': ['configs', 'processes', 'launch', 'main'],
 }
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
-OTHERS = {'training': ['configs', 'processes'], 'commands': ['commands'],
+OTHERS = {'training': ['processes'], 'commands': ['commands'],
           'benchmarks': ['device', 'trl']}
 LINEN = {'models.decoder', 'rewards.heads'}
 

@@ -22,8 +22,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
-import scipy.fft
-import scipy.special
+import scipy
 
 from qrm.rewards import resampling
 

@@ -17,6 +17,7 @@ from qrm.rewards.metrics import Predictions
 from qrm.training import config as config_lib
 from qrm.training import reward_model, workdir
 from qrm.training.reward_model import RewardModel
+from qrm.training.schema import ConfigError
 
 
 class Evaluation(NamedTuple):
@@ -102,7 +103,7 @@ def _rules(config: Any) -> list[selection.Rule]:
     try:
         return [selection.parse_rule(text) for text in config.evaluation.rules]
     except ValueError as error:
-        raise config_lib.ConfigError(f'config.evaluation.rules: {error}') from error
+        raise ConfigError(f'config.evaluation.rules: {error}') from error
 
 
 def _choices(predictions: Predictions, rules: list[selection.Rule],
@@ -187,5 +188,5 @@ def _check_changes(trained: Any, config: Any) -> None:
         fixed += [key for key in keys if key in ('data.test_fraction', 'data.validation_fraction')
                   or key.startswith('data.demo.')]
     if fixed:
-        raise config_lib.ConfigError(f'config.{", config.".join(fixed)}: cannot be changed to '
-                                     'evaluate a run that was trained with other values')
+        raise ConfigError(f'config.{", config.".join(fixed)}: cannot be changed to '
+                          'evaluate a run that was trained with other values')

@@ -11,7 +11,7 @@ from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy
 
 from qrm.analysis import divergences
 from qrm.data.comparisons import DataError

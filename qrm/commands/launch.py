@@ -1,28 +1,37 @@
-"""What every entry point shares: running a main so that bad input ends in one clear line."""
+"""What every entry point shares: flags, a config by its name, and bad input that ends in one line.
 
-import logging
-import os
-import signal
+Mains import what they run when they run it, so that help, and a wrong flag, come at once.
+"""
+
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 from absl import app, flags
-from absl import logging as absl_logging
-from jax.experimental import multihost_utils
+from ml_collections import ConfigDict, config_flags
 
-from qrm.data.comparisons import DataError
-from qrm.training.config import ConfigError
-from qrm.training.train import Interrupted, NonFiniteLoss
-from qrm.training.workdir import WorkdirError
+from qrm.commands import configs
 
-_EXPECTED = (DataError, ConfigError, WorkdirError, NonFiniteLoss)
-_HEARTBEAT_SECONDS = 15  # a process not heard of for so long is dead, and the others end
-_SHUTDOWN_SECONDS = 30  # how long a process that is done waits for the others
 # How absl and ml_collections report flags that cannot be parsed, and files that are not there.
-_FLAG_ERRORS = (flags.Error, WorkdirError, AttributeError, KeyError, TypeError, ValueError, OSError)
+_FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+_HELP = ('-h', '-help', '--help')
+_CONFIG = ('-config', '--config')
+
+flags.disclaim_key_flags()  # what is defined here belongs to the main that asks for it
+
+
+def define_config() -> None:
+    """Defines `--config`, a name or a file, and `--print_config`."""
+    config_flags.DEFINE_config_file(
+        'config', None, f'One of {", ".join(configs.names())}, or a .py file; what may follow a '
+        'colon, its docstring says. --config.KEY=VALUE changes a key.')
+    define_print_config()
+
+
+def define_print_config() -> None:
+    """Defines `--print_config`."""
+    flags.DEFINE_bool('print_config', False, 'Print all keys with values and comments, and end.')
 
 
 def define_process_flags() -> None:
@@ -34,54 +43,96 @@ def define_process_flags() -> None:
     flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.', lower_bound=0)
 
 
-def run(main: Callable[[], None], parse: Callable[[list[str]], list[str]] | None = None) -> None:
-    """Runs `main` under absl; exit code 2 for bad input, 0 after a signal that was served.
+def config(table: Any) -> ConfigDict:
+    """The config of the command line; with `--print_config` prints it and ends.
 
-    Of several processes each exits so; if one fails or dies, the others end within a minute.
+    Args:
+      table: its keys, see `schema`.
+
+    Raises:
+      ConfigError: with `--print_config`, values that cannot be used, after all were printed.
+    """
+    from qrm.training import schema
+
+    found = flags.FLAGS.config
+    if flags.FLAGS.print_config:
+        print(schema.describe(found, table))
+        schema.check(found, table)
+        sys.exit()
+    return found
+
+
+def run(
+    main: Callable[[], None],
+    *,
+    required: Sequence[str] = (),
+    parse: Callable[[list[str]], list[str]] | None = None,
+) -> None:
+    """Runs `main` under absl, see `processes.run`; exit code 2 for bad flags.
 
     Args:
       main: takes no arguments, reads flags.
+      required: flags that must be given; for `--print_config` only the config.
       parse: parses flags, given the command line; default `flags.FLAGS`.
     """
 
     def parse_flags(argv: list[str]) -> list[str]:
+        if any(arg in _HELP for arg in argv[1:]):
+            print(main.__globals__['__doc__'] + flags.FLAGS.main_module_help())
+            sys.exit()
         try:
-            rest = (parse or flags.FLAGS)(argv)
+            rest = (parse or flags.FLAGS)(_resolved(argv))
+            _check_required(required)
             if 'config' in flags.FLAGS:
                 # A file that could not be loaded says so only when a value is asked for.
                 _ = flags.FLAGS.config.seed
             _check_process_flags()
         except _FLAG_ERRORS as error:
-            message = str(error).strip('"').replace('\\n', ' ').replace("\\'", "'")
-            _fail(f'{message}; --help lists the flags')
+            _fail(f'{_line(error)}; --help lists the flags')
+        except Exception as error:  # a config file is a program, and fails in any way
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            _fail(f'{place.filename}:{place.lineno}: {type(error).__name__}: {error}')
         if len(rest) > 1:
             _fail(f'unexpected arguments {rest[1:]}; a flag starts with --')
         return rest
 
     def guarded(unused_argv: list[str]) -> None:
-        absl_logging.set_verbosity(absl_logging.ERROR)  # checkpointing warns of nothing of use
-        logging.getLogger('jax').setLevel(logging.WARNING)
-        _cache_compilations()
-        several = 'coordinator' in flags.FLAGS and flags.FLAGS.coordinator
-        if several:
-            _join()
-        signal.signal(signal.SIGTERM, _stop)  # not earlier: joining installs a handler too
-        try:
-            main()
-        except Interrupted as stop:
-            print(stop, file=sys.stderr, flush=True)
-        except _EXPECTED as error:
-            if several:
-                _leave(2, f'error: {error}')
-            _fail(str(error))
-        except BaseException:
-            if several:
-                _leave(1, traceback.format_exc())
-            raise
-        if several:
-            jax.distributed.shutdown()
+        from qrm.commands import processes
+
+        several = [flags.FLAGS[name].value if name in flags.FLAGS else None
+                   for name in ('coordinator', 'num_processes', 'process_id')]
+        processes.run(main, *several)
 
     app.run(guarded, flags_parser=parse_flags)
+
+
+def _resolved(argv: Sequence[str]) -> list[str]:
+    """The command line with the path of a config in place of its name."""
+    result = []
+    for before, arg in zip(['', *argv], argv, strict=False):
+        name, equals, value = arg.partition('=')
+        if name in _CONFIG and equals:
+            arg = f'{name}={configs.resolve(value)}'
+        result.append(configs.resolve(arg) if before in _CONFIG else arg)
+    return result
+
+
+def _line(error: Exception) -> str:
+    """What is wrong, without the traceback of a config file that refuses its argument or a key."""
+    message = str(error).strip('"').replace('\\n', ' ').replace("\\'", "'")
+    before, traced, after = message.partition('\n\nTraceback (most recent call last):\n')
+    if not traced:
+        return message
+    kind, _, reason = after.rstrip().rpartition('\n')[2].partition(': ')
+    flag = before.partition(': ')[0].removeprefix('flag ')
+    return f'{flag}: {reason}' if kind.endswith(('ValueError', 'ConfigError')) else message
+
+
+def _check_required(required: Sequence[str]) -> None:
+    if 'print_config' in flags.FLAGS and flags.FLAGS.print_config:
+        required = [name for name in required if name == 'config']
+    if missing := [name for name in required if flags.FLAGS[name].value is None]:
+        raise flags.ValidationError(f'no --{", no --".join(missing)}')
 
 
 def _check_process_flags() -> None:
@@ -97,50 +148,6 @@ def _check_process_flags() -> None:
         raise flags.ValidationError(
             f'--coordinator={coordinator} --num_processes={count} --process_id={own}: expected '
             'host:port, a number of processes and an id below it')
-
-
-def _join() -> None:
-    """Joins the other processes and connects their devices; only the first one prints."""
-    coordinator, settings = flags.FLAGS.coordinator, {}
-    if coordinator != 'auto':
-        settings = {
-            'coordinator_address': coordinator, 'num_processes': flags.FLAGS.num_processes,
-            'process_id': flags.FLAGS.process_id,
-            'coordinator_bind_address': coordinator,  # by default it listens on all interfaces
-        }
-    try:
-        jax.distributed.initialize(heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-                                   shutdown_timeout_seconds=_SHUTDOWN_SECONDS, **settings)
-        # Connects all devices now: on CPU a process waits only 30 s for the others to connect, and
-        # one may take longer than that to compile its first step.
-        multihost_utils.sync_global_devices('joined')
-    except (RuntimeError, ValueError) as error:
-        _fail(f'--coordinator={coordinator}: {error}')
-    if jax.process_index():
-        sys.stdout = open(os.devnull, 'w', encoding='utf-8')  # noqa: SIM115 (open to the end)
-
-
-def _leave(code: int, message: str) -> None:
-    """Ends this process at once, by which the others, which may wait for it, end too."""
-    print(f'process {jax.process_index()}: {message}', file=sys.stderr, flush=True)
-    sys.stdout.flush()
-    os._exit(code)
-
-
-def _cache_compilations() -> None:
-    """Keeps what is compiled, so that a second run of the same shapes starts at once.
-
-    In `JAX_COMPILATION_CACHE_DIR`, or below the user's cache folder.
-    """
-    if jax.config.jax_compilation_cache_dir is None:
-        root = os.environ.get('XDG_CACHE_HOME') or os.path.join(os.path.expanduser('~'), '.cache')
-        jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'qrm', 'compilations'))
-
-
-def _stop(number: int, unused_frame: Any) -> None:
-    """Serves a signal where there is nothing to save; the training loop has its own handler."""
-    name = signal.Signals(number).name
-    raise Interrupted(f'{name}: stopped; run the same command again to go on')
 
 
 def _fail(message: str) -> None:

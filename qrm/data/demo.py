@@ -27,7 +27,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import entr, ndtr, ndtri
+import scipy
 
 from qrm.data.comparisons import Comparison
 
@@ -130,8 +130,9 @@ class RewardDistribution:
                     'shared annotators need the same type weights on both sides, '
                     f'got {self.weights} and {other.weights}'
                 )
-            return float(np.dot(self.weights, ndtr(np.subtract(self.means, other.means) / scale)))
-        wins = ndtr(np.subtract.outer(self.means, other.means) / scale)
+            wins = scipy.special.ndtr(np.subtract(self.means, other.means) / scale)
+            return float(np.dot(self.weights, wins))
+        wins = scipy.special.ndtr(np.subtract.outer(self.means, other.means) / scale)
         return float(np.asarray(self.weights) @ wins @ np.asarray(other.weights))
 
 
@@ -568,14 +569,14 @@ def bayes(demo: Demo, annotators: str = 'independent') -> Bayes:
         accuracy=float(np.mean((p > q) + 0.5 * (p == q))),
         nll=float(-np.mean(np.log(p))),
         expected_accuracy=float(np.mean(np.maximum(p, q))),
-        expected_nll=float(np.mean(entr(p) + entr(q))),
+        expected_nll=float(np.mean(scipy.special.entr(p) + scipy.special.entr(q))),
     )
 
 
 def _mixture_cdf(x: np.ndarray, weights: Sequence[float], means: np.ndarray,
                  sigma: float) -> np.ndarray:
     """P(reward <= x) [...] of Gaussian mixtures with means [..., T]."""
-    return ndtr((x[..., None] - means) / sigma) @ np.asarray(weights)
+    return scipy.special.ndtr((x[..., None] - means) / sigma) @ np.asarray(weights)
 
 
 def _mixture_quantile(taus: np.ndarray, weights: Sequence[float], means: np.ndarray,
@@ -585,8 +586,8 @@ def _mixture_quantile(taus: np.ndarray, weights: Sequence[float], means: np.ndar
     The quantile of a mixture lies between the smallest and the largest of the quantiles of its
     components, which gives the bracket.
     """
-    low = means.min(axis=-1) + sigma * ndtri(taus)
-    high = means.max(axis=-1) + sigma * ndtri(taus)
+    low = means.min(axis=-1) + sigma * scipy.special.ndtri(taus)
+    high = means.max(axis=-1) + sigma * scipy.special.ndtri(taus)
     for _ in range(_BISECTIONS):
         middle = 0.5 * (low + high)
         below = _mixture_cdf(middle, weights, means, sigma) < taus

@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-import datasets
 import numpy as np
 
 from qrm.data import demo
@@ -118,6 +117,8 @@ def _sources(path: str, workload: str) -> dict[str, tuple[str, Iterable[Row]]]:
 
 
 def _hub_sources(name: str, data_dir: str | None) -> dict[str, tuple[str, Iterable[Row]]]:
+    import datasets  # Takes half a second, which other sources need not wait for.
+
     try:
         loaded = datasets.load_dataset(name, data_dir=data_dir)
     except Exception as error:  # The library raises a different type for each way to fail.

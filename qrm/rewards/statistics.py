@@ -11,8 +11,7 @@ raises `Undefined`.
 from collections.abc import Callable
 
 import numpy as np
-import scipy.optimize
-import scipy.special
+import scipy
 
 ECE_BINS = 10
 _KNOTS = 11  # of the broken line that predicts the spread from the reward: its deciles

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy
 from jax.sharding import Mesh
 
 from qrm.data import packing
@@ -31,6 +31,7 @@ from qrm.studies import costs, figures
 from qrm.training import config as config_lib
 from qrm.training import inference, step, train, workdir
 from qrm.training.devices import Spread, replicate
+from qrm.training.schema import AT_LEAST_ONE, NOT_NEGATIVE, ConfigError, Key, Table
 
 # Size of the matrix product, and products between two looks at the clock.
 _PRODUCT = {'cpu': (2048, 1), 'accelerator': (8192, 20)}
@@ -47,6 +48,20 @@ _RESPONSE = (1, 7, 10, 14, 19, 25, 32, 42, 55, 71, 101, 127, 231, 300)
 _PROMPT_RESPONSE, _RESPONSE_RESPONSE = 0.22, 0.30
 
 _IMPORTED = time.monotonic()
+
+KEYS: Table = {  # beside those of every run
+    'benchmark.repeats': Key(5, AT_LEAST_ONE, 'times that everything is measured, in turns'),
+    'benchmark.steps': Key(
+        1, AT_LEAST_ONE, 'training steps timed together; one more is not timed'),
+    'benchmark.comparisons': Key(
+        1500, AT_LEAST_ONE, "synthetic ones, read if data.path is ''"),
+    'benchmark.scored': Key(
+        64, AT_LEAST_ONE, 'comparisons scored in a repeat, or as many as there are'),
+    'benchmark.responses': Key(
+        16, NOT_NEGATIVE, 'N, responses to one prompt against each by itself; 0: not measured'),
+    'benchmark.prompt': Key(400, NOT_NEGATIVE, 'tokens of that prompt'),
+    'benchmark.response': Key(100, AT_LEAST_ONE, 'tokens of each response'),
+}
 
 
 class Workload(NamedTuple):
@@ -93,12 +108,9 @@ def check(config: Any) -> None:
     """Checks a config with a `benchmark` section.
 
     Raises:
-      ConfigError: there is no such section, or values that cannot be used.
+      ConfigError: there is no such section, or there are values that cannot be used.
     """
-    if 'benchmark' not in config:
-        raise config_lib.ConfigError('config.benchmark: no such section, expected a config like '
-                                     'configs/benchmark.py')
-    config_lib.check(config)
+    config_lib.check(config, KEYS)
 
 
 def prepare(config: Any) -> Workload:
@@ -124,10 +136,10 @@ def prepare(config: Any) -> Workload:
                             max_length, 'synthetic, lengths of HH harmless-base')
     positions, settings = workload.network.decoder.n_positions, config.benchmark
     if workload.max_length > positions:
-        raise config_lib.ConfigError(f'config.data.max_length={workload.max_length}, but the model '
-                                     f'has {positions} positions')
+        raise ConfigError(f'config.data.max_length={workload.max_length}, but the model '
+                          f'has {positions} positions')
     if settings.responses and settings.prompt + settings.response > workload.max_length:
-        raise config_lib.ConfigError(
+        raise ConfigError(
             f'config.benchmark.prompt={settings.prompt} and response={settings.response}, expected '
             f'at most {workload.max_length} tokens together (config.data.max_length)')
     return workload

@@ -36,7 +36,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import scipy.stats
+import scipy
 from scipy.special import ndtri
 
 from qrm.analysis import tables
@@ -48,16 +48,18 @@ from qrm.rewards.selection import Rule
 from qrm.studies import figures, mlp, worlds
 from qrm.studies.mlp import Model, Training
 from qrm.studies.worlds import World
-from qrm.training import workdir
-from qrm.training.config import (
+from qrm.training import schema, workdir
+from qrm.training.schema import (
+    ANY,
     AT_LEAST_ONE,
     LEVEL,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     ConfigError,
+    Key,
     Range,
-    range_problems,
+    Table,
 )
 
 UTILITIES = {'gold': 'gold reward', 'tail': 'tail utility'}
@@ -67,26 +69,47 @@ ORACLE = 'truth'  # in place of a proxy: the choice is made by the utility itsel
 _TAIL = 0.1  # share of the annotators whose mean is the tail utility
 _BLOCK = 8  # neighbours in the order of the means, of matched shuffling
 _RANKED = 256  # candidates of a prompt over which rank correlations are taken
-_RANGES = {
-    'seed': NOT_NEGATIVE,
-    'repetitions': Range(2),
-    'world.fall': NOT_NEGATIVE,
-    'world.start': NOT_NEGATIVE,
-    'world.share': SHARE,
-    'world.width': NOT_NEGATIVE,
-    'labels.pairs': AT_LEAST_ONE,
-    'proxies.quantiles': Range(2),
-    'proxies.networks': Range(2),
-    'proxies.huber_weight': NOT_NEGATIVE,
-    'proxies.kappa': POSITIVE,
-    'training.steps': AT_LEAST_ONE,
-    'training.batch_size': AT_LEAST_ONE,
-    'training.learning_rate': NOT_NEGATIVE,
-    'training.width': AT_LEAST_ONE,
-    'choice.prompts': AT_LEAST_ONE,
-    'choice.candidates': Range(4),
-    'choice.moderate': Range(2),
-    'analysis.level': LEVEL,
+
+KEYS: Table = {
+    'seed': Key(0, NOT_NEGATIVE, 'of the first repetition; the others have the next ones'),
+    'repetitions': Key(8, Range(2), 'of everything: labels, parameters and candidates'),
+
+    # --- What is true ----------------------------------------------------------------------------
+    'world.fall': Key(
+        1.0, NOT_NEGATIVE, 'loss of reward for each unit of |x|^2 / 8 beyond `world.start`'),
+    'world.start': Key(
+        2.0, NOT_NEGATIVE,
+        '|x|^2 / 8 has mean 1 where labels are given, and is above 2 in 4% of them'),
+    'world.share': Key(
+        0.1, SHARE,
+        "of the candidates that are drawn from a wider distribution than the labels'"),
+    'world.width': Key(2.0, NOT_NEGATIVE, "of it, in standard deviations of the labels'"),
+
+    # --- Proxies ---------------------------------------------------------------------------------
+    'labels.pairs': Key(
+        10_000, AT_LEAST_ONE,
+        'comparisons to learn from; the more, the later over-optimisation'),
+    'proxies.quantiles': Key(10, Range(2), 'N of every proxy with quantiles'),
+    'proxies.networks': Key(5, Range(2), 'of the ensemble'),
+    'proxies.huber_weight': Key(
+        0.1, NOT_NEGATIVE, 'lambda of the proxies with targets of +1 and -1'),
+    'proxies.kappa': Key(1.0, POSITIVE, 'threshold of their Huber loss'),
+    'training.steps': Key(
+        1500, AT_LEAST_ONE, 'of Adam, the rate falling to 0 along a cosine'),
+    'training.batch_size': Key(256, AT_LEAST_ONE, 'comparisons a step'),
+    'training.learning_rate': Key(3e-3, NOT_NEGATIVE, 'at the start'),
+    'training.width': Key(64, AT_LEAST_ONE, 'of both hidden layers'),
+
+    # --- Choosing --------------------------------------------------------------------------------
+    'choice.rules': Key(
+        ('mean', 'quantile:0.05', 'cvar:0.2', 'mean-std:1'), ANY,
+        "'mean', 'quantile:tau', 'cvar:alpha' or 'mean-std:k'"),
+    'choice.prompts': Key(32, AT_LEAST_ONE, 'sets of candidates in each repetition'),
+    'choice.candidates': Key(
+        4096, Range(4), 'in each set, and the largest n; n goes up in powers of 4'),
+    'choice.moderate': Key(
+        64, Range(2), 'the n, one of these, at which gains are judged beside the largest'),
+    'analysis.level': Key(0.95, LEVEL, 'of the intervals over repetitions'),
 }
 
 
@@ -182,7 +205,7 @@ def check(config: Any) -> None:
     Raises:
       ConfigError: lists every value that cannot be used.
     """
-    problems = range_problems(config, _RANGES)
+    problems = schema.problems(config, KEYS)
     for text in config.choice.rules:
         try:
             selection.parse_rule(text)
@@ -191,8 +214,7 @@ def check(config: Any) -> None:
     if config.choice.moderate not in sizes(config.choice.candidates):
         problems.append(f'config.choice.moderate={config.choice.moderate}, expected one of '
                         f'{sizes(config.choice.candidates)}')
-    if problems:
-        raise ConfigError('\n'.join(problems))
+    schema.raise_all(problems)
 
 
 def sizes(candidates: int) -> list[int]:

@@ -28,9 +28,38 @@ from qrm.studies import figures, worlds
 from qrm.training import config as config_lib
 from qrm.training import workdir
 from qrm.training.reward_model import load
+from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, Table
 from qrm.training.train import prepare, train
 
 _PAPER = 'bradley_terry_quantile_huber'
+
+# Name -> what a model has in its `head` and `loss` sections. Nothing else may differ.
+MODELS = {
+    'scalar': {'head': {'name': 'scalar'}},
+    # The paper's objective; lambda = 0 is Bradley-Terry on the mean of free quantiles.
+    'quantile': {'head': {'name': 'quantile'}},
+    'quantile_0': {'head': {'name': 'quantile'}, 'loss': {'huber_weight': 0.0}},
+    'quantile_1': {'head': {'name': 'quantile'}, 'loss': {'huber_weight': 1.0}},
+    # The distributional likelihood, by four families.
+    'distributional': {'head': {'name': 'monotone_quantile'}},
+    'implicit': {'head': {'name': 'implicit_quantile'}},
+    'gaussian': {'head': {'name': 'gaussian'}},
+    'categorical': {'head': {'name': 'categorical'}},
+    'ensemble': {'head': {'name': 'scalar', 'members': 5}},
+    'ratings': {'head': {'name': 'monotone_quantile'},
+                'loss': {'monotone_quantile': 'ratings_pinball'}},
+}
+RATED = ('ratings',)  # those that learn from ratings, where responses have them
+
+KEYS: Table = {  # beside those of every run
+    'compare.workloads': Key(('helpful',), ANY, 'each model is trained on each by itself'),
+    'compare.seeds': Key(
+        (0, 1, 2), Each(NOT_NEGATIVE), 'of parameters, batch order and dropout; the data stay'),
+    'compare.reference': Key(
+        'scalar', ANY, 'the model that others are compared with, pair by pair'),
+    'compare.models': Key(tuple(MODELS), ANY, 'which, in the order of the tables'),
+    'compare.sections': Key(MODELS, ANY, 'what each has in its `head` and `loss`'),
+}
 
 # (model, seed) -> predictions on the test split of one workload.
 Runs = Mapping[tuple[str, int], Predictions]
@@ -103,7 +132,7 @@ def compare(config: Any, folder: str) -> str:
     Raises:
       ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as `train`.
     """
-    config_lib.check(config)
+    config_lib.check(config, KEYS)
     members = member_configs(config)
     settings = config.analysis
     results = []
@@ -159,17 +188,17 @@ def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
         raise DataError(f'config.compare.workloads: {unknown} not in {config.data.path}, expected '
                         f'some of {known}')
     if unknown := set(settings.models) - set(settings.sections):
-        raise config_lib.ConfigError(f'config.compare.models: {sorted(unknown)}, expected some of '
-                                     f'{tuple(settings.sections)}')
+        raise ConfigError(f'config.compare.models: {sorted(unknown)}, expected some of '
+                          f'{tuple(settings.sections)}')
     if settings.reference not in settings.models:
-        raise config_lib.ConfigError(f'config.compare.reference={settings.reference!r}, expected '
-                                     f'one of {tuple(settings.models)}')
+        raise ConfigError(f'config.compare.reference={settings.reference!r}, expected '
+                          f'one of {tuple(settings.models)}')
     result = {}
     for workload in settings.workloads:
         for model in settings.models:
             sections = settings.sections[model]
             if other := set(sections) - {'head', 'loss'}:
-                raise config_lib.ConfigError(
+                raise ConfigError(
                     f'config.compare.sections.{model}: sets {sorted(other)}, expected only head '
                     'and loss, so that models differ in nothing else')
             for seed in settings.seeds:
@@ -182,7 +211,7 @@ def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
                 config_lib.check(member)
                 result[workload, model, seed] = member
     if not result:
-        raise config_lib.ConfigError('config.compare: no workload, no model or no seed')
+        raise ConfigError('config.compare: no workload, no model or no seed')
     return result
 
 

@@ -18,8 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import scipy.optimize
-import scipy.stats
+import scipy
 
 from qrm.rewards import distributions, heads, losses
 from qrm.rewards.distributions import Distribution
@@ -28,15 +27,17 @@ from qrm.rewards.losses import LossConfig
 from qrm.studies import figures, mlp, worlds
 from qrm.studies.mlp import Model, Training
 from qrm.studies.worlds import World
-from qrm.training import workdir
-from qrm.training.config import (
+from qrm.training import schema, workdir
+from qrm.training.schema import (
+    ANY,
     AT_LEAST_ONE,
     LEVEL,
     NOT_NEGATIVE,
     POSITIVE,
-    ConfigError,
+    Each,
+    Key,
     Range,
-    range_problems,
+    Table,
 )
 
 LEVELS = heads.taus(10)  # at which all models are compared with the truth
@@ -46,18 +47,31 @@ _TEST, _ANCHORS, _ITEMS = 1_000_000, 2_000_000, 3_000_000
 _EQUAL_ITEMS = 6  # of the construction with equal win probabilities
 _BOUND_ITEMS = 150  # whose pairs say what more than one number an item is worth
 _DRAWN_ITEMS = 300  # of a figure
-_RANGES = {
-    'seed': NOT_NEGATIVE,
-    'seeds': Range(2),
-    'annotators': Range(2),
-    'networks': AT_LEAST_ONE,
-    'pairs': AT_LEAST_ONE,
-    'test_pairs': Range(100),
-    'passes': POSITIVE,
-    'batch_size': AT_LEAST_ONE,
-    'learning_rate': NOT_NEGATIVE,
-    'width': AT_LEAST_ONE,
-    'analysis.level': LEVEL,
+
+KEYS: Table = {
+    'seed': Key(0, NOT_NEGATIVE, 'of the world and all that is drawn'),
+    'seeds': Key(
+        5, Range(2), 'models of a row, each with pairs, parameters and batches of its own'),
+    'pairs': Key(40_000, AT_LEAST_ONE, 'that each model learns from in the main tables'),
+    'annotators': Key(10, Range(2), 'known ones, where annotators have names'),
+    'networks': Key(4, AT_LEAST_ONE, 'of the ensemble'),
+    'test_pairs': Key(
+        4000, Range(100), 'whose items and win probabilities models are compared on'),
+
+    # --- Training of all models: Adam, two hidden layers -----------------------------------------
+    'passes': Key(10.0, POSITIVE, 'over the pairs'),
+    'batch_size': Key(512, AT_LEAST_ONE, 'pairs of a step'),
+    'learning_rate': Key(5e-3, NOT_NEGATIVE, 'at the start; it falls to 0 along a cosine'),
+    'width': Key(64, AT_LEAST_ONE, 'of a hidden layer'),
+
+    # --- Which cells, and intervals: may change in a folder that has results ---------------------
+    'reproduce.sizes': Key(
+        (10_000, 40_000, 160_000), Each(AT_LEAST_ONE), 'pairs, of the rows below'),
+    'reproduce.growth': Key(
+        ('independent/label', 'independent/monotone', 'shared/gaussian',
+         'identified/anchor_after', 'ratings/pinball'), ANY,
+        "rows that are trained on all sizes, 'table/row' as in `kinds`"),
+    'analysis.level': Key(0.95, LEVEL, 'of the intervals over seeds'),
 }
 
 
@@ -232,15 +246,14 @@ def check(config: Any) -> None:
     Raises:
       ConfigError: lists every value that cannot be used.
     """
-    problems = range_problems(config, _RANGES)
+    problems = schema.problems(config, KEYS)
     known = [f'{table}/{name}' for table, rows in kinds(config).items() for name in rows]
     problems += [f'config.reproduce.growth: {name!r}, expected some of {known}'
                  for name in config.reproduce.growth if name not in known]
     if min(config.reproduce.sizes, default=0) < 1:
         problems.append(f'config.reproduce.sizes={config.reproduce.sizes!r}, expected numbers of '
                         'pairs')
-    if problems:
-        raise ConfigError('\n'.join(problems))
+    schema.raise_all(problems)
 
 
 def cells(config: Any) -> list[Cell]:

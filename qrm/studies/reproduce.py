@@ -13,6 +13,7 @@ from qrm.data.comparisons import DataError
 from qrm.data.sources import is_jsonl, workloads_of
 from qrm.training import config as config_lib
 from qrm.training import workdir
+from qrm.training.schema import ConfigError
 from qrm.training.train import prepare, train
 
 
@@ -84,7 +85,7 @@ def run_configs(config: Any) -> dict[tuple[str, str], Any]:
             config_lib.check(member)
             result[workload, head] = member
     if not result:
-        raise config_lib.ConfigError('config.reproduce: no workload or no head to train')
+        raise ConfigError('config.reproduce: no workload or no head to train')
     return result
 
 

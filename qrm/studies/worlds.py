@@ -27,8 +27,7 @@ Axes: `...` any leading axes; n pairs; m items; N quantiles; A annotators. NumPy
 from typing import NamedTuple
 
 import numpy as np
-import scipy.optimize
-import scipy.stats
+import scipy
 from scipy.special import expit, ndtr, ndtri
 
 FEATURES = 8

@@ -1,12 +1,14 @@
-"""Checks of a config, and the objects its sections describe.
+"""The config of a run: all keys, with defaults, checks and comments, and what they describe.
 
-Configs are complete `ml_collections` files in `configs/`; here each value is checked once,
-before anything is loaded, and turned into the frozen objects the rest of the package takes.
+`KEYS` is the complete config of the paper's experiment, GPT-2 on Anthropic's HH pairs. The files in
+`configs/` state what they change of it. Values are checked once, before anything is loaded, and
+turned into the frozen objects that the rest of the package takes.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from qrm.data import demo, tokens
 from qrm.models import attention
@@ -14,147 +16,218 @@ from qrm.models.decoder import DecoderConfig
 from qrm.models.network import DTYPES
 from qrm.rewards import losses
 from qrm.rewards.heads import HEADS, HeadConfig
-from qrm.training import devices, step
-
-
-class ConfigError(ValueError):
-    """A config value that cannot be used; the message names the key and what was expected."""
-
-
-class Range(NamedTuple):
-    """Finite numbers from `low` to `high`, without an end that is named open."""
-
-    low: float
-    high: float = math.inf
-    open_low: bool = False
-    open_high: bool = False
-
-    def holds(self, value: Any) -> bool:
-        """Whether a value is such a number."""
-        if isinstance(value, bool) or not math.isfinite(value):
-            return False
-        return (self.low < value if self.open_low else self.low <= value) and (
-            value < self.high if self.open_high else value <= self.high)
-
-    def __str__(self) -> str:
-        low = f'a number {"above" if self.open_low else "of at least"} {self.low:g}'
-        if self.high == math.inf:
-            return low
-        return f'{low} and {"below" if self.open_high else "at most"} {self.high:g}'
-
-
-AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, open_low=True)
-SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
-LEVEL = Range(0.5, 1, open_high=True)  # of an interval
-_RANGES = {
-    'seed': NOT_NEGATIVE,
-    'data.max_length': NOT_NEGATIVE,
-    'data.validation_fraction': Range(0, 1, open_low=True, open_high=True),
-    'data.test_fraction': Range(0, 1, open_low=True),
-    'data.max_malformed': SHARE,
-    'data.demo.train': AT_LEAST_ONE,
-    'data.demo.test': AT_LEAST_ONE,
-    'data.demo.seed': NOT_NEGATIVE,
-    'model.dropout': BELOW_ONE,
-    'head.num_quantiles': AT_LEAST_ONE,
-    'head.num_atoms': Range(2),
-    'head.atom_range': POSITIVE,
-    'head.num_cosines': AT_LEAST_ONE,
-    'head.num_factors': AT_LEAST_ONE,
-    'head.members': AT_LEAST_ONE,
-    'loss.huber_weight': NOT_NEGATIVE,
-    'loss.kappa': POSITIVE,
-    'loss.ema_decay': BELOW_ONE,
-    'loss.anchor_weight': NOT_NEGATIVE,
-    'loss.label_smoothing': Range(0, 0.5, open_high=True),
-    'loss.centre_weight': NOT_NEGATIVE,
-    'loss.entropy_weight': NOT_NEGATIVE,
-    'loss.lm_weight': NOT_NEGATIVE,
-    'optimizer.learning_rate': NOT_NEGATIVE,
-    'optimizer.warmup_fraction': SHARE,
-    'optimizer.final_fraction': SHARE,
-    'optimizer.b1': BELOW_ONE,
-    'optimizer.b2': BELOW_ONE,
-    'optimizer.eps': POSITIVE,
-    'optimizer.weight_decay': NOT_NEGATIVE,
-    'optimizer.clip_norm': NOT_NEGATIVE,
-    'train.batch_size': AT_LEAST_ONE,
-    'train.epochs': POSITIVE,
-    'train.max_steps': NOT_NEGATIVE,
-    'train.row_length': AT_LEAST_ONE,
-    'train.rows': AT_LEAST_ONE,
-    'train.checkpoint_every': AT_LEAST_ONE,
-    'train.keep': AT_LEAST_ONE,
-    'train.log_every': AT_LEAST_ONE,
-    'analysis.bootstrap': Range(20),
-    'analysis.null_draws': Range(20),
-    'analysis.level': LEVEL,
-    'analysis.seed': NOT_NEGATIVE,
-}
-_BENCHMARK_RANGES = {  # of a section that only the config of a benchmark has
-    'benchmark.repeats': AT_LEAST_ONE,
-    'benchmark.steps': AT_LEAST_ONE,
-    'benchmark.comparisons': AT_LEAST_ONE,
-    'benchmark.scored': AT_LEAST_ONE,
-    'benchmark.responses': NOT_NEGATIVE,
-    'benchmark.prompt': NOT_NEGATIVE,
-    'benchmark.response': AT_LEAST_ONE,
-}
-_CHOICES = {
-    'data.overlong': tokens.OVERLONG,
-    'data.demo.annotators': demo.ANNOTATORS,
-    'model.dtype': DTYPES,
-    'model.attention': attention.IMPLEMENTATIONS,
-    **{f'loss.{head}': tuple(losses.OBJECTIVES) for head in HEADS},
-    'loss.targets': losses.TARGETS,
-    'optimizer.name': step.OPTIMIZERS,
-    'optimizer.schedule': step.SCHEDULES,
-    'train.sharding': devices.MODES,
-    'evaluation.checkpoint': ('best', 'last'),
-}
-_OTHERS = (  # whose values are checked where they are used
-    'workload', 'data.path', 'data.attributes', 'data.append_eos', 'model.checkpoint',
-    'model.tokenizer', 'model.remat', 'model.sizes.vocab_size', 'model.sizes.n_positions',
-    'model.sizes.n_embd', 'model.sizes.n_layer', 'model.sizes.n_head', 'head.name',
-    'train.tensorboard', 'evaluation.candidates', 'evaluation.references', 'evaluation.rules',
+from qrm.training import devices, schema, step
+from qrm.training.schema import (
+    ANY,
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    LEVEL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    Each,
+    Key,
+    OneOf,
+    Range,
+    Table,
 )
 
+_OBJECTIVE = OneOf(tuple(losses.OBJECTIVES))
 
-def check(config: Any) -> None:
-    """Checks that a config is complete, and the ranges and choices of its values.
+KEYS: Table = {
+    'seed': Key(
+        0, NOT_NEGATIVE,
+        'of parameters, batch order and dropout; the data have a seed of their own'),
+    'workload': Key('helpful', ANY, 'what `train` trains on; `data.path` says which there are'),
 
-    Raises:
-      ConfigError: lists every key that is missing, or every value that cannot be used.
-    """
-    ranges = _RANGES | (_BENCHMARK_RANGES if 'benchmark' in config else {})
-    if missing := [key for key in (*ranges, *_CHOICES, *_OTHERS) if not _has(config, key)]:
-        raise ConfigError(f'no config.{", config.".join(missing)}; is this the config of another '
-                          'kind of run, or of another version?')
-    problems = range_problems(config, ranges)
-    for key, choices in _CHOICES.items():
-        if (value := _get(config, key)) not in choices:
-            problems.append(f'config.{key}={value!r}, expected one of {choices}')
-    if bool(config.evaluation.candidates) != bool(config.evaluation.references):
-        problems.append('config.evaluation: candidates and references, expected both or neither')
-    for section, build in (('head', _check_head), ('model.sizes', decoder_config)):
-        try:
-            build(config)
-        except ValueError as error:
-            problems.append(f'config.{section}: {error}')
-    if problems:
-        raise ConfigError('\n'.join(problems))
+    # --- Comparisons -----------------------------------------------------------------------------
+    'data.path': Key(
+        'Anthropic/hh-rlhf', ANY,
+        "'demo', a .jsonl or .jsonl.gz file, a folder of the HH layout, or a hub data set"),
+    'data.max_length': Key(
+        0, NOT_NEGATIVE, "tokens of a dialogue with EOS; 0: the model's number of positions"),
+    'data.overlong': Key(
+        'truncate_prompt', OneOf(tokens.OVERLONG),
+        "longer dialogues: 'truncate_prompt', 'drop' or 'error'"),
+    'data.attributes': Key(
+        (), ANY, 'keys of rows that are ratings of attributes; (): of the whole response'),
+    'data.append_eos': Key(
+        True, ANY, "the reward is read at the last token: EOS, or the text's own last"),
+    'data.validation_fraction': Key(
+        0.05, Range(0, 1, open_low=True, open_high=True),
+        'share of training prompts held out to choose a checkpoint'),
+    'data.test_fraction': Key(
+        0.1, Range(0, 1, open_low=True),
+        'share of prompts held out where the source has no test split'),
+    'data.max_malformed': Key(
+        0.0, SHARE, 'share of rows that may be malformed, skipped and counted'),
+    'data.demo.train': Key(
+        4000, AT_LEAST_ONE, "pairs to learn from; this section is read if data.path is 'demo'"),
+    'data.demo.test': Key(2000, AT_LEAST_ONE, 'pairs to evaluate on'),
+    'data.demo.seed': Key(0, NOT_NEGATIVE, 'of the generated dialogues and judgements'),
+    'data.demo.annotators': Key(
+        'independent', OneOf(demo.ANNOTATORS),
+        "'independent', one for each response; 'shared', 'panel': one for both"),
+
+    # --- Model -----------------------------------------------------------------------------------
+    'model.checkpoint': Key(
+        'openai-community/gpt2', ANY,
+        "Hugging Face folder or hub name; '': random weights of the sizes below"),
+    'model.tokenizer': Key(
+        '', ANY, "folder or hub name; '': the checkpoint's, or one trained on the data"),
+    'model.dtype': Key(
+        'float32', OneOf(DTYPES),
+        "of the computation, 'float32' or 'bfloat16'; parameters are float32"),
+    'model.attention': Key(
+        'auto', OneOf(attention.IMPLEMENTATIONS),
+        "'auto', the fastest known for the device, or 'dense', 'tiled', 'pallas'"),
+    'model.remat': Key(False, ANY, 'recompute blocks in the backward pass: slower, less memory'),
+    'model.dropout': Key(
+        0.0, BELOW_ONE, 'on embeddings, attention and residual branches while training'),
+    'model.sizes.vocab_size': Key(
+        50257, AT_LEAST_ONE,
+        'tokens of the embedding, and of a tokenizer trained on the data; this section is '
+        'read if there is no checkpoint'),
+    'model.sizes.n_positions': Key(1024, AT_LEAST_ONE, 'longest dialogue, in tokens'),
+    'model.sizes.n_embd': Key(768, AT_LEAST_ONE, 'width'),
+    'model.sizes.n_layer': Key(12, AT_LEAST_ONE, 'blocks'),
+    'model.sizes.n_head': Key(12, AT_LEAST_ONE, 'attention heads'),
+
+    # --- Head and loss ---------------------------------------------------------------------------
+    'head.name': Key(
+        'quantile', ANY,
+        "'scalar', 'gaussian', 'categorical', 'quantile', 'monotone_quantile' (cannot cross), "
+        "'implicit_quantile' or 'annotator'"),
+    'head.num_quantiles': Key(10, AT_LEAST_ONE, 'N of the quantile heads, tau_i = (i + 0.5) / N'),
+    'head.num_atoms': Key(21, Range(2), 'of the categorical head, evenly spaced'),
+    'head.atom_range': Key(
+        5.0, POSITIVE, 'of the categorical head: atoms from -5 to 5, units of reward'),
+    'head.num_cosines': Key(64, AT_LEAST_ONE, 'of tau, that the implicit quantile head reads'),
+    'head.num_factors': Key(1, AT_LEAST_ONE, 'numbers in which annotators differ (annotator head)'),
+    'head.members': Key(
+        1, AT_LEAST_ONE, 'heads with parameters of their own, an ensemble if several'),
+    # Objective of each head. From preferences: 'bradley_terry', 'bradley_terry_quantile_huber'
+    # (the paper's), 'distributional_bradley_terry', 'posterior_quantile_regression',
+    # 'plackett_luce' and 'quantile_bradley_terry' (a control); from ratings: 'ratings_pinball',
+    # 'ratings_quantile_huber', 'ratings_crps'; from preferences of named annotators:
+    # 'annotator_bradley_terry'. `losses.OBJECTIVES` says which can train which head.
+    'loss.scalar': Key(
+        'bradley_terry', _OBJECTIVE, 'objective of the scalar head; `losses.OBJECTIVES` has all'),
+    'loss.gaussian': Key('distributional_bradley_terry', _OBJECTIVE, 'of the Gaussian head'),
+    'loss.categorical': Key('distributional_bradley_terry', _OBJECTIVE, 'of the categorical head'),
+    'loss.quantile': Key(
+        'bradley_terry_quantile_huber', _OBJECTIVE, "of the quantile head: the paper's"),
+    'loss.monotone_quantile': Key(
+        'distributional_bradley_terry', _OBJECTIVE, 'of the monotone quantile head'),
+    'loss.implicit_quantile': Key(
+        'distributional_bradley_terry', _OBJECTIVE, 'of the implicit quantile head'),
+    'loss.annotator': Key('annotator_bradley_terry', _OBJECTIVE, 'of the annotator head'),
+    'loss.targets': Key(
+        'label', OneOf(losses.TARGETS),
+        "of the quantile Huber loss: 'label', +1 and -1, 'margin', or 'teacher' (control)"),
+    'loss.huber_weight': Key(0.1, NOT_NEGATIVE, 'lambda, weight of the quantile Huber loss'),
+    'loss.kappa': Key(1.0, POSITIVE, 'threshold of the Huber loss, in units of reward'),
+    'loss.ema_decay': Key(0.99, BELOW_ONE, "of the teacher's parameters, a moving average"),
+    'loss.anchor_weight': Key(
+        1.0, NOT_NEGATIVE, "weight of an annotator's ratings beside its preferences"),
+    'loss.label_smoothing': Key(
+        0.0, Range(0, 0.5, open_high=True), 'share of preferences taken to be the wrong way round'),
+    'loss.centre_weight': Key(
+        0.0, NOT_NEGATIVE, 'weight of (r_chosen + r_rejected)^2, which keeps rewards around 0'),
+    'loss.entropy_weight': Key(0.0, NOT_NEGATIVE, 'weight of the entropy of categorical rewards'),
+    'loss.lm_weight': Key(
+        0.0, NOT_NEGATIVE, 'weight of the language-model loss on the preferred response'),
+
+    # --- Optimisation ----------------------------------------------------------------------------
+    'optimizer.name': Key('adamw', OneOf(step.OPTIMIZERS), "'adamw' or 'sgd'"),
+    'optimizer.learning_rate': Key(1e-5, NOT_NEGATIVE, 'peak'),
+    'optimizer.schedule': Key(
+        'cosine', OneOf(step.SCHEDULES),
+        "after warm-up: 'cosine', 'linear', 'constant' or 'inverse_sqrt'"),
+    'optimizer.warmup_fraction': Key(0.03, SHARE, 'share of the run over which the rate rises'),
+    'optimizer.final_fraction': Key(0.0, SHARE, 'cosine, linear: share of the peak at the end'),
+    'optimizer.b1': Key(0.9, BELOW_ONE, 'AdamW: decay of the mean of gradients'),
+    'optimizer.b2': Key(0.95, BELOW_ONE, 'AdamW: decay of the mean of squared gradients'),
+    'optimizer.eps': Key(1e-8, POSITIVE, 'AdamW: added to the root of the second moment'),
+    'optimizer.weight_decay': Key(0.0, NOT_NEGATIVE, 'AdamW: on matrices, not on norms and biases'),
+    'optimizer.clip_norm': Key(1.0, NOT_NEGATIVE, 'largest norm of the gradient; 0: no clipping'),
+
+    # --- Training --------------------------------------------------------------------------------
+    'train.batch_size': Key(64, AT_LEAST_ONE, 'comparisons a step, over all devices'),
+    'train.epochs': Key(
+        1.0, POSITIVE, "passes over the training comparisons; the run's last step may be short"),
+    'train.max_steps': Key(0, NOT_NEGATIVE, 'ends the run early; 0: no limit'),
+    'train.row_length': Key(
+        1024, AT_LEAST_ONE, 'tokens of a packed row, or more where a dialogue needs them'),
+    'train.rows': Key(
+        1, AT_LEAST_ONE, 'rows of a micro-batch on one device; a step runs as many as it needs'),
+    'train.sharding': Key(
+        'replicated', OneOf(devices.MODES),
+        "state on several devices: 'replicated', a copy on each, or 'fsdp', in shards"),
+    'train.checkpoint_every': Key(
+        100, AT_LEAST_ONE, 'steps between held-out evaluations, each with a checkpoint'),
+    'train.keep': Key(2, AT_LEAST_ONE, 'last checkpoints to keep, beside the best'),
+    'train.log_every': Key(
+        10, AT_LEAST_ONE, 'steps between fetching metrics from the device and writing them'),
+    'train.tensorboard': Key(False, ANY, 'also write TensorBoard files (needs tensorboardX)'),
+
+    # --- Evaluation and analysis -----------------------------------------------------------------
+    'evaluation.checkpoint': Key(
+        'best', OneOf(('best', 'last')), "'best' by the held-out loss, or 'last'"),
+    'evaluation.candidates': Key(
+        '', ANY, "JSON Lines file of prompt + responses whose win rate is asked for; '': none"),
+    'evaluation.references': Key('', ANY, 'the same with responses that they are judged against'),
+    'evaluation.rules': Key(
+        ('mean', 'quantile:0.1', 'cvar:0.2', 'mean-std:1'), ANY,
+        "by which to choose among rated responses: 'mean', 'quantile:tau', 'cvar:alpha' (mean "
+        "of the lowest share), 'mean-std:k'"),
+    'analysis.bootstrap': Key(300, Range(20), 'replicates of the prompt-clustered bootstrap'),
+    'analysis.null_draws': Key(300, Range(20), 'draws of the within-pair swap null'),
+    'analysis.level': Key(0.95, LEVEL, 'of the intervals'),
+    'analysis.seed': Key(0, NOT_NEGATIVE, 'of the resampling'),
+
+    # --- Which models `reproduce` trains ---------------------------------------------------------
+    'reproduce.workloads': Key(('helpful', 'harmless'), ANY, 'in place of `workload`'),
+    'reproduce.heads': Key(('scalar', 'quantile'), Each(OneOf(HEADS)), 'in place of `head.name`'),
+}
 
 
-def range_problems(config: Any, ranges: Mapping[str, Range]) -> list[str]:
-    """A line for each number of a config that is outside its range.
+def build(changes: Mapping[str, Any], arg: str = '', more: Table | None = None) -> ConfigDict:
+    """The complete, locked config of a run, for the `get_config` of a config file.
 
     Args:
-      config: whose keys are asked for.
-      ranges: by dotted key.
+      changes: values that differ from the defaults, by dotted name.
+      arg: '', or 'workload,head' to train only those; either may be empty.
+      more: further keys, of a study.
+
+    Raises:
+      ConfigError: a change of a key that does not exist.
     """
-    values = {key: _get(config, key) for key in ranges}
-    return [f'config.{key}={values[key]!r}, expected {expected}'
-            for key, expected in ranges.items() if not expected.holds(values[key])]
+    workload, _, head = arg.partition(',')
+    chosen = {'workload': workload, 'reproduce.workloads': (workload,)} if workload else {}
+    chosen |= {'head.name': head, 'reproduce.heads': (head,)} if head else {}
+    return schema.build({**KEYS, **(more or {})}, {**changes, **chosen})
+
+
+def check(config: Any, more: Table | None = None) -> None:
+    """Checks that a config is complete, and all of its values.
+
+    Args:
+      config: of a run.
+      more: keys that it has beside those of every run, of a study.
+
+    Raises:
+      ConfigError: lists every key that is missing or unknown, or every value that cannot be used.
+    """
+    problems = schema.problems(config, {**KEYS, **(more or {})})
+    if bool(config.evaluation.candidates) != bool(config.evaluation.references):
+        problems.append('config.evaluation: candidates and references, expected both or neither')
+    for section, build_section in (('head', _check_head), ('model.sizes', decoder_config)):
+        try:
+            build_section(config)
+        except ValueError as error:
+            problems.append(f'config.{section}: {error}')
+    schema.raise_all(problems)
 
 
 def decoder_config(config: Any) -> DecoderConfig:
@@ -178,17 +251,3 @@ def _check_head(config: Any) -> None:
     # Which annotators there are, the data say.
     head = head_config(config, ['any'] if config.head.name == 'annotator' else ())
     losses.check_head(loss_config(config), head)
-
-
-def _has(config: Any, key: str) -> bool:
-    try:
-        _get(config, key)
-    except (KeyError, TypeError):
-        return False
-    return True
-
-
-def _get(config: Any, key: str) -> Any:
-    for part in key.split('.'):
-        config = config[part]
-    return config

@@ -2,11 +2,10 @@
 
 import math
 import os
-import signal
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -24,15 +23,9 @@ from qrm.training import config as config_lib
 from qrm.training import inference, reward_model, step, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.devices import Spread, fetch_number, own_devices
+from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals
 from qrm.training.reward_model import RewardModel
-
-
-class NonFiniteLoss(ArithmeticError):
-    """A loss, gradient or reward became NaN or infinite; names the step and its comparisons."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; its state is saved and a rerun goes on from there."""
+from qrm.training.schema import ConfigError
 
 
 class Prepared(NamedTuple):
@@ -194,8 +187,8 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
     total = round(config.train.epochs * len(examples))
     steps = -(-total // batch_size)
     if not steps:
-        raise config_lib.ConfigError(f'config.train.epochs={config.train.epochs} of '
-                                     f'{len(examples)} comparisons is not one comparison')
+        raise ConfigError(f'config.train.epochs={config.train.epochs} of '
+                          f'{len(examples)} comparisons is not one comparison')
     if config.train.max_steps:
         steps = min(steps, config.train.max_steps)
         total = min(total, steps * batch_size)
@@ -235,7 +228,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
         return metrics.summarise(metrics.predictions_of(
             prepared.encoded['validation'], outputs, network.head, loss))
 
-    with Checkpoints(folder, keep=config.train.keep) as checkpoints, _Signals() as signals:
+    with Checkpoints(folder, keep=config.train.keep) as checkpoints, Signals() as signals:
         start = 0
         if checkpoints.latest is not None:
             start = checkpoints.latest
@@ -326,28 +319,6 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
         raise Interrupted(interrupted)
     # The first steps wait for compilation, and for none before them.
     return float(np.median(seconds[3:])) if len(seconds) > 3 else None
-
-
-class _Signals:
-    """Remembers SIGTERM and SIGINT while it is entered, in place of dying by them."""
-
-    def __init__(self):
-        self.received = ''
-        self._before: dict[int, Any] = {}
-
-    def __enter__(self) -> Self:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            self._before[number] = signal.signal(number, self._receive)
-        return self
-
-    def _receive(self, number: int, unused_frame: Any) -> None:
-        self.received = signal.Signals(number).name
-        signal.signal(number, self._before[number])
-        print(f'{self.received}: saving after this step; a second signal stops at once', flush=True)
-
-    def __exit__(self, *unused) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
 
 
 class _Progress:

@@ -10,7 +10,7 @@ from ml_collections import config_flags
 
 from benchmarks import trl, trl_worker
 from qrm.data.comparisons import DataError
-from qrm.training import config
+from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, WORDS, command, load_config, simulated, word_pairs
 
 
@@ -121,16 +121,16 @@ def test_ratios_are_taken_round_by_round_and_the_order_changes(words, stub, tmp_
     ({'train.batch_size': 6}, 'config.train.batch_size=6, expected a multiple of --per_device=4'),
 ])
 def test_what_trl_cannot_be_run_on(words, stub, tmp_path, changes, message):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         trl.compare(load_config('benchmark', **WORDS | words | changes), str(tmp_path),
                     trl_python=stub, rounds=1, per_device=4, config_args=[])
 
 
 def test_a_missing_or_failing_program_is_named(words, tmp_path):
-    with pytest.raises(config.ConfigError, match='--trl_python=/no/python: no such program'):
+    with pytest.raises(ConfigError, match='--trl_python=/no/python: no such program'):
         trl.check(load_config('benchmark', **WORDS | words), '/no/python', 4)
     log = tmp_path / 'log'
-    with pytest.raises(config.ConfigError, match='exit code 1: no torch here'):
+    with pytest.raises(ConfigError, match='exit code 1: no torch here'):
         trl.run([sys.executable, '-c', 'raise SystemExit("no torch here")'], str(log))
 
 

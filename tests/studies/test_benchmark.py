@@ -10,6 +10,7 @@ import pytest
 
 from qrm.studies import benchmark, costs, figures
 from qrm.training import config
+from qrm.training.schema import ConfigError
 from tests.helpers import WORDS, encoded, load_config, word_pairs
 
 SMALL = {
@@ -221,10 +222,10 @@ def test_real_text_and_checkpoint(words):
     ({'data.max_length': 65}, 'config.data.max_length=65, but the model has 64 positions'),
 ])
 def test_bad_values_name_their_keys(changes, message, tmp_path):
-    with pytest.raises(config.ConfigError, match=message):
+    with pytest.raises(ConfigError, match=message):
         benchmark.benchmark(small(**changes), str(tmp_path))
 
 
 def test_other_configs_are_refused(tmp_path):
-    with pytest.raises(config.ConfigError, match='config.benchmark: no such section'):
+    with pytest.raises(ConfigError, match=r'^no config\.benchmark\.repeats, '):
         benchmark.benchmark(load_config('demo'), str(tmp_path))

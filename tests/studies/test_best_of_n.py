@@ -15,7 +15,7 @@ from qrm.rewards import distributions, selection
 from qrm.rewards.selection import Rule
 from qrm.studies import best_of_n, worlds
 from qrm.studies.best_of_n import ORACLE, Gold, Strategy
-from qrm.training.config import ConfigError
+from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
 from tests.helpers import ROOT, load_config
 

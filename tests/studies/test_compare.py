@@ -7,7 +7,7 @@ import pytest
 
 from qrm.data.comparisons import DataError
 from qrm.studies import compare, figures
-from qrm.training.config import ConfigError
+from qrm.training.schema import ConfigError
 from tests.helpers import TINY, load_config, pair_predictions
 
 TWO = {'replicates': 200, 'level': 0.9, 'seed': 0}

@@ -17,7 +17,7 @@ from qrm.rewards.losses import LossConfig
 from qrm.studies import figures, identifiability, worlds
 from qrm.studies.identifiability import Cell
 from qrm.studies.mlp import Model
-from qrm.training.config import ConfigError
+from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError, _flatten
 from tests.helpers import ROOT, load_config, optimised
 

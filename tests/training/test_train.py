@@ -17,9 +17,9 @@ from qrm.analysis import evaluate
 from qrm.data import packing
 from qrm.data.comparisons import DataError
 from qrm.training import config as config_lib
-from qrm.training import step, train, workdir
+from qrm.training import interruptions, step, train, workdir
 from qrm.training.checkpoints import Checkpoints
-from qrm.training.config import ConfigError
+from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, TINY, load_config
 
 # With dropout and a teacher, so that all there can be of state has to be restored.
@@ -92,7 +92,7 @@ def test_sigterm_saves_and_the_rerun_ends_bit_for_bit(uninterrupted, tmp_path, m
         return make_batch(*args)
 
     monkeypatch.setattr(packing, 'make_batch', interrupt)
-    with pytest.raises(train.Interrupted, match='SIGTERM: saved .* at step 8 of 14'):
+    with pytest.raises(interruptions.Interrupted, match='SIGTERM: saved .* at step 8 of 14'):
         train.train(config(), folder)
     assert [r['step'] for r in workdir.read_metrics(folder) if r['split'] == 'train'][-1] == 8
     monkeypatch.setattr(packing, 'make_batch', make_batch)
@@ -177,7 +177,7 @@ def test_a_folder_in_use_is_refused(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(tmp_path):
     own = config(**{'optimizer.name': 'sgd', 'optimizer.learning_rate': 1e25,
                     'optimizer.clip_norm': 0.0, 'train.checkpoint_every': 1})
-    with pytest.raises(train.NonFiniteLoss, match=r'step \d+ gave .* helpful/train/\d+'):
+    with pytest.raises(interruptions.NonFiniteLoss, match=r'step \d+ gave .* helpful/train/\d+'):
         train.train(own, str(tmp_path))
     assert all(np.isfinite(row['loss']) for row in workdir.read_metrics(str(tmp_path))
                if row['split'] == 'train')

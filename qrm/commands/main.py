@@ -1,0 +1,40 @@
+"""The command `qrm`: runs one of the mains in `experiments/` from any folder."""
+
+import difflib
+import runpy
+import sys
+
+COMMANDS = {
+    'train': 'trains a reward model',
+    'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
+    'score': 'scores responses with a trained reward model',
+    'reproduce': "the paper's experiment: both heads on both workloads, tables and figures",
+    'compare': 'every head on the same batches',
+    'identifiability': 'what each objective learns where the truth is known',
+    'best_of_n': 'what choosing by each rule and proxy is worth',
+    'benchmark': 'how fast this machine trains and scores',
+    'scaling': 'what training on many accelerators would cost, by formulas',
+}
+
+
+def main() -> None:
+    """Runs the command that the first argument names; exit code 2 if there is none."""
+    name, rest = sys.argv[1] if len(sys.argv) > 1 else '', sys.argv[2:]
+    if name in ('-h', '-help', '--help', 'help'):
+        print(usage())
+    elif name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f', did you mean {close[0]}?' if close else ''
+        print(f'error: no command {name!r}{hint}\n' if name else 'error: no command\n', usage(),
+              sep='\n', file=sys.stderr)
+        sys.exit(2)
+    else:
+        sys.argv = [f'qrm {name}', *rest]
+        runpy.run_module(f'qrm.experiments.{name}', run_name='__main__')
+
+
+def usage() -> str:
+    """All commands, a line each."""
+    lines = [f'  {name:16} {meaning}' for name, meaning in COMMANDS.items()]
+    return '\n'.join(['usage: qrm COMMAND --FLAG=VALUE ...', '', *lines, '',
+                      'qrm COMMAND --help lists the flags of a command.'])

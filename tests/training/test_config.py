@@ -1,0 +1,111 @@
+"""The config of a run and the files that change it: complete, locked, and every key is read."""
+
+import ast
+import json
+import re
+
+import pytest
+from ml_collections import ConfigDict
+
+from qrm.analysis import evaluate
+from qrm.commands import configs
+from qrm.rewards.heads import HEADS
+from qrm.studies import benchmark, best_of_n, compare, identifiability
+from qrm.training import config as config_lib
+from qrm.training import schema, train
+from qrm.training.schema import ConfigError
+from tests.helpers import ROOT, load_config
+
+# Keys of each config beside those of every run, and those that have keys of their own.
+RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'benchmark': benchmark.KEYS, 'compare': compare.KEYS}
+WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS}
+TABLES = [config_lib.KEYS, benchmark.KEYS, compare.KEYS, *WORLDS.values()]
+
+
+def test_every_config_is_tested():
+    assert set(configs.names()) == RUNS.keys() | WORLDS.keys()
+
+
+@pytest.mark.parametrize('name', RUNS)
+def test_configs_of_runs_are_valid_and_locked(name):
+    config = load_config(name)
+    config_lib.check(config, RUNS[name])
+    assert config.is_locked
+    json.loads(config.to_json())
+
+
+@pytest.mark.parametrize('name', WORLDS)
+def test_configs_of_worlds_are_valid_and_locked(name):
+    config = load_config(name)
+    schema.check(config, WORLDS[name])
+    assert config.is_locked
+    json.loads(config.to_json())
+
+
+@pytest.mark.parametrize('name', [*RUNS, *WORLDS])
+def test_configs_fit_a_screen(name):
+    assert len((ROOT / 'configs' / f'{name}.py').read_text().splitlines()) <= 50
+
+
+def test_defaults_can_be_used():
+    for table in TABLES:
+        assert not schema.problems(schema.build(table, {}), table)
+
+
+def test_every_key_has_a_comment_and_is_read():
+    # As an attribute; or as a field of what a whole section is passed to, or of a head by its name.
+    read = set(HEADS)
+    for path in (ROOT / 'qrm').rglob('*.py'):
+        for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+            if isinstance(node, ast.Attribute):
+                read.add(node.attr)
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+                read.add(node.target.id)
+    for table in TABLES:
+        for name, key in table.items():
+            assert key.comment, name
+            assert name.rpartition('.')[2] in read, name
+
+
+def test_keys_that_a_config_lacks_are_named():
+    with pytest.raises(ConfigError) as error:
+        config_lib.check(ConfigDict())
+    named = set(re.findall(r'config\.([a-z0-9_.]+)', str(error.value)))
+    assert named == config_lib.KEYS.keys()
+    for run in (evaluate.evaluate, evaluate.diagnose, train.train):
+        with pytest.raises(ConfigError, match='^no config'):
+            run(ConfigDict(), 'a folder that is not looked at')
+    config = load_config('demo')
+    with config.unlocked():
+        del config.evaluation.rules
+    with pytest.raises(ConfigError, match=r'^no config\.evaluation\.rules; is this'):
+        config_lib.check(config)
+
+
+def test_keys_of_another_kind_of_run_are_refused():
+    with pytest.raises(ConfigError, match=r'^config\.benchmark\.\w+, .*: not known here; is this'):
+        config_lib.check(load_config('benchmark'))
+
+
+@pytest.mark.parametrize('name', [name for name in RUNS if name != 'compare'])
+def test_the_argument_names_workload_and_head(name):
+    config = load_config(name, 'harmless,scalar')
+    assert (config.workload, config.head.name) == ('harmless', 'scalar')
+    assert config.reproduce.workloads == ('harmless',)
+    assert config.reproduce.heads == ('scalar',)
+    both = load_config(name).reproduce
+    assert (both.workloads, both.heads) == (('helpful', 'harmless'), ('scalar', 'quantile'))
+    assert load_config(name, ',scalar').reproduce.workloads == ('helpful', 'harmless')
+
+
+def test_the_described_experiment_is_the_default():
+    assert load_config('hh').to_dict() == config_lib.build({}).to_dict()
+
+
+def test_compare_on_hh_leaves_out_what_learns_from_ratings():
+    assert load_config('compare').compare.models == tuple(compare.MODELS)
+    on_hh = load_config('compare', 'hh')
+    assert set(compare.MODELS) - set(on_hh.compare.models) == {'ratings'}
+    assert on_hh.data.path == 'Anthropic/hh-rlhf'
+    with pytest.raises(ValueError, match="argument 'x', expected 'demo' or 'hh'"):
+        load_config('compare', 'x')

@@ -11,7 +11,8 @@ from qrm.analysis import diagnostics, figures, winrate
 from qrm.analysis.verdict import verdict
 from qrm.data import tokens
 from qrm.data.comparisons import Comparison, DataError, DataReport
-from qrm.data.sources import Split, is_jsonl, load_splits
+from qrm.data.sources import is_jsonl, load_splits, load_whole
+from qrm.data.tokens import Encoded
 from qrm.rewards import metrics, resampling, selection
 from qrm.rewards.metrics import Predictions
 from qrm.training import config as config_lib
@@ -70,16 +71,13 @@ def diagnose(config: Any, folder: str) -> str:
     """
     config_lib.check(config)
     rules = _rules(config)
-    loaded = _load(config, folder)
-    evaluation = _evaluate(config, folder, loaded)
     settings = config.analysis
     resampled = {'replicates': settings.bootstrap, 'level': settings.level, 'seed': settings.seed}
-    validation = None
-    if loaded.validation:
-        validation = _predict(config, loaded, *loaded.validation)
+    subject = _load(config, folder)
+    evaluation = _evaluate(config, folder, subject)
     diagnosis = diagnostics.diagnose(
-        evaluation.predictions, validation, **resampled,
-        fits_ratings=loaded.model.loss.reads != 'preferences')
+        evaluation.predictions, subject.validation and subject.predict(subject.validation),
+        **resampled, fits_ratings=subject.model.loss.reads != 'preferences')
     parts = [evaluation.report.format(), json.dumps(evaluation.metrics, indent=2)]
     workdir.write_json(os.path.join(folder, 'diagnostics.json'), diagnosis)
     if (found := _choices(evaluation.predictions, rules, resampled)) is not None:
@@ -87,7 +85,7 @@ def diagnose(config: Any, folder: str) -> str:
         parts.append(selection.describe(found))
     if config.evaluation.candidates:
         found = winrate.win_rates(
-            loaded.model, config.evaluation.candidates, config.evaluation.references,
+            subject.model, config.evaluation.candidates, config.evaluation.references,
             os.path.join(folder, 'reference_scores'), **resampled)
         workdir.write_json(os.path.join(folder, 'win_rates.json'), found)
         parts.append(winrate.describe(found))
@@ -116,62 +114,60 @@ def _choices(predictions: Predictions, rules: list[selection.Rule],
     return selection.as_dict(selection.chosen_ratings(p, rules, **resampled))
 
 
-class _Loaded(NamedTuple):
-    """A run and the data it is judged on; validation is None where there is no such split."""
+class _Subject(NamedTuple):
+    """A run's model and what it is judged on, in tokens; validation only of its own data."""
 
     model: RewardModel
-    test: Split
-    validation: Split | None
+    test: list[Encoded]
+    validation: list[Encoded] | None
+    report: DataReport
+
+    def predict(self, encoded: list[Encoded]) -> Predictions:
+        """Rewards of these comparisons, with the win probabilities that the loss implies."""
+        return metrics.predictions_of(encoded, self.model.predict(encoded),
+                                      self.model.network.head, self.model.loss)
 
 
-def _load(config: Any, folder: str) -> _Loaded:
+def _load(config: Any, folder: str) -> _Subject:
+    """Everything that evaluation reads of the config and of files."""
     trained = workdir.load_config(folder)
     _check_changes(trained, config)
-    data = config.data.copy_and_resolve_references()
-    same = _same_source(data.path, trained.data.path)
-    whole = is_jsonl(data.path) and not same
-    if whole:
-        data.test_fraction = 1.0
-    loaded = reward_model.load(folder, step=config.evaluation.checkpoint)
-    splits = load_splits(data, config.workload)
-    report = splits['test'][1]
-    if whole:  # What was said of rows that are in no split belongs to the one there is.
-        rest = splits['train'][1]
-        report.read += rest.read
-        report.dropped += rest.dropped
-        report.notes += rest.notes
-    # Only of the data trained on it is held out by construction.
-    own = same and config.workload == trained.workload
-    return _Loaded(loaded, splits['test'], splits['validation'] if own else None)
+    model = reward_model.load(folder, step=config.evaluation.checkpoint)
+    same = _same_source(config.data.path, trained.data.path)
+    if is_jsonl(config.data.path) and not same:
+        test, validation = load_whole(config.data, config.workload), None
+    else:
+        splits = load_splits(config.data, config.workload)
+        # Only of the data trained on it is held out by construction.
+        own = same and config.workload == trained.workload
+        test, validation = splits['test'], splits['validation'] if own else None
+    return _Subject(model, _encode(config.data, model, *test),
+                    validation and _encode(config.data, model, *validation), test[1])
 
 
-def _predict(config: Any, loaded: _Loaded, comparisons: list[Comparison],
-             report: DataReport) -> Predictions:
-    data, reward_model = config.data, loaded.model
-    head, loss = reward_model.network.head, reward_model.loss
-    rated = loss.reads != 'preferences'
-    encoded = tokens.encode(comparisons, reward_model.tokenizer, report,
-                            append_eos=data.append_eos,
-                            max_length=data.max_length or reward_model.max_length,
+def _encode(data: Any, model: RewardModel, comparisons: list[Comparison],
+            report: DataReport) -> list[Encoded]:
+    rated, head = model.loss.reads != 'preferences', model.network.head
+    encoded = tokens.encode(comparisons, model.tokenizer, report, append_eos=data.append_eos,
+                            max_length=data.max_length or model.max_length,
                             overlong=data.overlong, ratings=rated, attributes=head.attributes)
     if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):
         raise DataError(f'no comparison with a preferred {"or rated " * rated}response to evaluate '
                         'on\n' + report.format())
-    return metrics.predictions_of(encoded, reward_model.predict(encoded), head, loss)
+    return encoded
 
 
-def _evaluate(config: Any, folder: str, loaded: _Loaded) -> Evaluation:
-    comparisons, report = loaded.test
-    predictions = _predict(config, loaded, comparisons, report)
+def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
+    predictions = subject.predict(subject.test)
     summary = metrics.summarise(predictions)
     if not jax.process_index():
         metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions)
     workdir.write_json(os.path.join(folder, 'evaluation.json'), {
         'data': config.data.path, 'workload': config.workload, 'head': config.head.name,
         'checkpoint': config.evaluation.checkpoint, 'metrics': summary,
-        'data_report': report.as_dict(),
+        'data_report': subject.report.as_dict(),
     })
-    return Evaluation(predictions, summary, report)
+    return Evaluation(predictions, summary, subject.report)
 
 
 def _same_source(path: str, other: str) -> bool:

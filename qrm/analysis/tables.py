@@ -7,7 +7,7 @@ value after rescaling the rewards.
 """
 
 import math
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -26,18 +26,6 @@ PUBLISHED = {
 
 # (workload, head) -> predictions on the test pairs of the workload.
 Runs = Mapping[tuple[str, str], Predictions]
-
-
-def check_groups(groups: Iterable[Hashable]) -> None:
-    """Checks that the test pairs have enough opening questions to resample.
-
-    Raises:
-      DataError: fewer than `resampling.MIN_GROUPS`.
-    """
-    count = len(set(groups))
-    if count < resampling.MIN_GROUPS:
-        raise DataError(f'{count} opening questions in the test pairs, expected at least '
-                        f'{resampling.MIN_GROUPS} for intervals')
 
 
 def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, seed: int,
@@ -65,7 +53,7 @@ def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, s
     for workload in dict.fromkeys(workload for workload, _ in runs):
         members = {head: p for (name, head), p in runs.items() if name == workload}
         first = next(iter(members.values()))
-        check_groups(first.groups.tolist())
+        resampling.check_groups(first.groups.tolist())
         if any(not np.array_equal(p.ids, first.ids) for p in members.values()):
             raise DataError(f'{workload}: the models were evaluated on different pairs')
         weights = resampling.cluster_bootstrap_weights(first.groups, replicates, seed)

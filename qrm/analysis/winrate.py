@@ -13,7 +13,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from qrm.analysis.tables import check_groups
 from qrm.data.comparisons import Comparison, DataError, read_comparisons
 from qrm.rewards import losses, resampling, statistics
 from qrm.training.reward_model import RewardModel
@@ -56,7 +55,7 @@ def win_rates(
     matched = [row for row in given if str(row.prompt) in by_prompt]
     if not matched:
         raise DataError(f'{candidates}: none of its {len(given)} prompts is in {references}')
-    check_groups(row.group for row in matched)
+    resampling.check_groups(row.group for row in matched)
     reference_outputs, cached = _reference_outputs(model, known, cache)
     own_outputs = model.predict(model.encode(matched)[0])
     rates, probabilities = [], []

@@ -91,6 +91,19 @@ def load_splits(data: Any, workload: str) -> dict[str, Split]:
     return splits
 
 
+def load_whole(data: Any, workload: str) -> Split:
+    """Loads all comparisons of an undivided source, for a model that was not trained on them.
+
+    Args:
+      data, workload: as `load_splits`, with the path of a JSON Lines file.
+
+    Raises:
+      DataError: as `load_splits`.
+    """
+    (source, rows), = _sources(data.path, workload).values()
+    return _collect(rows, data, source, 'test')
+
+
 def _demo_rows(data: Any, workload: str, split: str) -> Iterator[tuple[str, Comparison]]:
     generated = demo.generate(workload, split, data.demo[split], data.demo.seed,
                               data.demo.annotators)

@@ -5,10 +5,12 @@ A replicate is written as integer multiplicities `weights [n]`, never as repeate
 item of weight 0 is absent. Items of one cluster (a prompt) come and go together.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterable
 from typing import NamedTuple
 
 import numpy as np
+
+from qrm.data.comparisons import DataError
 
 MIN_GROUPS = 30  # with fewer clusters, replicates hold too few different items
 
@@ -27,6 +29,18 @@ class Interval(NamedTuple):
     low: float
     high: float
     replicates: np.ndarray
+
+
+def check_groups(groups: Iterable[Hashable]) -> None:
+    """Checks that the opening questions of test items are enough to resample.
+
+    Raises:
+      DataError: fewer than `MIN_GROUPS`.
+    """
+    count = len(set(groups))
+    if count < MIN_GROUPS:
+        raise DataError(f'{count} opening questions in the test pairs, expected at least '
+                        f'{MIN_GROUPS} for intervals')
 
 
 def cluster_bootstrap_weights(clusters: np.ndarray, replicates: int, seed: int) -> np.ndarray:

@@ -138,7 +138,7 @@ def compare(config: Any, folder: str) -> str:
     results = []
     for workload in config.compare.workloads:
         first = next(m for (name, *_), m in members.items() if name == workload)
-        tables.check_groups(
+        resampling.check_groups(
             item.group for item in prepare(first, None).encoded['test']
             if (item.preference > 0.5).any())
         runs, costs = {}, {}

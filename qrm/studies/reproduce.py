@@ -11,6 +11,7 @@ from qrm.analysis.evaluate import evaluate
 from qrm.data import demo
 from qrm.data.comparisons import DataError
 from qrm.data.sources import is_jsonl, workloads_of
+from qrm.rewards import resampling
 from qrm.training import config as config_lib
 from qrm.training import workdir
 from qrm.training.schema import ConfigError
@@ -35,7 +36,7 @@ def reproduce(config: Any, folder: str) -> str:
         # What the analysis will need is checked before hours of training, not after.
         member = next(m for (name, _), m in members.items() if name == workload)
         test = prepare(member, None).encoded['test']
-        tables.check_groups(item.group for item in test if (item.preference > 0.5).any())
+        resampling.check_groups(item.group for item in test if (item.preference > 0.5).any())
     runs = {}
     for (workload, head), member in members.items():
         path = os.path.join(folder, f'{workload}-{head}')

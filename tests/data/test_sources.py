@@ -95,7 +95,7 @@ def test_unknown_workloads_are_refused_with_those_there_are(path):
 
 @pytest.mark.parametrize('path', ['/no/such/folder', './nothing', '~/nothing', 'a/b/c'])
 def test_paths_that_do_not_exist_are_not_looked_for_on_the_hub(path, monkeypatch):
-    monkeypatch.setattr(data_lib.datasets, 'load_dataset', None)
+    monkeypatch.setattr(datasets, 'load_dataset', None)
     with pytest.raises(DataError, match='no such folder') as error:
         load_splits(_settings(path), 'helpful')
     assert path in str(error.value)
@@ -316,7 +316,7 @@ def test_hub_data_sets_of_the_hh_layout(tmp_path, monkeypatch, offline):
         calls.append((name, data_dir))
         return load(folder, data_dir=data_dir)
 
-    monkeypatch.setattr(data_lib.datasets, 'load_dataset', load_local)
+    monkeypatch.setattr(datasets, 'load_dataset', load_local)
     splits = load_splits(_settings('Anthropic/hh-rlhf'), 'harmless')
     assert calls == [('Anthropic/hh-rlhf', 'harmless-base')]
     local = load_splits(_settings(folder), 'harmless')
@@ -344,7 +344,7 @@ def test_hub_rows_name_their_split_and_number(tmp_path, offline):
 
 def _from_hub(folder, monkeypatch, **changes):
     load = datasets.load_dataset
-    monkeypatch.setattr(data_lib.datasets, 'load_dataset',
+    monkeypatch.setattr(datasets, 'load_dataset',
                         lambda name, data_dir: load(str(folder), data_dir=data_dir))
     return load_splits(_settings('someone/preferences', **changes), 'any')
 
@@ -431,3 +431,13 @@ def test_real_hh_folders_read_alike_through_the_hub_library(offline):
     _, rows = data_lib._hub_sources(str(HH), 'harmless-base')['test']
     with gzip.open(HH / 'harmless-base' / 'test.jsonl.gz', 'rt', encoding='utf-8') as file:
         assert [row for _, row in rows] == [json.loads(line) for line in file]
+
+
+def test_a_file_as_a_whole_is_one_split_with_all_that_is_said_of_it(tmp_path):
+    rows = [_pair(f'{i}?', note=1) for i in range(6)]
+    path = _write(tmp_path / 'rows.jsonl', [*rows, rows[2], {'chosen': 'x'}])
+    comparisons, report = data_lib.load_whole(_settings(path, max_malformed=0.5), 'any')
+    assert [c.group for c in comparisons] == [*(f'{i}?' for i in range(6)), '2?']
+    assert (report.split, report.read) == ('test', 8)
+    assert report.dropped == {'malformed row': 1}
+    assert report.notes == {"key 'note' not used": 7, 'repeats an earlier row': 1}

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from qrm.data.comparisons import DataError
 from qrm.rewards import resampling
 
 
@@ -73,3 +74,10 @@ def test_bad_arguments():
             resampling.interval(np.arange(12.0), level)
     with pytest.raises(ValueError, match=r'\[r, n\]'):
         resampling.bootstrap(lambda weights: 0.0, ids)
+
+
+def test_too_few_clusters_are_refused():
+    resampling.check_groups(range(30))
+    with pytest.raises(DataError, match='29 opening questions in the test pairs, expected at least '
+                                        '30 for intervals'):
+        resampling.check_groups([*range(29), 3])

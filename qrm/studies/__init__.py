@@ -1,1 +1,1 @@
-"""The experiments."""
+"""The experiments, and the worlds, costs and clocks that they measure against."""

@@ -228,7 +228,7 @@ def compare(path: str) -> str:
         config = ConfigDict(result['config'])
     except (KeyError, TypeError) as error:
         raise workdir.WorkdirError(f'--measured={path}: no {error}; expected the benchmark.json of '
-                                   'experiments.benchmark') from error
+                                   '`qrm benchmark`') from error
     bound = predicted(config, rate)
     return (f'{measured:.3g} comparisons/s measured, {bound:.3g} if products at {rate / 1e9:.3g} '
             f'GFLOP/s were all there is: {measured / bound:.2f} of it')

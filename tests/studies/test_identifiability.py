@@ -174,7 +174,7 @@ def test_growth_is_drawn_by_annotation():
 def test_a_second_run_measures_only_what_is_missing(measured, tmp_path, monkeypatch):
     monkeypatch.setattr(identifiability, 'summarise', lambda *_: {})
     monkeypatch.setattr(identifiability, 'format_report', lambda *_: '')
-    monkeypatch.setattr(identifiability.experiment_figures, 'draw_identifiability', lambda *_: None)
+    monkeypatch.setattr(identifiability.figures, 'draw_identifiability', lambda *_: None)
     config = load_config('identifiability', **TINY)
     identifiability.identify(config, str(tmp_path))
     measured.clear()

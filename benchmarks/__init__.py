@@ -1,0 +1,1 @@
+"""Measurements on machines that are at hand for minutes only."""

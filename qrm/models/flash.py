@@ -8,7 +8,8 @@ values), visits only the tiles that it has any pair with, and makes the mask of 
 segments and responses of its tokens. Sums are float32.
 
 The kernels are Pallas on Triton, for NVIDIA GPUs; on CPU they are interpreted, slowly, which is for
-tests. They have been lowered for GPUs, but not yet run or timed on one.
+tests. They have been lowered for GPUs, but not yet run or timed on one. JAX 0.11 still lowers them,
+and warns that it will drop Triton from Pallas.
 """
 
 import functools

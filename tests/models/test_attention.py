@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import AbstractDevice, AbstractMesh
 
 from qrm.models import attention
 from qrm.models.attention import attention_mask
@@ -281,12 +282,16 @@ def test_bfloat16_stays_near_float32(implementation):
 # The kernel beyond its interpreter.
 
 
+@pytest.mark.filterwarnings('ignore:The Pallas Triton backend is deprecated')  # JAX 0.11
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
 def test_kernel_is_lowered_for_gpus(dtype):
     segments, responses = layout(*CASES['many segments, an empty row'])
     inputs = random_inputs(np.random.default_rng(9), segments, dtype=dtype)
-    traced = run.trace('pallas', *inputs, segments, responses)
-    calls = traced.lower(lowering_platforms=('cuda',)).as_text().count('@__gpu$xla.gpu.triton')
+    # JAX 0.11 asks for which GPU.
+    gpu = AbstractDevice('NVIDIA H100 80GB HBM3', None, 'gpu')
+    with jax.sharding.use_abstract_mesh(AbstractMesh((), (), abstract_device=gpu)):
+        traced = run.trace('pallas', *inputs, segments, responses)
+        calls = traced.lower(lowering_platforms=('cuda',)).as_text().count('@__gpu$xla.gpu.triton')
     assert calls == 3  # forward, queries, keys and values
 
 

@@ -264,7 +264,7 @@ def test_values_that_cannot_be_used_are_named():
         assert part in str(error.value)
 
 
-def test_the_config_is_valid_and_every_key_is_read():
+def test_the_config_is_valid_and_takes_no_argument():
     config = load_config('best_of_n')
     best_of_n.check(config)
     assert config.is_locked

@@ -116,7 +116,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f'error: {message}; --help lists the options\n')
+        self.exit(2, f'error: {message}\n')
 
 
 def _positive(text: str) -> float:

@@ -10,6 +10,7 @@
 # and accelerate; what else qrm and TRL need is carried. Results go to --output, to $OUT or to
 # .device/out: device.json, device.md and a log of each part. $PYTHON names another Python.
 set -euo pipefail
+from="$PWD"  # paths are given from here
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 WHEELS=(ml_collections==1.1.0 datasets==5.2.0 trl==1.16.0 dill==0.4.1 multiprocess==0.70.19
@@ -22,12 +23,16 @@ fail() {
   exit 2
 }
 
+absolute() {  # a path that was given from the folder of the caller
+  case "$1" in /*) echo "$1" ;; *) echo "$from/$1" ;; esac
+}
+
 prepare() {
   local tokenizer='' pairs='' argument wheel name size
   for argument in "$@"; do
     case "$argument" in
-      --tokenizer=*) tokenizer="${argument#*=}" ;;
-      --pairs=*) pairs="${argument#*=}" ;;
+      --tokenizer=?*) tokenizer="$(absolute "${argument#*=}")" ;;
+      --pairs=?*) pairs="$(absolute "${argument#*=}")" ;;
       *) fail "prepare: unknown argument '$argument'" ;;
     esac
   done
@@ -61,14 +66,16 @@ prepare() {
 }
 
 measure() {
-  local output="${OUT:-.device/out}" options=() argument missing=()
+  local output="${OUT:-$PWD/.device/out}" options=() argument missing=()
   for argument in "$@"; do
     case "$argument" in
-      --output=*) output="${argument#*=}" ;;
+      --output=?*) output="$(absolute "${argument#*=}")" ;;
       --minutes=* | --shape=*) options+=("$argument") ;;
       *) fail "unknown argument '$argument'" ;;
     esac
   done
+  command -v "$python" > /dev/null || fail "PYTHON=$python: no such program"
+  [[ ! -e $output || -d $output ]] || fail "--output=$output: expected a folder"
   site="$(mktemp -d)"
   trap 'rm -rf "$site"' EXIT
   if compgen -G '.device/wheels/*.whl' > /dev/null; then
@@ -97,7 +104,9 @@ PYTHON
   "$python" -m benchmarks.device --spent="$SECONDS" --output="$output" "${options[@]}"
 }
 
-if [[ ${1-} == prepare ]]; then
+if [[ ${1-} == --help || ${1-} == -h ]]; then
+  sed -n '2,/^set /{/^#/p}' benchmarks/device.sh | cut -c 3-
+elif [[ ${1-} == prepare ]]; then
   prepare "${@:2}"
 else
   measure "$@"

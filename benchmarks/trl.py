@@ -12,6 +12,7 @@ to the longest of their batch, in order and, as the stronger baseline, sorted by
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -20,7 +21,6 @@ from typing import Any
 
 import jax
 from absl import flags
-from ml_collections import config_flags
 
 from qrm.commands import launch
 from qrm.data import sources
@@ -49,10 +49,9 @@ _RATIOS = {
 def main() -> None:
     # Only to read the data: the devices are for the processes that are timed.
     jax.config.update('jax_platforms', 'cpu')
-    found = launch.config({**config.KEYS, **benchmark.KEYS})
+    found = launch.config({**config.KEYS, **benchmark.KEYS}, benchmark.check)
     print(compare(found, _WORKDIR.value, trl_python=_TRL_PYTHON.value, rounds=_ROUNDS.value,
-                  per_device=_PER_DEVICE.value,
-                  config_args=config_arguments(flags.FLAGS['config'])))
+                  per_device=_PER_DEVICE.value, config_args=config_arguments(sys.argv[1:])))
 
 
 def compare(config: Any, folder: str, *, trl_python: str, rounds: int, per_device: int,
@@ -196,11 +195,12 @@ def run(command: Sequence[str], log: str) -> None:
                           f'(all of it: {log})')
 
 
-def config_arguments(flag: Any) -> list[str]:
-    """The command-line arguments that give the config of this flag again."""
-    return [f'--config={config_flags.get_config_filename(flag)}',
-            *(f'--config.{key}={value}'
-              for key, value in config_flags.get_override_values(flag).items())]
+def config_arguments(argv: Sequence[str]) -> list[str]:
+    """Those of the arguments that give the config: `--config` and `--config.KEY`, with values."""
+    own = re.compile(r'--?(no)?config(\..*)?')
+    return [arg for before, arg in zip(['', *argv], argv, strict=False)
+            if own.match(arg) or (own.fullmatch(before) and '=' not in before
+                                  and not arg.startswith('-'))]
 
 
 def format_table(result: dict[str, Any]) -> str:

@@ -15,7 +15,8 @@ def main() -> None:
     from qrm.studies import benchmark
     from qrm.training import config
 
-    print(benchmark.benchmark(launch.config({**config.KEYS, **benchmark.KEYS}), _WORKDIR.value))
+    print(benchmark.benchmark(launch.config(
+        {**config.KEYS, **benchmark.KEYS}, benchmark.check), _WORKDIR.value))
 
 
 if __name__ == '__main__':

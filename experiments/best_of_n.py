@@ -14,7 +14,7 @@ launch.define_config()
 def main() -> None:
     from qrm.studies import best_of_n
 
-    print(best_of_n.run(launch.config(best_of_n.KEYS), _WORKDIR.value))
+    print(best_of_n.run(launch.config(best_of_n.KEYS, best_of_n.check), _WORKDIR.value))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,8 @@ def main() -> None:
     from qrm.studies import compare
     from qrm.training import config
 
-    print(compare.compare(launch.config({**config.KEYS, **compare.KEYS}), _WORKDIR.value))
+    print(compare.compare(launch.config(
+        {**config.KEYS, **compare.KEYS}, compare.member_configs), _WORKDIR.value))
 
 
 if __name__ == '__main__':

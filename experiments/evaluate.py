@@ -4,7 +4,7 @@
 """
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
 
 from qrm.commands import launch
 
@@ -17,19 +17,15 @@ def main() -> None:
     from qrm.analysis import evaluate
     from qrm.training import config
 
-    print(evaluate.diagnose(launch.config(config.KEYS), _WORKDIR.value))
+    print(evaluate.diagnose(launch.config(config.KEYS, config.check), _WORKDIR.value))
 
 
-def parse_flags(argv: list[str]) -> list[str]:
-    """Parses flags twice: the run's own config defines what `--config.…` can change."""
+def stored() -> ConfigDict:
+    """The run's own config: it says what `--config.…` can change."""
     from qrm.training import workdir
 
-    flags.FLAGS(argv, known_only=True)
-    if _WORKDIR.value is None:
-        raise flags.ValidationError('no --workdir')
-    config_flags.DEFINE_config_dict('config', workdir.load_config(_WORKDIR.value))
-    return flags.FLAGS(argv)
+    return workdir.load_config(_WORKDIR.value)
 
 
 if __name__ == '__main__':
-    launch.run(main, parse=parse_flags)
+    launch.run(main, required=('workdir',), stored=stored)

@@ -14,7 +14,8 @@ launch.define_config()
 def main() -> None:
     from qrm.studies import identifiability
 
-    print(identifiability.identify(launch.config(identifiability.KEYS), _WORKDIR.value))
+    config = launch.config(identifiability.KEYS, identifiability.check)
+    print(identifiability.identify(config, _WORKDIR.value))
 
 
 if __name__ == '__main__':

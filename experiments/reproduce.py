@@ -16,7 +16,7 @@ def main() -> None:
     from qrm.studies import reproduce
     from qrm.training import config
 
-    print(reproduce.reproduce(launch.config(config.KEYS), _WORKDIR.value))
+    print(reproduce.reproduce(launch.config(config.KEYS, reproduce.run_configs), _WORKDIR.value))
 
 
 if __name__ == '__main__':

@@ -16,7 +16,7 @@ _MEASURED = flags.DEFINE_string('measured', None, 'benchmark.json of one device,
 def main() -> None:
     from qrm.studies import scaling
 
-    if _MEASURED.value:
+    if _MEASURED.value is not None:
         print(scaling.compare(_MEASURED.value))
     else:
         print('\n\n'.join(f'{title}:\n\n{text}' for title, text in scaling.tables().items()))

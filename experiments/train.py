@@ -15,7 +15,7 @@ launch.define_process_flags()
 def main() -> None:
     from qrm.training import config, train
 
-    train.train(launch.config(config.KEYS), _WORKDIR.value)
+    train.train(launch.config(config.KEYS, config.check), _WORKDIR.value)
 
 
 if __name__ == '__main__':

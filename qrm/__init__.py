@@ -13,6 +13,10 @@ if TYPE_CHECKING:
 __all__ = ['RewardModel', 'Scores', 'load']
 
 
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
 def __getattr__(name: str) -> Any:
     """Imports what is asked for when it is: `import qrm` alone, as the command does, is at once."""
     if name in __all__:

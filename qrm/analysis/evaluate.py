@@ -70,7 +70,7 @@ def diagnose(config: Any, folder: str) -> str:
       ConfigError, DataError, WorkdirError: as `evaluate` and `winrate.win_rates`.
     """
     config_lib.check(config)
-    rules = _rules(config)
+    rules = [selection.parse_rule(text) for text in config.evaluation.rules]
     settings = config.analysis
     resampled = {'replicates': settings.bootstrap, 'level': settings.level, 'seed': settings.seed}
     subject = _load(config, folder)
@@ -95,13 +95,6 @@ def diagnose(config: Any, folder: str) -> str:
         figures.save(folder, {
             'diagnostics': figures.draw_diagnostics(diagnosis, evaluation.predictions)})
     return '\n\n'.join([*parts, text])
-
-
-def _rules(config: Any) -> list[selection.Rule]:
-    try:
-        return [selection.parse_rule(text) for text in config.evaluation.rules]
-    except ValueError as error:
-        raise ConfigError(f'config.evaluation.rules: {error}') from error
 
 
 def _choices(predictions: Predictions, rules: list[selection.Rule],

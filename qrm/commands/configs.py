@@ -1,8 +1,14 @@
-"""Config files by name: those that come with qrm, and a user's own by their path."""
+"""Config files: those that come with qrm by their names, and a user's own by its path."""
 
 import importlib.util
+import re
+import traceback
 from pathlib import Path
 from types import ModuleType
+
+from ml_collections import ConfigDict
+
+from qrm.training.schema import ConfigError
 
 _PACKAGE = Path(__file__).parents[1]
 
@@ -18,25 +24,54 @@ def names() -> list[str]:
     return sorted(path.stem for path in folder().glob('[!_]*.py'))
 
 
-def resolve(value: str) -> str:
-    """`PATH[:arg]` of a config that is given as `NAME[:arg]`; a path stays as it is.
+def module(name: str) -> ModuleType:
+    """A config that comes with qrm, as a module."""
+    return _execute(folder() / f'{name}.py')
+
+
+def load(value: str) -> ConfigDict:
+    """The config that `NAME[:arg]` or `PATH.py[:arg]` names, with the argument it is given.
 
     Raises:
-      ValueError: there is no such config.
+      ConfigError: there is no such config, or its file fails; one line, with the place in a file.
     """
-    name, colon, arg = value.partition(':')
-    if name.endswith('.py'):
-        return value
-    if name not in names():
-        raise ValueError(f'--config={value}: no such config, expected one of {", ".join(names())}, '
-                         'or the path of a .py file')
-    return f'{folder() / name}.py{colon}{arg}'
+    if found := re.fullmatch(r'(.*\.py)(?::(.*))?', value):
+        path, arg = Path(found[1]), found[2]
+    else:
+        name, colon, rest = value.partition(':')
+        if name not in names():
+            raise ConfigError(f'--config={value}: no such config, expected one of '
+                              f'{", ".join(names())}, or the path of a .py file')
+        path, arg = folder() / f'{name}.py', rest if colon else None
+    if not path.is_file():
+        raise ConfigError(f'--config={value}: {path}: no such file')
+    try:
+        loaded = _execute(path)
+        if not hasattr(loaded, 'get_config'):
+            raise ConfigError('no get_config, which returns the config')
+        config = loaded.get_config(*([] if arg is None else [arg]))
+        if not isinstance(config, ConfigDict):
+            raise ConfigError(f'get_config returned {type(config).__name__}, expected a ConfigDict')
+    except ConfigError as error:
+        raise ConfigError(f'--config={value}: {error}') from error
+    except Exception as error:  # a config file is a program, and fails in any way
+        raise ConfigError(f'--config={value}: {_place(error, path)}: {type(error).__name__}: '
+                          f'{str(error).split(chr(10))[0]}') from error
+    return config
 
 
-def module(name: str) -> ModuleType:
-    """A config that comes with qrm, as a module; config files are loaded by path."""
-    path = folder() / f'{name}.py'
-    spec = importlib.util.spec_from_file_location(f'config_{name}', path)
+def _execute(path: Path) -> ModuleType:
+    """A file as a module, which is not kept: another one may have its name."""
+    spec = importlib.util.spec_from_file_location(f'config_{path.stem}', path)
     loaded = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(loaded)
     return loaded
+
+
+def _place(error: Exception, path: Path) -> str:
+    """File, and line if one of its own is known, in which an error was raised."""
+    if isinstance(error, SyntaxError):
+        return f'{error.filename}:{error.lineno}'
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
+             if Path(frame.filename).resolve() == path.resolve()]
+    return f'{path}:{lines[-1]}' if lines else str(path)

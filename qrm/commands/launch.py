@@ -3,8 +3,8 @@
 Mains import what they run when they run it, so that help, and a wrong flag, come at once.
 """
 
+import difflib
 import sys
-import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -12,6 +12,8 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from qrm.commands import configs
+from qrm.training import schema
+from qrm.training.schema import ConfigError
 
 # How absl and ml_collections report flags that cannot be parsed, and files that are not there.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
@@ -23,7 +25,7 @@ flags.disclaim_key_flags()  # what is defined here belongs to the main that asks
 
 def define_config() -> None:
     """Defines `--config`, a name or a file, and `--print_config`."""
-    config_flags.DEFINE_config_file(
+    flags.DEFINE_string(
         'config', None, f'One of {", ".join(configs.names())}, or a .py file; what may follow a '
         'colon, its docstring says. --config.KEY=VALUE changes a key.')
     define_print_config()
@@ -43,21 +45,18 @@ def define_process_flags() -> None:
     flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.', lower_bound=0)
 
 
-def config(table: Any) -> ConfigDict:
+def config(table: schema.Table, check: Callable[[ConfigDict], Any]) -> ConfigDict:
     """The config of the command line; with `--print_config` prints it and ends.
 
     Args:
-      table: its keys, see `schema`.
-
-    Raises:
-      ConfigError: with `--print_config`, values that cannot be used, after all were printed.
+      table: its keys.
+      check: raises what the command would raise of values that cannot be used; is called with
+        `--print_config`, after all were printed.
     """
-    from qrm.training import schema
-
     found = flags.FLAGS.config
     if flags.FLAGS.print_config:
         print(schema.describe(found, table))
-        schema.check(found, table)
+        check(found)
         sys.exit()
     return found
 
@@ -66,14 +65,14 @@ def run(
     main: Callable[[], None],
     *,
     required: Sequence[str] = (),
-    parse: Callable[[list[str]], list[str]] | None = None,
+    stored: Callable[[], ConfigDict] | None = None,
 ) -> None:
     """Runs `main` under absl, see `processes.run`; exit code 2 for bad flags.
 
     Args:
       main: takes no arguments, reads flags.
       required: flags that must be given; for `--print_config` only the config.
-      parse: parses flags, given the command line; default `flags.FLAGS`.
+      stored: gives the config, once flags are read, in place of `--config`.
     """
 
     def parse_flags(argv: list[str]) -> list[str]:
@@ -81,17 +80,11 @@ def run(
             print(main.__globals__['__doc__'] + flags.FLAGS.main_module_help())
             sys.exit()
         try:
-            rest = (parse or flags.FLAGS)(_resolved(argv))
-            _check_required(required)
-            if 'config' in flags.FLAGS:
-                # A file that could not be loaded says so only when a value is asked for.
-                _ = flags.FLAGS.config.seed
+            rest = _parse(argv, required, stored)
             _check_process_flags()
         except _FLAG_ERRORS as error:
-            _fail(f'{_line(error)}; --help lists the flags')
-        except Exception as error:  # a config file is a program, and fails in any way
-            place = traceback.extract_tb(error.__traceback__)[-1]
-            _fail(f'{place.filename}:{place.lineno}: {type(error).__name__}: {error}')
+            reason = ' '.join(map(str, error.args)) if len(error.args) > 1 else str(error)
+            _fail(f'{reason}; --help lists the flags')
         if len(rest) > 1:
             _fail(f'unexpected arguments {rest[1:]}; a flag starts with --')
         return rest
@@ -106,32 +99,59 @@ def run(
     app.run(guarded, flags_parser=parse_flags)
 
 
-def _resolved(argv: Sequence[str]) -> list[str]:
-    """The command line with the path of a config in place of its name."""
-    result = []
-    for before, arg in zip(['', *argv], argv, strict=False):
-        name, equals, value = arg.partition('=')
-        if name in _CONFIG and equals:
-            arg = f'{name}={configs.resolve(value)}'
-        result.append(configs.resolve(arg) if before in _CONFIG else arg)
-    return result
+def _parse(
+    argv: list[str], required: Sequence[str], stored: Callable[[], ConfigDict] | None
+) -> list[str]:
+    """Parses flags twice, as the config says which `--config.KEY` there are; returns the rest."""
+    values = flags.FLAGS
+    argv = values.read_flags_from_files(argv)
+    named = 'config' in values
+    values(argv, known_only=True)
+    _check_required(required)
+    if not named and stored is None:
+        return values(argv)
+    found = configs.load(values.config) if named else stored()
+    if named:
+        del values.config
+        argv = _without_config(argv)
+    elif unknown := [arg for arg in argv if arg.partition('=')[0] in _CONFIG]:
+        raise flags.UnrecognizedFlagError('config', unknown[0])
+    _check_changes(argv, found)
+    config_flags.DEFINE_config_dict('config', found, sys_argv=argv)
+    return values(argv)
 
 
-def _line(error: Exception) -> str:
-    """What is wrong, without the traceback of a config file that refuses its argument or a key."""
-    message = str(error).strip('"').replace('\\n', ' ').replace("\\'", "'")
-    before, traced, after = message.partition('\n\nTraceback (most recent call last):\n')
-    if not traced:
-        return message
-    kind, _, reason = after.rstrip().rpartition('\n')[2].partition(': ')
-    flag = before.partition(': ')[0].removeprefix('flag ')
-    return f'{flag}: {reason}' if kind.endswith(('ValueError', 'ConfigError')) else message
+def _without_config(argv: Sequence[str]) -> list[str]:
+    """The command line without `--config` and its value; `--config.KEY` stays."""
+    return [arg for before, arg in zip(['', *argv], argv, strict=False)
+            if arg.partition('=')[0] not in _CONFIG and before not in _CONFIG]
+
+
+def _check_changes(argv: Sequence[str], found: ConfigDict) -> None:
+    """Checks that every `--config.KEY` is a key of the config.
+
+    Raises:
+      ConfigError: names the closest one.
+    """
+    known = dict(schema.flatten(found, {}))
+    for arg in argv:
+        flag = arg.partition('=')[0].lstrip('-')
+        name = flag.removeprefix('no').removeprefix('config.')
+        if not arg.startswith('-') or not flag.startswith(('config.', 'noconfig.')):
+            continue
+        if (whole := name.partition('[')[0]) != name and whole in known:
+            raise ConfigError(f'--{flag}: expected a value for the whole of config.{whole}, such '
+                              f'as "{known[whole]!r}"')
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            raise ConfigError(f'--{flag}: no such key'
+                              + (f', did you mean --config.{close[0]}?' if close else ''))
 
 
 def _check_required(required: Sequence[str]) -> None:
-    if 'print_config' in flags.FLAGS and flags.FLAGS.print_config:
-        required = [name for name in required if name == 'config']
-    if missing := [name for name in required if flags.FLAGS[name].value is None]:
+    if 'config' in required and flags.FLAGS.print_config:
+        required = ['config']
+    if missing := [name for name in required if not flags.FLAGS[name].value]:
         raise flags.ValidationError(f'no --{", no --".join(missing)}')
 
 
@@ -144,7 +164,10 @@ def _check_process_flags() -> None:
         if count is not None or own is not None:
             raise flags.ValidationError(
                 f'--num_processes={count} --process_id={own} without --coordinator=host:port')
-    elif count is None or own is None or own >= count or ':' not in coordinator:
+        return
+    host, colon, port = coordinator.rpartition(':')
+    if not (host and colon and port.isdecimal() and 0 < int(port) < 2**16
+            and count is not None and own is not None and own < count):
         raise flags.ValidationError(
             f'--coordinator={coordinator} --num_processes={count} --process_id={own}: expected '
             'host:port, a number of processes and an id below it')

@@ -6,13 +6,13 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 
 from qrm.data.comparisons import DataError
+from qrm.training import interruptions
 from qrm.training.interruptions import Interrupted, NonFiniteLoss
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
@@ -39,7 +39,7 @@ def run(main: Callable[[], None], coordinator: str | None, count: int | None,
     _cache_compilations()
     if coordinator:
         _join(coordinator, count, own)
-    signal.signal(signal.SIGTERM, _stop)  # not earlier: joining installs a handler too
+    signal.signal(signal.SIGTERM, interruptions.stop)  # not earlier: joining installs a handler too
     try:
         main()
     except Interrupted as stop:
@@ -93,12 +93,6 @@ def _cache_compilations() -> None:
         jax.config.update('jax_compilation_cache_dir', os.path.join(root, 'qrm', 'compilations'))
         # By default JAX keeps what took a second; a small model's programs take less, each.
         jax.config.update('jax_persistent_cache_min_compile_time_secs', _KEPT_SECONDS)
-
-
-def _stop(number: int, unused_frame: Any) -> None:
-    """Serves a signal where there is nothing to save; the training loop has its own handler."""
-    name = signal.Signals(number).name
-    raise Interrupted(f'{name}: stopped; run the same command again to go on')
 
 
 def _fail(message: str) -> None:

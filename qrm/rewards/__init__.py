@@ -1,1 +1,1 @@
-"""What a reward is: pure functions of numbers, without a network."""
+"""What a reward is, whatever network it comes from: pure functions, and the heads."""

@@ -28,9 +28,7 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
       DataError: a row that cannot be scored, named by file and line, or a target that cannot be
         written; nothing is written.
     """
-    folder = os.path.dirname(os.path.abspath(target))
-    if not os.path.isdir(folder) or os.path.isdir(target):
-        raise DataError(f'{target}: cannot be written, expected a file in a folder that exists')
+    _check_target(source, target)
     comparisons = read_comparisons(source)
     scores, cut = model.score_comparisons(comparisons)
     write_text(target, ''.join(
@@ -42,3 +40,19 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
     count = sum(map(len, scores.rewards))
     return (f'{target}: {len(comparisons)} rows, {count} responses scored, {cut} dialogues cut to '
             f'{model.max_length} tokens{crossing}')
+
+
+def _check_target(source: str, target: str) -> None:
+    """Checks before anything is scored that the result can be written and loses nothing."""
+    if os.path.exists(target):
+        if os.path.exists(source) and os.path.samefile(source, target):
+            raise DataError(f'{target}: is the file to be scored, expected another one to write')
+        if not os.path.isfile(target):
+            raise DataError(f'{target}: cannot be written, expected a file')
+    try:
+        with open(target + '.tmp', 'w', encoding='utf-8'):
+            pass
+        os.remove(target + '.tmp')
+    except OSError as error:
+        raise DataError(f'{target}: cannot be written ({error.strerror}), expected a file in a '
+                        'folder that exists') from error

@@ -50,13 +50,13 @@ from qrm.studies.mlp import Model, Training
 from qrm.studies.worlds import World
 from qrm.training import schema, workdir
 from qrm.training.schema import (
-    ANY,
     AT_LEAST_ONE,
     LEVEL,
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     ConfigError,
+    Each,
     Key,
     Range,
     Table,
@@ -102,7 +102,7 @@ KEYS: Table = {
 
     # --- Choosing --------------------------------------------------------------------------------
     'choice.rules': Key(
-        ('mean', 'quantile:0.05', 'cvar:0.2', 'mean-std:1'), ANY,
+        ('mean', 'quantile:0.05', 'cvar:0.2', 'mean-std:1'), Each(str),
         "'mean', 'quantile:tau', 'cvar:alpha' or 'mean-std:k'"),
     'choice.prompts': Key(32, AT_LEAST_ONE, 'sets of candidates in each repetition'),
     'choice.candidates': Key(
@@ -205,7 +205,8 @@ def check(config: Any) -> None:
     Raises:
       ConfigError: lists every value that cannot be used.
     """
-    problems = schema.problems(config, KEYS)
+    schema.check(config, KEYS)
+    problems = []
     for text in config.choice.rules:
         try:
             selection.parse_rule(text)

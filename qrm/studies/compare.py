@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from qrm.analysis import divergences, tables
 from qrm.analysis.evaluate import evaluate
@@ -26,7 +27,7 @@ from qrm.rewards.metrics import Predictions
 from qrm.rewards.statistics import Undefined
 from qrm.studies import figures, worlds
 from qrm.training import config as config_lib
-from qrm.training import workdir
+from qrm.training import schema, workdir
 from qrm.training.reward_model import load
 from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, Table
 from qrm.training.train import prepare, train
@@ -52,12 +53,13 @@ MODELS = {
 RATED = ('ratings',)  # those that learn from ratings, where responses have them
 
 KEYS: Table = {  # beside those of every run
-    'compare.workloads': Key(('helpful',), ANY, 'each model is trained on each by itself'),
+    'compare.workloads': Key(('helpful',), Each(str), 'each model is trained on each by itself'),
     'compare.seeds': Key(
-        (0, 1, 2), Each(NOT_NEGATIVE), 'of parameters, batch order and dropout; the data stay'),
+        (0, 1, 2), Each(int, NOT_NEGATIVE),
+        'of parameters, batch order and dropout; the data stay'),
     'compare.reference': Key(
         'scalar', ANY, 'the model that others are compared with, pair by pair'),
-    'compare.models': Key(tuple(MODELS), ANY, 'which, in the order of the tables'),
+    'compare.models': Key(tuple(MODELS), Each(str), 'which, in the order of the tables'),
     'compare.sections': Key(MODELS, ANY, 'what each has in its `head` and `loss`'),
 }
 
@@ -132,7 +134,6 @@ def compare(config: Any, folder: str) -> str:
     Raises:
       ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as `train`.
     """
-    config_lib.check(config, KEYS)
     members = member_configs(config)
     settings = config.analysis
     results = []
@@ -179,9 +180,11 @@ def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
     """(workload, model, seed) -> config of that run; models differ in head and loss only.
 
     Raises:
-      ConfigError: a model that sets anything else, an unknown reference, or nothing to train.
+      ConfigError: a value that cannot be used, a model that sets anything else, an unknown
+        reference, or nothing to train.
       DataError: a workload that the data do not have.
     """
+    config_lib.check(config, KEYS)
     settings = config.compare
     known = workloads_of(config.data.path)
     if known and (unknown := [w for w in settings.workloads if w not in known]):
@@ -190,29 +193,41 @@ def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
     if unknown := set(settings.models) - set(settings.sections):
         raise ConfigError(f'config.compare.models: {sorted(unknown)}, expected some of '
                           f'{tuple(settings.sections)}')
+    if not (settings.workloads and settings.models and settings.seeds):
+        raise ConfigError('config.compare: no workload, no model or no seed')
     if settings.reference not in settings.models:
         raise ConfigError(f'config.compare.reference={settings.reference!r}, expected '
                           f'one of {tuple(settings.models)}')
     result = {}
     for workload in settings.workloads:
         for model in settings.models:
-            sections = settings.sections[model]
-            if other := set(sections) - {'head', 'loss'}:
-                raise ConfigError(
-                    f'config.compare.sections.{model}: sets {sorted(other)}, expected only head '
-                    'and loss, so that models differ in nothing else')
+            changes = _changes_of(model, settings.sections[model])
             for seed in settings.seeds:
                 member = copy.deepcopy(config)
                 with member.unlocked():
                     del member.compare
                 member.workload, member.seed = workload, seed
-                for section, values in sections.items():
-                    member[section].update(values)
+                member.update_from_flattened_dict(changes)
                 config_lib.check(member)
                 result[workload, model, seed] = member
-    if not result:
-        raise ConfigError('config.compare: no workload, no model or no seed')
     return result
+
+
+def _changes_of(model: str, sections: Any) -> dict[str, Any]:
+    """Dotted name -> value of what a model sets in the config of a run."""
+    where = f'config.compare.sections.{model}'
+    if not isinstance(sections, Mapping | ConfigDict):
+        raise ConfigError(f'{where}={sections!r}, expected the sections head and loss')
+    changes = dict(schema.flatten(sections, {}))
+    for name, value in changes.items():
+        if name.partition('.')[0] not in ('head', 'loss'):
+            raise ConfigError(f'{where}: sets {name!r}, expected only keys of head and loss, so '
+                              'that models differ in nothing else')
+        if name not in config_lib.KEYS:
+            raise ConfigError(f'{where}: {schema.unknown(name, config_lib.KEYS)}')
+        if expected := schema.expected(config_lib.KEYS[name], value):
+            raise ConfigError(f'{where}: {name}={value!r}, expected {expected}')
+    return changes
 
 
 def measure(runs: Runs, *, reference: str, replicates: int, level: float,

@@ -29,7 +29,6 @@ from qrm.studies.mlp import Model, Training
 from qrm.studies.worlds import World
 from qrm.training import schema, workdir
 from qrm.training.schema import (
-    ANY,
     AT_LEAST_ONE,
     LEVEL,
     NOT_NEGATIVE,
@@ -66,10 +65,10 @@ KEYS: Table = {
 
     # --- Which cells, and intervals: may change in a folder that has results ---------------------
     'reproduce.sizes': Key(
-        (10_000, 40_000, 160_000), Each(AT_LEAST_ONE), 'pairs, of the rows below'),
+        (10_000, 40_000, 160_000), Each(int, AT_LEAST_ONE), 'pairs, of the rows below'),
     'reproduce.growth': Key(
         ('independent/label', 'independent/monotone', 'shared/gaussian',
-         'identified/anchor_after', 'ratings/pinball'), ANY,
+         'identified/anchor_after', 'ratings/pinball'), Each(str),
         "rows that are trained on all sizes, 'table/row' as in `kinds`"),
     'analysis.level': Key(0.95, LEVEL, 'of the intervals over seeds'),
 }
@@ -246,13 +245,13 @@ def check(config: Any) -> None:
     Raises:
       ConfigError: lists every value that cannot be used.
     """
-    problems = schema.problems(config, KEYS)
+    schema.check(config, KEYS)
+    problems = []
     known = [f'{table}/{name}' for table, rows in kinds(config).items() for name in rows]
     problems += [f'config.reproduce.growth: {name!r}, expected some of {known}'
                  for name in config.reproduce.growth if name not in known]
-    if min(config.reproduce.sizes, default=0) < 1:
-        problems.append(f'config.reproduce.sizes={config.reproduce.sizes!r}, expected numbers of '
-                        'pairs')
+    if not config.reproduce.sizes:
+        problems.append('config.reproduce.sizes=(), expected at least one number of pairs')
     schema.raise_all(problems)
 
 

@@ -30,7 +30,6 @@ def reproduce(config: Any, folder: str) -> str:
     Raises:
       ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as `train`.
     """
-    config_lib.check(config)
     members = run_configs(config)
     for workload in dict.fromkeys(workload for workload, _ in members):
         # What the analysis will need is checked before hours of training, not after.
@@ -68,8 +67,9 @@ def run_configs(config: Any) -> dict[tuple[str, str], Any]:
 
     Raises:
       DataError: a workload that the data do not have.
-      ConfigError: an unknown head.
+      ConfigError: a value that cannot be used, or nothing to train.
     """
+    config_lib.check(config)
     names = workloads_of(config.data.path)
     workloads = tuple(config.reproduce.workloads)
     if not names:  # One set of rows: one workload, named after the file or data set.

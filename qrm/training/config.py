@@ -14,7 +14,7 @@ from qrm.data import demo, tokens
 from qrm.models import attention
 from qrm.models.decoder import DecoderConfig
 from qrm.models.network import DTYPES
-from qrm.rewards import losses
+from qrm.rewards import losses, selection
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.training import devices, schema, step
 from qrm.training.schema import (
@@ -50,7 +50,7 @@ KEYS: Table = {
         'truncate_prompt', OneOf(tokens.OVERLONG),
         "longer dialogues: 'truncate_prompt', 'drop' or 'error'"),
     'data.attributes': Key(
-        (), ANY, 'keys of rows that are ratings of attributes; (): of the whole response'),
+        (), Each(str), 'keys of rows that are ratings of attributes; (): of the whole response'),
     'data.append_eos': Key(
         True, ANY, "the reward is read at the last token: EOS, or the text's own last"),
     'data.validation_fraction': Key(
@@ -95,7 +95,7 @@ KEYS: Table = {
 
     # --- Head and loss ---------------------------------------------------------------------------
     'head.name': Key(
-        'quantile', ANY,
+        'quantile', OneOf(HEADS),
         "'scalar', 'gaussian', 'categorical', 'quantile', 'monotone_quantile' (cannot cross), "
         "'implicit_quantile' or 'annotator'"),
     'head.num_quantiles': Key(10, AT_LEAST_ONE, 'N of the quantile heads, tau_i = (i + 0.5) / N'),
@@ -178,7 +178,7 @@ KEYS: Table = {
         '', ANY, "JSON Lines file of prompt + responses whose win rate is asked for; '': none"),
     'evaluation.references': Key('', ANY, 'the same with responses that they are judged against'),
     'evaluation.rules': Key(
-        ('mean', 'quantile:0.1', 'cvar:0.2', 'mean-std:1'), ANY,
+        ('mean', 'quantile:0.1', 'cvar:0.2', 'mean-std:1'), Each(str),
         "by which to choose among rated responses: 'mean', 'quantile:tau', 'cvar:alpha' (mean "
         "of the lowest share), 'mean-std:k'"),
     'analysis.bootstrap': Key(300, Range(20), 'replicates of the prompt-clustered bootstrap'),
@@ -187,8 +187,9 @@ KEYS: Table = {
     'analysis.seed': Key(0, NOT_NEGATIVE, 'of the resampling'),
 
     # --- Which models `reproduce` trains ---------------------------------------------------------
-    'reproduce.workloads': Key(('helpful', 'harmless'), ANY, 'in place of `workload`'),
-    'reproduce.heads': Key(('scalar', 'quantile'), Each(OneOf(HEADS)), 'in place of `head.name`'),
+    'reproduce.workloads': Key(('helpful', 'harmless'), Each(str), 'in place of `workload`'),
+    'reproduce.heads': Key(
+        ('scalar', 'quantile'), Each(str, OneOf(HEADS)), 'in place of `head.name`'),
 }
 
 
@@ -217,14 +218,16 @@ def check(config: Any, more: Table | None = None) -> None:
       more: keys that it has beside those of every run, of a study.
 
     Raises:
-      ConfigError: lists every key that is missing or unknown, or every value that cannot be used.
+      ConfigError: names keys that are missing or unknown, or lists every value that cannot be used.
     """
-    problems = schema.problems(config, {**KEYS, **(more or {})})
+    schema.check(config, {**KEYS, **(more or {})})
+    problems = []
     if bool(config.evaluation.candidates) != bool(config.evaluation.references):
         problems.append('config.evaluation: candidates and references, expected both or neither')
-    for section, build_section in (('head', _check_head), ('model.sizes', decoder_config)):
+    for section, use in (('head', _check_head), ('model.sizes', decoder_config),
+                         ('evaluation.rules', _check_rules)):
         try:
-            build_section(config)
+            use(config)
         except ValueError as error:
             problems.append(f'config.{section}: {error}')
     schema.raise_all(problems)
@@ -245,6 +248,11 @@ def loss_config(config: Any) -> losses.LossConfig:
     """The loss of the configured head."""
     rest = {key: value for key, value in config.loss.items() if key not in HEADS}
     return losses.LossConfig(objective=config.loss[config.head.name], **rest)
+
+
+def _check_rules(config: Any) -> None:
+    for text in config.evaluation.rules:
+        selection.parse_rule(text)
 
 
 def _check_head(config: Any) -> None:

@@ -171,6 +171,9 @@ def _load_workdir(workdir: str, step: int | str) -> RewardModel:
         rest = [values[key] for key in ('append_eos', 'max_length', 'row_length')]
     except (KeyError, TypeError, ValueError) as error:
         raise WorkdirError(f'{path}: not a model of this version ({error!r})') from error
+    folder = os.path.join(workdir, 'tokenizer')
+    if not os.path.isdir(folder):  # or its path would be taken for a name on the hub
+        raise WorkdirError(f'{folder}: no such folder; expected the tokenizer of the run')
     params = jax.eval_shape(network.init, jax.random.key(0))
     with Checkpoints(workdir, read_only=True) as checkpoints:
         number = {'best': checkpoints.best, 'last': checkpoints.latest}.get(step, step)
@@ -179,7 +182,7 @@ def _load_workdir(workdir: str, step: int | str) -> RewardModel:
                                "expected one of them, 'best' or 'last'")
         params = checkpoints.restore_params(number, params)
     return RewardModel(
-        network, params, load_tokenizer(os.path.join(workdir, 'tokenizer')), loss, *rest)
+        network, params, load_tokenizer(folder), loss, *rest)
 
 
 def _load_hugging_face(path: str) -> RewardModel:

@@ -34,7 +34,9 @@ class Range(NamedTuple):
 
     def holds(self, value: Any) -> bool:
         """Whether a value is such a number."""
-        if isinstance(value, bool) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if isinstance(value, float) and not math.isfinite(value):
             return False
         return (self.low < value if self.open_low else self.low <= value) and (
             value < self.high if self.open_high else value <= self.high)
@@ -59,19 +61,6 @@ class OneOf(NamedTuple):
         return f'one of {self.values}'
 
 
-class Each(NamedTuple):
-    """Tuples of values for which a check holds."""
-
-    check: Check
-
-    def holds(self, value: Any) -> bool:
-        """Whether it holds for each of them."""
-        return all(map(self.check.holds, value))
-
-    def __str__(self) -> str:
-        return f'a tuple, each of it {self.check}'
-
-
 class Anything(NamedTuple):
     """All values of the default's type; what uses them checks them."""
 
@@ -81,6 +70,22 @@ class Anything(NamedTuple):
 
 
 ANY = Anything()
+
+
+class Each(NamedTuple):
+    """Tuples of values of one type for which a check holds."""
+
+    kind: type
+    check: Check = ANY
+
+    def holds(self, value: Any) -> bool:
+        """Whether each of them is one."""
+        return all(type(item) is self.kind and self.check.holds(item) for item in value)
+
+    def __str__(self) -> str:
+        return f'a tuple, each of it {_TYPES[self.kind] if self.check == ANY else self.check}'
+
+
 AT_LEAST_ONE, NOT_NEGATIVE, POSITIVE = Range(1), Range(0), Range(0, open_low=True)
 SHARE, BELOW_ONE = Range(0, 1), Range(0, 1, open_high=True)
 LEVEL = Range(0.5, 1, open_high=True)  # of an interval
@@ -103,6 +108,8 @@ class Key(NamedTuple):
 
 Table = Mapping[str, Key]
 
+_NAMED = 3  # of many keys
+_TOO_LARGE = 2**63  # for arrays and random keys
 _TYPES = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text',
           tuple: 'a tuple', dict: 'a section'}
 
@@ -145,18 +152,18 @@ def problems(config: Any, table: Table) -> list[str]:
     values = dict(flatten(config, table))
     kind = '; is this the config of another kind of run, or of another version?'
     if missing := [name for name in table if name not in values]:
-        raise ConfigError(f'no config.{", config.".join(missing)}{kind}')
+        raise ConfigError(f'no {_few(missing)}{kind}')
     if more := [name for name in values if name not in table]:
-        raise ConfigError(f'config.{", config.".join(more)}: not known here{kind}')
-    return [f'config.{name}={values[name]!r}, expected {expected}'
-            for name, key in table.items() if (expected := _expected(key, values[name]))]
+        raise ConfigError(f'{_few(more)}: not known here{kind}')
+    return [f'config.{name}={values[name]!r}, expected {allowed}'
+            for name, key in table.items() if (allowed := expected(key, values[name]))]
 
 
 def check(config: Any, table: Table) -> None:
     """Checks that a config has the keys of a table, and their values one by one.
 
     Raises:
-      ConfigError: lists every key that is missing or unknown, or every value that cannot be used.
+      ConfigError: names keys that are missing or unknown, or lists every value that cannot be used.
     """
     raise_all(problems(config, table))
 
@@ -195,7 +202,13 @@ def flatten(config: Any, table: Table, prefix: str = '') -> Iterator[tuple[str, 
             yield name, value
 
 
-def _expected(key: Key, value: Any) -> str:
+def _few(names: list[str]) -> str:
+    """The first of these keys, and how many there are."""
+    rest = f' and {len(names) - _NAMED} more' if len(names) > _NAMED else ''
+    return f'config.{", config.".join(names[:_NAMED])}{rest}'
+
+
+def expected(key: Key, value: Any) -> str:
     """What should be in place of a value, or nothing if it can be used."""
     kind = dict if isinstance(key.default, Mapping) else type(key.default)
     if kind is float:
@@ -206,4 +219,6 @@ def _expected(key: Key, value: Any) -> str:
         fits = type(value) is kind
     if not fits:
         return _TYPES[kind]
+    if kind is int and abs(value) >= _TOO_LARGE:
+        return f'a whole number below {_TOO_LARGE}'
     return '' if key.check.holds(value) else str(key.check)

@@ -1,5 +1,7 @@
 """Training, read from top to bottom: data, model, resume, loop, checkpoints."""
 
+import hashlib
+import importlib.util
 import math
 import os
 import sys
@@ -10,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import tqdm
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from qrm.data import packing, tokens
@@ -163,12 +166,30 @@ def train(config: Any, folder: str) -> float | None:
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     config_lib.check(config)
+    if config.train.tensorboard and not importlib.util.find_spec('tensorboardX'):
+        raise ConfigError('config.train.tensorboard=True needs tensorboardX: pip install '
+                          "'qrm-jax[tensorboard]'")
+    _check_same_config(config)
     with workdir.lock(folder):
         workdir.check_claim(folder, config)
         prepared = prepare(config, folder)
         # Only now: a run that could not start must not keep a corrected one out of its folder.
         workdir.claim(folder, config)
         return _train(config, folder, prepared)
+
+
+def _check_same_config(config: Any) -> None:
+    """Checks that all processes of a run have the config of the first one, which is kept.
+
+    Raises:
+      ConfigError: this one or another has not; all of them raise it.
+    """
+    digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).digest()
+    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
+    if different := [i for i, one in enumerate(np.reshape(digests, (-1, len(digest))))
+                     if one.tobytes() != np.reshape(digests, (-1, len(digest)))[0].tobytes()]:
+        raise ConfigError(f'processes {different} have another config than process 0, expected '
+                          'the same flags everywhere')
 
 
 def _train(config: Any, folder: str, prepared: Prepared) -> float | None:

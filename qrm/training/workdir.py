@@ -39,13 +39,17 @@ def lock(workdir: str) -> Iterator[None]:
     Of several processes of a run the first one holds the folder.
 
     Raises:
-      WorkdirError: another run holds the folder.
+      WorkdirError: another run holds the folder, or it cannot be written into.
     """
     if jax.process_index():
         yield
         return
-    os.makedirs(workdir, exist_ok=True)
-    with open(os.path.join(workdir, '.lock'), 'w', encoding='utf-8') as file:
+    try:
+        os.makedirs(workdir, exist_ok=True)
+        held = open(os.path.join(workdir, '.lock'), 'w', encoding='utf-8')  # noqa: SIM115
+    except OSError as error:
+        raise WorkdirError(f'{workdir}: no folder to write into ({error.strerror})') from error
+    with held as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
@@ -80,6 +84,8 @@ def read_json(path: str) -> Any:
             return json.load(file)
     except FileNotFoundError as error:
         raise WorkdirError(f'{path}: no such file; expected the folder of a run') from error
+    except OSError as error:
+        raise WorkdirError(f'{path}: cannot be read ({error.strerror})') from error
     except ValueError as error:
         raise WorkdirError(f'{path}: not JSON ({error})') from error
 
@@ -128,6 +134,8 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
         raise WorkdirError(f'{workdir}: not the folder of a run (no config.json)'
                            + runs_hint(workdir))
     values = read_json(path)
+    if not isinstance(values, dict) or not values:
+        raise WorkdirError(f'{path}: not the config of a run')
     return ml_collections.ConfigDict(_tuples(values)).lock()
 
 
@@ -163,11 +171,8 @@ class Metrics:
         self._file = open(path, 'a', encoding='utf-8')  # noqa: SIM115 (closed by close)
         self._board = None
         if tensorboard and not jax.process_index():
-            try:
-                import tensorboardX
-            except ImportError as error:
-                raise ImportError('config.train.tensorboard needs tensorboardX: pip install '
-                                  "'qrm-jax[tensorboard]'") from error
+            import tensorboardX
+
             self._board = tensorboardX.SummaryWriter(
                 os.path.join(workdir, 'tensorboard'), purge_step=resume_from + 1
             )

@@ -416,9 +416,9 @@ def test_the_script_is_bash():
 @pytest.mark.parametrize(('arguments', 'message'), [
     (['--colour=red'], "unknown argument '--colour=red'"),
     (['prepare', '--weights=x'], "prepare: unknown argument '--weights=x'"),
-    (['prepare', '--tokenizer=no/folder'], '--tokenizer=no/folder: no such folder'),
-    (['prepare', '--pairs=pairs.csv'], '--pairs=pairs.csv: expected a .jsonl or .jsonl.gz file'),
-    (['prepare', '--pairs=no.jsonl'], '--pairs=no.jsonl: no such file'),
+    (['prepare', '--tokenizer=no/folder'], f'--tokenizer={ROOT}/no/folder: no such folder'),
+    (['prepare', '--pairs=pairs.csv'], f'--pairs={ROOT}/pairs.csv: expected a .jsonl or .jsonl.gz file'),
+    (['prepare', '--pairs=no.jsonl'], f'--pairs={ROOT}/no.jsonl: no such file'),
 ])
 def test_bad_arguments_end_in_one_clear_line(arguments, message):
     code, out, err = script(*arguments)

@@ -5,8 +5,6 @@ import json
 import sys
 
 import pytest
-from absl import flags
-from ml_collections import config_flags
 
 from benchmarks import trl, trl_worker
 from qrm.data.comparisons import DataError
@@ -70,15 +68,12 @@ def test_both_are_timed_on_the_same_pairs(words, stub, tmp_path, monkeypatch):
         assert found['comparisons_per_second'][name]['trl']['median'] == 2.0
 
 
-@pytest.mark.filterwarnings('ignore:the load_module')  # how ml_collections loads configs
-def test_the_config_is_given_on(monkeypatch):
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file('config', None, 'Config.', flag_values=values)
-    given = [f'--config={ROOT}/configs/benchmark.py:helpful,scalar', '--config.model.remat=True',
+def test_the_config_is_given_on():
+    given = ['--config=benchmark:helpful,scalar', '--config.model.remat', '--noconfig.data.x',
              "--config.reproduce.heads=('scalar',)", '--config.data.path=']
-    monkeypatch.setattr(sys, 'argv', ['program', *given])  # where overrides are looked for
-    values(sys.argv)
-    assert trl.config_arguments(values['config']) == given
+    assert trl.config_arguments(['--rounds=2', *given, '--workdir=x', '--config', 'hh',
+                                 '--config.train.rows', '3', 'x']) == [
+        *given, '--config', 'hh', '--config.train.rows', '3']
 
 
 def test_bad_flags_end_in_one_clear_line(tmp_path):

@@ -161,7 +161,7 @@ def test_score_of_a_run_and_errors_of_score(results, pairs, tmp_path):
 
 
 @pytest.mark.parametrize(('flags', 'code', 'message'), [
-    (['--config=configs/demo.py:helpful,quantil'], 2, "head 'quantil', expected one of"),
+    (['--config=configs/demo.py:helpful,quantil'], 2, "head.name='quantil', expected one of"),
     (['--config=configs/demo.py:useful,scalar'], 2, "'useful'"),
     (['--config=configs/demo.py', '--config.optimizer.learning_rat=1'], 2, 'learning_rate'),
     (['--config=configs/demo.py', 'config.optimizer.learning_rate=3'], 2, 'unexpected arguments'),

@@ -1,6 +1,7 @@
 """The command `qrm`, and the wheel that brings it to any folder."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +10,7 @@ import zipfile
 import pytest
 
 from qrm.commands import configs, main
+from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, command
 
 _QRM = 'from qrm.commands.main import main; main()'
@@ -65,11 +67,72 @@ def test_help_and_wrong_flags_do_not_wait_for_jax(tmp_path):
         assert 'jax' not in done.stderr
 
 
-def test_configs_by_name():
-    assert configs.resolve('hh:helpful,quantile') == f'{ROOT}/configs/hh.py:helpful,quantile'
-    assert configs.resolve('configs/hh.py:,scalar') == 'configs/hh.py:,scalar'
-    with pytest.raises(ValueError, match='--config=hhh: no such config, expected one of benchmark'):
-        configs.resolve('hhh')
+def test_configs_by_name_and_by_path(tmp_path, monkeypatch):
+    assert configs.load('hh:harmless,scalar').head.name == 'scalar'
+    assert configs.load('hh').to_dict() == configs.load('hh:').to_dict()
+    folder = tmp_path / 'a:b.py'
+    folder.mkdir()
+    (folder / 'mine.py').write_text((ROOT / 'configs' / 'hh.py').read_text())
+    assert configs.load(f'{folder}/mine.py:,scalar').reproduce.heads == ('scalar',)
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+    ('def get_config(arg=""):\n    return arg.nope', "{}:2: AttributeError: 'str' object has"),
+    ('def get_config(arg=""):\n    raise KeyError("k")', "{}:2: KeyError: 'k'"),
+    ('import qrm\nx = y', "{}:2: NameError: name 'y' is not defined"),
+    ('x = (\n', "{}:1: SyntaxError: '(' was never closed"),
+    ('def get_config():\n    pass', '{}: TypeError: get_config() takes 0 positional arguments'),
+    ('def get_config(arg=""):\n    return None', 'get_config returned NoneType, expected a Config'),
+    ('x = 1', 'no get_config, which returns the config'),
+    ('from qrm.training import config\ndef get_config(arg=""):\n'
+     '    return config.build({{"train.row": 2}}, arg)', 'config.train.row: no such key, did you'),
+])
+def test_config_files_that_fail_are_told_in_one_line(tmp_path, text, message):
+    path = tmp_path / 'mine.py'
+    path.write_text(text.replace('{{', '{').replace('}}', '}'))
+    with pytest.raises(ConfigError) as error:
+        configs.load(f'{path}:x')
+    assert str(error.value).startswith(f'--config={path}:x: {message.format(path)}')
+    assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('value', 'message'), [
+    ('hhh', '--config=hhh: no such config, expected one of benchmark, best_of_n, compare, demo'),
+    ('configs/none.py:x', '--config=configs/none.py:x: configs/none.py: no such file'),
+    ('identifiability:half', "argument 'half', expected '' or 'full'"),
+])
+def test_configs_that_do_not_exist(value, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        configs.load(value)
+
+
+@pytest.mark.parametrize(('flags', 'message'), [
+    (['--config.train.row=3'], '--config.train.row: no such key, did you mean --config.train.rows'),
+    (['--noconfig.model.rmat'], '--noconfig.model.rmat: no such key, did you mean --config.model.'),
+    (['--config.reproduce.heads[0]=scalar'], '--config.reproduce.heads[0]: expected a value for '),
+    (['--config.train.rows=x'], "invalid literal for int() with base 10: 'x'"),
+    (['--workdir='], 'no --workdir'),
+    (['--config=hh', '--flagfile=none'], 'none'),
+])
+def test_flags_that_cannot_be_used_are_told_in_one_line(flags, message):
+    _, err = command('train', '--config=demo', '--workdir=x', *flags, code=2)
+    assert err.startswith('error: ')
+    assert message in err
+    assert err.count('\n') == 1
+
+
+def test_flags_may_stand_in_a_file(tmp_path):
+    (tmp_path / 'flags').write_text('--config=demo:,scalar\n--config.train.rows=3\n')
+    out, _ = command('train', f'--flagfile={tmp_path}/flags', '--print_config')
+    assert 'config.train.rows = 3 ' in out
+    assert "config.head.name = 'scalar' " in out
+
+
+def test_only_commands_with_a_config_of_their_own_take_none():
+    for name, flags in (('scaling', []), ('evaluate', ['--workdir=x'])):
+        _, err = command(name, '--config=hh', *flags, code=2)
+        assert 'config' in err
+        assert 'no such config' not in err
 
 
 @pytest.mark.parametrize('flags', [['--config=demo:,scalar'], ['--config', 'demo:,scalar'],
@@ -127,6 +190,3 @@ def test_an_installed_wheel_works_in_any_folder(wheel, tmp_path):
     _, err = run('train', '--config=mine.py', '--workdir=x', cwd=tmp_path, env=environment, code=2)
     assert err.startswith('error: --config=mine.py: config.train.row: no such key, did you mean '
                           'config.train.rows?')
-    (tmp_path / 'mine.py').write_text('import qrm\nx = y\n')
-    _, err = run('train', '--config=mine.py', '--workdir=x', cwd=tmp_path, env=environment, code=2)
-    assert err == "error: mine.py:2: NameError: name 'y' is not defined\n"

@@ -254,14 +254,14 @@ def test_a_folder_keeps_its_settings(results):
 
 
 def test_values_that_cannot_be_used_are_named():
-    config = load_config('best_of_n', **{
-        'repetitions': 1, 'world.share': 2.0, 'choice.moderate': 63,
-        'choice.rules': ('mean', 'median')})
-    with pytest.raises(ConfigError) as error:
-        best_of_n.check(config)
-    for part in ('config.repetitions=1', 'config.world.share=2.0', "rule 'median'",
-                 'config.choice.moderate=63, expected one of [1, 4, 16, 64'):
-        assert part in str(error.value)
+    for changes, parts in (
+        ({'repetitions': 1, 'world.share': 2.0}, ('config.repetitions=1', 'config.world.share=2')),
+        ({'choice.moderate': 63, 'choice.rules': ('mean', 'median')},
+         ("rule 'median'", 'config.choice.moderate=63, expected one of [1, 4, 16, 64')),
+    ):
+        with pytest.raises(ConfigError) as error:
+            best_of_n.check(load_config('best_of_n', **changes))
+        assert all(part in str(error.value) for part in parts)
 
 
 def test_the_config_is_valid_and_takes_no_argument():

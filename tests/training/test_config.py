@@ -2,7 +2,6 @@
 
 import ast
 import json
-import re
 
 import pytest
 from ml_collections import ConfigDict
@@ -63,10 +62,9 @@ def test_every_key_has_a_comment_and_is_read():
 
 
 def test_keys_that_a_config_lacks_are_named():
-    with pytest.raises(ConfigError) as error:
+    with pytest.raises(ConfigError, match='^no config.seed, config.workload, config.data.path and '
+                                          f'{len(config_lib.KEYS) - 3} more; is this the config'):
         config_lib.check(ConfigDict())
-    named = set(re.findall(r'config\.([a-z0-9_.]+)', str(error.value)))
-    assert named == config_lib.KEYS.keys()
     for run in (evaluate.evaluate, evaluate.diagnose, train.train):
         with pytest.raises(ConfigError, match='^no config'):
             run(ConfigDict(), 'a folder that is not looked at')
@@ -78,7 +76,7 @@ def test_keys_that_a_config_lacks_are_named():
 
 
 def test_keys_of_another_kind_of_run_are_refused():
-    with pytest.raises(ConfigError, match=r'^config\.benchmark\.\w+, .*: not known here; is this'):
+    with pytest.raises(ConfigError, match=r'^config\.benchmark\.\w+, .* and 4 more: not known here;'):
         config_lib.check(load_config('benchmark'))
 
 

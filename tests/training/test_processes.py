@@ -33,14 +33,15 @@ def end(processes):
     return [(code, out, err) for out, err, code in ends]
 
 
-def run_two(folder, strike=('nothing', 0), **overrides):
+def run_two(folder, strike=('nothing', 0), seed_of_second=0, **overrides):
     """Two processes of one device each; what strikes, strikes the second one."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     return end([
         start(folder, 1, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
-              f'--process_id={i}', strike=strike if i else ('nothing', 0), **overrides)
+              f'--process_id={i}', strike=strike if i else ('nothing', 0),
+              **overrides | {'seed': i * seed_of_second})
         for i in (0, 1)])
 
 
@@ -80,10 +81,19 @@ def test_two_processes_stop_die_and_end_as_one_process_with_two_devices(tmp_path
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
+def test_processes_with_different_configs_are_refused(tmp_path):
+    (first, _, err), (second, _, err_of_second) = run_two(tmp_path / 'run', seed_of_second=1)
+    assert (first, second) == (2, 2), err + err_of_second
+    for text in (err, err_of_second):
+        assert 'processes [1] have another config than process 0' in text
+    assert not (tmp_path / 'run' / 'config.json').exists()
+
+
 @pytest.mark.parametrize('given', [
     ['--num_processes=2'], ['--coordinator=127.0.0.1:1'],
     ['--coordinator=localhost', '--num_processes=2', '--process_id=1'],
     ['--coordinator=127.0.0.1:1', '--num_processes=2', '--process_id=2'],
+    ['--coordinator=127.0.0.1:99999', '--num_processes=2', '--process_id=1'],
 ])
 def test_flags_of_processes_that_do_not_go_together_are_refused(given, tmp_path):
     (code, _, err), = end([start(tmp_path, 1, *given)])

@@ -14,7 +14,6 @@ from qrm.models.decoder import DecoderConfig
 from qrm.models.network import RewardNetwork
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
-from qrm.serving import score
 from qrm.training import reward_model as qrm_model
 from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
@@ -97,34 +96,6 @@ def test_prompts_and_responses_must_match(model):
         model.score(['a'], [[' b', None]])
     with pytest.raises(DataError, match=r"prompts\[0\] field 'responses'"):
         model.score(['a'], [[]])
-
-
-def test_files_are_scored_row_by_row_in_order(model, comparisons, reference, tmp_path):
-    rows = []
-    for i, c in enumerate(comparisons[:6]):
-        a, b = c.responses
-        rows.append([{'prompt': c.prompt, 'responses': [a, b]},
-                     {'chosen': c.prompt + a, 'rejected': c.prompt + b},
-                     {'prompt': c.prompt, 'chosen': a, 'rejected': b, 'id': i}][i % 3])
-    rows.append({'prompt': comparisons[6].prompt, 'response': comparisons[6].responses[0]})
-    source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
-    source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    message = score.score_file(model, str(source), str(target))
-    assert '7 rows, 13 responses scored, 0 dialogues cut' in message
-    scored = [json.loads(line) for line in target.read_text().splitlines()]
-    for i, row in enumerate(scored):
-        k = len(row['rewards'])
-        np.testing.assert_allclose(row['rewards'], reference.rewards[i][:k], atol=1e-4)
-        np.testing.assert_allclose(row['quantiles'], reference.quantiles[i][:k], atol=1e-4)
-    assert [len(row['rewards']) for row in scored] == [2] * 6 + [1]
-
-
-def test_a_row_that_cannot_be_scored_stops_with_its_line_and_writes_nothing(model, tmp_path):
-    source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
-    source.write_text('{"prompt": "a", "response": " b"}\n{"prompt": "a", "response": null}\n')
-    with pytest.raises(DataError, match=r"in\.jsonl:2 field 'response': got null, expected text"):
-        score.score_file(model, str(source), str(target))
-    assert not target.exists()
 
 
 def test_what_is_no_model_is_refused(tmp_path):

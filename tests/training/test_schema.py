@@ -14,18 +14,21 @@ TABLE = {
     'train.rate': Key(0.5, schema.SHARE, 'peak'),
     'train.kind.name': Key('sgd', OneOf(('sgd', 'adamw')), 'optimiser'),
     'train.on': Key(True, ANY, 'or off'),
-    'sizes': Key((1, 2), Each(AT_LEAST_ONE), 'of runs'),
+    'sizes': Key((1, 2), Each(int, AT_LEAST_ONE), 'of runs'),
     'models': Key({'a': {'x': 1}}, ANY, 'by name'),
 }
 
 
 @pytest.mark.parametrize(('expected', 'inside', 'outside', 'text'), [
-    (AT_LEAST_ONE, (1, 1.5), (0, 0.999, math.inf, True), 'a number of at least 1'),
+    (AT_LEAST_ONE, (1, 1.5, 10**400), (0, 0.999, math.inf, True, 'x', None),
+     'a number of at least 1'),
     (schema.POSITIVE, (5e-324, 2), (0.0, -1, math.nan, math.inf), 'a number above 0'),
     (schema.SHARE, (0, 0.3, 1), (-1e-9, 1.1), 'a number of at least 0 and at most 1'),
     (schema.LEVEL, (0.5, 0.999), (0.49, 1.0), 'a number of at least 0.5 and below 1'),
     (OneOf(('a', 'b')), ('a', 'b'), ('c', ''), "one of ('a', 'b')"),
-    (Each(Range(2)), ((), (2, 3)), ((2, 1),), 'a tuple, each of it a number of at least 2'),
+    (Each(int, Range(2)), ((), (2, 3)), ((2, 1), (2.0,), ('x',)),
+     'a tuple, each of it a number of at least 2'),
+    (Each(str), ((), ('a',)), ((1,),), 'a tuple, each of it text'),
 ])
 def test_checks(expected, inside, outside, text):
     assert all(expected.holds(value) for value in inside)
@@ -56,6 +59,7 @@ def test_a_change_of_no_key_is_refused():
     ('train.rows', 0, 'config.train.rows=0, expected a number of at least 1'),
     ('train.rows', 1.5, 'config.train.rows=1.5, expected a whole number'),
     ('train.rows', True, 'config.train.rows=True, expected a whole number'),
+    ('train.rows', 2**63, f'config.train.rows={2**63}, expected a whole number below {2**63}'),
     ('train.rate', 'x', "config.train.rate='x', expected a number"),
     ('train.rate', 2, 'config.train.rate=2, expected a number of at least 0 and at most 1'),
     ('train.kind.name', 'adam', "config.train.kind.name='adam', expected one of"),

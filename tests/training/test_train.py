@@ -168,6 +168,29 @@ def test_splits_without_a_preferred_response_are_refused_before_training(split, 
         train.train(config(**{'data.path': str(tmp_path)}), str(tmp_path / 'run'))
 
 
+def test_a_signal_that_was_swallowed_before_training_ends_it_after_a_step(tmp_path, monkeypatch):
+    monkeypatch.setattr(interruptions, '_before_training', [])
+    with pytest.raises(interruptions.Interrupted, match='SIGTERM: stopped; run the same command'):
+        interruptions.stop(signal.SIGTERM, None)
+    assert not issubclass(interruptions.Interrupted, Exception)  # which libraries catch
+    with pytest.raises(interruptions.Interrupted, match='SIGTERM: saved .* at step 1 of 14'):
+        train.train(config(), str(tmp_path))
+
+
+def test_tensorboard_must_be_installed(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'tensorboardX', None)
+    with pytest.raises(ConfigError, match=r'config.train.tensorboard=True needs tensorboardX: pip'):
+        train.train(config(**{'train.tensorboard': True}), str(tmp_path / 'run'))
+    assert not (tmp_path / 'run').exists()
+
+
+def test_a_workdir_that_is_no_folder_is_refused(tmp_path):
+    (tmp_path / 'file').write_text('')
+    for folder in (tmp_path / 'file', tmp_path / 'file' / 'x'):
+        with pytest.raises(workdir.WorkdirError, match=f'{folder}: no folder to write into'):
+            train.train(config(), str(folder))
+
+
 def test_a_folder_in_use_is_refused(tmp_path):
     with (workdir.lock(str(tmp_path)),
           pytest.raises(workdir.WorkdirError, match='another process')):
@@ -193,7 +216,7 @@ def test_positions_and_vocabulary_are_checked_before_training():
     ('loss.kappa', -1.0, 'config.loss.kappa=-1.0'),
     ('optimizer.learning_rate', float('nan'), 'config.optimizer.learning_rate=nan'),
     ('head.num_quantiles', 0, 'config.head.num_quantiles=0'),
-    ('head.name', 'quantil', "head 'quantil', expected one of"),
+    ('head.name', 'quantil', "config.head.name='quantil', expected one of"),
     ('loss.quantile', 'pinball', 'config.loss.quantile=\'pinball\', expected one of'),
     ('optimizer.schedule', 'step', 'config.optimizer.schedule'),
     ('data.overlong', 'cut', 'config.data.overlong'),

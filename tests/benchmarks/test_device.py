@@ -417,7 +417,7 @@ def test_the_script_is_bash():
     (['--colour=red'], "unknown argument '--colour=red'"),
     (['prepare', '--weights=x'], "prepare: unknown argument '--weights=x'"),
     (['prepare', '--tokenizer=no/folder'], f'--tokenizer={ROOT}/no/folder: no such folder'),
-    (['prepare', '--pairs=pairs.csv'], f'--pairs={ROOT}/pairs.csv: expected a .jsonl or .jsonl.gz file'),
+    (['prepare', '--pairs=pairs.csv'], f'--pairs={ROOT}/pairs.csv: expected a .jsonl or .jsonl'),
     (['prepare', '--pairs=no.jsonl'], f'--pairs={ROOT}/no.jsonl: no such file'),
 ])
 def test_bad_arguments_end_in_one_clear_line(arguments, message):

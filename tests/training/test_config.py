@@ -76,7 +76,7 @@ def test_keys_that_a_config_lacks_are_named():
 
 
 def test_keys_of_another_kind_of_run_are_refused():
-    with pytest.raises(ConfigError, match=r'^config\.benchmark\.\w+, .* and 4 more: not known here'):
+    with pytest.raises(ConfigError, match=r'^config\.benchmark\.\w+, .* and 4 more: not known'):
         config_lib.check(load_config('benchmark'))
 
 

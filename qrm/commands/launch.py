@@ -4,6 +4,7 @@ Mains import what they run when they run it, so that help, and a wrong flag, com
 """
 
 import difflib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -55,7 +56,10 @@ def config(table: schema.Table, check: Callable[[ConfigDict], Any]) -> ConfigDic
     """
     found = flags.FLAGS.config
     if flags.FLAGS.print_config:
-        print(schema.describe(found, table))
+        try:
+            print(schema.describe(found, table), flush=True)
+        except BrokenPipeError:  # a pager or `head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         check(found)
         sys.exit()
     return found

@@ -161,13 +161,19 @@ def write_tokenizer(folder, words=40):
         tokenizer_object=model, eos_token='<eos>', pad_token='<pad>').save_pretrained(folder)
 
 
-def word_pairs(folder):
-    """Makes a checkpoint whose tokens are words, and pairs of them; the config keys of both."""
+def reference_checkpoint(folder):
+    """The reference checkpoint with a tokenizer, in a folder below that may be changed."""
     checkpoint = folder / 'checkpoint'
     checkpoint.mkdir()
     for name in ('config.json', 'model.safetensors'):
         shutil.copyfile(REFERENCE / name, checkpoint / name)
     write_tokenizer(checkpoint)
+    return checkpoint
+
+
+def word_pairs(folder):
+    """Makes a checkpoint whose tokens are words, and pairs of them; the config keys of both."""
+    checkpoint = reference_checkpoint(folder)
     rng = np.random.default_rng(0)
 
     def text(most):

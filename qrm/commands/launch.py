@@ -3,7 +3,6 @@
 Mains import what they run when they run it, so that help, and a wrong flag, come at once.
 """
 
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -147,9 +146,7 @@ def _check_changes(argv: Sequence[str], found: ConfigDict) -> None:
             raise ConfigError(f'--{flag}: expected a value for the whole of config.{whole}, such '
                               f'as "{known[whole]!r}"')
         if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            raise ConfigError(f'--{flag}: no such key'
-                              + (f', did you mean --config.{close[0]}?' if close else ''))
+            raise ConfigError(schema.unknown(name, known))
 
 
 def _check_required(required: Sequence[str]) -> None:

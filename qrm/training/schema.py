@@ -7,7 +7,7 @@ changes, the check of a config before anything is loaded, and what `--print_conf
 
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 from ml_collections import ConfigDict
@@ -137,9 +137,9 @@ def build(table: Table, changes: Mapping[str, Any]) -> ConfigDict:
     return ConfigDict(tree).lock()
 
 
-def unknown(name: str, table: Table) -> str:
-    """What is said of a key that does not exist."""
-    close = difflib.get_close_matches(name, table, n=1)
+def unknown(name: str, known: Iterable[str]) -> str:
+    """What is said of a key that is none of the known ones."""
+    close = difflib.get_close_matches(name, known, n=1)
     return f'config.{name}: no such key' + (f', did you mean config.{close[0]}?' if close else '')
 
 

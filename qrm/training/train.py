@@ -185,9 +185,9 @@ def _check_same_config(config: Any) -> None:
       ConfigError: this one or another has not; all of them raise it.
     """
     digest = hashlib.sha256(config.to_json(sort_keys=True).encode()).digest()
-    digests = multihost_utils.process_allgather(np.frombuffer(digest, np.uint8))
-    if different := [i for i, one in enumerate(np.reshape(digests, (-1, len(digest))))
-                     if one.tobytes() != np.reshape(digests, (-1, len(digest)))[0].tobytes()]:
+    digests = np.reshape(multihost_utils.process_allgather(np.frombuffer(digest, np.uint8)),
+                         (-1, len(digest)))
+    if different := np.flatnonzero((digests != digests[0]).any(axis=1)).tolist():
         raise ConfigError(f'processes {different} have another config than process 0, expected '
                           'the same flags everywhere')
 

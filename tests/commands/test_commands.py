@@ -96,7 +96,7 @@ def test_evaluate_on_other_data_takes_the_whole_file(results, tmp_path):
     assert json.JSONDecoder().raw_decode(out[out.index('{'):])[0]['n'] == 7
     assert 'rate of 1.000 [no interval]' in ' '.join(out.split())  # too few to resample
     _, err = command('evaluate', f'--workdir={folder}/pairs-scalar', '--config.data.pth=x', code=2)
-    assert '--config.data.pth: no such key, did you mean --config.data.path?' in err
+    assert 'error: config.data.pth: no such key, did you mean config.data.path?' in err
     out, _ = command('evaluate', f'--workdir={folder}/pairs-scalar')
     verdict = read(f'{folder}/pairs-scalar/verdict.txt')
     assert verdict.strip() in out

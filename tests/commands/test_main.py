@@ -107,8 +107,9 @@ def test_configs_that_do_not_exist(value, message):
 
 
 @pytest.mark.parametrize(('flags', 'message'), [
-    (['--config.train.row=3'], '--config.train.row: no such key, did you mean --config.train.rows'),
-    (['--noconfig.model.rmat'], '--noconfig.model.rmat: no such key, did you mean --config.model.'),
+    (['--config.train.row=3'], ': config.train.row: no such key, did you mean config.train.rows?'),
+    (['--noconfig.model.rmat'],
+     'error: config.model.rmat: no such key, did you mean config.model.remat?'),
     (['--config.reproduce.heads[0]=scalar'], '--config.reproduce.heads[0]: expected a value for '),
     (['--config.train.rows=x'], "invalid literal for int() with base 10: 'x'"),
     (['--workdir='], 'no --workdir'),

@@ -5,7 +5,6 @@ Checkpoints are tiny; the one of `transformers` in tests/reference gives the num
 
 import json
 import pathlib
-import shutil
 
 import huggingface_hub
 import jax
@@ -19,7 +18,7 @@ import qrm
 from qrm.data.comparisons import DataError
 from qrm.models import weights
 from qrm.models.decoder import DecoderConfig
-from tests.helpers import REFERENCE, write_tokenizer
+from tests.helpers import REFERENCE, reference_checkpoint, write_tokenizer
 
 CONFIG = {
     'model_type': 'gpt2', 'vocab_size': 7, 'n_positions': 5, 'n_embd': 4, 'n_layer': 2,
@@ -63,13 +62,7 @@ def _refused(folder, *messages):
 
 @pytest.fixture
 def reward_model(tmp_path):
-    """The reference checkpoint with a tokenizer, in a folder that may be changed."""
-    folder = tmp_path / 'checkpoint'
-    folder.mkdir()
-    for name in ('config.json', 'model.safetensors'):
-        shutil.copyfile(REFERENCE / name, folder / name)
-    write_tokenizer(folder)
-    return folder
+    return reference_checkpoint(tmp_path)
 
 
 # What is read.

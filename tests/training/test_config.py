@@ -91,8 +91,15 @@ def test_the_argument_names_workload_and_head(name):
     assert load_config(name, ',scalar').reproduce.workloads == ('helpful', 'harmless')
 
 
-def test_the_described_experiment_is_the_default():
-    assert load_config('hh').to_dict() == config_lib.build({}).to_dict()
+def test_hh_is_the_described_experiment():
+    config = load_config('hh')
+    # Kim, Hong & Kim: GPT-2, HH, ten quantiles; Bradley-Terry plus the quantile Huber loss.
+    assert (config.model.checkpoint, config.data.path) == (
+        'openai-community/gpt2', 'Anthropic/hh-rlhf')
+    assert (config.head.name, config.head.num_quantiles) == ('quantile', 10)
+    assert (config.loss.scalar, config.loss.quantile, config.loss.targets) == (
+        'bradley_terry', 'bradley_terry_quantile_huber', 'label')
+    assert (config.loss.huber_weight, config.loss.kappa) == (0.1, 1.0)
 
 
 def test_compare_on_hh_leaves_out_what_learns_from_ratings():

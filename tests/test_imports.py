@@ -5,7 +5,7 @@ import ast
 from tests.helpers import ROOT
 
 HOUSE = {
-    'data': ['comparisons', 'demo', 'sources', 'tokens', 'packing'],
+    'data': ['comparisons', 'phrases', 'demo', 'sources', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
                 'selection'],
     'models': ['sharding', 'flash', 'attention', 'decoder', 'network', 'weights'],

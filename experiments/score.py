@@ -29,7 +29,8 @@ def main() -> None:
 
     model = reward_model.load(_CHECKPOINT.value, max_length=_MAX_LENGTH.value)
     if _APPEND_EOS.value is not None:
-        model = dataclasses.replace(model, append_eos=_APPEND_EOS.value)
+        model = dataclasses.replace(model, reading=dataclasses.replace(
+            model.reading, append_eos=_APPEND_EOS.value))
     if _ROW_LENGTH.value:
         model = dataclasses.replace(model, row_length=_ROW_LENGTH.value)
     print(score.score_file(model, _INPUT.value, _OUTPUT.value))

@@ -1,6 +1,6 @@
 """Compiles training steps for all devices there are, and prints what they cost as JSON.
 
-    python -m tests.compiled MODE,DTYPE,REMAT[,WIDTH,ROWS,LENGTH] ...
+    python -m tests.compiled MODE,FAMILY,DTYPE,REMAT[,WIDTH,ROWS,LENGTH] ...
 
 Products and collectives are those of XLA's optimised program, in one step; memory is of one device.
 """
@@ -17,9 +17,9 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qrm.data import packing
-from qrm.models import sharding
-from qrm.models.decoder import DecoderConfig
+from qrm.models import families, sharding
 from qrm.models.network import RewardNetwork
+from qrm.models.transformer import Architecture
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import costs
 from qrm.training import step
@@ -31,14 +31,33 @@ _BYTES = {'pred': 1, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4}
 _COLLECTIVES = {'all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute'}
 
 
+# Of families with windows, one that is shorter than the rows.
+WINDOWS = {
+    'mistral': {'sliding_window': 9},
+    'qwen2': {'use_sliding_window': True, 'sliding_window': 9, 'max_window_layers': 2},
+    'gemma2': {'sliding_window': 9},
+    'gemma3_text': {'sliding_window': 9, 'sliding_window_pattern': 3},
+    'modernbert': {'local_attention': 16},
+}
+
+
+def architecture(family: str, width: int = 32) -> Architecture:
+    """Four small blocks of a family; sizes differ, and heads share keys where they can."""
+    sizes = {'vocab_size': 50, 'max_positions': 64, 'hidden_size': width, 'num_layers': 4,
+             'num_heads': 2, 'intermediate_size': 3 * width // 2}
+    if 'num_kv_heads' in families.FAMILIES[family].sizes:
+        sizes |= {'num_kv_heads': 1, 'head_dim': 5 * width // 8}
+    return families.architecture(
+        families.random_settings(family, sizes) | WINDOWS.get(family, {}))
+
+
 def shapes(
-    dtype: str, remat: str, width: str = '32', rows: str = '2', length: str = '24'
+    family: str, dtype: str, remat: str, width: str = '32', rows: str = '2', length: str = '24'
 ) -> tuple[RewardNetwork, packing.Layout]:
     """Network and micro-batch of what the command line names."""
-    decoder = DecoderConfig(vocab_size=50, n_positions=64, n_embd=int(width), n_layer=4, n_head=2,
-                            n_inner=3 * int(width) // 2)
-    return (RewardNetwork(decoder, HeadConfig('quantile', 10), dtype, 'dense', remat == 'remat'),
-            packing.Layout(int(length), int(rows), slots=4, responses=2))
+    net = RewardNetwork(architecture(family, int(width)), HeadConfig('quantile', 10), dtype,
+                        'dense', remat == 'remat')
+    return net, packing.Layout(int(length), int(rows), slots=4, responses=2)
 
 
 def costs_of(mode: str, *rest: str) -> dict:

@@ -10,7 +10,7 @@ import tempfile
 # for long are started with `helpers.optimised`.
 QUICKLY = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 _LONG = ('test_commands', 'test_processes', 'test_train', 'test_sharding', 'test_packing',
-         'test_notebooks', 'test_identifiability', 'test_step')
+         'test_notebooks', 'test_identifiability', 'test_step', 'test_transformer')
 
 
 def pytest_configure(config):

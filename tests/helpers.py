@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from qrm.commands import configs
 from qrm.data import packing
 from qrm.data.tokens import Encoded
-from qrm.models.decoder import DecoderConfig
+from qrm.models import families
 from qrm.models.network import RewardNetwork
 from qrm.rewards import distributions, heads, losses, metrics
 from qrm.rewards.heads import HeadConfig
@@ -27,7 +27,10 @@ from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / 'tests/reference'
-DECODER = DecoderConfig(vocab_size=50, n_positions=64, n_embd=16, n_layer=2, n_head=2, n_inner=32)
+# Of a GPT-2, small.
+SETTINGS = {'model_type': 'gpt2', 'vocab_size': 50, 'n_positions': 64, 'n_embd': 16, 'n_layer': 2,
+            'n_head': 2, 'n_inner': 32}
+ARCHITECTURE = families.architecture(SETTINGS)
 
 
 def encoded(name, prompt, responses, *, seed=0, preference=None, weight=1.0, margin=0.0):
@@ -53,9 +56,14 @@ def random_comparisons(count, *, seed=0, most=20, responses=(1, 4)):
     ]
 
 
+def architecture(**settings):
+    """That of the small GPT-2 with other settings."""
+    return families.architecture(SETTINGS | settings)
+
+
 def network(head='quantile', *, layers=2, **kwargs):
-    decoder = dataclasses.replace(DECODER, n_layer=layers)
-    return RewardNetwork(decoder, HeadConfig(head, 10), **kwargs)
+    architecture = dataclasses.replace(ARCHITECTURE, num_layers=layers)
+    return RewardNetwork(architecture, HeadConfig(head, 10), **kwargs)
 
 
 def init(net, seed=0):
@@ -202,8 +210,8 @@ WORDS = {
     'benchmark.repeats': 2, 'benchmark.scored': 6, 'benchmark.responses': 0,
 }
 TINY = {
-    'data.demo.train': 300, 'data.demo.test': 150, 'model.sizes.n_embd': 16,
-    'model.sizes.n_layer': 1, 'model.sizes.n_head': 2, 'model.sizes.vocab_size': 300,
+    'data.demo.train': 300, 'data.demo.test': 150, 'model.sizes.hidden_size': 16,
+    'model.sizes.num_layers': 1, 'model.sizes.num_heads': 2, 'model.sizes.vocab_size': 300,
     'train.batch_size': 16, 'train.epochs': 1.0, 'train.checkpoint_every': 5,
     'train.rows': 4, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
 }

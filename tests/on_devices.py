@@ -101,7 +101,7 @@ def train_until(folder: str, stop: int, overrides: dict) -> None:
 
 
 def tiny_config(**overrides):
-    settings = {'model.sizes.n_layer': 2, 'train.max_steps': 8, 'train.checkpoint_every': 8,
+    settings = {'model.sizes.num_layers': 2, 'train.max_steps': 8, 'train.checkpoint_every': 8,
                 # Adam makes steps of mere rounding where a gradient is 0, unless eps is larger.
                 'optimizer.eps': 1e-3}
     return load_config('demo', 'helpful,quantile', **TINY | settings | overrides)

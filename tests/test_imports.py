@@ -8,12 +8,13 @@ HOUSE = {
     'data': ['comparisons', 'phrases', 'demo', 'sources', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
                 'selection'],
-    'models': ['sharding', 'flash', 'attention', 'decoder', 'network', 'weights'],
+    'models': ['sharding', 'flash', 'attention', 'transformer', 'families', 'network',
+               'checkpoint_heads', 'weights', 'smollm2'],
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'inference',
                  'reward_model', 'interruptions', 'train'],
     'analysis': ['divergences', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'evaluate'],
-    'serving': ['score'],
+    'serving': ['score', 'export'],
     'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'compare', 'identifiability', 'best_of_n',
                 'costs', 'benchmark', 'scaling'],
     'commands': ['configs', 'processes', 'launch', 'main'],
@@ -22,7 +23,7 @@ ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
           'benchmarks': ['device', 'trl']}
-LINEN = {'models.decoder', 'rewards.heads'}
+LINEN = {'models.transformer', 'rewards.heads'}
 
 
 def imports(path):

@@ -19,7 +19,7 @@ def results(tmp_path_factory):
     config = load_config('demo')
     config.update({
         'data': {'demo': {'train': 300, 'test': 200}},
-        'model': {'sizes': {'n_embd': 32, 'n_layer': 1}},
+        'model': {'sizes': {'hidden_size': 32, 'num_layers': 1}},
         'train': {'max_steps': 6, 'checkpoint_every': 3, 'batch_size': 16, 'rows': 4},
         'analysis': {'bootstrap': 20, 'null_draws': 20},
     })

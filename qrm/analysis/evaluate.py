@@ -1,5 +1,6 @@
 """Evaluation of a run: predictions on the test split, their metrics, and what is saved."""
 
+import dataclasses
 import json
 import os
 from typing import Any, NamedTuple
@@ -141,8 +142,9 @@ def _load(config: Any, folder: str) -> _Subject:
 def _encode(data: Any, model: RewardModel, comparisons: list[Comparison],
             report: DataReport) -> list[Encoded]:
     rated, head = model.loss.reads != 'preferences', model.network.head
-    encoded = tokens.encode(comparisons, model.tokenizer, report, append_eos=data.append_eos,
-                            max_length=data.max_length or model.max_length,
+    reading = dataclasses.replace(model.reading, append_eos=data.append_eos,
+                                  max_length=data.max_length or model.reading.max_length)
+    encoded = tokens.encode(comparisons, model.tokenizer, report, reading,
                             overlong=data.overlong, ratings=rated, attributes=head.attributes)
     if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):
         raise DataError(f'no comparison with a preferred {"or rated " * rated}response to evaluate '

@@ -107,7 +107,7 @@ def _reference_outputs(
         digest.update(np.asarray(leaf).tobytes())
     for row in references:
         digest.update(repr((row.prompt, row.responses)).encode())
-    digest.update(f'{model.max_length} {model.append_eos}'.encode())
+    digest.update(f'{model.reading}'.encode())
     path = os.path.join(cache, f'{digest.hexdigest()[:16]}.npz')
     sizes = np.cumsum([len(row.responses) for row in references])[:-1]
     if os.path.exists(path):

@@ -38,6 +38,7 @@ class MicroBatch(NamedTuple):
       responses: [R, L] int32, 0 for prompt tokens, k for tokens of the segment's k-th response.
       reads: [C, K] int32, index into R * L of the token where each reward is read.
       prompt_reads: [C, K] int32, index into R * L of the last token of each one's prompt.
+      starts: [C, K] int32, position in the dialogue of the response's first token.
       present: [C, K] bool, whether there is such a response.
       preference: [C, K, K] float32, see `Comparison.preference_matrix`.
       ratings: [C, K, A] float32, NaN where missing.
@@ -55,6 +56,7 @@ class MicroBatch(NamedTuple):
     responses: np.ndarray
     reads: np.ndarray
     prompt_reads: np.ndarray
+    starts: np.ndarray
     present: np.ndarray
     preference: np.ndarray
     ratings: np.ndarray
@@ -248,6 +250,7 @@ def empty_micro_batch(layout: Layout) -> MicroBatch:
         responses=np.zeros(grid, np.int32),
         reads=np.zeros((slots, k), np.int32),
         prompt_reads=np.zeros((slots, k), np.int32),
+        starts=np.zeros((slots, k), np.int32),
         present=np.zeros((slots, k), bool),
         preference=np.zeros((slots, k, k), np.float32),
         ratings=np.full((slots, k, layout.attributes), np.nan, np.float32),
@@ -359,10 +362,13 @@ def _fill(placed: _Placed, encoded: Sequence[Encoded], layout: Layout) -> MicroB
             batch.positions[row, column:stop] = prompt + np.arange(len(response))
             batch.responses[row, column:stop] = local
             batch.reads[slot, k] = row * layout.length + stop - 1
-            if item.prompt_ends:
-                end = item.prompt_ends[k]
+            if item.prompt_sizes:
+                size = item.prompt_sizes[k]
+                end = max(size - 1, 0)
                 at = start + end if end < prompt else column + end - prompt
                 batch.prompt_reads[slot, k] = row * layout.length + at
+                # Of a response without a token of its own, the last of the dialogue.
+                batch.starts[slot, k] = min(size, prompt + len(response) - 1)
             if k == best:
                 # Each token is predicted from the one before it, the first from the prompt's last.
                 sources = np.r_[[start + prompt - 1] if prompt else [], column:stop - 1].astype(int)

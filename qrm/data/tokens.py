@@ -6,6 +6,8 @@ dialogue stood alone; the longest common token prefix of the dialogues is the sh
 
 import dataclasses
 import hashlib
+import json
+import os
 from collections.abc import Iterable, Iterator, Sequence
 
 import jinja2
@@ -34,8 +36,8 @@ class Encoded:
       ratings: [K, A] float32, see `Comparison.rating_matrix`.
       margin, weight: as in `Comparison`.
       annotator: index of who judged, -1 if unknown.
-      prompt_ends: K indices into each dialogue: the last token that it shares with the prompt
-        alone. Unlike the end of `prompt`, no other response changes it.
+      prompt_sizes: how many tokens at the start of each dialogue are those of its prompt alone, if
+        anything reads it. Unlike the size of `prompt`, no other response changes it.
     """
 
     id: str
@@ -47,7 +49,7 @@ class Encoded:
     margin: float = 0.0
     weight: float = 1.0
     annotator: int = -1
-    prompt_ends: tuple[int, ...] = ()
+    prompt_sizes: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
@@ -60,19 +62,67 @@ class Encoded:
         return len(self.prompt) + max(map(len, self.responses))
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+    """How a model reads dialogues.
+
+    Attributes:
+      max_length: tokens of the longest dialogue; longer ones are cut.
+      append_eos: EOS is appended to a dialogue unless it ends with it; it is then the last token,
+        where rewards are read.
+      rendered_chats: chats are the tokens of their template, whatever it ends with, as a classifier
+        of `transformers` is used; else they end with EOS as plain dialogues do.
+      skipped: token that a dialogue is read without at its end, however often it stands there;
+        `transformers` reads classifiers before their padding token, also where that is EOS.
+      share_prompt: lay the prompt out once for all responses, see `split_prompt`.
+      size_prompt: find `Encoded.prompt_sizes`.
+    """
+
+    max_length: int
+    append_eos: bool = True
+    rendered_chats: bool = False
+    skipped: int | None = None
+    share_prompt: bool = True
+    size_prompt: bool = False
+
+
 def load_tokenizer(path: str) -> Tokenizer:
     """Loads a tokenizer from a local folder or the Hugging Face hub; runs no remote code.
+
+    A `tokenizer.json` is taken as it is. Of some families, such as qwen2, AutoTokenizer of
+    transformers 5 keeps only its vocabulary, and splits texts in its own way.
 
     Raises:
       DataError: there is none at `path`.
     """
+    kind = transformers.AutoTokenizer
+    if os.path.isfile(os.path.join(path, 'tokenizer.json')):
+        kind = transformers.PreTrainedTokenizerFast
     try:
-        return transformers.AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        return kind.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # The library raises a different type for each way to fail.
         raise DataError(
             f'{path}: no tokenizer could be loaded ({error}); expected tokenizer.json, or '
             'vocab.json and merges.txt, or set config.model.tokenizer to where it is'
         ) from error
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str) -> None:
+    """Writes a tokenizer that versions 4 and 5 of transformers take as it is.
+
+    Its class is the one that reads tokenizer.json, by the name that both know. Those of families
+    replace parts of it by their own, such as the splitting of digits.
+    """
+    tokenizer.save_pretrained(folder)
+    path = os.path.join(folder, 'tokenizer_config.json')
+    with open(path, encoding='utf-8') as file:
+        config = json.load(file)
+    config['tokenizer_class'] = 'PreTrainedTokenizerFast'
+    if tokenizer.chat_template:
+        config['chat_template'] = tokenizer.chat_template  # also where a file of its own is unread
+    with open(path, 'w', encoding='utf-8') as file:
+        json.dump(config, file, indent=2, ensure_ascii=False)
+        file.write('\n')
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -100,13 +150,13 @@ def texts_of(comparisons: Iterable[Comparison]) -> Iterable[str]:
 
 
 def tokenize(
-    comparisons: Sequence[Comparison], tokenizer: Tokenizer, *, append_eos: bool = True
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, reading: Reading
 ) -> list[list[Ids]]:
     """Tokenises every dialogue of every comparison as a whole.
 
     Chats are rendered by the tokenizer's chat template, which brings its own special tokens;
-    plain dialogues get those the tokenizer adds by itself. So a BOS token is never doubled. EOS
-    is appended unless the dialogue ends with it already.
+    plain dialogues get those the tokenizer adds by itself. So a BOS token is never doubled. How
+    dialogues end, the reading says; here none is cut.
 
     Returns:
       One list of K arrays [length] int32 for each comparison.
@@ -114,7 +164,7 @@ def tokenize(
     Raises:
       DataError: EOS or a chat template is needed and missing, or a dialogue has no tokens.
     """
-    if append_eos and tokenizer.eos_token_id is None:
+    if reading.append_eos and tokenizer.eos_token_id is None:
         raise DataError(f'{tokenizer.name_or_path}: the tokenizer has no EOS token, and '
                         'append_eos is set')
     chats: list[str] = []
@@ -124,25 +174,30 @@ def tokenize(
             if isinstance(comparison.prompt, str):
                 plain.append(comparison.prompt + response)
             else:
-                chats.append(_render(comparison, response, tokenizer))
+                chats.append(_render(comparison, response, tokenizer,
+                                     whole=reading.rendered_chats))
     chat_ids = _ids(chats, tokenizer, add_special_tokens=False)
     plain_ids = _ids(plain, tokenizer, add_special_tokens=True)
     result = []
     for comparison in comparisons:
-        source = plain_ids if isinstance(comparison.prompt, str) else chat_ids
+        plainly = isinstance(comparison.prompt, str)
+        source = plain_ids if plainly else chat_ids
         dialogues = [next(source) for _ in comparison.responses]
-        if append_eos:
-            dialogues = [_with_eos(ids, tokenizer.eos_token_id) for ids in dialogues]
+        if reading.append_eos and (plainly or not reading.rendered_chats):
+            eos = tokenizer.eos_token_id
+            dialogues = [[*_without_end(ids, eos), eos] for ids in dialogues]
+        if reading.skipped is not None:
+            dialogues = [_without_end(ids, reading.skipped) for ids in dialogues]
         if not all(map(len, dialogues)):
             raise DataError(f'{comparison.id}: a dialogue has no tokens, expected text')
         result.append([np.asarray(ids, np.int32) for ids in dialogues])
     return result
 
 
-def prompt_ends(
+def prompt_sizes(
     comparison: Comparison, dialogues: Sequence[Ids], tokenizer: Tokenizer
 ) -> tuple[int, ...]:
-    """Index of the last token of each dialogue that belongs to the prompt as it is alone.
+    """How many tokens at the start of each dialogue belong to the prompt as it is alone.
 
     A function of the prompt and the one response: the tokens that all of them share may reach
     into the responses. It is 0 where there is no prompt.
@@ -155,12 +210,18 @@ def prompt_ends(
     else:
         alone = []
     alone = np.asarray(alone, np.int32)
-    return tuple(max(_common_length((alone, ids)) - 1, 0) for ids in dialogues)
+    return tuple(_common_length((alone, ids)) for ids in dialogues)
 
 
-def split_prompt(dialogues: Sequence[Ids]) -> tuple[Ids, tuple[Ids, ...]]:
-    """Splits dialogues into their longest common prefix and the rest, at least one token each."""
-    length = _common_length([ids[:-1] for ids in dialogues])
+def split_prompt(
+    dialogues: Sequence[Ids], *, share: bool = True
+) -> tuple[Ids, tuple[Ids, ...]]:
+    """Splits dialogues into their longest common prefix and the rest, at least one token each.
+
+    Unless `share`, nothing is common: where tokens see the whole dialogue, those of a prompt are
+    not the same for all of its responses.
+    """
+    length = _common_length([ids[:-1] for ids in dialogues]) if share else 0
     return dialogues[0][:length], tuple(ids[length:] for ids in dialogues)
 
 
@@ -168,10 +229,9 @@ def encode(
     comparisons: Sequence[Comparison],
     tokenizer: Tokenizer,
     report: DataReport,
+    reading: Reading,
     *,
-    max_length: int,
     overlong: str = 'truncate_prompt',
-    append_eos: bool = True,
     preferences: bool = True,
     ratings: bool = False,
     named: bool = False,
@@ -180,17 +240,18 @@ def encode(
 ) -> list[Encoded]:
     """Encodes comparisons to learn from or to evaluate on.
 
-    A comparison with a dialogue longer than `max_length` tokens (EOS included) loses the left
-    end of its shared prompt ('truncate_prompt'), is dropped ('drop') or raises ('error');
-    responses always stay whole. Comparisons that say nothing are dropped: those without any known
-    preference or with identical responses, unless ratings are read and there is one. All is
-    counted in `report`.
+    A comparison with a dialogue longer than `reading.max_length` tokens (EOS included) loses the
+    left end of its shared prompt, after BOS or CLS ('truncate_prompt'), is dropped ('drop') or
+    raises ('error'); responses always stay whole. Comparisons that say nothing are dropped: those
+    without any known preference or with identical responses, unless ratings are read and there is
+    one. All is counted in `report`.
 
     Args:
       comparisons: what to encode.
       tokenizer: for texts and chats.
       report: is added to.
-      max_length, overlong, append_eos: see above.
+      reading: how the model reads dialogues.
+      overlong: see above.
       preferences, ratings: what is read; at least one of them.
       named: drop comparisons that do not say who judged.
       attributes: names of the rated attributes; (): responses are rated as a whole.
@@ -201,12 +262,12 @@ def encode(
     """
     if overlong not in OVERLONG:
         raise ValueError(f'overlong={overlong!r}, expected one of {OVERLONG}')
+    max_length = reading.max_length
     special = [token for token in tokenizer.all_special_tokens if token]
     index_of = {name: i for i, name in enumerate(annotators)}
     kept = []
-    for comparison, dialogues in zip(
-        comparisons, tokenize(comparisons, tokenizer, append_eos=append_eos), strict=True
-    ):
+    dialogues_of = tokenize(comparisons, tokenizer, reading)
+    for comparison, dialogues in zip(comparisons, dialogues_of, strict=True):
         preference = comparison.preference_matrix()
         rating = comparison.rating_matrix(attributes)
         rated = ratings and np.isfinite(rating).any()
@@ -222,22 +283,26 @@ def encode(
             report.dropped['annotator not named'] += 1
             continue
         prompt, responses = split_prompt(dialogues)
+        lead = _lead(prompt, tokenizer)
         excess = len(prompt) + max(map(len, responses)) - max_length
         if excess > 0:
             if overlong == 'error':
                 raise DataError(f"{comparison.id}: a dialogue of {max_length + excess} tokens, "
                                 f"expected at most {max_length} (overlong is 'error')")
-            if overlong == 'drop' or excess > len(prompt):
+            if overlong == 'drop' or excess > len(prompt) - lead:
                 reason = 'a dialogue' if overlong == 'drop' else 'a response alone'
                 report.dropped[f'{reason} is longer than {max_length} tokens'] += 1
                 continue
             report.truncated += 1
-            prompt = prompt[excess:]
-        ends = prompt_ends(comparison, dialogues, tokenizer) if len(attributes) > 1 else ()
+            prompt = np.delete(prompt, np.s_[lead:lead + excess])
+        if not reading.share_prompt:
+            prompt, responses = split_prompt(
+                [np.concatenate([prompt, ids]) for ids in responses], share=False)
+        sizes = prompt_sizes(comparison, dialogues, tokenizer) if reading.size_prompt else ()
         encoded = Encoded(comparison.id, comparison.group, prompt, responses, preference, rating,
                           comparison.margin, comparison.weight,
                           index_of.get(comparison.annotator, -1),
-                          tuple(max(end - max(excess, 0), 0) for end in ends))
+                          tuple(_size_after_cut(size, lead, excess) for size in sizes))
         kept.append(encoded)
         report.tied += bool((preference == 0.5).any())
         report.dialogue_tokens += len(prompt) * len(responses) + sum(map(len, responses))
@@ -252,31 +317,33 @@ def encode(
 def encode_to_score(
     comparisons: Sequence[Comparison],
     tokenizer: Tokenizer,
+    reading: Reading,
     *,
-    max_length: int,
-    append_eos: bool,
     attributes: Sequence[str] = (),
 ) -> tuple[list[Encoded], int]:
     """Encodes comparisons to be scored: none is dropped, each dialogue is cut by itself.
 
-    A dialogue longer than `max_length` keeps its last `max_length` tokens whatever its
+    A dialogue longer than `reading.max_length` keeps BOS or CLS and its last tokens whatever its
     neighbours are, so that a score never depends on them.
 
     Returns:
       The encoded comparisons, in order, and how many dialogues were cut.
     """
-    result, cut = [], 0
-    for comparison, dialogues in zip(
-        comparisons, tokenize(comparisons, tokenizer, append_eos=append_eos), strict=True
-    ):
-        cut += sum(len(ids) > max_length for ids in dialogues)
-        prompt, responses = split_prompt([ids[-max_length:] for ids in dialogues])
-        ends = prompt_ends(comparison, dialogues, tokenizer) if len(attributes) > 1 else ()
-        ends = tuple(max(end - max(len(ids) - max_length, 0), 0)
-                     for end, ids in zip(ends, dialogues, strict=False))
+    result, cut, max_length = [], 0, reading.max_length
+    dialogues_of = tokenize(comparisons, tokenizer, reading)
+    for comparison, dialogues in zip(comparisons, dialogues_of, strict=True):
+        leads = [min(_lead(ids, tokenizer), max_length - 1) for ids in dialogues]
+        excesses = [len(ids) - max_length for ids in dialogues]
+        cut += sum(excess > 0 for excess in excesses)
+        sizes = prompt_sizes(comparison, dialogues, tokenizer) if reading.size_prompt else ()
+        sizes = tuple(map(_size_after_cut, sizes, leads, excesses))
+        prompt, responses = split_prompt(
+            [np.delete(ids, np.s_[lead:lead + max(excess, 0)])
+             for ids, lead, excess in zip(dialogues, leads, excesses, strict=True)],
+            share=reading.share_prompt)
         result.append(Encoded(comparison.id, comparison.group, prompt, responses,
                               comparison.preference_matrix(),
-                              comparison.rating_matrix(attributes), prompt_ends=ends))
+                              comparison.rating_matrix(attributes), prompt_sizes=sizes))
     return result, cut
 
 
@@ -297,8 +364,19 @@ def fingerprint(encoded: Sequence[Encoded]) -> str:
         for array in (item.prompt, *item.responses, item.preference, item.ratings):
             digest.update(f'{array.shape}'.encode())
             digest.update(array.tobytes())
-        digest.update(f'{item.margin} {item.weight} {item.annotator} {item.prompt_ends}'.encode())
+        digest.update(f'{item.margin} {item.weight} {item.annotator} {item.prompt_sizes}'.encode())
     return digest.hexdigest()
+
+
+def _lead(ids: Ids, tokenizer: Tokenizer) -> int:
+    """1 if the tokens start with BOS or CLS, which a model expects there, else 0."""
+    starts = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
+    return int(len(ids) > 0 and int(ids[0]) in starts)
+
+
+def _size_after_cut(size: int, lead: int, excess: int) -> int:
+    """Tokens left of a prompt of `size` after `excess` were cut behind the first `lead`."""
+    return size - max(min(size - lead, excess), 0)
 
 
 def _common_length(sequences: Sequence[Ids]) -> int:
@@ -309,7 +387,9 @@ def _common_length(sequences: Sequence[Ids]) -> int:
     return limit if same.all() else int(np.argmin(same))
 
 
-def _render(comparison: Comparison, response: Text, tokenizer: Tokenizer) -> str:
+def _render(
+    comparison: Comparison, response: Text, tokenizer: Tokenizer, *, whole: bool = False
+) -> str:
     if tokenizer.chat_template is None:
         raise DataError(f'{comparison.id}: chat messages, but the tokenizer '
                         f'{tokenizer.name_or_path!r} has no chat template')
@@ -318,6 +398,8 @@ def _render(comparison: Comparison, response: Text, tokenizer: Tokenizer) -> str
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
     except jinja2.TemplateError as error:
         raise DataError(f'{comparison.id}: the chat template refuses it ({error})') from error
+    if whole:
+        return text
     # Some templates end in EOS and a line feed: EOS is then the end, not to be appended again.
     stripped = text.rstrip()
     return stripped if stripped.endswith(tokenizer.eos_token or '\0') else text
@@ -335,8 +417,9 @@ def _ids(
         )['input_ids']
 
 
-def _with_eos(ids: list[int], eos: int) -> list[int]:
+def _without_end(ids: list[int], last: int) -> list[int]:
+    """Without this token at the end: spelt out in the text, added by the tokenizer, or both."""
     end = len(ids)
-    while end and ids[end - 1] == eos:  # spelt out in the text, added by the tokenizer, or both
+    while end and ids[end - 1] == last:
         end -= 1
-    return [*ids[:end], eos]
+    return ids[:end]

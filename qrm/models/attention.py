@@ -1,9 +1,11 @@
 """Attention of packed rows: one interface, several implementations with the same numbers.
 
-Axes: R rows, L tokens a row, H heads, E features a head, B tokens a tile, T tiles.
+Axes: R rows, L tokens a row, H query heads, G key and value heads, M = H / G query heads that
+share one, E features a head, B tokens a tile, T tiles.
 
 `plan` looks at the layout of a micro-batch once; every block then calls `attend` with it. A token
-attends to earlier tokens of its own segment that belong to the prompt or to its own response.
+attends to tokens of its own segment that belong to the prompt or to its own response, and of these
+to those whose position in the dialogue is at most its own, or within a window of it.
 
     'dense'   scores all pairs of a row and masks them; the reference, and the only one with dropout
     'tiled'   a loop over the tiles of the mask that are not empty (block-sparse FlashAttention-2,
@@ -11,6 +13,7 @@ attends to earlier tokens of its own segment that belong to the prompt or to its
     'pallas'  the same as one kernel for NVIDIA GPUs, see `flash`; not for TPUs
 """
 
+import functools
 import math
 from typing import NamedTuple
 
@@ -48,20 +51,28 @@ class Plan(NamedTuple):
 
 
 def plan(
-    segments: jax.Array, responses: jax.Array, implementation: str, *, dropout: bool = False
+    segments: jax.Array,
+    responses: jax.Array,
+    positions: jax.Array,
+    implementation: str,
+    *,
+    window: int = 0,
+    causal: bool = True,
+    dropout: bool = False,
 ) -> Plan:
     """Prepares attention over packed rows.
 
     Args:
-      segments, responses: [R, L], see `packing.MicroBatch`.
+      segments, responses, positions: [R, L], see `packing.MicroBatch`.
       implementation: one of `IMPLEMENTATIONS`; 'auto' is 'tiled' on CPU and 'dense' elsewhere, as
         nothing else has been measured there yet.
+      window, causal: see `attention_mask`.
       dropout: whether attention weights will be dropped, for which 'auto' is 'dense'.
 
     Raises:
       ValueError: 'pallas' on a TPU.
     """
-    mask = attention_mask(segments, responses)
+    mask = attention_mask(segments, responses, positions, window=window, causal=causal)
     if implementation == 'auto':
         tiled = jax.default_backend() == 'cpu' and not dropout
         implementation = 'tiled' if tiled else 'dense'
@@ -73,32 +84,56 @@ def plan(
     padding = -length % _TILE
     mask = jnp.pad(mask, ((0, 0), (0, padding), (0, padding)))
     n = mask.shape[1] // _TILE
-    segments, responses = (jnp.pad(x, ((0, 0), (0, padding))) for x in (segments, responses))
+    segments, responses, positions = (
+        jnp.pad(x, ((0, 0), (0, padding))) for x in (segments, responses, positions))
     real = (segments > 0)[:, :, None]
     used = jnp.any((mask & real).reshape(rows, n, _TILE, n, _TILE), axis=(2, 4))
     if implementation == 'pallas':
-        return Plan(mask, listed=flash.tiles(segments, responses, used))
-    at_most = rows * n * (n + 1) // 2  # causal
+        reach = _reach(positions, window, causal)
+        return Plan(mask, listed=flash.tiles(segments, responses, positions, reach, used))
+    at_most = rows * (n * (n + 1) // 2 if causal else n * n)
     tiles = jnp.stack(jnp.nonzero(used, size=at_most, fill_value=0), axis=1)
     return Plan(mask, tiles.astype(jnp.int32), jnp.sum(used, dtype=jnp.int32))
 
 
-def attention_mask(segments: jax.Array, responses: jax.Array) -> jax.Array:
-    """Which tokens a token attends to: earlier ones of its segment, prompt or own response.
+def attention_mask(
+    segments: jax.Array,
+    responses: jax.Array,
+    positions: jax.Array,
+    *,
+    window: int = 0,
+    causal: bool = True,
+) -> jax.Array:
+    """Which tokens a token attends to: of its segment, prompt or own response, within reach.
 
     Padding (segment 0) attends to padding, so that no row of the mask is empty.
 
     Args:
-      segments, responses: [R, L], see `packing.MicroBatch`.
+      segments, responses, positions: [R, L], see `packing.MicroBatch`.
+      window: positions less than this apart are within reach; 0: all. Positions are those of
+        the dialogue, so it reaches as far into a shared prompt as it would without neighbours.
+      causal: whether later positions are out of reach.
 
     Returns:
       [R, L, L] bool, query by key.
     """
-    index = jnp.arange(segments.shape[-1])
-    causal = index[:, None] >= index[None, :]
+    first, last = (x[:, :, None] for x in _reach(positions, window, causal))
     same_segment = segments[:, :, None] == segments[:, None, :]
     visible = (responses[:, None, :] == 0) | (responses[:, :, None] == responses[:, None, :])
-    return causal & same_segment & visible
+    keys = positions[:, None, :]
+    return same_segment & visible & (first <= keys) & (keys <= last)
+
+
+def _reach(
+    positions: jax.Array, window: int, causal: bool
+) -> tuple[jax.Array, jax.Array]:
+    """First and last position that each token may attend to, [R, L] each."""
+    first = positions - (window - 1) if window else jnp.zeros_like(positions)
+    if causal:
+        return first, positions
+    if window:
+        return first, positions + (window - 1)
+    return first, jnp.full_like(positions, jnp.iinfo(positions.dtype).max)
 
 
 def attend(
@@ -108,15 +143,21 @@ def attend(
     plan: Plan,
     reads: jax.Array | None = None,
     *,
+    scale: float | None = None,
+    cap: float = 0.0,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
 ) -> jax.Array:
-    """softmax(q k^T / sqrt(E)) v over the pairs of the plan; softmax in float32.
+    """softmax(q k^T * scale) v over the pairs of the plan; softmax in float32.
 
     Args:
-      q, k, v: [R, L, H, E] of one dtype.
+      q: [R, L, H, E].
+      k, v: [R, L, G, E] of the same dtype; G divides H, and query head h reads key and value head
+        h // M (grouped-query attention, Ainslie et al. 2023), which is not repeated in memory.
       plan: from `plan`.
       reads: [...] int32, indices into R * L of the queries that are needed; None for all.
+      scale: None: 1 / sqrt(E).
+      cap: logits x become cap * tanh(x / cap) (Gemma 2, section 2); 0: they do not.
       dropout: rate on the attention weights; only the dense implementation has it.
       dropout_key: with a key, dropout is applied.
 
@@ -126,17 +167,20 @@ def attend(
     Raises:
       ValueError: dropout in an implementation that has none.
     """
-    q = q * (1.0 / math.sqrt(q.shape[-1]))
+    q = q * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
     if reads is not None:
-        return _at_reads(q, k, v, plan.mask, reads, dropout, dropout_key)
+        return _at_reads(q, k, v, plan.mask, reads, cap, dropout, dropout_key)
     if plan.tiles is None and plan.listed is None:
-        return _dense(q, k, v, plan.mask, dropout, dropout_key)
+        return _dense(q, k, v, plan.mask, cap, dropout, dropout_key)
     if dropout and dropout_key is not None:
         raise ValueError("attention dropout needs the implementation 'dense'")
     length = q.shape[1]
     padding = ((0, 0), (0, 0), (0, -length % _TILE), (0, 0))
     q, k, v = (jnp.pad(x.transpose(0, 2, 1, 3), padding) for x in (q, k, v))
-    out = _tiled(q, k, v, plan) if plan.listed is None else flash.attend(q, k, v, plan.listed)
+    if plan.listed is None:
+        out = _tiled(q, k, v, plan, cap)
+    else:
+        out = flash.attend(q, k, v, plan.listed, cap)
     return out.transpose(0, 2, 1, 3)[:, :length]
 
 
@@ -151,24 +195,49 @@ def _einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
                       preferred_element_type=jnp.float32)
 
 
-def _dense(q, k, v, mask, dropout, key):
-    weights = _weights(_einsum('rqhe,rkhe->rhqk', q, k), mask[:, None], dropout, key)
-    return _einsum('rhqk,rkhe->rqhe', weights.astype(q.dtype), v).astype(q.dtype)
+def _capped(logits: jax.Array, cap: float) -> jax.Array:
+    return cap * jnp.tanh(logits / cap) if cap else logits
 
 
-def _at_reads(q, k, v, mask, reads, dropout, key):
+def _dense(q, k, v, mask, cap, dropout, key):
+    queries = _beside(q, k.shape[2])
+    logits = _capped(_einsum('rqhe,rkhe->rhqk', queries, k), cap)
+    weights = _weights(logits, mask[:, None], dropout, key)
+    out = _einsum('rhqk,rkhe->rqhe', weights.astype(q.dtype), v).astype(q.dtype)
+    return _apart(out, q.shape)
+
+
+def _at_reads(q, k, v, mask, reads, cap, dropout, key):
     """Few queries, against the keys of all rows."""
     rows, length, *head = q.shape
-    q, k, v = (x.reshape(rows * length, *head) for x in (q, k, v))
+    k, v = (x.reshape(rows * length, *x.shape[2:]) for x in (k, v))
     own = reads.reshape(-1, 1) // length == jnp.arange(rows)
     visible = mask[:, :length, :length].reshape(rows * length, length)[reads.reshape(-1)]
     visible = (own[:, :, None] & visible[:, None, :]).reshape(-1, rows * length)
-    weights = _weights(_einsum('qhe,khe->hqk', q[reads.reshape(-1)], k), visible, dropout, key)
+    read = q.reshape(rows * length, *head)[reads.reshape(-1)]
+    logits = _capped(_einsum('qhe,khe->hqk', _beside(read, k.shape[1]), k), cap)
+    weights = _weights(logits, visible, dropout, key)
     out = _einsum('hqk,khe->qhe', weights.astype(q.dtype), v).astype(q.dtype)
-    return out.reshape(*reads.shape, *head)
+    return _apart(out, read.shape).reshape(*reads.shape, *head)
+
+
+def _beside(q: jax.Array, groups: int) -> jax.Array:
+    """Queries [..., L, H, E] with the heads of a group beside each other: [..., L * M, G, E]."""
+    *rest, length, heads, size = q.shape
+    grouped = q.reshape(*rest, length, groups, heads // groups, size)
+    return grouped.swapaxes(-3, -2).reshape(*rest, -1, groups, size)
+
+
+def _apart(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `_beside`."""
+    *rest, _, groups, size = x.shape
+    grouped = x.reshape(*rest, shape[-3], -1, groups, size)
+    return grouped.swapaxes(-3, -2).reshape(shape)
 
 
 def _weights(logits, mask, dropout, key):
+    """Of logits [..., L * M, K], see `_beside`, and a mask [..., L, K]."""
+    mask = jnp.repeat(mask, logits.shape[-2] // mask.shape[-2], axis=-2)
     weights = jax.nn.softmax(jnp.where(mask, logits, _LOWEST), axis=-1)
     if dropout and key is not None:
         kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
@@ -176,28 +245,30 @@ def _weights(logits, mask, dropout, key):
     return weights
 
 
-@jax.custom_vjp
-def _tiled(q, k, v, plan):
-    """[R, H, L, E] each -> [R, H, L, E]; L is a multiple of the tile."""
-    return _tiled_forward(q, k, v, plan)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _tiled(q, k, v, plan, cap):
+    """[R, H, L, E] and twice [R, G, L, E] -> [R, H, L, E]; L is a multiple of the tile."""
+    return _tiled_forward(q, k, v, plan, cap)[0]
 
 
-def _tiled_forward(q, k, v, plan):
+def _tiled_forward(q, k, v, plan, cap):
     """Online softmax: running maximum, sum and weighted values of each query (Dao 2023, alg. 1)."""
-    lowest = jnp.full(q.shape[:3], _LOWEST)
+    inputs, shape = (q, k, v), q.shape
+    q, k, v = (_grouped(x, k.shape[1]) for x in inputs)
+    lowest = jnp.full(q.shape[:4], _LOWEST)
 
     def step(t, carry):
         maximum, total, mixed = carry
         row, i, j = plan.tiles[t]
         before = _tile(maximum, row, i)
-        logits = _einsum('hqe,hke->hqk', _tile(q, row, i), _tile(k, row, j))
+        logits = _capped(_by_group('gqe,gke->gqk', _tile(q, row, i), _tile(k, row, j)[:, 0]), cap)
         logits = jnp.where(_mask_tile(plan.mask, row, i, j), logits, _LOWEST)
         highest = jnp.maximum(before, jnp.max(logits, axis=-1))
         # A query that has seen no key yet is at the lowest value; its weights are forgotten when
         # the first key comes, and there is one, its own, for every query that is not padding.
         weights = jnp.exp(logits - highest[..., None])
         faded = jnp.exp(before - highest)
-        values = _einsum('hqk,hke->hqe', weights.astype(v.dtype), _tile(v, row, j))
+        values = _by_group('gqk,gke->gqe', weights.astype(v.dtype), _tile(v, row, j)[:, 0])
         return (
             _put(maximum, highest, row, i),
             _put(total, _tile(total, row, i) * faded + jnp.sum(weights, axis=-1), row, i),
@@ -207,53 +278,77 @@ def _tiled_forward(q, k, v, plan):
     start = lowest, jnp.zeros_like(lowest), jnp.zeros(q.shape, jnp.float32)
     maximum, total, mixed = jax.lax.fori_loop(0, plan.count, step, start)
     total = jnp.where(total > 0, total, 1.0)  # padding
-    out = (mixed / total[..., None]).astype(q.dtype)
-    return out, (q, k, v, plan, out, maximum + jnp.log(total))
+    out = (mixed / total[..., None]).astype(q.dtype).reshape(shape)
+    return out, (*inputs, plan, out, maximum + jnp.log(total))
 
 
-def _tiled_backward(saved, gradient):
+def _tiled_backward(cap, saved, gradient):
     """Recomputes the weights of each tile from the saved log-sum-exp (Dao 2023, alg. 2)."""
     q, k, v, plan, out, log_total = saved
     inner = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    shapes = [x.shape for x in (q, k, v)]
+    q, k, v, gradient, inner = (_grouped(x, k.shape[1]) for x in (q, k, v, gradient, inner))
     mask = plan.mask.swapaxes(1, 2)
 
     def step(t, carry):
         dq, dk, dv = carry
         row, i, j = plan.tiles[t]
-        queries, keys, values = _tile(q, row, i), _tile(k, row, j), _tile(v, row, j)
-        outgoing = _tile(gradient, row, i)
+        queries, keys, values, outgoing = (
+            _flat(_tile(x, row, at)) for x, at in ((q, i), (k, j), (v, j), (gradient, i)))
         # Keys by queries: transposed products are slow on CPU, and this way there is only one.
-        logits = _einsum('hke,hqe->hkq', keys, queries)
-        weights = jnp.where(_mask_tile(mask, row, j, i),
-                            jnp.exp(logits - _tile(log_total, row, i)[:, None]), 0.0)
-        change = _einsum('hke,hqe->hkq', values, outgoing) - _tile(inner, row, i)[:, None]
-        change = (weights * change).astype(q.dtype)
+        logits = _capped(_einsum('gke,gqe->gkq', keys, queries), cap)
+        visible = jnp.tile(_mask_tile(mask, row, j, i), q.shape[2])
+        weights = jnp.where(
+            visible, jnp.exp(logits - _flat(_tile(log_total, row, i))[:, None]), 0.0)
+        change = _einsum('gke,gqe->gkq', values, outgoing) - _flat(_tile(inner, row, i))[:, None]
+        change = weights * change
+        if cap:
+            change = change * (1.0 - (logits / cap) ** 2)  # the derivative of tanh
+        change = change.astype(q.dtype)
         return (
-            _add(dq, _einsum('hkq,hke->hqe', change, keys), row, i),
-            _add(dk, _einsum('hkq,hqe->hke', change, queries), row, j),
-            _add(dv, _einsum('hkq,hqe->hke', weights.astype(q.dtype), outgoing), row, j),
+            _add(dq, _einsum('gkq,gke->gqe', change, keys), row, i),
+            _add(dk, _einsum('gkq,gqe->gke', change, queries), row, j),
+            _add(dv, _einsum('gkq,gqe->gke', weights.astype(q.dtype), outgoing), row, j),
         )
 
-    zeros = jnp.zeros(q.shape, jnp.float32)
-    gradients = jax.lax.fori_loop(0, plan.count, step, (zeros, zeros, zeros))
-    return (*(x.astype(q.dtype) for x in gradients), None)
+    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    gradients = jax.lax.fori_loop(0, plan.count, step, tuple(zeros))
+    gradients = (
+        x.astype(q.dtype).reshape(shape) for x, shape in zip(gradients, shapes, strict=True))
+    return (*gradients, None)
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
+def _grouped(x: jax.Array, groups: int) -> jax.Array:
+    """[R, G * M, L, ...] -> [R, G, M, L, ...]."""
+    return x.reshape(len(x), groups, -1, *x.shape[2:])
+
+
+def _by_group(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    """x [G, M, B, ...] times y [G, ...] as one product a group: [G, M, B, ...]."""
+    return _einsum(equation, _flat(x), y).reshape(*x.shape[:3], -1)
+
+
+def _flat(x: jax.Array) -> jax.Array:
+    """[G, M, B, ...] -> [G, M * B, ...]."""
+    return x.reshape(len(x), -1, *x.shape[3:])
+
+
 def _tile(x: jax.Array, row: jax.Array, i: jax.Array) -> jax.Array:
-    """Tile i of a row: [R, H, L, ...] -> [H, B, ...]."""
-    start = (row, 0, i * _TILE, 0)[:x.ndim]
-    return jax.lax.dynamic_slice(x, start, (1, x.shape[1], _TILE, *x.shape[3:]))[0]
+    """Tile i of a row: [R, G, M, L, ...] -> [G, M, B, ...]."""
+    start = (row, 0, 0, i * _TILE, 0)[:x.ndim]
+    return jax.lax.dynamic_slice(x, start, (1, *x.shape[1:3], _TILE, *x.shape[4:]))[0]
 
 
 def _put(x: jax.Array, tile: jax.Array, row: jax.Array, i: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice(x, tile[None], (row, 0, i * _TILE, 0)[:x.ndim])
+    return jax.lax.dynamic_update_slice(x, tile[None], (row, 0, 0, i * _TILE, 0)[:x.ndim])
 
 
 def _add(x: jax.Array, tile: jax.Array, row: jax.Array, i: jax.Array) -> jax.Array:
-    return _put(x, _tile(x, row, i) + tile, row, i)
+    before = _tile(x, row, i)
+    return _put(x, before + tile.reshape(before.shape), row, i)
 
 
 def _mask_tile(mask: jax.Array, row: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:

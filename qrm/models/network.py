@@ -1,19 +1,19 @@
-"""The reward network as pure functions of (params, micro-batch): decoder, then head.
+"""The reward network as pure functions of (params, micro-batch): transformer, then head.
 
-Axes as in `packing`: R rows, L tokens, C comparisons, K responses, D features.
+Axes as in `packing`: R rows, L tokens, C comparisons, K responses; D features of the transformer,
+W features that the head reads.
 """
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from qrm.data.packing import MicroBatch
-from qrm.models import attention, sharding
-from qrm.models import decoder as decoder_lib
-from qrm.models.decoder import Decoder, DecoderConfig
+from qrm.models import attention, sharding, transformer
+from qrm.models.transformer import Architecture, Context, Transformer
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
 
@@ -21,27 +21,46 @@ Params = dict[str, Any]
 DTYPES = ('float32', 'bfloat16')
 
 
+class Hidden(NamedTuple):
+    """Hidden states of a micro-batch, float32; those of what is not present are meaningless.
+
+    Attributes:
+      responses: [C, K, W], what the head reads of each response.
+      prompts: [C, K, D] at the end of each one's prompt, for heads that read it; else None.
+      tokens: [R, L, D] of all tokens, if they are asked for; else None.
+    """
+
+    responses: jax.Array
+    prompts: jax.Array | None = None
+    tokens: jax.Array | None = None
+
+
 @dataclasses.dataclass(frozen=True)
 class RewardNetwork:
-    """Architecture of a reward model; parameters are `{'decoder': ..., 'head': ...}`.
+    """Architecture of a reward model; parameters are `{'backbone': ..., 'head': ...}`.
 
     Leaves of the parameters may be shards, see `sharding.on_shards`.
 
     Attributes:
-      decoder: architecture of the backbone.
-      head: which head.
+      architecture: of the backbone.
+      head: which head, and what it reads.
       dtype: compute dtype of the backbone, 'float32' or 'bfloat16'.
       attention: one of `attention.IMPLEMENTATIONS`.
       remat: recompute blocks in the backward pass.
       dropout: rate in the backbone while training.
+      language_model: whether parameters hold the output embedding, if it is not tied.
+
+    Raises:
+      ValueError: an unknown dtype or implementation, or a read that this backbone does not have.
     """
 
-    decoder: DecoderConfig
+    architecture: Architecture
     head: HeadConfig
     dtype: str = 'float32'
     attention: str = 'auto'
     remat: bool = False
     dropout: float = 0.0
+    language_model: bool = False
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -49,26 +68,40 @@ class RewardNetwork:
         if self.attention not in attention.IMPLEMENTATIONS:
             raise ValueError(f'attention={self.attention!r}, expected one of '
                              f'{attention.IMPLEMENTATIONS}')
+        for read in self._reads:
+            if read.place == 'first' and self.architecture.causal:
+                raise ValueError("reads 'first': the first token of a decoder sees nothing of the "
+                                 "dialogue, expected 'last' or 'mean'")
+            if read.block is not None and read.block >= self.architecture.num_layers:
+                raise ValueError(f'reads after block {read.block}, expected less than the '
+                                 f'{self.architecture.num_layers} that there are')
+        if self.language_model and not self.architecture.causal:
+            raise ValueError('a language-model loss needs a decoder, this is an encoder')
 
     def init(self, key: jax.Array) -> Params:
-        """Random float32 parameters; the decoder's do not depend on the head."""
-        decoder_key, head_key = jax.random.split(key)
+        """Random float32 parameters; the backbone's do not depend on the head."""
+        backbone_key, head_key = jax.random.split(key)
         return {
-            'decoder': self._decoder.init(decoder_key),
-            'head': heads.init(self.head, head_key, self.decoder.n_embd),
+            'backbone': self._transformer.init(backbone_key, output=self.language_model),
+            'head': heads.init(self.head, head_key, self.architecture.hidden_size),
         }
 
     def embed(self, params: Params, batch: MicroBatch) -> jax.Array:
         """Embeddings [R, L, D] float32 of the tokens and their positions."""
-        return self._decoder.embed(params['decoder'], batch.tokens, batch.positions)
+        return self._transformer.embed(params['backbone'], batch.tokens, batch.positions)
 
     def add_embedding_gradient(
         self, total: Params, batch: MicroBatch, gradient: jax.Array
     ) -> Params:
         """Adds the gradient [R, L, D] of `embed`'s output to a sum of parameter gradients."""
-        decoder = self._decoder.add_embedding_gradient(
-            total['decoder'], gradient, batch.tokens, batch.positions)
-        return total | {'decoder': decoder}
+        backbone = self._transformer.add_embedding_gradient(
+            total['backbone'], gradient, batch.tokens, batch.positions)
+        return total | {'backbone': backbone}
+
+    def contexts(self, batch: MicroBatch, *, dropout: bool = False) -> tuple[Context, ...]:
+        """What the blocks need to know of a micro-batch, see `Transformer.contexts`."""
+        return self._transformer.contexts(batch.segments, batch.responses, batch.positions,
+                                          self.attention, dropout=dropout)
 
     def hidden(
         self,
@@ -78,72 +111,133 @@ class RewardNetwork:
         dropout_key: jax.Array | None = None,
         *,
         everywhere: bool = False,
-    ) -> jax.Array:
-        """Hidden states, float32; with a key, with dropout.
+    ) -> Hidden:
+        """Hidden states of a micro-batch; with a key, with dropout.
 
-        Returns:
-          [C, K, D] at `reads(batch)`, or [R, L, D] of all tokens if `everywhere`; entries that are
-          not present, and those of padding, are meaningless.
+        Args:
+          params, batch: of the network.
+          embedded: from `embed`.
+          dropout_key: see above.
+          everywhere: with those of all tokens.
         """
-        plan = attention.plan(batch.segments, batch.responses, self.attention,
-                              dropout=self.dropout > 0 and dropout_key is not None)
-        return self._decoder(params['decoder'], embedded, plan,
-                             None if everywhere else self.reads(batch), dropout_key)
+        contexts = self.contexts(batch, dropout=self.dropout > 0 and dropout_key is not None)
+        inner = {read.place for read in self._reads if read.block is not None}
+        taps = sorted({read.block for read in self._reads if read.block is not None})
+        last = list(dict.fromkeys(read.place for read in self._reads if read.block is None))
+        places = {place: self._place(batch, place) for place in last if place in ('last', 'first')}
+        if self.head.gated:
+            places['prompt'] = batch.prompt_reads
+        at = None
+        if not everywhere and len(places) == len(last) + self.head.gated:
+            # Nothing else of the last block is needed. Where all is read earlier, a token is.
+            at = jnp.concatenate([*places.values()] or [batch.reads], axis=1)
+        final, seen = self._transformer(
+            params['backbone'], embedded, contexts, at, dropout_key, taps=taps,
+            look=lambda x: {place: self._look(x, batch, place) for place in inner})
+        if at is not None:
+            found = dict(zip(places, jnp.split(final, max(len(places), 1), axis=1), strict=False))
+        else:
+            found = {place: self._look(final, batch, place) for place in last}
+            if self.head.gated:
+                found['prompt'] = final.reshape(-1, final.shape[-1])[batch.prompt_reads]
+        pooled = {place: self._transformer.pool(params['backbone'], found[place]) for place in last}
+        parts = [pooled[read.place] if read.block is None
+                 else _normal(seen[taps.index(read.block)][read.place]) for read in self._reads]
+        return Hidden(jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0],
+                      found.get('prompt'), final if everywhere else None)
 
-    def reads(self, batch: MicroBatch) -> jax.Array:
-        """Tokens [C, K] at which the head reads hidden states; [C, 2K] if it reads prompts too."""
-        if not self.head.gated:
-            return batch.reads
-        return jnp.concatenate([batch.reads, batch.prompt_reads], axis=1)
+    @property
+    def width(self) -> int:
+        """W of `features`."""
+        return self.architecture.hidden_size * (len(self.head.reads) + self.head.gated)
+
+    def features(self, params: Params, batch: MicroBatch) -> jax.Array:
+        """What the head reads [C, K, W] of a micro-batch: of responses, then of their prompts."""
+        hidden = self.hidden(params, batch, self.embed(params, batch))
+        parts = [hidden.responses, *([] if hidden.prompts is None else [hidden.prompts])]
+        return jnp.concatenate(parts, axis=-1)
 
     def outputs(
-        self, params: Params, hidden: jax.Array, levels: jax.Array | None = None
+        self, params: Params, hidden: Hidden, levels: jax.Array | None = None
     ) -> jax.Array:
         """Raw outputs [C, K, outputs] of the head.
 
         Args:
           params: parameters.
-          hidden: hidden states at `reads(batch)`.
+          hidden: from `hidden`.
           levels: see `heads.apply`.
         """
-        prompt = None
-        if self.head.gated:
-            hidden, prompt = jnp.split(hidden, 2, axis=1)
-        return heads.apply(self.head, sharding.whole(params['head']), hidden, prompt=prompt,
-                           levels=levels)
+        return heads.apply(self.head, sharding.whole(params['head']), hidden.responses,
+                           prompt=hidden.prompts, levels=levels)
 
     def __call__(self, params: Params, batch: MicroBatch) -> jax.Array:
         """Outputs [C, K, outputs] of a micro-batch; entries not present are meaningless."""
         return self.outputs(params, self.hidden(params, batch, self.embed(params, batch)))
 
     def language_model_loss(
-        self, params: Params, batch: MicroBatch, hidden: jax.Array
+        self, params: Params, batch: MicroBatch, tokens: jax.Array
     ) -> jax.Array:
         """Negative log-likelihood (nats) of the preferred responses, summed over comparisons.
 
         Each comparison counts its weight times the mean over the tokens of its preferred
-        response, EOS included; the output embedding is the input embedding, as in GPT-2.
+        response, EOS included.
+
+        Args:
+          params, batch: of the network.
+          tokens: hidden states [R, L, D] of all tokens.
         """
-        wte = sharding.whole(params['decoder']['wte'], self.dtype).astype(self.dtype)
-        logits = jnp.einsum('rld,vd->rlv', hidden.astype(self.dtype), wte,
-                            preferred_element_type=jnp.float32)
-        log_probs = jax.nn.log_softmax(logits, axis=-1)
+        log_probs = jax.nn.log_softmax(self._transformer.logits(params['backbone'], tokens))
         picked = jnp.take_along_axis(log_probs, batch.lm_targets[..., None], axis=-1)[..., 0]
         return -jnp.sum(picked * batch.lm_weights)
 
     @property
-    def _decoder(self) -> Decoder:
-        return Decoder(self.decoder, jnp.dtype(self.dtype), self.remat, self.dropout)
+    def _reads(self) -> list[heads.Read]:
+        return [heads.parse_read(text) for text in self.head.reads]
+
+    @property
+    def _transformer(self) -> Transformer:
+        return Transformer(self.architecture, jnp.dtype(self.dtype), self.remat, self.dropout)
+
+    @staticmethod
+    def _place(batch: MicroBatch, place: str) -> jax.Array:
+        """Index into R * L of the last or first token of each dialogue, [C, K]."""
+        if place == 'last':
+            return batch.reads
+        # An encoder's dialogues are laid out whole, one after the other.
+        return batch.reads - batch.positions.reshape(-1)[batch.reads]
+
+    def _look(self, x: jax.Array, batch: MicroBatch, place: str) -> jax.Array:
+        """Hidden states [C, K, D] float32 at a place, from those of all tokens [R, L, D]."""
+        x = x.reshape(-1, x.shape[-1])
+        if place in ('last', 'first'):
+            return x[self._place(batch, place)].astype(jnp.float32)
+        segments, responses, positions = (
+            y.reshape(-1) for y in (batch.segments, batch.responses, batch.positions))
+        rows = jnp.arange(len(x)) // batch.tokens.shape[1]
+        at = batch.reads[..., None]
+        start = batch.starts[..., None] if place == 'mean' else 0
+        inside = ((rows == rows[at]) & (segments == segments[at])
+                  & ((responses == 0) | (responses == responses[at]))
+                  & (start <= positions) & (positions <= positions[at]))
+        total = jnp.einsum('ckt,td->ckd', inside.astype(x.dtype), x,
+                           precision=attention.precision(x.dtype),
+                           preferred_element_type=jnp.float32)
+        return total / jnp.sum(inside, axis=-1, keepdims=True)
 
 
 def unstack_blocks(params: Params) -> Params:
-    """Parameters with a tuple of blocks in place of their leading axis, see `Decoder`."""
-    return params | {'decoder': decoder_lib.unstack_blocks(params['decoder'])}
+    """Parameters with a tuple of blocks in place of their leading axis, see `Transformer`."""
+    return params | {'backbone': transformer.unstack_blocks(params['backbone'])}
 
 
 def stack_blocks(params: Params) -> Params:
     """The inverse of `unstack_blocks`."""
-    return params | {'decoder': decoder_lib.stack_blocks(params['decoder'])}
+    return params | {'backbone': transformer.stack_blocks(params['backbone'])}
+
+
+def _normal(x: jax.Array) -> jax.Array:
+    """A residual stream [..., D], which has no norm of its own there, with a mean square of 1."""
+    return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
 
 
 def parameter_count(params: Params) -> int:

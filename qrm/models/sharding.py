@@ -26,21 +26,25 @@ _HEAD_AXES = (
     (r'head/kernel', ('embed', 'outputs')),
     (r'head/gate', ('embed', 'outputs')),
     (r'head/cosines', ('cosines', 'embed')),
-    (r'head/bias', ('bias',)),
+    (r'head/(gate_)?bias', ('bias',)),
+    (r'head/(hidden|gate)_\d+/kernel', ('embed', 'outputs')),
+    (r'head/(hidden|gate)_\d+/bias', ('bias',)),
     (r'head/annotators', ('annotators', 'factors')),
 )
 # End of a leaf's path (a regular expression) -> names of its axes. A path has exactly one row of
 # as many axes as it has.
 LOGICAL_AXES = (
-    (r'decoder/wte', ('vocab', 'embed')),
-    (r'decoder/wpe', ('positions', 'embed')),
-    (r'decoder/h/attn/c_attn/kernel', ('layers', 'embed', 'heads')),
-    (r'decoder/h/attn/c_proj/kernel', ('layers', 'heads', 'embed')),
-    (r'decoder/h/mlp/c_fc/kernel', ('layers', 'embed', 'mlp')),
-    (r'decoder/h/mlp/c_proj/kernel', ('layers', 'mlp', 'embed')),
-    (r'decoder/h/(attn|mlp)/c_\w+/bias', ('layers', 'bias')),
-    (r'decoder/h/ln_[12]/(scale|bias)', ('layers', 'norm')),
-    (r'decoder/ln_f/(scale|bias)', ('norm',)),
+    (r'backbone/(tokens|output)', ('vocab', 'embed')),
+    (r'backbone/(positions|types)', ('positions', 'embed')),
+    (r'backbone/blocks/attention/qkv/kernel', ('layers', 'embed', 'heads')),
+    (r'backbone/blocks/attention/output/kernel', ('layers', 'heads', 'embed')),
+    (r'backbone/blocks/mlp/up/kernel', ('layers', 'embed', 'mlp')),
+    (r'backbone/blocks/mlp/down/kernel', ('layers', 'mlp', 'embed')),
+    (r'backbone/blocks/(attention|mlp)/\w+/bias', ('layers', 'bias')),
+    (r'backbone/blocks/(attention/)?\w+_norm/(scale|bias)', ('layers', 'norm')),
+    (r'backbone/(embedding_norm|norm|pooler/norm)/(scale|bias)', ('norm',)),
+    (r'backbone/pooler/dense/kernel', ('embed', 'outputs')),
+    (r'backbone/pooler/dense/bias', ('bias',)),
     *_HEAD_AXES,
     # Heads with several members have their parameters stacked.
     *((end, ('members', *axes)) for end, axes in _HEAD_AXES),
@@ -48,7 +52,7 @@ LOGICAL_AXES = (
 )
 # A leaf is split along the first of these that its row names and the number of devices divides;
 # a leaf without one is whole on every device. Biases and norms are not worth a collective each:
-# they are a thousandth of GPT-2. Tables are split along features only, see `look_up`.
+# they are a thousandth of a model. Tables are split along features only, see `look_up`.
 MESH_AXES = {'embed': AXIS, 'heads': AXIS, 'mlp': AXIS}
 
 
@@ -68,23 +72,32 @@ def specs(tree: Any, devices: int) -> Any:
       A tree of `PartitionSpec`.
 
     Raises:
-      ValueError: a leaf has no row in `LOGICAL_AXES`, several, or one for other axes.
+      ValueError: see `logical_axes`.
     """
 
     def spec(path: Any, leaf: Any) -> P:
         if not leaf.shape:
             return P()
-        name = jax.tree_util.keystr(path, simple=True, separator='/')
-        rows = [row for end, row in LOGICAL_AXES if re.search(f'(^|/){end}$', name)]
-        fitting = [row for row in rows if len(row) == len(leaf.shape)]
-        if len(fitting) != 1:
-            raise ValueError(f'{name} {leaf.shape}: rows of sharding.LOGICAL_AXES that match: '
-                             f'{rows}, expected one, with a name for each axis')
-        sizes = dict(zip(fitting[0], leaf.shape, strict=True))
+        sizes = dict(zip(logical_axes(path, leaf), leaf.shape, strict=True))
         chosen = next((a for a in MESH_AXES if a in sizes and sizes[a] % devices == 0), None)
         return P(*(MESH_AXES[a] if a == chosen else None for a in sizes)) if chosen else P()
 
     return jax.tree_util.tree_map_with_path(spec, tree)
+
+
+def logical_axes(path: Any, leaf: Any) -> tuple[str, ...]:
+    """Names of the axes of a leaf, by its path in a tree.
+
+    Raises:
+      ValueError: it has no row in `LOGICAL_AXES`, several, or one for other axes.
+    """
+    name = jax.tree_util.keystr(path, simple=True, separator='/')
+    rows = [row for end, row in LOGICAL_AXES if re.search(f'(^|/){end}$', name)]
+    fitting = [row for row in rows if len(row) == len(leaf.shape)]
+    if len(fitting) != 1:
+        raise ValueError(f'{name} {leaf.shape}: rows of sharding.LOGICAL_AXES that match: {rows}, '
+                         'expected one, with a name for each axis')
+    return fitting[0]
 
 
 def shardings(tree: Any, mesh: Mesh) -> Any:

@@ -7,7 +7,7 @@ import collections
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -16,56 +16,33 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors import flax as safetensors_flax
+from safetensors import numpy as safetensors_numpy
 
 from qrm.data.comparisons import DataError
-from qrm.models.decoder import Decoder, DecoderConfig
+from qrm.models import checkpoint_heads, families, transformer
+from qrm.models.families import Tensor
+from qrm.models.transformer import Architecture
+from qrm.rewards.heads import HeadConfig
 
-# Tensor name -> path in the decoder's parameters. GPT-2's Conv1D stores [in, out], as a Flax
-# Dense kernel does, so nothing is transposed. `{}` is the layer, which becomes an axis.
-GPT2_TENSORS = {
-    'wte.weight': 'wte',
-    'wpe.weight': 'wpe',
-    'h.{}.ln_1.weight': 'h/ln_1/scale',
-    'h.{}.ln_1.bias': 'h/ln_1/bias',
-    'h.{}.attn.c_attn.weight': 'h/attn/c_attn/kernel',
-    'h.{}.attn.c_attn.bias': 'h/attn/c_attn/bias',
-    'h.{}.attn.c_proj.weight': 'h/attn/c_proj/kernel',
-    'h.{}.attn.c_proj.bias': 'h/attn/c_proj/bias',
-    'h.{}.ln_2.weight': 'h/ln_2/scale',
-    'h.{}.ln_2.bias': 'h/ln_2/bias',
-    'h.{}.mlp.c_fc.weight': 'h/mlp/c_fc/kernel',
-    'h.{}.mlp.c_fc.bias': 'h/mlp/c_fc/bias',
-    'h.{}.mlp.c_proj.weight': 'h/mlp/c_proj/kernel',
-    'h.{}.mlp.c_proj.bias': 'h/mlp/c_proj/bias',
-    'ln_f.weight': 'ln_f/scale',
-    'ln_f.bias': 'ln_f/bias',
-}
-# Causal masks that old checkpoints store as buffers.
-_BUFFERS = re.compile(r'h\.\d+\.attn\.(masked_)?bias')
-_PREFIX = 'transformer.'
-
-# Settings of config.json whose other values this decoder does not compute.
-_REQUIRED = {
-    'scale_attn_weights': True,
-    'scale_attn_by_inverse_layer_idx': False,
-    'add_cross_attention': False,
-    'tie_word_embeddings': True,
-}
 _FILES = ('*.json', '*.safetensors', 'merges.txt', '*.model', '*.jinja')
+
+_VALUE_HEAD = 'value_head.safetensors'  # beside a language model, from LLaMA-Factory
 
 
 class Pretrained(NamedTuple):
     """A checkpoint as read.
 
     Attributes:
-      config: architecture of the decoder.
-      decoder: parameters of the decoder, float32.
-      score: [D, N] float32, kernel of a linear reward head; None for a language model.
+      settings: its `config.json`.
+      architecture: what they describe.
+      backbone: parameters, float32; without the pooler, if a language model has none.
+      head: config and parameters, float32, of a reward head; None for a language model.
     """
 
-    config: DecoderConfig
-    decoder: dict[str, Any]
-    score: jax.Array | None
+    settings: dict[str, Any]
+    architecture: Architecture
+    backbone: dict[str, Any]
+    head: tuple[HeadConfig, dict[str, Any]] | None
 
 
 def resolve(name: str) -> str:
@@ -87,113 +64,194 @@ def resolve(name: str) -> str:
         ) from error
 
 
-def load_pretrained(folder: str) -> Pretrained:
-    """Reads a GPT-2 language model or `GPT2ForSequenceClassification` from a folder.
+def load_pretrained(
+    folder: str, *, output: bool = False, gaussian: bool = False
+) -> Pretrained:
+    """Reads a language model or a reward model of any of `families.FAMILIES`.
+
+    Args:
+      folder: in the Hugging Face layout.
+      output: with the output embedding, if it is not tied.
+      gaussian: see `checkpoint_heads.take`.
 
     Raises:
-      DataError: not a GPT-2 checkpoint, a setting this decoder does not compute, no safetensors
-        file, or tensors that are missing, unexpected or misshapen (all named together).
+      DataError: an unknown family, a setting that is not computed, no safetensors file, or tensors
+        that are missing, unexpected or misshapen (all named together).
     """
-    settings = _read_json(os.path.join(folder, 'config.json'))
-    config = decoder_config(settings, folder)
-    tensors = {}
-    for name, tensor in _read_tensors(folder).items():
-        if tensors.setdefault(name.removeprefix(_PREFIX), tensor) is not tensor:
-            raise DataError(f'{folder}: {name} is there with and without {_PREFIX!r}')
-    score, lm_head = tensors.pop('score.weight', None), tensors.pop('lm_head.weight', None)
-    problems = []
-    if lm_head is not None and not jnp.array_equal(lm_head, tensors.get('wte.weight', lm_head)):
-        problems.append('lm_head.weight differs from wte.weight, expected them tied')
-    if score is not None and (score.ndim != 2 or score.shape[1] != config.n_embd):
-        problems.append(f'misshapen score.weight {score.shape}, expected (N, {config.n_embd})')
-    decoder = map_tensors(tensors, config, folder, problems)
-    return Pretrained(config, decoder, None if score is None else jnp.asarray(score, jnp.float32).T)
+    settings = read_settings(folder)
+    a, family = families.architecture(settings, folder), families.FAMILIES[settings['model_type']]
+    tensors: dict[str, jax.Array] = {}
+    for given, tensor in _read_tensors(folder).items():
+        name = given.removeprefix(family.prefix)
+        for old, new in family.renamed.items():
+            name = name.removesuffix(old) + new if name.endswith(old) else name
+        if tensors.setdefault(name, tensor) is not tensor:
+            raise DataError(f'{folder}: {given} is there with and without {family.prefix!r}')
+    problems: list[str] = []
+    before = len(tensors)
+    try:
+        head = checkpoint_heads.take(
+            tensors, settings, a.hidden_size, problems, gaussian=gaussian,
+            reads=families.classifier_reads(settings))
+    except ValueError as error:
+        raise DataError(f'{folder}: config.json: {error}') from error
+    scored = len(tensors) < before
+    if family.output in tensors:
+        embedding, = family.tensors['tokens'].names
+        if a.tied and not jnp.array_equal(tensors[family.output],
+                                          tensors.get(embedding, tensors[family.output])):
+            problems.append(f'{family.output} differs from {embedding}, expected them tied')
+        if a.tied or not output:
+            del tensors[family.output]
+    table = dict(family.tensors) | {'output': Tensor((family.output,))}
+    wanted = transformer.leaves(a, output=output)
+    poolers = {name for path in wanted if path.startswith('pooler/') for name in table[path].names}
+    if not scored and not poolers & set(tensors):
+        # Many encoders come without; a new one is trained with the head.
+        wanted = {path: leaf for path, leaf in wanted.items() if not path.startswith('pooler/')}
+    unused = re.compile(f'{family.buffers or "$^"}|{family.language_head or "$^"}')
+    read = {name: tensor for name, tensor in tensors.items() if not unused.fullmatch(name)}
+    backbone = map_tensors(read, {path: table[path] for path in wanted}, a, problems)
+    if problems:
+        raise DataError(f'{folder}: the weights do not fit the architecture of config.json:\n  '
+                        + '\n  '.join(problems))
+    return Pretrained(settings, a, backbone, head)
 
 
-def decoder_config(settings: Mapping[str, Any], where: str) -> DecoderConfig:
-    """Architecture from the settings of a Hugging Face `config.json`.
+def read_settings(folder: str) -> dict[str, Any]:
+    """The `config.json` of a folder.
 
     Raises:
-      DataError: not GPT-2, a missing size, or a setting that is not supported.
+      DataError: there is none, or it is no JSON object.
     """
-    if settings.get('model_type') != 'gpt2':
-        raise DataError(f"{where}: model_type {settings.get('model_type')!r}, expected 'gpt2'")
-    for key, value in _REQUIRED.items():
-        if settings.get(key, value) != value:
-            raise DataError(f'{where}: {key}={settings[key]}, only {value} is supported')
-    try:
-        sizes = {key: settings[key] for key in ('vocab_size', 'n_positions', 'n_embd', 'n_layer',
-                                                'n_head')}
-    except KeyError as error:
-        raise DataError(f'{where}: config.json has no {error}') from error
-    optional = {key: settings[key] for key in ('activation_function', 'layer_norm_epsilon',
-                                               'initializer_range') if key in settings}
-    try:
-        inner = settings.get('n_inner') or 4 * sizes['n_embd']
-        return DecoderConfig(n_inner=inner, **sizes, **optional)
-    except (TypeError, ValueError) as error:  # TypeError: a size or the activation is no scalar.
-        raise DataError(f'{where}: config.json: {error}') from error
+    return _read_json(os.path.join(folder, 'config.json'))
 
 
 def map_tensors(
-    tensors: Mapping[str, jax.Array], config: DecoderConfig, where: str,
-    problems: Sequence[str] = (),
+    tensors: Mapping[str, Any], table: Mapping[str, Tensor], a: Architecture, problems: list[str]
 ) -> dict[str, Any]:
-    """Maps tensors (without the `transformer.` prefix) to decoder parameters by the table.
+    """Parameters of a backbone from tensors, by a table.
 
     Args:
       tensors: name -> tensor.
-      config: architecture they must fit.
-      where: folder, for the error.
-      problems: what is wrong with other tensors of the checkpoint, reported with the rest.
+      table: paths of the parameters that are wanted -> where they stand.
+      a: architecture that they must fit.
+      problems: gets every missing, unexpected and misshapen tensor.
 
-    Raises:
-      DataError: lists every missing, unexpected and misshapen tensor.
+    Returns:
+      The parameters, float32; without those of which a tensor is missing or misshapen.
     """
-    shapes = _decoder_shapes(config)
-    problems, used, flat = list(problems), set(), {}
-    for pattern, path in GPT2_TENSORS.items():
-        layered = '{}' in pattern
-        names = [pattern.format(i) for i in range(config.n_layer)] if layered else [pattern]
-        shape = shapes[path][1:] if layered else shapes[path]
-        found = []
-        for name in names:
-            used.add(name)
-            if name not in tensors:
-                problems.append(f'missing {name} {shape}')
-            elif tensors[name].shape != shape:
-                problems.append(f'misshapen {name} {tensors[name].shape}, expected {shape}')
-            elif not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-                problems.append(f'{name} has dtype {tensors[name].dtype}, expected floats')
-            else:
-                found.append(jnp.asarray(tensors[name], jnp.float32))
-        if len(found) == len(names):
+    used, flat, leaves = set(), {}, transformer.leaves(a, output='output' in table)
+    for path, row in table.items():
+        layered, found = path.startswith('blocks/'), []
+        shape = leaves[path].shape[1:] if layered else leaves[path].shape
+        for i in range(a.num_layers if layered else 1):
+            if path.startswith('blocks/attention_norm/') and not (a.first_norm or i):
+                found.append(jnp.ones(shape) if path.endswith('scale') else jnp.zeros(shape))
+                continue
+            joined = []
+            for name, size in zip(row.names, _parts(a, path, row, shape), strict=True):
+                name = name.format(i)
+                used.add(name)
+                expected = (size, *shape[:-1]) if row.linear else (*shape[:-1], size)
+                if name not in tensors:
+                    problems.append(f'missing {name} {expected}')
+                elif tensors[name].shape != expected:
+                    problems.append(f'misshapen {name} {tensors[name].shape}, expected {expected}')
+                elif not jnp.issubdtype(tensors[name].dtype, jnp.floating):
+                    problems.append(f'{name} has dtype {tensors[name].dtype}, expected floats')
+                else:
+                    joined.append(jnp.asarray(tensors[name], jnp.float32))
+            if len(joined) == len(row.names):
+                whole = jnp.concatenate(joined, axis=0 if row.linear else -1)
+                found.append(whole.T if row.linear else whole)
+        if len(found) == (a.num_layers if layered else 1):
             flat[path] = jnp.stack(found) if layered else found[0]
-    problems += [
-        f'unexpected {name} {tensors[name].shape}'
-        for name in sorted(set(tensors) - used) if not _BUFFERS.fullmatch(name)
-    ]
-    if problems:
-        raise DataError(f'{where}: the weights do not fit the architecture of config.json:\n  '
-                        + '\n  '.join(problems))
-    return _unflatten(flat)
+    problems += [f'unexpected {name} {tensors[name].shape}'
+                 for name in sorted(set(tensors) - used)]
+    return transformer.tree(flat)
 
 
-def _decoder_shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
-    tree = jax.eval_shape(Decoder(config).init, jax.random.key(0))
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {'/'.join(part.key for part in path): leaf.shape for path, leaf in leaves}
+def backbone_tensors(
+    settings: Mapping[str, Any], backbone: Mapping[str, Any]
+) -> dict[str, np.ndarray]:
+    """Tensors of a backbone under the names of its family, as `load_pretrained` reads them.
 
+    Args:
+      settings: of the model.
+      backbone: parameters; what is not among them is left out.
 
-def _unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
-    tree: dict[str, Any] = {}
+    Returns:
+      Name -> float32 array, each laid out by itself in memory.
+    """
+    a = families.architecture(settings)
+    family = families.FAMILIES[settings['model_type']]
+    flat = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(backbone)}
+    tensors = {}
     for path, leaf in flat.items():
-        *parents, name = path.split('/')
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
+        if path == 'output':
+            tensors[family.output] = np.array(leaf, np.float32)
+            continue
+        row, layered = family.tensors[path], path.startswith('blocks/')
+        first = int(path.startswith('blocks/attention_norm/') and not a.first_norm)
+        for i in range(first, a.num_layers if layered else 1):
+            whole = np.asarray(leaf[i] if layered else leaf, np.float32)
+            stops = np.cumsum(_parts(a, path, row, whole.shape))[:-1]
+            for name, part in zip(row.names, np.split(whole, stops, axis=-1), strict=True):
+                # A copy: safetensors 0.8.0 writes views of NumPy arrays scrambled.
+                tensors[('' if row.outer else family.prefix) + name.format(i)] = np.array(
+                    part.T if row.linear else part, order='C')
+    return tensors
+
+
+def write_tensors(folder: str, tensors: Mapping[str, np.ndarray], *, shard_bytes: int) -> None:
+    """Writes tensors to `model.safetensors`, or to shards of about that size with an index."""
+    shards: list[dict[str, np.ndarray]] = [{}]
+    size = 0
+    for name, tensor in tensors.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append({})
+            size = 0
+        shards[-1][name] = tensor
+        size += tensor.nbytes
+    files = ['model.safetensors'] if len(shards) == 1 else [
+        f'model-{i:05}-of-{len(shards):05}.safetensors' for i in range(1, len(shards) + 1)]
+    for file, shard in zip(files, shards, strict=True):
+        path = os.path.join(folder, file)
+        safetensors_numpy.save_file(shard, path, metadata={'format': 'pt'})
+        os.chmod(path, 0o666 & ~_umask())  # safetensors makes it readable by its owner alone
+    if len(shards) > 1:
+        index = {'metadata': {'total_size': sum(t.nbytes for t in tensors.values())},
+                 'weight_map': {name: file for file, shard in zip(files, shards, strict=True)
+                                for name in shard}}
+        with open(os.path.join(folder, 'model.safetensors.index.json'), 'w',
+                  encoding='utf-8') as file:
+            json.dump(index, file, indent=2)
+
+
+def write_folder(
+    folder: str, settings: Mapping[str, Any], tensors: Mapping[str, np.ndarray], *,
+    shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes `config.json` and tensors into a folder that is there, in the Hugging Face layout."""
+    with open(os.path.join(folder, 'config.json'), 'w', encoding='utf-8') as file:
+        json.dump(dict(settings), file, indent=2)
+        file.write('\n')
+    write_tensors(folder, tensors, shard_bytes=shard_bytes)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _parts(a: Architecture, path: str, row: Tensor, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Sizes along the last axis of the tensors that are joined in a parameter."""
+    if len(row.names) == 1:
+        return shape[-1:]
+    return a.parts[path.split('/')[-2]]
 
 
 def _read_tensors(folder: str) -> dict[str, np.ndarray]:
@@ -208,6 +266,8 @@ def _read_tensors(folder: str) -> dict[str, np.ndarray]:
             shards[os.path.basename(shard)].add(name)
     else:
         shards = {'model.safetensors': None}
+    if os.path.isfile(os.path.join(folder, _VALUE_HEAD)):
+        shards[_VALUE_HEAD] = None
     tensors = {}
     for shard, names in shards.items():
         path = os.path.join(folder, shard)

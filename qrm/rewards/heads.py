@@ -1,9 +1,9 @@
 """Reward heads: from the hidden state at the reward position to a distribution of the reward.
 
 Axes: N quantiles or atoms, E ensemble members, A attributes, D features; `...` stands for any
-leading axes, usually [C, K]. Heads compute in float32 and have no bias: a constant added to all
-rewards changes no preference, and a linear head is then exactly the `score.weight` of a Hugging
-Face sequence classifier.
+leading axes, usually [C, K]. Heads compute in float32 and have no bias of their own accord: a
+constant added to all rewards changes no preference, and a linear head is then exactly the
+`score.weight` of a Hugging Face sequence classifier.
 
 A head is two pure functions: `apply` gives raw numbers for each response, which is all that
 leaves a device, and `HeadConfig.read` says what distribution they stand for.
@@ -11,6 +11,7 @@ leaves a device, and `HeadConfig.read` says what distribution they stand for.
 
 import dataclasses
 import functools
+import itertools
 import math
 from typing import Any, NamedTuple
 
@@ -29,6 +30,23 @@ from qrm.rewards.distributions import Atoms, Distribution, Gaussians
 QUANTILE_HEADS = ('quantile', 'monotone_quantile', 'implicit_quantile')
 HEADS = ('scalar', 'gaussian', 'categorical', *QUANTILE_HEADS, 'annotator')
 _MIN_SCALE = 1e-3  # of a Gaussian, in units of reward: scores divide by it
+
+
+# Where hidden states can be read: at the last token of a dialogue, at its first one (CLS of an
+# encoder), or as their mean over the tokens of the response or of the whole dialogue.
+PLACES = ('last', 'first', 'mean', 'dialogue')
+
+
+class Read(NamedTuple):
+    """What a head reads of the backbone.
+
+    Attributes:
+      place: one of `PLACES`.
+      block: after how many blocks; None: after the last one and the final norm.
+    """
+
+    place: str
+    block: int | None
 
 
 class Reward(NamedTuple):
@@ -70,6 +88,19 @@ def taus(n: int) -> np.ndarray:
     return ((np.arange(n) + 0.5) / n).astype(np.float32)
 
 
+def parse_read(text: str) -> Read:
+    """Of 'last', 'mean@20' (after 20 blocks), ...
+
+    Raises:
+      ValueError: it is none.
+    """
+    place, at, block = text.partition('@') if isinstance(text, str) else ('', '', '')
+    if place not in PLACES or (at and not (block.isdecimal() and int(block))):
+        raise ValueError(f"reads {text!r}, expected one of {PLACES}, or with '@' and a number of "
+                         "blocks, as 'mean@20'")
+    return Read(place, int(block) if at else None)
+
+
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
     """Which head, and its size.
@@ -87,6 +118,11 @@ class HeadConfig:
         networks.
       attributes: names of the attributes that are rated; () or one: the reward itself is.
       annotators: names of the known annotators (annotator head), in the order of its atoms.
+      reads: what of the backbone, see `parse_read`; of several, one after the other.
+      bias: whether a linear head has one, as classifiers of other libraries may.
+      hidden_layers: widths of layers with ReLU between what is read and the head.
+      gate_layers: widths of such layers of the gate.
+      levels: of the quantiles of a quantile head, if they are not the midpoints.
 
     Raises:
       ValueError: unknown name, a size below 1, or a combination that has no meaning.
@@ -101,6 +137,11 @@ class HeadConfig:
     members: int = 1
     attributes: tuple[str, ...] = ()
     annotators: tuple[str, ...] = ()
+    reads: tuple[str, ...] = ('last',)
+    bias: bool = False
+    hidden_layers: tuple[int, ...] = ()
+    gate_layers: tuple[int, ...] = ()
+    levels: tuple[float, ...] = ()
 
     def __post_init__(self):
         if self.name not in HEADS:
@@ -112,11 +153,31 @@ class HeadConfig:
         if not 0 < self.atom_range < math.inf:
             raise ValueError(f'atom_range={self.atom_range}, expected a finite positive number')
         # Saved configs come back with lists.
-        for key in ('attributes', 'annotators'):
-            names = tuple(getattr(self, key))
-            object.__setattr__(self, key, names)
+        for key in ('attributes', 'annotators', 'reads', 'hidden_layers', 'gate_layers', 'levels'):
+            object.__setattr__(self, key, tuple(getattr(self, key)))
+        for key in ('attributes', 'annotators', 'reads'):
+            names = getattr(self, key)
             if len(set(names)) < len(names):
                 raise ValueError(f'{key} {names}, expected different names')
+        for key in ('hidden_layers', 'gate_layers'):
+            if any(width < 1 for width in getattr(self, key)):
+                raise ValueError(f'{key} {getattr(self, key)}, expected positive widths')
+        if self.gate_layers and not self.gated:
+            raise ValueError('gate_layers without several attributes, which a gate would weigh')
+        if self.levels:
+            rising = (0.0, *self.levels, 1.0)
+            if self.name not in ('quantile', 'monotone_quantile'):
+                raise ValueError(f'levels with the {self.name} head, expected a quantile head')
+            if len(self.levels) != self.num_quantiles or any(
+                    not a < b for a, b in itertools.pairwise(rising)):
+                raise ValueError(f'levels {self.levels}, expected num_quantiles='
+                                 f'{self.num_quantiles} of them, rising between 0 and 1')
+        if not self.reads:
+            raise ValueError('reads (), expected at least one')
+        for text in self.reads:
+            parse_read(text)
+        if self.bias and self.name in ('annotator', 'implicit_quantile'):
+            raise ValueError(f'a bias with the {self.name} head, which has none')
         if self.gated and self.name in ('categorical', 'annotator'):
             raise ValueError(f'{len(self.attributes)} attributes with the {self.name} head, '
                              'expected a scalar, gaussian or quantile head')
@@ -130,6 +191,11 @@ class HeadConfig:
         return len(self.attributes) > 1
 
     @property
+    def sizes_prompts(self) -> bool:
+        """Whether it must be known where in a dialogue its response starts."""
+        return self.gated or any(parse_read(text).place == 'mean' for text in self.reads)
+
+    @property
     def outputs(self) -> int:
         """Numbers the head gives for each response."""
         gates = len(self.attributes) if self.gated else 0
@@ -138,6 +204,8 @@ class HeadConfig:
     @property
     def taus(self) -> np.ndarray:
         """[N] float32, levels of the quantiles that are reported for a response."""
+        if self.levels:
+            return np.asarray(self.levels, np.float32)
         return taus(1 if self.name == 'scalar' and self.members == 1 else self.num_quantiles)
 
     def read(self, outputs: jax.Array, levels: jax.Array | None = None) -> Reward:
@@ -153,9 +221,8 @@ class HeadConfig:
         raw = raw.reshape(*raw.shape[:-1], self._parts, self._numbers)
         gates = jax.nn.softmax(gates) if self.gated else jnp.ones(raw.shape[:-1], raw.dtype)
         if levels is None:
-            # Not `taus`: several scalars are reported as quantiles, but each has one atom.
-            number = 1 if self.name == 'scalar' else self.num_quantiles
-            levels = jnp.asarray(taus(number), raw.dtype)
+            # Several scalars are reported as quantiles, but each has one atom.
+            levels = jnp.asarray(taus(1) if self.name == 'scalar' else self.taus, raw.dtype)
         levels = jnp.broadcast_to(levels, (*outputs.shape[:-1], levels.shape[-1]))
         return Reward(self._distribution(raw), gates, levels)
 
@@ -200,11 +267,12 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, hidden: jax.Array, prompt: jax.Array | None,
                  levels: jax.Array | None) -> jax.Array:
-        c, width = self.config, hidden.shape[-1]
+        c, hidden = self.config, hidden.astype(jnp.float32)
+        hidden = _through(c.hidden_layers, 'hidden', hidden)
+        width = hidden.shape[-1]
         # N(0, 1 / (D + 1)): rewards start with a standard deviation of about 1 (Stiennon et al.
         # 2020), which the norm before the head makes independent of the backbone's width.
         init = nn.initializers.normal(1.0 / math.sqrt(width + 1))
-        hidden = hidden.astype(jnp.float32)
         if c.name == 'implicit_quantile':
             outputs = self._at_levels(hidden, levels, init)
         elif c.name == 'annotator':
@@ -216,10 +284,16 @@ class Head(nn.Module):
         else:
             kernel = self.param('kernel', init, (width, c._parts * c._numbers))
             outputs = _matmul('...d,dn->...n', hidden, kernel)
+            if c.bias:
+                outputs += self.param('bias', nn.initializers.zeros, kernel.shape[1:])
         if c.gated:
+            prompt = _through(c.gate_layers, 'gate', prompt.astype(jnp.float32))
             # Attributes start with equal weights.
-            gate = self.param('gate', nn.initializers.zeros, (width, len(c.attributes)))
-            gates = _matmul('...d,da->...a', prompt.astype(jnp.float32), gate)
+            gate = self.param('gate', nn.initializers.zeros,
+                              (prompt.shape[-1], len(c.attributes)))
+            gates = _matmul('...d,da->...a', prompt, gate)
+            if c.gate_layers:
+                gates += self.param('gate_bias', nn.initializers.zeros, gate.shape[1:])
             outputs = jnp.concatenate([outputs, gates], axis=-1)
         return outputs
 
@@ -236,19 +310,62 @@ class Head(nn.Module):
         return values.reshape(*values.shape[:-2], -1)
 
 
+def _through(widths: tuple[int, ...], name: str, x: jax.Array) -> jax.Array:
+    """x [..., D] through layers with ReLU."""
+    for i, width in enumerate(widths):
+        layer = nn.Dense(width, precision=jax.lax.Precision.HIGHEST, name=f'{name}_{i}',
+                         kernel_init=nn.initializers.he_normal())
+        x = jax.nn.relu(layer(x))
+    return x
+
+
 # Full precision, where an accelerator would round the factors to TF32 or bfloat16.
 _matmul = functools.partial(jnp.einsum, precision=jax.lax.Precision.HIGHEST)
 
 
-def init(config: HeadConfig, key: jax.Array, width: int) -> dict[str, jax.Array]:
-    """Random parameters for hidden states of D = `width`; of several members stacked [E, ...]."""
-    hidden = jnp.zeros((1, width))
-    return _module(config).init(key, hidden, hidden, jnp.asarray(config.taus))['params']
+def init(config: HeadConfig, key: jax.Array, width: int) -> dict[str, Any]:
+    """Random parameters for a backbone of `width`; of several members stacked [E, ...]."""
+    hidden, prompt = jnp.zeros((1, width * len(config.reads))), jnp.zeros((1, width))
+    return _module(config).init(key, hidden, prompt, jnp.asarray(config.taus))['params']
+
+
+def standardise(
+    config: HeadConfig, params: dict[str, Any], hidden: jax.Array, std: float
+) -> dict[str, Any]:
+    """Initial parameters for hidden states of the kind given: outputs vary as much as is asked.
+
+    `init` draws kernels for hidden states of independent features of mean 0. Those of pretrained
+    models at the end of a text are nearly alike: outputs hardly vary, around a number far from 0.
+    So kernels are made orthogonal to the mean hidden state, which takes that number away, and
+    scaled. A linear head then has outputs of mean 0; of others only the scale is adjusted.
+
+    Args:
+      config: which head.
+      params: from `init`.
+      hidden: [n, W], what is read of n responses, n > 1.
+      std: root mean square deviation of the outputs of a response from their means.
+
+    Returns:
+      The parameters with another kernel; the same if hidden states do not vary at all.
+    """
+    kernel = params['kernel']
+    if config.name != 'implicit_quantile' and not config.hidden_layers:
+        mean = jnp.mean(hidden, axis=0)
+        along = _matmul('w,...wn->...n', mean, kernel) / jnp.maximum(jnp.sum(mean**2), 1e-12)
+        kernel = kernel - mean[:, None] * along[..., None, :]
+    prompts = None
+    if config.gated:
+        prompts = jnp.zeros((len(hidden), params.get('gate_0', {'kernel': params['gate']})[
+            'kernel'].shape[-2]))
+    outputs = apply(config, params | {'kernel': kernel}, hidden, prompt=prompts)
+    each = outputs.reshape(len(hidden), config.members, -1)[..., :config._parts * config._numbers]
+    spread = jnp.sqrt(jnp.mean(jnp.var(each, axis=0)))
+    return params | {'kernel': jnp.where(spread > 0, kernel * std / spread, kernel)}
 
 
 def apply(
     config: HeadConfig,
-    params: dict[str, jax.Array],
+    params: dict[str, Any],
     hidden: jax.Array,
     *,
     prompt: jax.Array | None = None,
@@ -259,8 +376,8 @@ def apply(
     Args:
       config: which head.
       params: from `init`.
-      hidden: [..., D] at the end of each response.
-      prompt: [..., D] at the end of its prompt; read by a gate only.
+      hidden: [..., D], what is read of each response.
+      prompt: [..., D'] at the end of its prompt; read by a gate only.
       levels: [..., N] at which an implicit quantile head is asked; None: the midpoints.
 
     Returns:

@@ -39,7 +39,7 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
     crossing = f', {crossed.mean():.1%} of neighbouring quantiles cross' if crossed.size else ''
     count = sum(map(len, scores.rewards))
     return (f'{target}: {len(comparisons)} rows, {count} responses scored, {cut} dialogues cut to '
-            f'{model.max_length} tokens{crossing}')
+            f'{model.reading.max_length} tokens{crossing}')
 
 
 def _check_target(source: str, target: str) -> None:

@@ -26,6 +26,7 @@ from jax.sharding import Mesh
 from qrm.data import packing
 from qrm.data.tokens import Encoded
 from qrm.models.network import Params, RewardNetwork, parameter_count
+from qrm.models.transformer import Architecture
 from qrm.rewards.losses import LossConfig
 from qrm.studies import costs, figures
 from qrm.training import config as config_lib
@@ -124,17 +125,17 @@ def prepare(config: Any) -> Workload:
         prepared = train.prepare(config)
         model = prepared.model
         workload = Workload(model.network, model.params, prepared.mesh, model.loss,
-                            prepared.encoded['train'], model.max_length,
+                            prepared.encoded['train'], model.reading.max_length,
                             f'{config.data.path}, {config.workload}, training')
     else:
-        network, params, mesh = train.initial_network(config)
-        decoder = network.decoder
-        max_length = config.data.max_length or decoder.n_positions
-        encoded = synthetic(config.benchmark.comparisons, vocab_size=decoder.vocab_size,
+        network, _, params, mesh = train.initial_network(config)
+        a = network.architecture
+        max_length = config.data.max_length or a.max_positions
+        encoded = synthetic(config.benchmark.comparisons, vocab_size=a.vocab_size,
                             max_length=max_length, seed=config.seed)
         workload = Workload(network, params, mesh, config_lib.loss_config(config), encoded,
                             max_length, 'synthetic, lengths of HH harmless-base')
-    positions, settings = workload.network.decoder.n_positions, config.benchmark
+    positions, settings = workload.network.architecture.max_positions, config.benchmark
     if workload.max_length > positions:
         raise ConfigError(f'config.data.max_length={workload.max_length}, but the model '
                           f'has {positions} positions')
@@ -223,7 +224,7 @@ def measure(config: Any, workload: Workload) -> dict[str, Any]:
     items = [[item for number in numbers for item in training.items(number)] for numbers in steps]
     machine_rate = statistics.median(products)
     peak = peak_rate(jax.devices()[0].device_kind, config.model.dtype)
-    rate = {'decoder': network.decoder, 'machine_rate': machine_rate,
+    rate = {'architecture': network.architecture, 'machine_rate': machine_rate,
             'peak': peak and peak * jax.local_device_count()}
     training_rates = _rates(trained, items, training=True, **rate)
     scoring_rates = _rates(score_seconds, [scored] * settings.repeats, training=False, **rate)
@@ -242,7 +243,7 @@ def measure(config: Any, workload: Workload) -> dict[str, Any]:
                 costs.repeated_tokens(workload.encoded) / len(workload.encoded)),
         },
         'model': {'parameters': training.parameters,
-                  'matmul_parameters': costs.matmul_parameters(network.decoder)},
+                  'matmul_parameters': costs.matmul_parameters(network.architecture)},
         'matmul': product_info | {'flops_per_second': summary(products),
                                   'peak_flops_per_second': peak},
         'startup': startup,
@@ -333,19 +334,19 @@ class _BestOf:
 
     def __init__(self, config: Any, workload: Workload):
         settings = config.benchmark
-        vocabulary = workload.network.decoder.vocab_size
+        vocabulary = workload.network.architecture.vocab_size
         rng = np.random.default_rng((config.seed, settings.responses))
         self._prompt, self._response = settings.prompt, settings.response
         prompt = _random_ids(rng, settings.prompt, vocabulary)
         responses = tuple(_random_ids(rng, settings.response, vocabulary)
                           for _ in range(settings.responses))
-        count, decoder = settings.responses, workload.network.decoder
+        count, a = settings.responses, workload.network.architecture
         unrated = np.full((count, 1), np.nan)
         self._together = Encoded('all', 'all', prompt, responses, np.zeros((count, count)), unrated)
         self._alone = [Encoded(f'{k}', f'{k}', prompt, (response,), np.zeros((1, 1)), unrated[:1])
                        for k, response in enumerate(responses)]
-        self._flops_ratio = (costs.useful_flops(decoder, self._alone, training=False)
-                             / costs.useful_flops(decoder, [self._together], training=False))
+        self._flops_ratio = (costs.useful_flops(a, self._alone, training=False)
+                             / costs.useful_flops(a, [self._together], training=False))
         self._score_together = _scoring(config, workload, [self._together])
         self._score_alone = [_scoring(config, workload, [item]) for item in self._alone]
 
@@ -409,18 +410,18 @@ def _product(dtype: str) -> tuple[Callable[[], float], dict[str, Any]]:
 
 
 def _rates(seconds: Sequence[float], items: Sequence[Sequence[Encoded]], *, training: bool,
-           decoder: Any, machine_rate: float, peak: float | None) -> dict[str, Any]:
+           architecture: Architecture, machine_rate: float, peak: float | None) -> dict[str, Any]:
     """Work and rates of timed comparisons.
 
     Args:
       seconds: of each repeat.
       items: the comparisons of each repeat.
       training: whether they were trained on.
-      decoder: architecture.
+      architecture: of the backbone.
       machine_rate: FLOP/s of the matrix product on all devices.
       peak: FLOP/s that the maker states for all devices, or None.
     """
-    flops = [costs.useful_flops(decoder, part, training=training) for part in items]
+    flops = [costs.useful_flops(architecture, part, training=training) for part in items]
     tokens = [costs.distinct_tokens(part) for part in items]
 
     def per_second(amounts: Sequence[int]) -> dict[str, Any]:

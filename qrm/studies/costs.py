@@ -7,11 +7,14 @@ of useful work falls when any of them is wasted on.
 What a step takes is that of `step` as it is written, padding and recomputation included: products,
 bytes held, bytes sent and seconds, on devices that each hold all of the state or, `sharded`, their
 share (`sharding`). It is for micro-batches of one layout, without language-model loss and dropout.
+Everything follows from an `Architecture`, of whatever family, and from what the head reads.
 docs/scaling.md has the formulas, how they were checked, and what they predict.
 
-Axes: R rows, L tokens a row, C comparisons, K responses, D features, N devices.
+Axes: R rows, L tokens a row, C comparisons, K responses, D features, H query heads, G key and value
+heads, E features a head, F inner features, N devices.
 """
 
+import collections
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -22,9 +25,9 @@ import jax.numpy as jnp
 
 from qrm.data.packing import Layout
 from qrm.data.tokens import Encoded
-from qrm.models import sharding
-from qrm.models.decoder import DecoderConfig
+from qrm.models import sharding, transformer
 from qrm.models.network import RewardNetwork
+from qrm.models.transformer import Architecture
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
 
@@ -38,6 +41,9 @@ PEAKS = {
 }
 
 _FLOAT = 4  # bytes of a parameter, of each of AdamW's moments and of a gradient
+_MEANS = {'mean', 'dialogue'}  # of `heads.PLACES`, those that read many tokens
+# Arrays in the compute dtype that differentiation keeps of an activation, beside its result.
+_ACTIVATION = {'gelu_new': 5, 'gelu_pytorch_tanh': 5, 'gelu': 3, 'silu': 3}
 
 # Layouts of a step's micro-batches, and how many there are of each.
 Stacks = Sequence[tuple[Layout, int]]
@@ -78,8 +84,8 @@ class Parameters(NamedTuple):
     Attributes:
       kernels: matrices of the blocks.
       vectors: biases and norms.
-      tables: embeddings of tokens and positions.
-      head: of the reward head.
+      tables: embeddings of tokens and positions, and of the output if it has its own.
+      head: of the reward head and of what is gathered whole as it is: pooler and token types.
     """
 
     kernels: int
@@ -94,7 +100,7 @@ class Work(NamedTuple):
     Attributes:
       projections: of the blocks' kernels.
       attention: logits and mixed values.
-      head: of the reward head.
+      head: of the reward head, the pooler, and means of hidden states over tokens.
     """
 
     projections: int
@@ -154,42 +160,54 @@ class Seconds(NamedTuple):
         return sum(self)
 
 
-def matmul_parameters(decoder: DecoderConfig) -> int:
+def matmul_parameters(architecture: Architecture) -> int:
     """Scalars in the matrices of the blocks: attention and perceptron, without biases.
 
     Embeddings are looked up, not multiplied by, and the head acts on one token a response.
     """
-    attention = 4 * decoder.n_embd**2  # c_attn to queries, keys and values, and c_proj
-    perceptron = 2 * decoder.n_embd * decoder.n_inner  # c_fc and c_proj
-    return decoder.n_layer * (attention + perceptron)
+    return architecture.num_layers * sum(_kernels(architecture).values())
 
 
-def visible_pairs(item: Encoded) -> int:
+def visible_pairs(item: Encoded, *, window: int = 0, causal: bool = True) -> int:
     """(query, key) pairs of the attention of one comparison with its prompt stored once.
 
-    A token sees itself, the tokens before it in its own part, and a response all of the prompt.
+    A token sees its own part, and a response also the prompt; of these tokens it sees those whose
+    positions in the dialogue are in reach, see `attention.attention_mask`.
     """
     prompt, responses = len(item.prompt), [len(response) for response in item.responses]
-    return _triangle(prompt) + sum(size * prompt + _triangle(size) for size in responses)
+
+    def back(size: int) -> int:
+        """Pairs of so many tokens in a row with those at or before them."""
+        return _triangle(size) - _triangle(max(size - window, 0) if window else 0)
+
+    pairs = back(prompt) + sum(back(prompt + size) - back(prompt) for size in responses)
+    if not causal:
+        pairs += sum(back(size) - size for size in (prompt, *responses))
+    return pairs
 
 
-def useful_flops(decoder: DecoderConfig, encoded: Iterable[Encoded], *, training: bool) -> int:
+def useful_flops(architecture: Architecture, encoded: Iterable[Encoded], *, training: bool) -> int:
     """Floating-point operations that the comparisons need in the blocks' products.
 
-    Forward, a token takes 2 for each matrix parameter, and a visible pair 2 * n_embd a block for
-    its logit and as much for its share of the mixed values. Training takes three times that, as
+    Forward, a token takes 2 for each matrix parameter, and a visible pair 2 H E a block for its
+    logit and as much for its share of the mixed values. Training takes three times that, as
     the backward pass has two products for each of the forward pass (Kaplan et al. 2020, arXiv
     2001.08361, section 2.1; Chowdhery et al. 2022, arXiv 2204.02311, appendix B, whose pairs
     are those of full attention).
 
     Args:
-      decoder: architecture.
+      architecture: of the backbone.
       encoded: comparisons with any number of responses.
       training: forward and backward pass, without recomputation; otherwise forward alone.
     """
-    per_token = 2 * matmul_parameters(decoder)
-    per_pair = 4 * decoder.n_embd * decoder.n_layer
-    forward = sum(per_token * item.size + per_pair * visible_pairs(item) for item in encoded)
+    a = architecture
+    per_token, per_pair = 2 * matmul_parameters(a), 4 * a.num_heads * a.head_dim
+    windows = collections.Counter(a.layer(i).window for i in range(a.num_layers))
+    forward = sum(
+        per_token * item.size + per_pair * sum(
+            blocks * visible_pairs(item, window=window, causal=a.causal)
+            for window, blocks in windows.items())
+        for item in encoded)
     return 3 * forward if training else forward
 
 
@@ -217,32 +235,21 @@ def padded_tokens(encoded: Sequence[Encoded], batch: int) -> int:
     return total
 
 
+@functools.cache
 def parameters(network: RewardNetwork) -> Parameters:
     """All parameters of a network."""
-    c = network.decoder
-    of_block = 3 * c.n_embd + c.n_embd + c.n_inner + c.n_embd + 4 * c.n_embd  # and two norms
-    return Parameters(
-        kernels=matmul_parameters(c),
-        vectors=c.n_layer * of_block + 2 * c.n_embd,
-        tables=(c.vocab_size + c.n_positions) * c.n_embd,
-        head=sum(leaf.size for leaf in _head(network.head, c.n_embd).values()),
-    )
+    return _by_kind(_leaves(network))
 
 
+@functools.cache
 def split_parameters(network: RewardNetwork, devices: int) -> Parameters:
     """Those parameters of which a device holds 1 / N; the others are whole on every device.
 
     A leaf is split if N divides one of its axes that may be, see `sharding.MESH_AXES`.
     """
-    c = network.decoder
-    narrow, wide, inner = (size % devices == 0 for size in (c.n_embd, 3 * c.n_embd, c.n_inner))
-    of_block = ((narrow or wide) * 3 * c.n_embd**2 + narrow * c.n_embd**2
-                + (narrow or inner) * 2 * c.n_embd * c.n_inner)
-    head = _head(network.head, c.n_embd)
-    splits = sharding.specs({'head': head}, devices)['head']
-    return Parameters(
-        c.n_layer * of_block, 0, narrow * parameters(network).tables,
-        sum(leaf.size for name, leaf in head.items() if sharding.AXIS in splits[name]))
+    leaves = _leaves(network)
+    splits = sharding.specs(leaves, devices)
+    return _by_kind({path: leaf for path, leaf in leaves.items() if sharding.AXIS in splits[path]})
 
 
 def held_parameters(network: RewardNetwork, shards: int) -> Parameters:
@@ -253,75 +260,80 @@ def held_parameters(network: RewardNetwork, shards: int) -> Parameters:
 
 
 def micro_batch_work(
-    network: RewardNetwork, layout: Layout, *, sharded: bool = False, pairs: int | None = None
+    network: RewardNetwork,
+    layout: Layout,
+    *,
+    sharded: bool = False,
+    pairs: Sequence[int] | None = None,
 ) -> Work:
     """Products of the gradient of one micro-batch, as `step` computes them.
 
-    The backward pass has two products for each of the forward pass. The last block has its output
-    projection and perceptron at the reads only. Recomputed are, with `remat`, all blocks but the
-    last, up to the last product of each, whose result nothing needs; sharded, without `remat`,
-    their attention. XLA does not recompute the last block, which is outside of the scan.
+    The backward pass has two products for each of the forward pass. A block after the scan has its
+    output projection and perceptron at the reads only. Recomputed are, with `remat`, the blocks in
+    the scan, up to the last product of each unless a norm needs its result; sharded, without
+    `remat`, their attention. XLA does not recompute blocks that are outside of the scan.
 
     Args:
-      network: architecture, dtype and recomputation.
+      network: architecture, dtype, recomputation and reads.
       layout: of the micro-batch.
       sharded: whether parameters are.
       pairs: (query, key) pairs of the tiles that are computed in a block, 64 * 64 of each, by
-        the tiled implementation; None: all pairs of all rows, by the dense one.
+        the tiled implementation, for each of `Architecture.layers`; None: all pairs of all rows,
+        by the dense one.
     """
-    c, tokens, reads = network.decoder, layout.rows * layout.length, layout.slots * layout.responses
-    perceptron = 2 * c.n_embd * c.n_inner  # of one token, half of it for each of two kernels
-    inputs, outputs = 6 * c.n_embd**2, 2 * c.n_embd**2 + 2 * perceptron
-    blocks, last = (c.n_layer - 1) * tokens * (inputs + outputs), tokens * inputs + reads * outputs
-    computed = layout.rows * layout.length**2 if pairs is None else pairs
-    mixing = (c.n_layer - 1) * 4 * c.n_embd * computed
-    last_mixing = 4 * c.n_embd * reads * tokens  # against the keys of all rows
-    projections, attention = 3 * (blocks + last), 3 * (mixing + last_mixing)
+    a, tokens = network.architecture, layout.rows * layout.length
+    first, scanned, last = _blocks(network)
+    # Of one token, or of one pair.
+    kernels, pair = _kernels(a), 4 * a.num_heads * a.head_dim
+    inputs, block = 2 * kernels['attention/qkv'], 2 * sum(kernels.values())
+    reads = layout.slots * layout.responses * (len(_last_places(network)) + network.head.gated)
+    projections = 3 * ((first + scanned) * tokens * block
+                       + last * (tokens * inputs + reads * (block - inputs)))
+    computed = (layout.rows * layout.length**2,) if pairs is None else pairs
+    mixing = [pair * computed[i % len(computed)] for i in range(first + scanned)]
+    # The last block's is against the keys of all rows.
+    attended = 3 * (sum(mixing) + last * pair * reads * tokens)
     if pairs is not None:
-        attention += mixing // 2  # the backward pass has five products for two, with the logits
+        attended += sum(mixing) // 2  # the backward pass has five products for two, with the logits
     if network.remat:
-        projections += blocks - (c.n_layer - 1) * tokens * perceptron
+        without = 0 if _norms_results(a) else 2 * kernels['mlp/down']
+        projections += scanned * tokens * (block - without)
     if network.remat or sharded:
-        attention += mixing
-    return Work(projections, attention, 6 * reads * _head_products(network))
-
-
-@functools.cache
-def _head(head: HeadConfig, width: int) -> Mapping[str, jax.ShapeDtypeStruct]:
-    """The arrays of a head."""
-    return jax.eval_shape(lambda key: heads.init(head, key, width), jax.random.key(0))
-
-
-def _head_products(network: RewardNetwork) -> int:
-    """Multiplications of the head for one response; an implicit one is asked at each level."""
-    head = network.head
-    once = sum(leaf.size for name, leaf in _head(head, network.decoder.n_embd).items()
-               if name != 'bias')
-    return once * (head.num_quantiles if head.name == 'implicit_quantile' else 1)
+        attended += sum(mixing[first:])
+    return Work(projections, attended, _head_work(network, layout))
 
 
 def kept_bytes(
     network: RewardNetwork, layout: Layout, *, sharded: bool = False, tiled: bool = False
 ) -> int:
-    """Bytes of one block, not the last, that the forward pass keeps for the backward pass.
+    """Bytes of a block in the scan that the forward pass keeps for the backward pass.
 
-    With `remat` its input. Sharded, also the results of its products but for the last one. Else
-    what differentiation keeps: of [R, L, D], six arrays in float32 (of the norms and the residual
-    stream) and six in the compute dtype (factors of products); of [R, L, n_inner], six (factors,
-    and the activation function's own); eight numbers a token of the norms. Of attention, weights
-    in float32 and in the compute dtype and two numbers a query; by tiles, its result and one.
+    With `remat` its input. Sharded, also the results of its products but for the last one, unless
+    a norm needs it. Else what differentiation keeps: the inputs of both branches; queries, keys,
+    values and what attention gives; norms and perceptron, see `_norm_bytes` and
+    `_perceptron_bytes`. Of attention, weights in float32 and in the compute dtype and two numbers
+    a query, with a cap two more arrays like the weights, in float32; by tiles, its result again
+    and one number. Where blocks have several contexts, also the block's own.
     """
-    c, tokens = network.decoder, layout.rows * layout.length
-    size = jnp.dtype(network.dtype).itemsize
-    if network.remat:
-        return tokens * c.n_embd * size
-    if sharded:
-        return tokens * (5 * c.n_embd + c.n_inner) * size
+    a, tokens = network.architecture, layout.rows * layout.length
+    d, inner, size = a.hidden_size, a.num_heads * a.head_dim, jnp.dtype(network.dtype).itemsize
+    results = sum(a.parts['qkv']) + d + sum(a.parts['up']) + d * _norms_results(a)
+    context = _context_bytes(a, layout, tiled=tiled, chosen=network.remat or sharded)
+    if network.remat or sharded:
+        return context + tokens * size * (d + (0 if network.remat else results))
     if tiled:
-        mixing = tokens * (c.n_embd * size + c.n_head * _FLOAT)
+        mixing = tokens * (inner * size + a.num_heads * _FLOAT)
     else:
-        mixing = tokens * c.n_head * (layout.length * (_FLOAT + size) + 2 * _FLOAT)
-    return mixing + tokens * (6 * c.n_embd * (_FLOAT + size) + 6 * c.n_inner * size + 8 * _FLOAT)
+        logits = _FLOAT + size + 2 * _FLOAT * bool(a.attention_cap)
+        mixing = tokens * a.num_heads * (layout.length * logits + 2 * _FLOAT)
+    factors = (2 * d + inner + sum(a.parts['qkv'])) * size
+    norms, features = 2 * len(a.norm_places), 2 * len(a.norm_places) * d
+    if a.query_key_norm:
+        both = a.num_heads + a.num_kv_heads
+        norms += both if a.query_key_norm == 'head' else 2
+        features += both * a.head_dim
+    return context + mixing + tokens * (
+        factors + _norm_bytes(a, norms, features, size) + _perceptron_bytes(a, size))
 
 
 def step_memory(
@@ -330,26 +342,29 @@ def step_memory(
     """Bytes on each device while a step runs, as a scan over blocks keeps them.
 
     Args:
-      network: architecture, dtype and recomputation.
+      network: architecture, dtype, recomputation and reads.
       layout: of a micro-batch.
       shards: devices over which the state is split; 1: all of it is on each.
       tiled: whether attention is by tiles; L is then a multiple of the tile.
     """
-    c, sharded, held = network.decoder, shards > 1, held_parameters(network, shards)
-    whole, scanned = parameters(network), held.kernels * (c.n_layer - 1) // c.n_layer
+    a, sharded, held = network.architecture, shards > 1, held_parameters(network, shards)
+    first, scanned, last = _blocks(network)
+    whole, copied = parameters(network), held.kernels * scanned // a.num_layers
     size = jnp.dtype(network.dtype).itemsize
-    copies = _FLOAT * scanned
-    if sharded:  # one block of the scan and the last one, see `traffic`
-        copies += 2 * whole.kernels // c.n_layer * size + _FLOAT * whole.head
+    copies = _FLOAT * copied if scanned < a.num_layers else 0  # slices, if not all of them
+    if sharded:  # one block of the scan and those outside of it, see `traffic`
+        copies += (first + 1 + last) * whole.kernels // a.num_layers * size + _FLOAT * whole.head
     elif not network.remat and network.dtype != 'float32':
-        copies += scanned * size
+        copies += copied * size
     working = kept_bytes(dataclasses.replace(network, remat=False), layout, tiled=tiled)
     kept = kept_bytes(network, layout, sharded=sharded, tiled=tiled)
+    entered = a.embedding_norm * layout.rows * layout.length * _norm_bytes(
+        a, 1, a.hidden_size, _FLOAT)
     return Memory(
         state=3 * _FLOAT * sum(held),
         gradients=_FLOAT * (sum(held) + held.kernels),
         copies=copies,
-        activations=(c.n_layer - 1) * kept + working,
+        activations=entered + scanned * kept + (first + 1) * working,
     )
 
 
@@ -361,15 +376,16 @@ def traffic(
     Copies of the state: all gradients are added up once. Shards: in each micro-batch kernels are
     gathered forward and again backward and their gradients scattered, embeddings and their
     gradients are exchanged in place of the tables; what is whole everywhere is added up once.
-    The last block and the head, which are not in the scan, XLA gathers once a step. Kernels are
-    gathered in the compute dtype; the rest is float32.
+    Blocks that are not in the scan, and the head, XLA gathers once a step. Kernels are gathered in
+    the compute dtype; the rest is float32.
 
     Args:
-      network: architecture and dtype.
+      network: architecture, dtype and reads.
       stacks: micro-batches of the step, on the device that has most.
       devices: N.
       sharded: whether the state is split over them.
     """
+    a, (first, scanned, last) = network.architecture, _blocks(network)
     sent = (devices - 1) / devices  # of the whole array: what a ring sends, and all-to-all too
     total, split = sum(parameters(network)), split_parameters(network, devices)
     if not sharded:
@@ -378,15 +394,16 @@ def traffic(
     tokens = sum(filled * layout.rows * layout.length for layout, filled in stacks)
     if not split.tables:
         tokens = 0  # looked up by each device in tables of its own
-    last = split.kernels // network.decoder.n_layer
-    gathered = (count * 2 * (split.kernels - last) + last) * jnp.dtype(network.dtype).itemsize
+    tables, block = 1 + a.learned_positions, split.kernels // a.num_layers
+    gathered = (count * 2 * scanned + first + last) * block * jnp.dtype(network.dtype).itemsize
+    scattered = (first + scanned + last) * block + split.head
     return Traffic(
         all_reduce=round(2 * sent * _FLOAT * (total - sum(split))),
-        # With int32 indices of all tokens.
-        all_gather=round(sent * (gathered + _FLOAT * (split.head + 2 * tokens * devices))),
-        reduce_scatter=round(sent * _FLOAT * count * (split.kernels + split.head)),
-        # Embeddings of tokens and of positions, and one gradient for both.
-        all_to_all=round(sent * _FLOAT * 3 * tokens * network.decoder.n_embd),
+        # With int32 indices of all tokens in each table.
+        all_gather=round(sent * (gathered + _FLOAT * (split.head + tables * tokens * devices))),
+        reduce_scatter=round(sent * _FLOAT * count * scattered),
+        # Embeddings from each table, and one gradient for all.
+        all_to_all=round(sent * _FLOAT * (tables + 1) * tokens * a.hidden_size),
     )
 
 
@@ -398,12 +415,12 @@ def step_seconds(
     devices: int = 1,
     sharded: bool = False,
     efficiency: float,
-    pairs: int | None = None,
+    pairs: Sequence[int] | None = None,
 ) -> Seconds:
     """Predicts how long a step takes, by part.
 
     Args:
-      network: architecture, dtype and recomputation.
+      network: architecture, dtype, recomputation and reads.
       stacks: micro-batches of the step, on the device that has most.
       machine: rates of the devices.
       devices: N.
@@ -431,6 +448,136 @@ def step_seconds(
         exchange=(sent.all_gather + sent.reduce_scatter) / ring + sent.all_to_all * to_each,
         reduction=sent.all_reduce / ring,
     )
+
+
+class _Blocks(NamedTuple):
+    """How many blocks run in which way, see `Transformer`.
+
+    Attributes:
+      first: before the scan: 1 if the first block has one norm less than the others.
+      scanned: in the scan.
+      last: after it: 1 if the last block is computed at the reads only. If nothing is read there,
+        it is not computed.
+    """
+
+    first: int
+    scanned: int
+    last: int
+
+
+def _blocks(network: RewardNetwork) -> _Blocks:
+    a, places = network.architecture, _last_places(network)
+    at_reads = not places & _MEANS
+    rest = a.num_layers - at_reads
+    first = min(rest, int(not a.first_norm))
+    return _Blocks(first, rest - first, int(at_reads and bool(places or network.head.gated)))
+
+
+def _reads(network: RewardNetwork) -> list[heads.Read]:
+    return [heads.parse_read(text) for text in network.head.reads]
+
+
+def _last_places(network: RewardNetwork) -> set[str]:
+    """Where the head reads hidden states of the last block."""
+    return {read.place for read in _reads(network) if read.block is None}
+
+
+def _kernels(a: Architecture) -> dict[str, int]:
+    """Scalars of the matrices of one block."""
+    return {path.removeprefix('blocks/').removesuffix('/kernel'): leaf.shape[1] * leaf.shape[2]
+            for path, leaf in transformer.leaves(a).items()
+            if path.startswith('blocks/') and path.endswith('/kernel')}
+
+
+def _leaves(network: RewardNetwork) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """All arrays of a network by path."""
+    backbone = transformer.leaves(network.architecture, output=network.language_model)
+    head = _head(network.head, network.architecture.hidden_size)
+    return {f'backbone/{path}': jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
+            for path, leaf in backbone.items()} | {f'head/{path}': leaf
+                                                   for path, leaf in head.items()}
+
+
+@functools.cache
+def _head(head: HeadConfig, width: int) -> Mapping[str, jax.ShapeDtypeStruct]:
+    """The arrays of a head by path."""
+    tree = jax.eval_shape(lambda key: heads.init(head, key, width), jax.random.key(0))
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _by_kind(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:
+    sizes = collections.Counter()
+    for path, leaf in leaves.items():
+        if path.startswith(('head/', 'backbone/pooler/', 'backbone/types')):
+            kind = 'head'
+        elif path in ('backbone/tokens', 'backbone/positions', 'backbone/output'):
+            kind = 'tables'
+        else:
+            kind = 'kernels' if path.endswith('kernel') else 'vectors'
+        sizes[kind] += leaf.size
+    return Parameters(*(sizes[kind] for kind in Parameters._fields))
+
+
+def _head_work(network: RewardNetwork, layout: Layout) -> int:
+    """See `Work.head`.
+
+    An implicit head is asked at each level. The weights of a mean need no gradient, and if it is
+    read of any block in the scan, it is taken of all of them.
+    """
+    a, head, places = network.architecture, network.head, _last_places(network)
+    levels = head.num_quantiles if head.name == 'implicit_quantile' else 1
+    once = sum(leaf.size * (levels if path in ('kernel', 'cosines') else 1)
+               for path, leaf in _head(head, a.hidden_size).items() if not path.endswith('bias'))
+    pooled = len(places) * a.hidden_size**2 if a.pooler else 0
+    first, scanned, _ = _blocks(network)
+    inner = {(read.place, read.block <= first) for read in _reads(network)
+             if read.block is not None and read.place in _MEANS}
+    means = len(places & _MEANS) + sum(1 if alone else scanned for _, alone in inner)
+    tokens = layout.rows * layout.length
+    return layout.slots * layout.responses * (
+        6 * (once + pooled) + 4 * means * tokens * a.hidden_size)
+
+
+def _norms_results(a: Architecture) -> bool:
+    """Whether norms see what the last product of a block gives."""
+    return a.norm_places != ('before',)
+
+
+def _norm_bytes(a: Architecture, norms: int, features: int, size: int) -> int:
+    """Bytes that differentiation keeps of so many norms of so many features together.
+
+    Of a layer norm three arrays in float32 and four numbers; of an RMS norm three arrays, one of
+    them in the compute dtype if it is rounded before it is scaled, and two numbers.
+    """
+    if a.norm == 'layer':
+        return 4 * _FLOAT * norms + 3 * _FLOAT * features
+    return 2 * _FLOAT * norms + (2 * _FLOAT + (size if a.norm_rounds else _FLOAT)) * features
+
+
+def _perceptron_bytes(a: Architecture, size: int) -> int:
+    """Bytes a token that differentiation keeps of the inner features of a perceptron.
+
+    The factor of its last product, if gated the two factors of that, and what the activation
+    keeps; ReLU keeps which are positive, in a byte each.
+    """
+    own = 1 if a.activation == 'relu' else _ACTIVATION[a.activation] * size
+    return a.intermediate_size * ((1 + 2 * a.gated) * size + own)
+
+
+def _context_bytes(a: Architecture, layout: Layout, *, tiled: bool, chosen: bool) -> int:
+    """Bytes of a block's own context, see `Transformer.contexts`; 0 if all have the same.
+
+    A byte for each entry of the mask, and cosines and sines; indices of tiles are too few to count.
+    Differentiation keeps dense masks of each head, and angles of queries and of keys, unless the
+    whole context is kept as `chosen` for the block.
+    """
+    length = layout.length
+    if len({(one.rotary, one.window * (one.window < length)) for one in a.layers}) == 1:
+        return 0
+    mask = layout.rows * length**2 * (1 if tiled or chosen else a.num_heads)
+    angles = layout.rows * length * a.head_dim * _FLOAT if a.layers[0].rotary else 0
+    return mask + (angles if chosen else 2 * angles)
 
 
 def _dialogues(item: Encoded) -> list[int]:

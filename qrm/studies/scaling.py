@@ -11,17 +11,19 @@ from collections.abc import Iterable, Sequence
 from ml_collections import ConfigDict
 
 from qrm.data import packing
-from qrm.models import attention
-from qrm.models.decoder import DecoderConfig
+from qrm.models import families
 from qrm.models.network import RewardNetwork
+from qrm.models.transformer import Architecture
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import benchmark, costs
 from qrm.training import workdir
 
 
-def decoder(blocks: int, width: int, heads: int) -> DecoderConfig:
+def decoder(blocks: int, width: int, heads: int) -> Architecture:
     """A decoder of GPT-2's kind, with its vocabulary and positions."""
-    return DecoderConfig(50257, 1024, width, blocks, heads, 4 * width)
+    return families.architecture(families.random_settings('gpt2', {
+        'vocab_size': 50257, 'max_positions': 1024, 'hidden_size': width, 'num_layers': blocks,
+        'num_heads': heads}))
 
 
 DECODERS = {'0.1B': decoder(12, 768, 12), '1B': decoder(18, 2048, 16), '8B': decoder(40, 4096, 32)}
@@ -56,8 +58,8 @@ class Setting:
         return self.comparisons / self.seconds.longest
 
 
-def network(config: DecoderConfig, remat: bool) -> RewardNetwork:
-    return RewardNetwork(config, HeadConfig('quantile'), 'bfloat16', 'dense', remat)
+def network(architecture: Architecture, remat: bool) -> RewardNetwork:
+    return RewardNetwork(architecture, HeadConfig('quantile'), 'bfloat16', 'dense', remat)
 
 
 @functools.cache
@@ -71,7 +73,7 @@ def pack(comparisons: int, devices: int, rows: int) -> costs.Stacks:
 
 
 def options(
-    config: DecoderConfig, machine: costs.Machine, devices: int, sharded: bool, together: bool
+    architecture: Architecture, machine: costs.Machine, devices: int, sharded: bool, together: bool
 ) -> list[Setting]:
     """All ways to take a step with one layout of the state."""
     found = []
@@ -80,7 +82,7 @@ def options(
         packed = pack(TOGETHER, devices, rows) if together else pack(8 * ON_EACH, 8, rows)
         largest = next(layout for layout, filled in packed if filled)
         for remat in (False, True):
-            net = network(config, remat)
+            net = network(architecture, remat)
             found.append(Setting(
                 TOGETHER if together else ON_EACH * devices, sharded, rows, remat,
                 costs.step_memory(net, largest, shards=devices if sharded else 1),
@@ -104,11 +106,11 @@ def speed(machine: costs.Machine, *, together: bool, both: bool) -> str:
       both: a row for each layout of the state, the faster one in bold; else for the faster alone.
     """
     rows = []
-    for name, config in DECODERS.items():
-        alone = fastest(options(config, machine, 1, False, together), float('inf'))
+    for name, architecture in DECODERS.items():
+        alone = fastest(options(architecture, machine, 1, False, together), float('inf'))
         for devices in DEVICES:
             layouts = {'pmap': False, 'fsdp': True} if devices > 1 else {'one': False}
-            found = {layout: options(config, machine, devices, sharded, together)
+            found = {layout: options(architecture, machine, devices, sharded, together)
                      for layout, sharded in layouts.items()}
             best = {layout: fastest(some, machine.memory) for layout, some in found.items()}
             first = max(best, key=lambda layout: best[layout].rate if best[layout] else 0.0)
@@ -156,13 +158,14 @@ def largest(machine: costs.Machine) -> str:
 def hidden(machine: costs.Machine) -> str:
     """A table of the tokens from which on the products of a micro-batch hide its exchange."""
     rows = []
-    for name, config in DECODERS.items():
+    for name, architecture in DECODERS.items():
         for devices in DEVICES[1:]:
             needed = []
             for remat in (False, True):
+                net = network(architecture, remat)
                 one, many = (costs.step_seconds(
-                    network(config, remat), [(packing.Layout(LENGTH, count, 8 * count, 2), 1)],
-                    machine, devices=devices, sharded=True, efficiency=EFFICIENCY)
+                    net, [(packing.Layout(LENGTH, count, 8 * count, 2), 1)], machine,
+                    devices=devices, sharded=True, efficiency=EFFICIENCY)
                     for count in (1, 2))
                 # Both grow by a constant for each row: the exchange by that of the embeddings.
                 gain = (many.products - one.products) - (many.exchange - one.exchange)
@@ -211,11 +214,11 @@ def predicted(config: ConfigDict, flops: float) -> float:
         part = benchmark.training_items(config, workload.encoded, number)
         items += len(part)
         for one in packing.pack(part, layouts):
-            batch = one.micro_batch
-            pairs = attention.plan(
-                batch.segments, batch.responses, workload.network.attention).pairs
-            work += sum(costs.micro_batch_work(workload.network, layouts[one.layout],
-                                               pairs=None if pairs is None else int(pairs)))
+            contexts = workload.network.contexts(one.micro_batch)
+            pairs = [context.plan.pairs for context in contexts]
+            work += sum(costs.micro_batch_work(
+                workload.network, layouts[one.layout],
+                pairs=None if pairs[0] is None else [int(count) for count in pairs]))
     return items * flops / work
 
 

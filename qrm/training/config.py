@@ -11,9 +11,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from qrm.data import demo, tokens
-from qrm.models import attention
-from qrm.models.decoder import DecoderConfig
+from qrm.models import attention, families
+from qrm.models.families import FAMILIES
 from qrm.models.network import DTYPES
+from qrm.models.transformer import Architecture
 from qrm.rewards import losses, selection
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.training import devices, schema, step
@@ -84,14 +85,26 @@ KEYS: Table = {
     'model.remat': Key(False, ANY, 'recompute blocks in the backward pass: slower, less memory'),
     'model.dropout': Key(
         0.0, BELOW_ONE, 'on embeddings, attention and residual branches while training'),
+    'model.initial_std': Key(
+        1.0, NOT_NEGATIVE,
+        "of the head's outputs on some training responses, with mean 0, before the first step; 0: "
+        'kernels are drawn whatever hidden states are like'),
+    'model.family': Key(
+        'gpt2', OneOf(tuple(FAMILIES)),
+        'what a model of random weights computes; this key and the sizes are read if there is no '
+        'checkpoint'),
     'model.sizes.vocab_size': Key(
         50257, AT_LEAST_ONE,
-        'tokens of the embedding, and of a tokenizer trained on the data; this section is '
-        'read if there is no checkpoint'),
-    'model.sizes.n_positions': Key(1024, AT_LEAST_ONE, 'longest dialogue, in tokens'),
-    'model.sizes.n_embd': Key(768, AT_LEAST_ONE, 'width'),
-    'model.sizes.n_layer': Key(12, AT_LEAST_ONE, 'blocks'),
-    'model.sizes.n_head': Key(12, AT_LEAST_ONE, 'attention heads'),
+        'tokens of the embedding, and of a tokenizer trained on the data'),
+    'model.sizes.max_positions': Key(1024, AT_LEAST_ONE, 'longest dialogue, in tokens'),
+    'model.sizes.hidden_size': Key(768, AT_LEAST_ONE, 'width'),
+    'model.sizes.num_layers': Key(12, AT_LEAST_ONE, 'blocks'),
+    'model.sizes.num_heads': Key(12, AT_LEAST_ONE, 'attention heads'),
+    'model.sizes.num_kv_heads': Key(
+        0, NOT_NEGATIVE, 'heads of keys and values; 0: as many as attention heads'),
+    'model.sizes.head_dim': Key(0, NOT_NEGATIVE, 'of a head; 0: heads share the width'),
+    'model.sizes.intermediate_size': Key(
+        0, NOT_NEGATIVE, 'inner width of the perceptrons; 0: four times the width (gpt2)'),
 
     # --- Head and loss ---------------------------------------------------------------------------
     'head.name': Key(
@@ -104,6 +117,10 @@ KEYS: Table = {
         5.0, POSITIVE, 'of the categorical head: atoms from -5 to 5, units of reward'),
     'head.num_cosines': Key(64, AT_LEAST_ONE, 'of tau, that the implicit quantile head reads'),
     'head.num_factors': Key(1, AT_LEAST_ONE, 'numbers in which annotators differ (annotator head)'),
+    'head.reads': Key(
+        ('last',), Each(str),
+        "of hidden states: 'last' token, 'mean' over the response, 'dialogue' (over all of it), "
+        "'first' (CLS of an encoder), each also after a block, 'mean@20'; of several, all"),
     'head.members': Key(
         1, AT_LEAST_ONE, 'heads with parameters of their own, an ensemble if several'),
     # Objective of each head. From preferences: 'bradley_terry', 'bradley_terry_quantile_huber'
@@ -224,7 +241,7 @@ def check(config: Any, more: Table | None = None) -> None:
     problems = []
     if bool(config.evaluation.candidates) != bool(config.evaluation.references):
         problems.append('config.evaluation: candidates and references, expected both or neither')
-    for section, use in (('head', _check_head), ('model.sizes', decoder_config),
+    for section, use in (('head', _check_head), ('model.sizes', architecture),
                          ('evaluation.rules', _check_rules)):
         try:
             use(config)
@@ -233,9 +250,18 @@ def check(config: Any, more: Table | None = None) -> None:
     schema.raise_all(problems)
 
 
-def decoder_config(config: Any) -> DecoderConfig:
-    """The decoder of a model that starts without a checkpoint."""
-    return DecoderConfig(n_inner=4 * config.model.sizes.n_embd, **config.model.sizes)
+def random_settings(config: Any) -> dict[str, Any]:
+    """Settings, as of a `config.json`, of a model that starts without a checkpoint."""
+    return families.random_settings(config.model.family, dict(config.model.sizes))
+
+
+def architecture(config: Any) -> Architecture:
+    """What a model that starts without a checkpoint computes.
+
+    Raises:
+      ValueError: the sizes make none.
+    """
+    return families.architecture(random_settings(config), f'family {config.model.family!r}')
 
 
 def head_config(config: Any, annotators: Sequence[str] = ()) -> HeadConfig:

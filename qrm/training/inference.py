@@ -1,9 +1,10 @@
-"""Raw outputs of many comparisons: packed rows through the network, on all devices."""
+"""What a network makes of many comparisons: packed rows through it, on all devices."""
 
 import collections
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -52,8 +53,38 @@ def predict(
     Returns:
       One [K, outputs] float32 array for each comparison, in order; see `HeadConfig.read`.
     """
-    results = [np.empty((len(item.responses), network.head.outputs), np.float32)
-               for item in encoded]
+    return _run(_outputs, network.head.outputs, network, params, encoded, row_length, rows, mesh)
+
+
+def features(
+    network: RewardNetwork,
+    params: Params,
+    encoded: Sequence[Encoded],
+    *,
+    row_length: int,
+    rows: int,
+    mesh: Mesh | None = None,
+) -> list[np.ndarray]:
+    """What the head reads of every response; arguments as of `predict`.
+
+    Returns:
+      One [K, W] float32 array for each comparison, in order, see `RewardNetwork.features`.
+    """
+    return _run(_features, network.width, network, params, encoded, row_length, rows, mesh)
+
+
+def _run(
+    function: Callable[[RewardNetwork, Params, MicroBatch], jax.Array],
+    width: int,
+    network: RewardNetwork,
+    params: Params,
+    encoded: Sequence[Encoded],
+    row_length: int,
+    rows: int,
+    mesh: Mesh | None,
+) -> list[np.ndarray]:
+    """Values [K, width] of a function that gives [C, K, width] of a micro-batch."""
+    results = [np.empty((len(item.responses), width), np.float32) for item in encoded]
     if not encoded:
         return results
     pieces, owners = [], []
@@ -67,7 +98,7 @@ def predict(
                 item, responses=item.responses[part.start:part.stop],
                 preference=item.preference[part.start:part.stop, part.start:part.stop],
                 ratings=item.ratings[part.start:part.stop],
-                prompt_ends=item.prompt_ends[part.start:part.stop]))
+                prompt_sizes=item.prompt_sizes[part.start:part.stop]))
             owners.append((owner, part.start))
     layouts = plan_layouts(pieces, row_length=length, rows=max(1, rows * row_length // length))
     devices, spread = jax.device_count(), Spread(mesh)
@@ -88,8 +119,8 @@ def predict(
             members = [item for item in packed if item.layout == number]
             for first in range(0, len(members), devices):
                 group = members[first:first + devices]
-                outputs = _forward(network, params, [p.micro_batch for p in group], layout,
-                                   spread)
+                outputs = _forward(function, network, params, [p.micro_batch for p in group],
+                                   layout, spread)
                 running.append((outputs, group, start))
                 # The devices never wait for the host to take results away.
                 if len(running) > _AHEAD:
@@ -100,40 +131,49 @@ def predict(
 
 
 def _forward(
+    function: Callable[[RewardNetwork, Params, MicroBatch], jax.Array],
     network: RewardNetwork,
     params: Params,
     batches: list[MicroBatch],
     layout: Layout,
     spread: Spread,
 ) -> jax.Array:
-    """Outputs [devices, C, K, outputs] of up to one micro-batch for each device."""
+    """Values [devices, C, K, width] of up to one micro-batch for each device."""
     devices = jax.device_count()
     batches = batches + [empty_micro_batch(layout)] * (devices - len(batches))
     placed = spread.put([batches[i] for i in own_devices()])
     if spread.mesh is not None:
-        return _apply_split(network, spread.mesh, params, placed)
+        return _apply_split(function, network, spread.mesh, params, placed)
     if devices == 1:
-        return _apply(network, params, placed)[None]
-    return spread.one(_apply_all(network, params, placed))
+        return _apply(function, network, params, placed)[None]
+    return spread.one(_apply_all(function, network, params, placed))
 
 
 def _outputs(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
     return network(params, batch)
 
 
-_apply = jax.jit(_outputs, static_argnums=0)
-
-
-@functools.partial(jax.pmap, axis_name='devices', static_broadcasted_argnums=0)
-def _apply_all(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
-    return jax.lax.all_gather(_outputs(network, params, batch), 'devices')
+def _features(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
+    return network.features(params, batch)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
+def _apply(function: Any, network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
+    return function(network, params, batch)
+
+
+@functools.partial(jax.pmap, axis_name='devices', static_broadcasted_argnums=(0, 1))
+def _apply_all(
+    function: Any, network: RewardNetwork, params: Params, batch: MicroBatch
+) -> jax.Array:
+    return jax.lax.all_gather(function(network, params, batch), 'devices')
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _apply_split(
-    network: RewardNetwork, mesh: Mesh, params: Params, batch: MicroBatch
+    function: Any, network: RewardNetwork, mesh: Mesh, params: Params, batch: MicroBatch
 ) -> jax.Array:
     def own(params, batch):
-        return jax.lax.all_gather(_outputs(network, params, batch), sharding.AXIS)
+        return jax.lax.all_gather(function(network, params, batch), sharding.AXIS)
 
     return sharding.on_shards(own, mesh, P())(params, batch)

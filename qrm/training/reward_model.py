@@ -7,17 +7,24 @@
 import dataclasses
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from qrm.data.comparisons import Comparison, DataError, parse_row
-from qrm.data.tokens import Encoded, Tokenizer, encode_to_score, load_tokenizer
-from qrm.models import weights
-from qrm.models.decoder import DecoderConfig
+from qrm.data.tokens import (
+    Encoded,
+    Reading,
+    Tokenizer,
+    encode_to_score,
+    load_tokenizer,
+    save_tokenizer,
+)
+from qrm.models import families, weights
 from qrm.models.network import Params, RewardNetwork
+from qrm.models.transformer import Architecture
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
 from qrm.training import inference
@@ -25,6 +32,9 @@ from qrm.training.checkpoints import Checkpoints
 from qrm.training.workdir import WorkdirError, read_json, runs_hint, write_json
 
 _ROWS = 1  # of `row_length` tokens
+# What a foreign head is taken to have learnt, which says how likely one response is to win.
+_OBJECTIVES = {'scalar': 'bradley_terry', 'quantile': 'bradley_terry_quantile_huber',
+               'gaussian': 'distributional_bradley_terry'}
 
 
 class Scores(NamedTuple):
@@ -46,20 +56,20 @@ class RewardModel:
 
     Attributes:
       network: architecture.
+      settings: of the backbone, as in the `config.json` of its family, see `families`.
       params: parameters.
       tokenizer: tokenizer.
       loss: the objective it was trained with, which says what a win probability is.
-      append_eos: whether EOS is appended to each dialogue.
-      max_length: tokens of the longest dialogue; longer ones lose their left end.
+      reading: how it reads dialogues.
       row_length: tokens of a packed row; has no effect on scores.
     """
 
     network: RewardNetwork
+    settings: Mapping[str, Any]
     params: Params
     tokenizer: Tokenizer
     loss: losses.LossConfig
-    append_eos: bool
-    max_length: int
+    reading: Reading
     row_length: int = 1024
 
     @property
@@ -106,8 +116,8 @@ class RewardModel:
 
     def encode(self, comparisons: Sequence[Comparison]) -> tuple[list[Encoded], int]:
         """The comparisons in tokens, for `predict`, and how many dialogues were cut."""
-        return encode_to_score(comparisons, self.tokenizer, max_length=self.max_length,
-                               append_eos=self.append_eos, attributes=self.network.head.attributes)
+        return encode_to_score(comparisons, self.tokenizer, self.reading,
+                               attributes=self.network.head.attributes)
 
     def predict(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Raw outputs [K, outputs] of each encoded comparison, in order."""
@@ -115,16 +125,19 @@ class RewardModel:
                                  rows=_ROWS)
 
 
-def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardModel:
-    """Loads a reward model from a workdir, or a `GPT2ForSequenceClassification` checkpoint.
+def load(
+    path: str, *, step: int | str = 'best', max_length: int = 0, gaussian: bool = False
+) -> RewardModel:
+    """Loads a reward model from a workdir, or a sequence classifier of `transformers`.
 
     It computes in float32, also if it was trained in bfloat16.
 
     Args:
-      path: workdir of a training run, or folder or hub name in the Hugging Face layout; a
-        `score.weight` with one row is a scalar head, with N rows a quantile head.
+      path: workdir of a training run, or folder or hub name in the Hugging Face layout, of any of
+        `families.FAMILIES`; with one output it has a scalar head, with N a quantile head.
       step: of a workdir, which checkpoint: 'best', 'last' or a number.
       max_length: tokens of the longest dialogue; 0: the model's number of positions.
+      gaussian: the two outputs of a foreign head are mean and width of a Gaussian.
 
     Raises:
       DataError, WorkdirError: there is no reward model, or it cannot be used.
@@ -132,13 +145,14 @@ def load(path: str, *, step: int | str = 'best', max_length: int = 0) -> RewardM
     if os.path.isdir(path) and os.path.exists(os.path.join(path, 'model.json')):
         model = _load_workdir(path, step)
     else:
-        model = _load_hugging_face(path)
-    positions = model.network.decoder.n_positions
+        model = _load_hugging_face(path, gaussian)
+    positions = model.network.architecture.max_positions
     if not 0 <= max_length <= positions:
         raise DataError(f'max_length={max_length}, but the model has {positions} positions')
     # In bfloat16 a score would depend on what shares its row, by about .003.
     network = dataclasses.replace(model.network, dtype='float32')
-    return dataclasses.replace(model, network=network, max_length=max_length or positions)
+    reading = dataclasses.replace(model.reading, max_length=max_length or positions)
+    return dataclasses.replace(model, network=network, reading=reading)
 
 
 def describe(workdir: str, model: RewardModel) -> None:
@@ -147,12 +161,14 @@ def describe(workdir: str, model: RewardModel) -> None:
     if not jax.process_index() and not os.path.isdir(folder):
         # Appears whole or not at all, also if the run is killed here.
         shutil.rmtree(folder + '.tmp', ignore_errors=True)
-        model.tokenizer.save_pretrained(folder + '.tmp')
+        save_tokenizer(model.tokenizer, folder + '.tmp')
         os.rename(folder + '.tmp', folder)
     network = dataclasses.asdict(model.network)
+    del network['architecture']  # follows from the settings
     write_json(os.path.join(workdir, 'model.json'), {
-        'network': network, 'loss': dataclasses.asdict(model.loss), 'append_eos': model.append_eos,
-        'max_length': model.max_length, 'row_length': model.row_length,
+        'network': network, 'settings': dict(model.settings),
+        'loss': dataclasses.asdict(model.loss),
+        'reading': dataclasses.asdict(model.reading), 'row_length': model.row_length,
     })
 
 
@@ -166,9 +182,10 @@ def _load_workdir(workdir: str, step: int | str) -> RewardModel:
     values = read_json(path)
     try:
         parts, loss = values['network'], losses.LossConfig(**values['loss'])
-        network = RewardNetwork(**parts | {
-            'decoder': DecoderConfig(**parts['decoder']), 'head': HeadConfig(**parts['head'])})
-        rest = [values[key] for key in ('append_eos', 'max_length', 'row_length')]
+        settings = values['settings']
+        network = RewardNetwork(**parts | {'architecture': families.architecture(settings, path),
+                                           'head': HeadConfig(**parts['head'])})
+        rest = Reading(**values['reading']), values['row_length']
     except (KeyError, TypeError, ValueError) as error:
         raise WorkdirError(f'{path}: not a model of this version ({error!r})') from error
     folder = os.path.join(workdir, 'tokenizer')
@@ -181,32 +198,46 @@ def _load_workdir(workdir: str, step: int | str) -> RewardModel:
             raise WorkdirError(f'{workdir}: no checkpoint {step!r}; there are {checkpoints.steps}, '
                                "expected one of them, 'best' or 'last'")
         params = checkpoints.restore_params(number, params)
-    return RewardModel(
-        network, params, load_tokenizer(folder), loss, *rest)
+    return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest)
 
 
-def _load_hugging_face(path: str) -> RewardModel:
+def _load_hugging_face(path: str, gaussian: bool) -> RewardModel:
     folder = weights.resolve(path)
     if not os.path.exists(os.path.join(folder, 'config.json')):
         raise DataError(f'{path}: neither the folder of a run (model.json) nor a Hugging Face '
                         f'checkpoint (config.json){runs_hint(folder)}')
-    pretrained = weights.load_pretrained(folder)
-    if pretrained.score is None:
-        raise DataError(f'{path}: no score.weight; this is a language model, not a reward model')
-    outputs = pretrained.score.shape[1]
-    head = HeadConfig('scalar') if outputs == 1 else HeadConfig('quantile', outputs)
+    pretrained = weights.load_pretrained(folder, gaussian=gaussian)
+    if pretrained.head is None:
+        raise DataError(f'{path}: no {families.FAMILIES[pretrained.settings["model_type"]].head}'
+                        '.weight or other reward head; this is a language model, not a reward '
+                        'model')
+    (head, params), a = pretrained.head, pretrained.architecture
     tokenizer = load_tokenizer(folder)
-    check_vocabulary(tokenizer, pretrained.config)
-    objective = 'bradley_terry' if outputs == 1 else 'bradley_terry_quantile_huber'
+    check_vocabulary(tokenizer, a)
+    objective = _OBJECTIVES[head.name]
     return RewardModel(
-        RewardNetwork(pretrained.config, head),
-        {'decoder': pretrained.decoder, 'head': {'kernel': pretrained.score}},
-        tokenizer, losses.LossConfig(objective), append_eos=True,
-        max_length=pretrained.config.n_positions,
+        RewardNetwork(a, head), pretrained.settings,
+        {'backbone': pretrained.backbone, 'head': params},
+        tokenizer, losses.LossConfig(objective), Reading(
+            a.max_positions,
+            # An encoder's dialogues end as its tokenizer ends them.
+            append_eos=a.causal, rendered_chats=True, skipped=_skipped(pretrained.settings, a),
+            share_prompt=a.causal, size_prompt=head.sizes_prompts),
     )
 
 
-def check_vocabulary(tokenizer: Tokenizer, decoder: DecoderConfig) -> None:
+def _skipped(settings: Mapping[str, Any], a: Architecture) -> int | None:
+    """Token that a foreign model is read before: padding, by the classifiers of transformers.
+
+    Models with classes of their own (OpenRLHF's, LLaMA-Factory's, UltraRM and others) look at
+    which tokens are attended to, so they are read at EOS also where that is the padding token.
+    """
+    names = settings.get('architectures') or [families.FAMILIES[settings['model_type']].classifier]
+    classifier = str(names[0]).endswith('ForSequenceClassification')
+    return settings.get('pad_token_id') if a.causal and classifier else None
+
+
+def check_vocabulary(tokenizer: Tokenizer, architecture: Architecture) -> None:
     """Checks that every token has an embedding; a missing one would read another token's.
 
     Raises:
@@ -216,6 +247,6 @@ def check_vocabulary(tokenizer: Tokenizer, decoder: DecoderConfig) -> None:
     if set(tokenizer.get_vocab()) <= set(tokenizer.all_special_tokens):
         raise DataError(f'{tokenizer.name_or_path}: no tokenizer, or one with special tokens only; '
                         'expected tokenizer.json, or vocab.json and merges.txt')
-    if len(tokenizer) > decoder.vocab_size:
+    if len(tokenizer) > architecture.vocab_size:
         raise DataError(f'the tokenizer {tokenizer.name_or_path!r} has {len(tokenizer)} tokens, '
-                        f'but the embedding has {decoder.vocab_size} rows')
+                        f'but the embedding has {architecture.vocab_size} rows')

@@ -108,9 +108,9 @@ def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:
 
 
 def decays(params: Params) -> Params:
-    """Mask of the parameters that weight decay acts on."""
-    matrices = ('kernel', 'wte', 'wpe', 'gate', 'cosines')
-    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key in matrices, params)
+    """Mask of the parameters that weight decay acts on: those with an axis of features."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: 'embed' in sharding.logical_axes(path, leaf), params)
 
 
 def init_state(
@@ -163,15 +163,12 @@ def make_train_step(
         # The language-model loss needs all tokens, the rewards only those they are read at.
         hidden = network.hidden(params, batch, embedded, key if network.dropout else None,
                                 everywhere=bool(loss.lm_weight))
-        read = hidden
-        if loss.lm_weight:
-            read = hidden.reshape(-1, hidden.shape[-1])[network.reads(batch)]
         levels = None
         if sampled:
             levels = heads.random_levels(jax.random.fold_in(key, 1), batch.reads.shape,
                                          network.head.num_quantiles)
         # What empty slots hold must not reach the gradient, not even as 0 * inf.
-        outputs = jnp.where(batch.present[..., None], network.outputs(params, read, levels), 0.0)
+        outputs = jnp.where(batch.present[..., None], network.outputs(params, hidden, levels), 0.0)
         reward = network.head.read(outputs, levels)
         means = None
         if teacher is not None:
@@ -182,7 +179,7 @@ def make_train_step(
             reward, judgement, means)
         total = jnp.sum(per_comparison * batch.weight)
         if loss.lm_weight:
-            total += loss.lm_weight * network.language_model_loss(params, batch, hidden)
+            total += loss.lm_weight * network.language_model_loss(params, batch, hidden.tokens)
         return total, _sums(total, reward.distribution.mean, batch)
 
     gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)

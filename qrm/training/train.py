@@ -1,5 +1,6 @@
 """Training, read from top to bottom: data, model, resume, loop, checkpoints."""
 
+import functools
 import hashlib
 import importlib.util
 import math
@@ -18,10 +19,10 @@ from jax.sharding import Mesh
 from qrm.data import packing, tokens
 from qrm.data.comparisons import DataError, DataReport
 from qrm.data.sources import load_splits
-from qrm.data.tokens import Encoded
+from qrm.data.tokens import Encoded, Reading
 from qrm.models import sharding, weights
 from qrm.models.network import Params, RewardNetwork, parameter_count
-from qrm.rewards import metrics
+from qrm.rewards import heads, metrics
 from qrm.training import config as config_lib
 from qrm.training import inference, reward_model, step, workdir
 from qrm.training.checkpoints import Checkpoints
@@ -29,6 +30,8 @@ from qrm.training.devices import Spread, fetch_number, own_devices
 from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
+
+_SAMPLE = 32  # comparisons by which the scale of an initial head is found
 
 
 class Prepared(NamedTuple):
@@ -65,8 +68,9 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
         if not annotators:
             raise DataError(f"{config.data.path}: no training comparison has an 'annotator', "
                             'which the annotator head learns from')
-    network, params, mesh = initial_network(config, annotators)
-    decoder, loss = network.decoder, config_lib.loss_config(config)
+    initial = initial_network(config, annotators)
+    network, a, loss = (initial.network, initial.network.architecture,
+                        config_lib.loss_config(config))
     saved = os.path.join(folder, 'tokenizer') if folder else ''
     if os.path.isdir(saved):
         tokenizer = tokens.load_tokenizer(saved)
@@ -75,16 +79,18 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
             config.model.tokenizer or weights.resolve(config.model.checkpoint))
     else:
         texts = tokens.texts_of(splits['train'][0])
-        tokenizer = tokens.train_tokenizer(texts, decoder.vocab_size)
-    reward_model.check_vocabulary(tokenizer, decoder)
-    max_length = config.data.max_length or decoder.n_positions
-    if max_length > decoder.n_positions:
+        tokenizer = tokens.train_tokenizer(texts, a.vocab_size)
+    reward_model.check_vocabulary(tokenizer, a)
+    max_length = config.data.max_length or a.max_positions
+    if max_length > a.max_positions:
         raise DataError(f'config.data.max_length={max_length}, but the model has '
-                        f'{decoder.n_positions} positions')
+                        f'{a.max_positions} positions')
+    reading = Reading(max_length, append_eos=config.data.append_eos, share_prompt=a.causal,
+                      size_prompt=network.head.sizes_prompts)
     encoded = {
         split: tokens.encode(
-            comparisons, tokenizer, report, max_length=max_length, overlong=config.data.overlong,
-            append_eos=config.data.append_eos, ratings=loss.reads != 'preferences',
+            comparisons, tokenizer, report, reading, overlong=config.data.overlong,
+            ratings=loss.reads != 'preferences',
             # Held-out comparisons are judged by all that is known of them.
             preferences=split != 'train' or loss.reads != 'ratings' or network.head.gated,
             named=split == 'train' and loss.reads == 'annotators',
@@ -100,46 +106,70 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
                             '(rows with the same opening question stay in one split)\n'
                             + format_reports(reports))
     return Prepared(
-        RewardModel(network, params, tokenizer, loss, config.data.append_eos, max_length,
+        RewardModel(network, initial.settings, initial.params, tokenizer, loss, reading,
                     config.train.row_length),
-        encoded, reports, mesh,
+        encoded, reports, initial.mesh,
     )
 
 
-def initial_network(
-    config: Any, annotators: Sequence[str] = ()
-) -> tuple[RewardNetwork, Params, Mesh | None]:
-    """The configured network, what its parameters start from, and the mesh they are split over.
+class Initial(NamedTuple):
+    """The network of a run before its first step.
+
+    Attributes:
+      network: as configured.
+      settings: of its backbone, see `RewardModel`.
+      params: what it starts from.
+      mesh: over which they are split; None: they are not.
+    """
+
+    network: RewardNetwork
+    settings: dict[str, Any]
+    params: Params
+    mesh: Mesh | None
+
+
+def initial_network(config: Any, annotators: Sequence[str] = ()) -> Initial:
+    """The configured network and what its parameters start from.
 
     Args:
       config: a checked config.
       annotators: names of those whom the annotator head knows.
 
     Raises:
+      ConfigError: a setting of the head or the loss that this backbone does not have.
       DataError: see `weights.resolve` and `weights.load_pretrained`.
     """
     mesh = sharding.make_mesh() if config.train.sharding == 'fsdp' else None
+    language_model = bool(config.loss.lm_weight)
     pretrained = None
     if config.model.checkpoint:
         # What is going to be split need not fit into one accelerator.
         with jax.default_device(mesh and jax.local_devices(backend='cpu')[0]):
-            pretrained = weights.load_pretrained(weights.resolve(config.model.checkpoint))
-    decoder = pretrained.config if pretrained else config_lib.decoder_config(config)
-    network = RewardNetwork(decoder, config_lib.head_config(config, annotators),
-                            config.model.dtype, config.model.attention, config.model.remat,
-                            config.model.dropout)
+            pretrained = weights.load_pretrained(weights.resolve(config.model.checkpoint),
+                                                 output=language_model)
+    settings = pretrained.settings if pretrained else config_lib.random_settings(config)
+    architecture = (pretrained.architecture if pretrained else config_lib.architecture(config))
+    try:
+        network = RewardNetwork(
+            architecture, config_lib.head_config(config, annotators), config.model.dtype,
+            config.model.attention, config.model.remat, config.model.dropout, language_model)
+    except ValueError as error:
+        raise ConfigError(f'config: {error}') from error
     key = jax.random.key(config.seed)
     places = mesh and sharding.shardings(jax.eval_shape(network.init, key), mesh)
     params = jax.jit(network.init, out_shardings=places)(key)
     if pretrained:
         # The head always starts anew, so that heads compared with each other start alike.
-        if pretrained.score is not None:
-            print(f'note: score.weight of {config.model.checkpoint} is not used, training starts a '
-                  'new head')
-        own = pretrained.decoder
-        params = params | {'decoder': own if mesh is None
-                           else sharding.split(own, places['decoder'])}
-    return network, params, mesh
+        if pretrained.head is not None:
+            print(f'note: the head of {config.model.checkpoint} is not used, training starts a '
+                  'new one')
+        if new := sorted(params['backbone'].keys() - pretrained.backbone.keys()):
+            print(f'note: {config.model.checkpoint} has no {", ".join(new)}, training starts anew')
+        own = pretrained.backbone
+        if mesh is not None:
+            own = sharding.split(own, {name: places['backbone'][name] for name in own})
+        params = params | {'backbone': params['backbone'] | own}
+    return Initial(network, settings, params, mesh)
 
 
 def format_reports(reports: dict[str, DataReport]) -> str:
@@ -218,8 +248,6 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
     optimizer = step.make_optimizer(config.optimizer, steps)
     rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     mesh, spread = prepared.mesh, Spread(prepared.mesh)
-    state = step.init_state(prepared.model.params, optimizer, config.seed, mesh,
-                            teacher=loss.has_teacher)
     run_step = spread.compile(step.make_train_step(network, loss, optimizer))
     layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
     fingerprint = tokens.fingerprint([*examples, *prepared.encoded['validation']])
@@ -250,7 +278,10 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
             prepared.encoded['validation'], outputs, network.head, loss))
 
     with Checkpoints(folder, keep=config.train.keep) as checkpoints, Signals() as signals:
-        start = 0
+        start, params = 0, prepared.model.params
+        if checkpoints.latest is None and config.model.initial_std:
+            params = _with_standard_head(config, network, params, examples, mesh)
+        state = step.init_state(params, optimizer, config.seed, mesh, teacher=loss.has_teacher)
         if checkpoints.latest is not None:
             start = checkpoints.latest
             params, rest, meta = checkpoints.restore(
@@ -340,6 +371,23 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
         raise Interrupted(interrupted)
     # The first steps wait for compilation, and for none before them.
     return float(np.median(seconds[3:])) if len(seconds) > 3 else None
+
+
+def _with_standard_head(
+    config: Any, network: RewardNetwork, params: Params, examples: Sequence[Encoded],
+    mesh: Mesh | None,
+) -> Params:
+    """Parameters with an initial head as `heads.standardise` makes it, by a few comparisons."""
+    count = min(_SAMPLE, len(examples))
+    some = [examples[i] for i in np.linspace(0, len(examples) - 1, count, dtype=int)]
+    found = inference.features(network, params, some, row_length=config.train.row_length,
+                               rows=config.train.rows, mesh=mesh)
+    of_responses = network.architecture.hidden_size * len(network.head.reads)
+    standardise = jax.jit(
+        functools.partial(heads.standardise, network.head, std=config.model.initial_std),
+        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, params['head']))
+    head = standardise(params['head'], np.concatenate(found)[:, :of_responses])
+    return params | {'head': head}
 
 
 class _Progress:

@@ -11,11 +11,13 @@ from scipy.special import expit
 from qrm.analysis import winrate
 from qrm.data import tokens
 from qrm.data.comparisons import DataError
-from qrm.models.decoder import DecoderConfig
+from qrm.data.tokens import Reading
+from qrm.models import families
 from qrm.models.network import RewardNetwork
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
 from qrm.training.reward_model import RewardModel
+from tests.helpers import SETTINGS as GPT2
 from tests.helpers import init
 
 SETTINGS = {'replicates': 50, 'level': 0.9, 'seed': 0}
@@ -25,11 +27,12 @@ PROMPTS = [f'\n\nHuman: question {i}?\n\nAssistant:' for i in range(40)]
 @pytest.fixture(scope='module')
 def model():
     tokenizer = tokens.train_tokenizer([*PROMPTS, ' yes of course', ' no, never'], 300)
-    network = RewardNetwork(DecoderConfig(300, 64, 16, 1, 2, 32), HeadConfig('quantile', 4))
+    settings = GPT2 | {'vocab_size': 300, 'n_layer': 1}
+    network = RewardNetwork(families.architecture(settings), HeadConfig('quantile', 4))
     params = jax.tree.map(lambda x: 4.0 * x if x.ndim > 1 else x, init(network))
-    return RewardModel(network, params, tokenizer,
-                       losses.LossConfig('distributional_bradley_terry'), append_eos=True,
-                       max_length=64, row_length=64)
+    return RewardModel(network, settings, params, tokenizer,
+                       losses.LossConfig('distributional_bradley_terry'), Reading(64),
+                       row_length=64)
 
 
 def write(path, rows):

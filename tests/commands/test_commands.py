@@ -170,7 +170,8 @@ def test_score_of_a_run_and_errors_of_score(results, pairs, tmp_path):
     (['--config=configs/hh.py:helpful,scalar', '--config.data.path=demo'], 2, 'openai-community'),
     (['--config=configs/none.py'], 2, 'configs/none.py'),
     ([], 2, '--config'),
-    (['--config=configs/demo.py', '--config.model.sizes.n_head=5'], 2, 'not divisible by n_head=5'),
+    (['--config=configs/demo.py', '--config.model.sizes.num_heads=5'], 2,
+     'not divisible by num_heads=5'),
     (['--config=configs/demo.py', '--config.data.demo.annotators=x'], 2, 'config.data.demo.annot'),
 ])
 def test_bad_input_ends_in_one_clear_line(flags, code, message, tmp_path):

@@ -53,11 +53,12 @@ def test_layout_of_one_comparison_drawn_by_hand():
         '111..1....',  # second response: the prompt and itself, not the first
         '111..11...',
         '111..111..',
-        '........1.',  # padding sees padding
+        '........11',  # padding sees padding
         '........11',
     ]
     expected = np.array([[c == '1' for c in line] for line in picture])
-    np.testing.assert_array_equal(attention_mask(batch.segments, batch.responses)[0], expected)
+    mask = attention_mask(batch.segments, batch.responses, batch.positions)
+    np.testing.assert_array_equal(mask[0], expected)
 
 
 def test_a_comparison_too_large_for_a_row_gets_several_segments():
@@ -71,9 +72,9 @@ def test_a_comparison_too_large_for_a_row_gets_several_segments():
 
 def test_ratings_annotator_and_ends_of_prompts_drawn_by_hand():
     first = dataclasses.replace(
-        encoded('a', 3, (2, 4, 2)), annotator=5, prompt_ends=(2, 4, 1),
+        encoded('a', 3, (2, 4, 2)), annotator=5, prompt_sizes=(3, 5, 2),
         ratings=np.float32([[1, np.nan], [2, 3], [np.nan, np.nan]]))
-    second = dataclasses.replace(encoded('b', 0, (3,)), prompt_ends=(1,),
+    second = dataclasses.replace(encoded('b', 0, (3,)), prompt_sizes=(2,),
                                  ratings=np.float32([[7, 8]]))
     layout, = packing.plan_layouts([first, second], row_length=12, rows=1)[:1]
     assert layout.attributes == 2
@@ -85,6 +86,8 @@ def test_ratings_annotator_and_ends_of_prompts_drawn_by_hand():
     # second.
     np.testing.assert_array_equal(
         batch.prompt_reads, [[2, 6, 1, 0], [12, 0, 0, 0], [0, 0, 0, 0]])
+    # Where responses start: as far as the prompt alone goes.
+    np.testing.assert_array_equal(batch.starts, [[3, 5, 2, 0], [2, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(batch.reads, [[4, 8, 10, 0], [13, 0, 0, 0], [0, 0, 0, 0]])
     np.testing.assert_array_equal(batch.annotator, [5, -1, -1])
     nan = np.nan
@@ -94,7 +97,7 @@ def test_ratings_annotator_and_ends_of_prompts_drawn_by_hand():
 
 
 def test_ends_of_prompts_in_several_segments():
-    item = dataclasses.replace(encoded('a', 4, (5, 3, 6)), prompt_ends=(3, 4, 2))
+    item = dataclasses.replace(encoded('a', 4, (5, 3, 6)), prompt_sizes=(4, 5, 3))
     batch = packing.pack([item], [packing.Layout(12, 2, 1, 4)])[0].micro_batch
     # The first two beside each other from column 4 and 9 on, the third with a prompt of its own.
     np.testing.assert_array_equal(batch.prompt_reads, [[3, 9, 12 + 2, 0]])
@@ -103,19 +106,23 @@ def test_ends_of_prompts_in_several_segments():
 @pytest.mark.parametrize('row_length', [12, 40, 100])
 def test_ends_of_prompts_point_to_their_tokens(row_length):
     rng = np.random.default_rng(row_length)
-    items = [dataclasses.replace(item, prompt_ends=tuple(
-        int(rng.integers(len(item.prompt) + len(response))) for response in item.responses))
+    items = [dataclasses.replace(item, prompt_sizes=tuple(
+        int(rng.integers(1 + len(item.prompt) + len(response))) for response in item.responses))
         for item in random_comparisons(40, seed=2)]
     layouts = packing.plan_layouts(items, row_length=row_length, rows=3)
     for packed in packing.pack(items, layouts):
         batch = packed.micro_batch
         for slot, index in enumerate(packed.indices):
             item = items[index]
-            for k, (end, response) in enumerate(
-                    zip(item.prompt_ends, item.responses, strict=True)):
+            for k, (size, response) in enumerate(
+                    zip(item.prompt_sizes, item.responses, strict=True)):
+                end = max(size - 1, 0)
                 row, column = divmod(batch.prompt_reads[slot, k], layouts[packed.layout].length)
                 assert batch.tokens[row, column] == np.r_[item.prompt, response][end]
                 assert batch.positions[row, column] == end
+                # A response of no token of its own starts at the last.
+                longest = len(item.prompt) + len(response)
+                assert batch.starts[slot, k] == min(size, longest - 1)
                 # In the same segment as the reward, and visible from there.
                 read = divmod(batch.reads[slot, k], layouts[packed.layout].length)
                 assert batch.segments[row, column] == batch.segments[read]

@@ -13,7 +13,15 @@ from ml_collections import ConfigDict
 from qrm.data import tokens
 from qrm.data.comparisons import Comparison, DataError, DataReport, parse_row, read_jsonl
 from qrm.data.sources import load_splits
-from qrm.data.tokens import Encoded, encode, encode_to_score, fingerprint, split_prompt, tokenize
+from qrm.data.tokens import (
+    Encoded,
+    Reading,
+    encode,
+    encode_to_score,
+    fingerprint,
+    split_prompt,
+    tokenize,
+)
 from tests.helpers import ROOT
 
 SHARED = ROOT / '../shared'
@@ -72,9 +80,13 @@ def _spelt(tokenizer, ids):
     return tokenizer.convert_ids_to_tokens([int(i) for i in ids])
 
 
+READING = {field.name for field in dataclasses.fields(Reading)}
+
+
 def _encode_one(comparison, tokenizer, max_length=100, **kwargs):
     report = DataReport('rows', 'train', read=1)
-    encoded = encode([comparison], tokenizer, report, max_length=max_length, **kwargs)
+    reading = {key: kwargs.pop(key) for key in READING & set(kwargs)}
+    encoded = encode([comparison], tokenizer, report, Reading(max_length, **reading), **kwargs)
     assert report.read == report.kept + sum(report.dropped.values())
     return (encoded[0] if encoded else None), report
 
@@ -90,10 +102,10 @@ def _parts(tokenizer, comparison, **kwargs):
 
 def test_dialogues_are_tokenised_whole(tokenizer):
     # The merge 'hell' crosses the boundary of prompt and response.
-    [[ids]] = tokenize([_comparison('he', 'llo')], tokenizer)
+    [[ids]] = tokenize([_comparison('he', 'llo')], tokenizer, Reading(100))
     assert _spelt(tokenizer, ids) == [BOS, 'hell', 'o', EOS]
     assert ids.dtype == np.int32
-    [[ids]] = tokenize([_comparison('he', 'llo')], tokenizer, append_eos=False)
+    [[ids]] = tokenize([_comparison('he', 'llo')], tokenizer, Reading(100, append_eos=False))
     assert _spelt(tokenizer, ids) == [BOS, 'hell', 'o']
 
 
@@ -103,19 +115,19 @@ def test_dialogues_come_back_in_order(chat_tokenizer):
         _comparison('f', 'g'), _comparison(_user('h'), _assistant('i'), _assistant('j')),
     ]
     found = [[''.join(_spelt(chat_tokenizer, ids)) for ids in dialogues]
-             for dialogues in tokenize(rows, chat_tokenizer)]
+             for dialogues in tokenize(rows, chat_tokenizer, Reading(100))]
     assert found == [
         ['<s>ab</s>', '<s>ac</s>'], ['<s>[u]d[a]e</s>'], ['<s>fg</s>'],
         ['<s>[u]h[a]i</s>', '<s>[u]h[a]j</s>'],
     ]
-    assert tokenize([], chat_tokenizer) == []
+    assert tokenize([], chat_tokenizer, Reading(100)) == []
 
 
 def test_dialogues_come_back_in_order_across_batches(tokenizer, monkeypatch):
     monkeypatch.setattr(tokens, '_BATCH', 3)
     rows = [_comparison('', *(f'{i}{k}' for k in 'abcd'[:1 + i % 4])) for i in range(8)]
     found = [[''.join(_spelt(tokenizer, ids)) for ids in dialogues]
-             for dialogues in tokenize(rows, tokenizer)]
+             for dialogues in tokenize(rows, tokenizer, Reading(100))]
     assert found == [
         ['<s>0a</s>'], ['<s>1a</s>', '<s>1b</s>'], ['<s>2a</s>', '<s>2b</s>', '<s>2c</s>'],
         ['<s>3a</s>', '<s>3b</s>', '<s>3c</s>', '<s>3d</s>'],
@@ -129,7 +141,7 @@ def test_dialogues_come_back_in_order_across_batches(tokenizer, monkeypatch):
     _comparison((), (*_user('he'), *_assistant('y'))),
 ])
 def test_bos_stands_once_in_texts_and_chats(chat_tokenizer, comparison):
-    [[ids]] = tokenize([comparison], chat_tokenizer)
+    [[ids]] = tokenize([comparison], chat_tokenizer, Reading(100))
     spelt = _spelt(chat_tokenizer, ids)
     assert spelt[0] == BOS
     assert spelt.count(BOS) == 1
@@ -137,7 +149,8 @@ def test_bos_stands_once_in_texts_and_chats(chat_tokenizer, comparison):
 
 def test_chats_get_no_other_special_tokens_than_those_of_their_template():
     silent = _tokenizer(template=CHAT_TEMPLATE.removeprefix('{{ bos_token }}'))
-    [[ids]] = tokenize([_comparison(_user('a'), _assistant('b'))], silent, append_eos=False)
+    [[ids]] = tokenize([_comparison(_user('a'), _assistant('b'))], silent,
+                       Reading(100, append_eos=False))
     assert ''.join(_spelt(silent, ids)) == '[u]a[a]b'
 
 
@@ -145,44 +158,45 @@ def test_chats_get_no_other_special_tokens_than_those_of_their_template():
 @pytest.mark.parametrize('response', ['b', 'b</s>', 'b</s></s>'])
 def test_eos_is_the_last_token_once(single, response):
     tokenizer = _tokenizer(single)
-    [[ids]] = tokenize([_comparison('a', response)], tokenizer)
+    [[ids]] = tokenize([_comparison('a', response)], tokenizer, Reading(100))
     assert _spelt(tokenizer, ids) == ([BOS] if single else []) + ['a', 'b', EOS]
 
 
 @pytest.mark.parametrize('end', ['', '{{ eos_token }}'])
 def test_eos_is_the_last_token_of_a_chat_once(end):
     tokenizer = _tokenizer(template=CHAT_TEMPLATE + end)
-    [[ids]] = tokenize([_comparison(_user('a'), _assistant('b'))], tokenizer)
+    [[ids]] = tokenize([_comparison(_user('a'), _assistant('b'))], tokenizer, Reading(100))
     assert ''.join(_spelt(tokenizer, ids)) == '<s>[u]a[a]b</s>'
 
 
 def test_eos_inside_a_dialogue_stays(tokenizer):
-    [[ids]] = tokenize([_comparison('a</s>', 'b')], tokenizer)
+    [[ids]] = tokenize([_comparison('a</s>', 'b')], tokenizer, Reading(100))
     assert _spelt(tokenizer, ids) == [BOS, 'a', EOS, 'b', EOS]
 
 
 def test_tokenizers_without_eos_are_refused_if_it_is_needed():
     tokenizer = _tokenizer('', eos=None)
     with pytest.raises(DataError, match='no EOS token'):
-        tokenize([_comparison('a', 'b')], tokenizer)
-    [[ids]] = tokenize([_comparison('a', 'b')], tokenizer, append_eos=False)
+        tokenize([_comparison('a', 'b')], tokenizer, Reading(100))
+    [[ids]] = tokenize([_comparison('a', 'b')], tokenizer, Reading(100, append_eos=False))
     assert _spelt(tokenizer, ids) == ['a', 'b']
 
 
 def test_dialogues_without_tokens_are_refused():
     with pytest.raises(DataError, match='row 5: a dialogue has no tokens'):
-        tokenize([_comparison('', '', name='row 5')], _tokenizer(''), append_eos=False)
+        tokenize([_comparison('', '', name='row 5')], _tokenizer(''),
+                 Reading(100, append_eos=False))
 
 
 def test_chats_without_a_template_are_refused(tokenizer):
     with pytest.raises(DataError, match='row 5: chat messages, but .* has no chat template'):
-        tokenize([_comparison(_user('a'), _assistant('b'), name='row 5')], tokenizer)
+        tokenize([_comparison(_user('a'), _assistant('b'), name='row 5')], tokenizer, Reading(100))
 
 
 def test_chats_that_the_template_refuses_are_named():
     tokenizer = _tokenizer(template="{{ raise_exception('roles must alternate') }}")
     with pytest.raises(DataError, match='row 5: the chat template refuses it .*must alternate'):
-        tokenize([_comparison(_user('a'), _assistant('b'), name='row 5')], tokenizer)
+        tokenize([_comparison(_user('a'), _assistant('b'), name='row 5')], tokenizer, Reading(100))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
@@ -284,6 +298,35 @@ def test_encoded_carries_what_is_known(tokenizer):
     np.testing.assert_array_equal(encoded.preference, [[0, 0.75], [0.25, 0]])
 
 
+# Read as a classifier of `transformers` is.
+
+
+def test_chats_are_read_as_they_are_rendered():
+    chat = _comparison(_user('a'), _assistant('b'))
+    ending = _tokenizer(template=CHAT_TEMPLATE + "{{ eos_token + '\\n' }}")
+    [[ours]] = tokenize([chat], ending, Reading(100))
+    [[theirs]] = tokenize([chat], ending, Reading(100, rendered_chats=True))
+    assert _spelt(ending, ours)[-2:] == ['b', EOS]
+    assert _spelt(ending, theirs)[-3:] == ['b', EOS, 'Ċ']
+    expected = ending.apply_chat_template([*chat.prompt, *chat.responses[0]], tokenize=True)
+    assert theirs.tolist() == expected['input_ids']
+    # Plain text has no template that could end it.
+    [[plain]] = tokenize([_comparison('a', 'b')], ending, Reading(100, rendered_chats=True))
+    assert _spelt(ending, plain) == [BOS, 'a', 'b', EOS]
+
+
+def test_the_token_of_padding_is_skipped_at_the_end(tokenizer):
+    reading = Reading(100, skipped=tokenizer.eos_token_id)
+    for text in ('b', 'b</s>', 'b</s></s>'):
+        [[ids]] = tokenize([_comparison('a</s>', text)], tokenizer, reading)
+        assert _spelt(tokenizer, ids) == [BOS, 'a', EOS, 'b']
+    other = Reading(100, skipped=tokenizer.pad_token_id)
+    [[ids]] = tokenize([_comparison('a', 'b')], tokenizer, other)
+    assert _spelt(tokenizer, ids) == [BOS, 'a', 'b', EOS]
+    with pytest.raises(DataError, match='row 5: a dialogue has no tokens'):
+        tokenize([_comparison('', '', name='row 5')], _tokenizer(''), reading)
+
+
 # What is dropped, cut, counted and noted.
 
 # <s> a b c d x </s> and <s> a b c d y z </s>: a shared prompt of 5, responses of 2 and 3 tokens.
@@ -291,16 +334,36 @@ LONG = _comparison('abcd', 'x', 'yz', name='row 3')
 
 
 @pytest.mark.parametrize(('max_length', 'prompt', 'cut'), [
-    (9, '<s> a b c d', False), (8, '<s> a b c d', False), (7, 'a b c d', True),
-    (4, 'd', True), (3, '', True),
+    (9, '<s> a b c d', False), (8, '<s> a b c d', False), (7, '<s> b c d', True),
+    (5, '<s> d', True), (4, '<s>', True),
 ])
-def test_prompts_are_cut_from_the_left_and_responses_stay_whole(tokenizer, max_length, prompt,
-                                                                cut):
+def test_prompts_are_cut_behind_bos_and_responses_stay_whole(tokenizer, max_length, prompt, cut):
     encoded, report = _encode_one(LONG, tokenizer, max_length=max_length)
     assert ' '.join(_spelt(tokenizer, encoded.prompt)) == prompt
     assert [_spelt(tokenizer, r) for r in encoded.responses] == [['x', EOS], ['y', 'z', EOS]]
     assert report.truncated == cut
     assert encoded.longest == min(max_length, 8)
+
+
+def test_without_bos_prompts_are_cut_from_the_left():
+    encoded, _ = _encode_one(LONG, _tokenizer(''), max_length=5)
+    assert [_spelt(_tokenizer(''), ids) for ids in _dialogues(encoded)] == [
+        ['c', 'd', 'x', EOS], ['c', 'd', 'y', 'z', EOS]]
+
+
+def test_prompts_that_are_not_shared_are_laid_out_with_each_response(tokenizer):
+    # Cut as they would be if they were shared, and with the same sizes.
+    for max_length in (9, 6):
+        shared, report = _encode_one(LONG, tokenizer, max_length=max_length, size_prompt=True)
+        alone, other = _encode_one(LONG, tokenizer, max_length=max_length, size_prompt=True,
+                                   share_prompt=False)
+        assert len(alone.prompt) == 0
+        assert _dialogues(alone) == _dialogues(shared)
+        assert alone.prompt_sizes == shared.prompt_sizes
+        assert other.truncated == report.truncated == (max_length == 6)
+        assert other.packed_tokens == other.dialogue_tokens == report.dialogue_tokens
+    [item], _ = encode_to_score([LONG], tokenizer, Reading(6, share_prompt=False))
+    assert (len(item.prompt), [len(ids) for ids in item.responses]) == (0, [6, 6])
 
 
 def test_counts_of_tokens_by_hand(tokenizer):
@@ -405,7 +468,7 @@ def test_every_row_of_a_file_is_kept_or_counted(tokenizer, tmp_path):
                            'max_malformed': 0.2, 'attributes': ()})
     total = DataReport('all', 'all')
     for comparisons, report in load_splits(settings, 'any').values():
-        encode(comparisons, tokenizer, report, max_length=20)
+        encode(comparisons, tokenizer, report, Reading(20))
         assert report.read == report.kept + sum(report.dropped.values())
         for field in ('read', 'kept', 'truncated', 'identical', 'tied', 'dropped'):
             setattr(total, field, getattr(total, field) + getattr(report, field))
@@ -455,14 +518,12 @@ def test_ratings_and_annotators_are_encoded(tokenizer):
     known = {'ratings': True, 'annotators': ('Ada', 'Ann')}
     encoded, _ = _encode_one(rated, tokenizer, **known)
     np.testing.assert_array_equal(encoded.ratings, np.float32([[1], [np.nan]]))
-    assert (encoded.annotator, encoded.prompt_ends) == (1, ())
+    assert (encoded.annotator, encoded.prompt_sizes) == (1, ())
     encoded, _ = _encode_one(rated, tokenizer, attributes=('true', 'short', 'kind'), **known)
     np.testing.assert_array_equal(
         encoded.ratings, np.float32([[3, np.nan, np.nan], [4, np.nan, 2]]))
-    # Of one attribute no gate is needed.
     encoded, _ = _encode_one(rated, tokenizer, attributes=('true',), **known)
     np.testing.assert_array_equal(encoded.ratings, [[3.0], [4.0]])
-    assert encoded.prompt_ends == ()
     # Annotators that have no index are unknown.
     assert _encode_one(rated, tokenizer, ratings=True)[0].annotator == -1
     other = dataclasses.replace(rated, annotator='Bo')
@@ -482,14 +543,14 @@ def test_comparisons_without_an_annotator_can_be_left_out(tokenizer):
 
 # Where a prompt ends.
 
-GATED = {'attributes': ('kind', 'true'), 'ratings': True, 'preferences': True}
+SIZED = {'ratings': True, 'preferences': True, 'size_prompt': True}
 
 
 def _ends(comparison, tokenizer, **options):
     """For each dialogue its tokens up to the end of the prompt, spelt."""
-    encoded, _ = _encode_one(comparison, tokenizer, **GATED | options)
-    return [''.join(_spelt(tokenizer, ids[:end + 1]))
-            for ids, end in zip(_dialogues(encoded), encoded.prompt_ends, strict=True)]
+    encoded, _ = _encode_one(comparison, tokenizer, **SIZED | options)
+    return [''.join(_spelt(tokenizer, ids[:size]))
+            for ids, size in zip(_dialogues(encoded), encoded.prompt_sizes, strict=True)]
 
 
 @pytest.mark.parametrize(('prompt', 'texts', 'expected'), [
@@ -499,21 +560,22 @@ def _ends(comparison, tokenizer, **options):
     # A merge over the boundary changes a token: its own dialogue ends before it, no other does.
     ('he', ('llo', 'y'), ['<s>', '<s>he']),
     ('a</s>', ('b', 'c'), ['<s>a</s>', '<s>a</s>']),
-    # Without a prompt it is the first token.
+    # Without a prompt it is what the tokenizer puts before it.
     ('', ('b', 'c'), ['<s>', '<s>']),
 ])
-def test_prompt_ends_by_hand(tokenizer, prompt, texts, expected):
+def test_prompt_sizes_by_hand(tokenizer, prompt, texts, expected):
     assert _ends(_comparison(prompt, *texts), tokenizer) == expected
 
 
-def test_prompt_ends_do_not_depend_on_other_responses(tokenizer):
+def test_prompt_sizes_do_not_depend_on_other_responses(tokenizer):
     texts = ('llo', 'y', ' there', 'y', 'lp')
-    alone = [tokens.prompt_ends(_comparison('he', text), ids, tokenizer)
-             for text in texts for ids in tokenize([_comparison('he', text)], tokenizer)]
+    alone = [tokens.prompt_sizes(_comparison('he', text), ids, tokenizer)
+             for text in texts
+             for ids in tokenize([_comparison('he', text)], tokenizer, Reading(100))]
     for order in ([0, 1, 2, 3, 4], [2, 0], [1, 3, 4]):
         row = _comparison('he', *(texts[i] for i in order), ratings=(1.0,) * len(order))
-        dialogues, = tokenize([row], tokenizer)
-        assert tokens.prompt_ends(row, dialogues, tokenizer) == tuple(
+        dialogues, = tokenize([row], tokenizer, Reading(100))
+        assert tokens.prompt_sizes(row, dialogues, tokenizer) == tuple(
             alone[i][0] for i in order)
 
 
@@ -526,36 +588,35 @@ def test_prompts_end_before_what_the_tokenizer_appends(single, expected):
 def test_prompts_of_chats_end_with_their_last_message(chat_tokenizer):
     chat = _comparison(_user('ab'), _assistant('c'), _assistant('d'))
     assert _ends(chat, chat_tokenizer) == ['<s>[u]ab'] * 2
-    # No messages but responses: the first token.
-    assert _ends(_comparison((), _user('x'), _user('y')), chat_tokenizer) == ['<s>'] * 2
+    # No messages but responses.
+    assert _ends(_comparison((), _user('x'), _user('y')), chat_tokenizer) == [''] * 2
     ending = _tokenizer(template=CHAT_TEMPLATE + '{{ eos_token }}\n')
     assert _ends(chat, ending) == ['<s>[u]ab'] * 2
 
 
 @pytest.mark.parametrize(('max_length', 'expected'), [
-    (8, ['<s>abcd'] * 2), (7, ['abcd'] * 2), (4, ['d'] * 2),
-    # Nothing of the prompt is left: what comes first is read.
-    (3, ['x', 'y']),
+    (8, ['<s>abcd'] * 2), (7, ['<s>bcd'] * 2), (5, ['<s>d'] * 2),
+    # Nothing of the prompt is left but BOS.
+    (4, ['<s>'] * 2),
 ])
-def test_prompt_ends_move_with_what_is_cut(tokenizer, max_length, expected):
+def test_prompt_sizes_move_with_what_is_cut(tokenizer, max_length, expected):
     assert _ends(LONG, tokenizer, max_length=max_length) == expected
 
 
-def test_prompt_ends_of_dialogues_to_score_are_cut_each_by_itself(tokenizer):
+def test_prompt_sizes_of_dialogues_to_score_are_cut_each_by_itself(tokenizer):
     row = _comparison('abc', 'd', 'efghi')
-    options = {'append_eos': True, 'attributes': ('kind', 'true')}
-    [encoded], _ = encode_to_score([row], tokenizer, max_length=7, **options)
-    spelt = [''.join(_spelt(tokenizer, ids[:end + 1]))
-             for ids, end in zip(_dialogues(encoded), encoded.prompt_ends, strict=True)]
-    assert spelt == ['<s>abc', 'c']
+    reading, options = Reading(7, size_prompt=True), {'attributes': ('kind', 'true')}
+    [encoded], _ = encode_to_score([row], tokenizer, reading, **options)
+    spelt = [''.join(_spelt(tokenizer, ids[:size]))
+             for ids, size in zip(_dialogues(encoded), encoded.prompt_sizes, strict=True)]
+    assert spelt == ['<s>abc', '<s>']
     for k, response in enumerate(row.responses):
-        [alone], _ = encode_to_score([_comparison('abc', response)], tokenizer, max_length=7,
-                                     **options)
-        assert alone.prompt_ends == encoded.prompt_ends[k:k + 1]
+        [alone], _ = encode_to_score([_comparison('abc', response)], tokenizer, reading, **options)
+        assert alone.prompt_sizes == encoded.prompt_sizes[k:k + 1]
     assert np.isnan(encoded.ratings).all()
     assert encoded.ratings.shape == (2, 2)
-    [plain], _ = encode_to_score([row], tokenizer, max_length=7, append_eos=True)
-    assert plain.prompt_ends == ()
+    [plain], _ = encode_to_score([row], tokenizer, Reading(7))
+    assert plain.prompt_sizes == ()
 
 
 # Scoring.
@@ -568,23 +629,23 @@ def _dialogues(encoded):
 def test_nothing_is_dropped_for_scoring(tokenizer):
     rows = [_comparison('a', 'b', 'b'), _comparison('a', 'b'), _comparison('a', 'x' * 30),
             _comparison('', '', 'b', 'c', ratings=(None, None, None))]
-    encoded, cut = encode_to_score(rows, tokenizer, max_length=10, append_eos=True)
+    encoded, cut = encode_to_score(rows, tokenizer, Reading(10))
     assert [len(item.responses) for item in encoded] == [2, 1, 1, 3]
     assert all(len(response) >= 1 for item in encoded for response in item.responses)
     assert [item.preference.shape for item in encoded] == [(2, 2), (1, 1), (1, 1), (3, 3)]
     assert cut == 1
-    assert encode_to_score([], tokenizer, max_length=10, append_eos=True) == ([], 0)
+    assert encode_to_score([], tokenizer, Reading(10)) == ([], 0)
 
 
-def test_each_dialogue_is_cut_by_itself_to_its_last_tokens(tokenizer):
+def test_each_dialogue_is_cut_by_itself_to_bos_and_its_last_tokens(tokenizer):
     comparison = _comparison('abc', 'd', 'efghi')
-    [encoded], cut = encode_to_score([comparison], tokenizer, max_length=6, append_eos=True)
+    [encoded], cut = encode_to_score([comparison], tokenizer, Reading(6))
     spelt = [''.join(_spelt(tokenizer, ids)) for ids in _dialogues(encoded)]
-    assert spelt == ['<s>abcd</s>', 'efghi</s>']
+    assert spelt == ['<s>abcd</s>', '<s>fghi</s>']
     assert cut == 1
-    [encoded], cut = encode_to_score([comparison], tokenizer, max_length=4, append_eos=False)
+    [encoded], cut = encode_to_score([comparison], tokenizer, Reading(4, append_eos=False))
     spelt = [''.join(_spelt(tokenizer, ids)) for ids in _dialogues(encoded)]
-    assert spelt == ['abcd', 'fghi']
+    assert spelt == ['<s>bcd', '<s>ghi']
     assert cut == 2
 
 
@@ -594,13 +655,12 @@ def test_tokens_to_score_do_not_depend_on_neighbours(tokenizer, max_length):
     alone = []
     for response in responses:
         [one], _ = encode_to_score([_comparison(prompt, response)], tokenizer,
-                                   max_length=max_length, append_eos=True)
+                                   Reading(max_length))
         alone += _dialogues(one)
     for order in ([0, 1, 2, 3, 4, 5], [5, 3, 1, 0, 2, 4], [3, 0], [2, 1], [1, 5]):
         row = _comparison(prompt, *(responses[i] for i in order), ratings=(None,) * len(order))
         neighbours = [_comparison('x', 'y' * 50), row, _comparison('', 'z', 'z')]
-        encoded, _ = encode_to_score(neighbours, tokenizer, max_length=max_length,
-                                     append_eos=True)
+        encoded, _ = encode_to_score(neighbours, tokenizer, Reading(max_length))
         assert _dialogues(encoded[1]) == [alone[i] for i in order]
     assert all(1 <= len(ids) <= max_length for ids in alone)
 
@@ -613,7 +673,7 @@ def _item(**changes):
         'a', 'g', np.array([1, 2, 3], np.int32),
         (np.array([4, 5], np.int32), np.array([6], np.int32)),
         np.array([[0, 1], [0, 0]], np.float32), np.array([[3], [np.nan]], np.float32),
-        margin=0.5, weight=2.0, annotator=4, prompt_ends=(2, 1),
+        margin=0.5, weight=2.0, annotator=4, prompt_sizes=(2, 1),
     )
     return dataclasses.replace(item, **changes)
 
@@ -636,7 +696,7 @@ def _item(**changes):
     {'ratings': np.array([[3, np.nan]], np.float32)},
     {'annotator': -1},
     # The gate reads another token.
-    {'prompt_ends': (2, 2)},
+    {'prompt_sizes': (2, 2)},
 ])
 def test_fingerprints_tell_data_apart(changes):
     other = _item(prompt=np.array([8], np.int32))
@@ -673,7 +733,7 @@ def test_real_comparisons_with_the_gpt2_tokenizer():
             same = itertools.takewhile(lambda ids: ids[0] == ids[1], zip(*pair, strict=False))
             expected.append((pair, len(list(same))))
     report = DataReport('harmless', 'all', read=len(rows))
-    encoded = encode(rows, gpt2, report, max_length=1024)
+    encoded = encode(rows, gpt2, report, Reading(1024))
     assert report.read == report.kept == len(encoded) == 1926
     for item, (pair, shared) in zip(encoded, expected, strict=True):
         assert _dialogues(item) == pair

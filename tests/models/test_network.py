@@ -1,6 +1,5 @@
 """The network's short cuts change nothing: pruning, scans, recomputation, packing itself."""
 
-import dataclasses
 import functools
 
 import jax
@@ -10,10 +9,9 @@ import optax
 import pytest
 
 from qrm.data import packing
-from qrm.models import decoder as decoder_lib
-from qrm.models import network
+from qrm.models import network, transformer
 from qrm.training import step
-from tests.helpers import DECODER, encoded, init, loss_config
+from tests.helpers import ARCHITECTURE, encoded, init, loss_config
 from tests.helpers import network as small_network
 
 # Pairs and rankings of any weight and margin, one of them without a prompt.
@@ -56,8 +54,6 @@ def rewards_and_gradient(net, params, batch, outgoing, *, everywhere=False, key=
         def total(params):
             embedded = net.embed(params, batch)
             hidden = net.hidden(params, batch, embedded, key, everywhere=everywhere)
-            if everywhere:
-                hidden = hidden.reshape(-1, hidden.shape[-1])[batch.reads]
             rewards = net.head.read(net.outputs(params, hidden)).distribution.mean
             return jnp.sum(jnp.where(batch.present, rewards * outgoing, 0.0)), rewards
 
@@ -104,8 +100,7 @@ def test_short_cuts_change_nothing(
 
 @pytest.mark.parametrize('layers', [1, 2])
 def test_dropout_is_the_same_with_and_without_a_scan(batch, outgoing, layers):
-    decoder = dataclasses.replace(DECODER, n_layer=layers)
-    net = dataclasses.replace(small_network('scalar', dropout=0.3), decoder=decoder)
+    net = small_network('scalar', layers=layers, dropout=0.3)
     params, key = init(net), jax.random.key(3)
     rewards, gradient = rewards_and_gradient(net, params, batch, outgoing, key=key)
     other, unstacked = rewards_and_gradient(
@@ -118,10 +113,11 @@ def test_dropout_is_the_same_with_and_without_a_scan(batch, outgoing, layers):
 
 def test_unstacked_blocks_stack_again(params):
     unstacked = network.unstack_blocks(params)
-    assert len(unstacked['decoder']['h']) == DECODER.n_layer
-    for i, block in enumerate(unstacked['decoder']['h']):
+    blocks = params['backbone']['blocks']
+    assert len(unstacked['backbone']['blocks']) == ARCHITECTURE.num_layers
+    for i, block in enumerate(unstacked['backbone']['blocks']):
         np.testing.assert_array_equal(
-            block['mlp']['c_fc']['kernel'], params['decoder']['h']['mlp']['c_fc']['kernel'][i])
+            block['mlp']['up']['kernel'], blocks['mlp']['up']['kernel'][i])
     stacked = network.stack_blocks(unstacked)
     assert jax.tree.structure(stacked) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, stacked, params)
@@ -140,7 +136,7 @@ def test_gradient_of_a_projection_is_that_of_a_product(leading, dtype):
     def product(x, kernel):
         return jnp.einsum('...d,df->...f', x, kernel, precision=jax.lax.Precision.HIGHEST)
 
-    out, pull = jax.vjp(decoder_lib._project, x, kernel)
+    out, pull = jax.vjp(transformer._project, x, kernel)
     expected, pull_expected = jax.vjp(product, x, kernel)
     # Sums of at most 6 products, rounded once to bfloat16's 8 bits.
     tolerance = 1e-6 if dtype == jnp.float32 else 2.0**-7
@@ -165,7 +161,7 @@ def test_embedding_gradient_is_added_up(params):
                  actual, expected)
     # By hand: token 3 stands at three places.
     np.testing.assert_allclose(
-        actual['decoder']['wte'][3] - params['decoder']['wte'][3],
+        actual['backbone']['tokens'][3] - params['backbone']['tokens'][3],
         outgoing[0, 0] + outgoing[0, 1] + outgoing[1, 1], rtol=0, atol=1e-5)
 
 
@@ -174,11 +170,11 @@ def test_embedding_gradient_is_added_up(params):
 
 def plain_hidden(params, tokens):
     """GPT-2 on one dialogue, [L] -> [L, D]: no packing, no tiles, none of the code under test."""
-    p, heads = params['decoder'], DECODER.n_head
+    p, heads = params['backbone'], ARCHITECTURE.num_heads
 
     def norm(x, layer):
         centred = x - x.mean(-1, keepdims=True)
-        spread = jnp.sqrt((centred**2).mean(-1, keepdims=True) + DECODER.layer_norm_epsilon)
+        spread = jnp.sqrt((centred**2).mean(-1, keepdims=True) + ARCHITECTURE.norm_epsilon)
         return centred / spread * layer['scale'] + layer['bias']
 
     def dense(x, layer):
@@ -188,18 +184,18 @@ def plain_hidden(params, tokens):
         return 0.5 * x * (1 + jnp.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
     n = len(tokens)
-    x = p['wte'][tokens] + p['wpe'][:n]
-    for i in range(DECODER.n_layer):
-        layer = jax.tree.map(lambda leaf, i=i: leaf[i], p['h'])
-        qkv = dense(norm(x, layer['ln_1']), layer['attn']['c_attn'])
+    x = p['tokens'][tokens] + p['positions'][:n]
+    for i in range(ARCHITECTURE.num_layers):
+        layer = jax.tree.map(lambda leaf, i=i: leaf[i], p['blocks'])
+        qkv = dense(norm(x, layer['attention_norm']), layer['attention']['qkv'])
         q, k, v = (part.reshape(n, heads, -1) for part in jnp.split(qkv, 3, axis=1))
         logits = jnp.einsum('qhe,khe->hqk', q, k) / np.sqrt(q.shape[-1])
         logits = jnp.where(np.tri(n, dtype=bool), logits, -jnp.inf)
         mixed = jnp.einsum('hqk,khe->qhe', jax.nn.softmax(logits, axis=-1), v)
-        x = x + dense(mixed.reshape(n, -1), layer['attn']['c_proj'])
-        x = x + dense(gelu(dense(norm(x, layer['ln_2']), layer['mlp']['c_fc'])),
-                      layer['mlp']['c_proj'])
-    return norm(x, p['ln_f'])
+        x = x + dense(mixed.reshape(n, -1), layer['attention']['output'])
+        x = x + dense(gelu(dense(norm(x, layer['mlp_norm']), layer['mlp']['up'])),
+                      layer['mlp']['down'])
+    return norm(x, p['norm'])
 
 
 def plain_loss(params, items, lm_weight):
@@ -218,7 +214,7 @@ def plain_loss(params, items, lm_weight):
             if lm_weight and number == 0:  # the best of the ranking
                 # Without a prompt nothing predicts the first token.
                 predicting = hidden[max(prompt - 1, 0):-1]
-                log_probs = jax.nn.log_softmax(predicting @ params['decoder']['wte'].T)
+                log_probs = jax.nn.log_softmax(predicting @ params['backbone']['tokens'].T)
                 targets = response[len(response) - len(predicting):]
                 picked = log_probs[np.arange(len(targets)), targets]
                 total -= lm_weight * item.weight * jnp.mean(picked)
@@ -262,14 +258,12 @@ def test_a_step_is_that_of_dialogues_alone(params, plain, attention, lm_weight):
 
 def test_a_step_that_recomputes_blocks_does_not_store_them():
     # Eight blocks on 4 x 64 tokens: stored, their activations are most of the memory.
-    decoder = dataclasses.replace(DECODER, n_layer=8)
     unused = packing.empty_micro_batch(packing.Layout(64, 4, 4, 2))
     stack = packing.Stack(np.int32(1), jax.tree.map(lambda x: x[None], unused))
     optimizer = optax.sgd(1.0)
 
     def bytes_needed(**kwargs):
-        net = dataclasses.replace(small_network('scalar', attention='dense', **kwargs),
-                                  decoder=decoder)
+        net = small_network('scalar', layers=8, attention='dense', **kwargs)
         state = jax.eval_shape(
             lambda: step.init_state(net.init(jax.random.key(0)), optimizer, 0))
         train_step = jax.jit(step.make_train_step(net, loss_config('scalar'), optimizer))

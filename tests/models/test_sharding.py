@@ -14,8 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from qrm.data import packing
-from qrm.models import attention, sharding
-from qrm.models.decoder import DecoderConfig
+from qrm.models import sharding
 from qrm.models.network import RewardNetwork
 from qrm.rewards import heads
 from qrm.rewards.heads import HEADS, HeadConfig
@@ -24,6 +23,7 @@ from qrm.training.checkpoints import Checkpoints
 from tests import on_devices
 from tests.helpers import (
     ROOT,
+    architecture,
     init,
     loss_config,
     network,
@@ -32,8 +32,8 @@ from tests.helpers import (
     simulated,
 )
 
-GPT2 = DecoderConfig(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12,
-                     n_inner=3072)
+GPT2 = architecture(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12,
+                    n_inner=3072)
 
 
 def run(devices, *args):
@@ -97,16 +97,17 @@ def test_every_parameter_and_its_copies_in_the_optimiser_have_one_row():
     splits = sharding.specs(state, 8)
     # (features,) of the table, then as `LOGICAL_AXES` says, worked out for D = 16 on 8 devices.
     expected = {
-        'decoder': {
-            'wte': P(None, 'fsdp'), 'wpe': P(None, 'fsdp'),
-            'h': {
-                'ln_1': {'scale': P(), 'bias': P()}, 'ln_2': {'scale': P(), 'bias': P()},
-                'attn': {'c_attn': {'kernel': P(None, 'fsdp', None), 'bias': P()},
-                         'c_proj': {'kernel': P(None, None, 'fsdp'), 'bias': P()}},
-                'mlp': {'c_fc': {'kernel': P(None, 'fsdp', None), 'bias': P()},
-                        'c_proj': {'kernel': P(None, None, 'fsdp'), 'bias': P()}},
+        'backbone': {
+            'tokens': P(None, 'fsdp'), 'positions': P(None, 'fsdp'),
+            'blocks': {
+                'attention_norm': {'scale': P(), 'bias': P()},
+                'mlp_norm': {'scale': P(), 'bias': P()},
+                'attention': {'qkv': {'kernel': P(None, 'fsdp', None), 'bias': P()},
+                              'output': {'kernel': P(None, None, 'fsdp'), 'bias': P()}},
+                'mlp': {'up': {'kernel': P(None, 'fsdp', None), 'bias': P()},
+                        'down': {'kernel': P(None, None, 'fsdp'), 'bias': P()}},
             },
-            'ln_f': {'scale': P(), 'bias': P()},
+            'norm': {'scale': P(), 'bias': P()},
         },
         'head': {'kernel': P('fsdp', None)},
     }
@@ -149,8 +150,8 @@ def test_every_parameter_of_every_head_has_one_row(name, members):
 
 
 @pytest.mark.parametrize(('path', 'shape'), [
-    (('decoder', 'wxe'), (50, 16)),
-    (('decoder', 'h', 'attn', 'c_attn', 'kernel'), (16, 48)),
+    (('backbone', 'words'), (50, 16)),
+    (('backbone', 'blocks', 'attention', 'qkv', 'kernel'), (16, 48)),
     (('kernel',), (16, 10)),
 ])
 def test_a_leaf_without_a_row_is_refused(path, shape):
@@ -163,34 +164,36 @@ def test_a_leaf_without_a_row_is_refused(path, shape):
 
 def test_an_axis_that_devices_do_not_divide_is_left_whole():
     """Of D = 12, 3 D = 36 and 4 D = 48, 8 divides 48 only, and 9 only 36."""
-    config = DecoderConfig(vocab_size=16, n_positions=72, n_embd=12, n_layer=8, n_head=2,
-                           n_inner=48)
-    params = jax.eval_shape(RewardNetwork(config, HeadConfig('quantile', 8)).init,
+    a = architecture(vocab_size=16, n_positions=72, n_embd=12, n_layer=8, n_inner=48)
+    params = jax.eval_shape(RewardNetwork(a, HeadConfig('quantile', 8)).init,
                             jax.random.key(0))
     eight, nine = (sharding.specs(params, n) for n in (8, 9))
-    assert eight['decoder']['h']['mlp']['c_fc']['kernel'] == P(None, None, 'fsdp')
-    assert eight['decoder']['h']['mlp']['c_proj']['kernel'] == P(None, 'fsdp', None)
-    assert eight['decoder']['h']['attn']['c_attn']['kernel'] == P()
-    assert nine['decoder']['h']['attn']['c_attn']['kernel'] == P(None, None, 'fsdp')
+    assert eight['backbone']['blocks']['mlp']['up']['kernel'] == P(None, None, 'fsdp')
+    assert eight['backbone']['blocks']['mlp']['down']['kernel'] == P(None, 'fsdp', None)
+    assert eight['backbone']['blocks']['attention']['qkv']['kernel'] == P()
+    assert nine['backbone']['blocks']['attention']['qkv']['kernel'] == P(None, None, 'fsdp')
     for splits in (eight, nine):  # Vocabulary, positions, layers and outputs are never split.
-        assert splits['decoder']['wte'] == splits['decoder']['wpe'] == P()
+        assert splits['backbone']['tokens'] == splits['backbone']['positions'] == P()
         assert splits['head']['kernel'] == P()
 
 
 def test_gathered_blocks_are_not_kept_for_the_backward_pass():
     """Of a projection its result is kept, and its kernel as shards only, which are there anyway."""
     net, tokens = network(), jnp.ones((3, 8), jnp.int32)
-    plan = jax.tree.map(lambda x: x[None], attention.plan(tokens, tokens, 'dense'))
+    places = jnp.broadcast_to(jnp.arange(8), tokens.shape)
 
-    def kept(params, plan):
+    def kept(params, batch):
+        contexts = net._transformer.contexts(*batch, 'dense')
+
         def hidden(blocks):
-            decoder = params['decoder'] | {'h': blocks}
-            return net._decoder(decoder, jnp.ones((3, 8, 16)), plan)
+            backbone = params['backbone'] | {'blocks': blocks}
+            return net._transformer(backbone, jnp.ones((3, 8, 16)), contexts)[0]
 
-        return jax.tree.leaves(jax.vjp(hidden, params['decoder']['h'])[1])
+        return jax.tree.leaves(jax.vjp(hidden, params['backbone']['blocks'])[1])
 
     on_shards = sharding.on_shards(kept, sharding.make_mesh(), P())
-    shapes = [leaf.shape for leaf in jax.eval_shape(on_shards, init(net), plan)]
+    shapes = [leaf.shape for leaf in jax.eval_shape(
+        on_shards, init(net), (tokens[None], tokens[None], places[None]))]
     assert shapes.count((2, 16, 48)) == 1
     assert shapes.count((2, 3, 8, 48)) == 1
 

@@ -5,6 +5,7 @@ Expected values come from NumPy in float64 and from numbers worked out by hand.
 
 import dataclasses
 import functools
+import json
 import math
 
 import jax
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qrm.models import sharding
 from qrm.rewards import heads
 from qrm.rewards.distributions import Atoms, Gaussians
 from qrm.rewards.heads import HEADS, HeadConfig, monotone_quantiles, taus
@@ -449,6 +451,157 @@ def test_gates_read_the_prompt_only_and_attributes_the_response_only(members):
                                rtol=1e-5)
 
 
+# Biases, layers and levels, as heads of other libraries have them.
+
+
+LAYERS = {'bias': True, 'hidden_layers': (6, 4), 'reads': ('last', 'mean@2')}
+
+
+@pytest.mark.parametrize('members', [1, 2])
+def test_parameters_of_biases_and_layers(members):
+    """Layers come before the kernel; several reads stand side by side, a gate reads one state."""
+    config = HeadConfig('quantile', 7, members=members, attributes=('a', 'b', 'c'),
+                        gate_layers=(3,), **LAYERS)
+
+    def shapes_of(hidden, prompt):
+        params = heads.init(config, jax.random.key(0), D)
+        return params, heads.apply(config, params, hidden, prompt=prompt)
+
+    params, outputs = jax.eval_shape(shapes_of, jnp.ones((2, 2 * D)), jnp.ones((2, D)))
+    shapes = {
+        'hidden_0': {'kernel': (2 * D, 6), 'bias': (6,)},
+        'hidden_1': {'kernel': (6, 4), 'bias': (4,)},
+        'kernel': (4, 21), 'bias': (21,),
+        'gate_0': {'kernel': (D, 3), 'bias': (3,)}, 'gate': (3, 3), 'gate_bias': (3,),
+    }
+    stack = () if members == 1 else (members,)
+    assert jax.tree.map(lambda x: x.shape, params) == jax.tree.map(
+        lambda shape: (*stack, *shape), shapes, is_leaf=lambda x: isinstance(x, tuple))
+    assert {x.dtype for x in (*jax.tree.leaves(params), outputs)} == {jnp.dtype('float32')}
+    assert outputs.shape == (2, config.outputs) == (2, members * (21 + 3))
+
+
+@pytest.mark.parametrize('members', [1, 2])
+@pytest.mark.parametrize('name', ['scalar', 'gaussian', 'quantile', 'monotone_quantile'])
+def test_biases_and_layers_are_split_over_devices(name, members):
+    config = HeadConfig(name, members=members, attributes=('a', 'b'), gate_layers=(8, 8),
+                        bias=True, hidden_layers=(16,))
+    shapes = jax.eval_shape(lambda: {'head': heads.init(config, jax.random.key(0), 16)})
+    kernel, bias = (jax.sharding.PartitionSpec(*axes) for axes in (
+        (*[None] * (members > 1), 'fsdp', None), ()))
+    layer = {'kernel': kernel, 'bias': bias}
+    assert sharding.specs(shapes, 8)['head'] == {
+        'hidden_0': layer, 'kernel': kernel, 'bias': bias,
+        'gate_0': layer, 'gate_1': layer, 'gate': kernel, 'gate_bias': bias}
+
+
+@pytest.mark.parametrize('name', ['scalar', 'gaussian', 'categorical', 'quantile',
+                                  'monotone_quantile'])
+def test_a_bias_is_added_and_starts_with_zeros(name):
+    config = _config(name, bias=True)
+    params = _init(config, jax.random.key(0), D)
+    np.testing.assert_array_equal(params['bias'], np.zeros(config.outputs))
+    bias = np.arange(1.0, 1 + config.outputs, dtype=np.float32)
+    hidden = jnp.asarray(_hidden(3, D))
+    plain = _apply(_config(name), {'kernel': params['kernel']}, hidden)
+    np.testing.assert_allclose(_apply(config, params | {'bias': jnp.asarray(bias)}, hidden),
+                               plain + bias, rtol=1e-6)
+
+
+def test_hidden_layers_by_hand():
+    # relu([1, -2] @ [[1, 0], [0, 1]] + [.5, 1]) = [1.5, 0]; times [[2, 1], [3, 5]] and plus the
+    # bias [0, 10], which ReLU does not see.
+    config = HeadConfig('quantile', 2, hidden_layers=(2,), bias=True)
+    params = {'hidden_0': _params(kernel=[[1.0, 0.0], [0.0, 1.0]], bias=[0.5, 1.0]),
+              **_params(kernel=[[2.0, -1.0], [3.0, 5.0]], bias=[0.0, -10.0])}
+    outputs = _apply(config, params, jnp.array([1.0, -2.0]))
+    np.testing.assert_allclose(_read(config, outputs)[2], [3.0, -11.5])
+    # A second layer stands behind the first: relu(1.5 * -2 + 7) = 4.
+    config = HeadConfig('scalar', hidden_layers=(2, 1))
+    params |= {'hidden_1': _params(kernel=[[-2.0], [9.0]], bias=[7.0]), **_params(kernel=[[0.25]])}
+    del params['bias']
+    outputs = _apply(config, params, jnp.array([1.0, -2.0]))
+    np.testing.assert_allclose(outputs, [1.0])
+
+
+def test_gate_layers_by_hand():
+    # The gate sees relu([1, -2] @ I + [1, 1]) = [2, 0], so its logits are [2 ln 3, 0] + [0, ln 3]:
+    # weights 3/4 and 1/4 of the attributes 8 and 4, which only the response says.
+    config = HeadConfig('scalar', attributes=('a', 'b'), gate_layers=(2,))
+    params = {'gate_0': _params(kernel=[[1.0, 0.0], [0.0, 1.0]], bias=[1.0, 1.0]),
+              **_params(kernel=[[2.0, 1.0]], gate=[[math.log(3.0), 0.0], [5.0, 7.0]],
+                        gate_bias=[0.0, math.log(3.0)])}
+    outputs = _apply(config, params, jnp.array([4.0]), prompt=jnp.array([1.0, -2.0]))
+    reward, whole, _ = _read(config, outputs)
+    np.testing.assert_allclose(reward.gates, [[0.75, 0.25]], rtol=1e-6)
+    assert float(whole.mean) == pytest.approx(0.75 * 8 + 0.25 * 4)
+
+
+def test_gates_with_layers_start_with_equal_weights_whatever_the_prompt():
+    config = HeadConfig('scalar', attributes=('a', 'b', 'c'), gate_layers=(4, 4))
+    prompt = jnp.asarray(_hidden(4, D))
+    outputs = _apply(config, _init(config, jax.random.key(0), D), prompt, prompt=prompt)
+    np.testing.assert_allclose(_read(config, outputs)[0].gates, np.full((4, 1, 3), 1 / 3),
+                               rtol=1e-6)
+
+
+@pytest.mark.parametrize('name', ['quantile', 'gaussian'])
+def test_members_with_layers_are_heads_applied_one_by_one(name):
+    one = _config(name, attributes=('a', 'b'), bias=True, hidden_layers=(6,), gate_layers=(3,))
+    config = dataclasses.replace(one, members=2)
+    params = _random_params(config, D, np.random.default_rng(3))
+    hidden, prompt = (jnp.asarray(_hidden(4, D, seed=s)) for s in (0, 1))
+    apart = [_apply(one, jax.tree.map(lambda x, e=e: x[e], params), hidden, prompt=prompt)
+             for e in range(2)]
+    np.testing.assert_allclose(_apply(config, params, hidden, prompt=prompt),
+                               np.concatenate(apart, axis=-1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize('name', ['implicit_quantile', 'annotator'])
+def test_every_head_may_have_layers_before_it(name):
+    config = _config(name, hidden_layers=(4,))
+    params = _random_params(config, D, np.random.default_rng(0))
+    hidden = jnp.asarray(_hidden(3, D))
+    inner = jnp.maximum(hidden @ params['hidden_0']['kernel'] + params['hidden_0']['bias'], 0)
+    rest = {key: leaf for key, leaf in params.items() if key != 'hidden_0'}
+    np.testing.assert_allclose(_apply(config, params, hidden), _apply(_config(name), rest, inner),
+                               rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize('name', ['quantile', 'monotone_quantile'])
+def test_levels_are_where_the_quantiles_stand(name):
+    levels = (0.25, 0.5, 0.75)
+    config, plain = HeadConfig(name, 3, levels=levels), HeadConfig(name, 3)
+    assert config.taus.dtype == np.float32
+    np.testing.assert_array_equal(config.taus, np.float32(levels))
+    outputs = np.array([[3.0, 1.0, -2.0], [0.0, 5.0, 7.0]])
+    found, expected = _read(config, outputs), _read(plain, outputs)
+    np.testing.assert_array_equal(found[0].taus, np.broadcast_to(np.float32(levels), (2, 3)))
+    # What the outputs are does not depend on them, nor does the mean, which is the reward.
+    np.testing.assert_array_equal(found[2], expected[2])
+    np.testing.assert_array_equal(found[1].mean, expected[1].mean)
+    np.testing.assert_array_equal(expected[0].taus, np.broadcast_to(taus(3), (2, 3)))
+
+
+@pytest.mark.parametrize(('text', 'place', 'block'), [
+    ('last', 'last', None), ('first', 'first', None), ('mean', 'mean', None),
+    ('dialogue', 'dialogue', None), ('mean@20', 'mean', 20), ('last@1', 'last', 1),
+])
+def test_reads_are_parsed(text, place, block):
+    assert heads.parse_read(text) == heads.Read(place, block) == (place, block)
+
+
+@pytest.mark.parametrize(('config', 'expected'), [
+    (HeadConfig('scalar'), False), (HeadConfig('scalar', reads=('dialogue', 'first')), False),
+    (HeadConfig('scalar', reads=('last', 'mean')), True),
+    (HeadConfig('scalar', reads=('mean@2',)), True),
+    (HeadConfig('scalar', attributes=('a', 'b')), True),
+    (HeadConfig('scalar', attributes=('a',)), False),
+])
+def test_who_must_know_where_a_response_starts(config, expected):
+    assert config.sizes_prompts is expected
+
+
 # Numerics.
 
 
@@ -526,6 +679,23 @@ def test_rewards_and_gradients_of_large_outputs_are_finite(name):
     ({'name': 'annotator', 'annotators': ('a', 'a')}, r"annotators \('a', 'a'\), expected"),
     ({'name': 'annotator'}, '0 annotators with the annotator head'),
     ({'annotators': ('a', 'b', 'c')}, '3 annotators with the quantile head'),
+    ({'name': 'annotator', 'annotators': ('a',), 'bias': True}, 'a bias with the annotator head'),
+    ({'name': 'implicit_quantile', 'bias': True}, 'a bias with the implicit_quantile head, which'),
+    ({'hidden_layers': (0,)}, r'hidden_layers \(0,\), expected positive widths'),
+    ({'hidden_layers': (4, -1)}, r'hidden_layers \(4, -1\), expected positive widths'),
+    ({'attributes': ('a', 'b'), 'gate_layers': (0,)}, r'gate_layers \(0,\), expected positive'),
+    ({'gate_layers': (4,)}, 'gate_layers without several attributes'),
+    ({'attributes': ('a',), 'gate_layers': (4,)}, 'gate_layers without several attributes'),
+    ({'name': 'gaussian', 'levels': (0.5,)}, 'levels with the gaussian head, expected a quantile'),
+    ({'name': 'implicit_quantile', 'num_quantiles': 1, 'levels': (0.5,)},
+     'levels with the implicit_quantile head'),
+    *(({'num_quantiles': 2, 'levels': levels}, 'expected num_quantiles=2 of them, rising between')
+      for levels in ((0.5,), (0.2, 0.4, 0.6), (0.6, 0.4), (0.4, 0.4), (0.0, 0.5), (0.5, 1.0),
+                     (-0.1, 0.5), (0.5, 1.5), (math.nan, 0.5), (0.5, math.nan))),
+    ({'reads': ()}, r'reads \(\), expected at least one'),
+    ({'reads': ('last', 'last')}, r"reads \('last', 'last'\), expected different names"),
+    *(({'reads': ('last', text)}, f"reads {text!r}, expected one of .*, as 'mean@20'")
+      for text in ('', 'lst', 'mean@', 'mean@0', 'mean@-1', 'mean@x', 'mean@2.0', '@2', 2, None)),
 ])
 def test_config_errors(changes, message):
     with pytest.raises(ValueError, match=message):
@@ -538,6 +708,64 @@ def test_configs_are_hashable_also_from_json():
     assert hash(config) == hash(HeadConfig('quantile', attributes=('a', 'b')))
 
 
+@pytest.mark.parametrize('config', [
+    HeadConfig('scalar'),
+    HeadConfig('quantile', 3, members=2, attributes=('a', 'b'), gate_layers=(8, 4),
+               levels=(0.25, 0.5, 0.75), **LAYERS),
+    # Levels that no decimal is.
+    HeadConfig('monotone_quantile', 6, levels=tuple(i / 7 for i in range(1, 7))),
+    HeadConfig('annotator', annotators=('a', 'b'), num_factors=2, hidden_layers=(5,)),
+])
+def test_saved_configs_come_back_equal(config):
+    saved = json.loads(json.dumps(dataclasses.asdict(config)))
+    assert HeadConfig(**saved) == config
+    assert hash(HeadConfig(**saved)) == hash(config)
+    # Those of before have none of the later fields.
+    early = {key: saved[key] for key in ('name', 'num_quantiles', 'members', 'attributes',
+                                         'annotators', 'num_factors')}
+    assert HeadConfig(**early).reads == ('last',)
+    assert not HeadConfig(**early).bias
+
+
 def test_outputs_of_another_head_are_refused():
     with pytest.raises(AssertionError):
         HeadConfig('quantile', 3).read(jnp.zeros((2, 4)))
+
+
+# The scale at the start.
+
+
+@pytest.mark.parametrize('members', [1, 2])
+@pytest.mark.parametrize('name', [name for name in heads.HEADS if name != 'implicit_quantile'])
+def test_outputs_start_with_the_spread_that_is_asked_for(name, members):
+    gated = name in ('scalar', 'quantile')
+    config = HeadConfig(name, members=members, annotators=('a', 'b') * (name == 'annotator'),
+                        attributes=('x', 'y') if gated else ())
+    # Hidden states that are nearly alike, as at the end of texts.
+    hidden = 3.0 + 0.01 * jax.random.normal(jax.random.key(1), (50, 8))
+    before = heads.init(config, jax.random.key(0), 8)
+    after = heads.standardise(config, before, hidden, 0.5)
+    prompts = jnp.zeros((50, 8)) if gated else None
+    outputs = _apply(config, after, hidden, prompt=prompts)
+    raw = np.asarray(outputs).reshape(50, members, -1)[..., :config._parts * config._numbers]
+    np.testing.assert_allclose(np.sqrt(raw.var(axis=0).mean()), 0.5, rtol=1e-3)
+    # Around 0, where they were around a number that is large beside their spread.
+    assert np.abs(raw.mean(axis=0)).max() < 0.02
+    first = np.asarray(_apply(config, before, hidden, prompt=prompts)).reshape(50, members, -1)
+    assert np.abs(first.mean(axis=0)).max() > 10 * np.sqrt(first.var(axis=0).mean())
+    assert before.keys() == after.keys()
+
+
+def test_heads_that_are_not_linear_are_scaled():
+    hidden = 3.0 + 0.01 * jax.random.normal(jax.random.key(1), (50, 8))
+    for config in (HeadConfig('implicit_quantile', 3), HeadConfig('scalar', hidden_layers=(6,))):
+        params = heads.standardise(config, heads.init(config, jax.random.key(0), 8), hidden, 2.0)
+        outputs = np.asarray(_apply(config, params, hidden))
+        np.testing.assert_allclose(np.sqrt(outputs.var(axis=0).mean()), 2.0, rtol=1e-3)
+
+
+def test_hidden_states_that_do_not_vary_change_no_scale():
+    config = HeadConfig('scalar')
+    params = heads.init(config, jax.random.key(0), 4)
+    found = heads.standardise(config, params, jnp.zeros((5, 4)), 1.0)
+    np.testing.assert_array_equal(found['kernel'], params['kernel'])

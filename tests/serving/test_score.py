@@ -8,10 +8,12 @@ import pytest
 
 from qrm.data import demo, tokens
 from qrm.data.comparisons import DataError
+from qrm.data.tokens import Reading
+from qrm.models import families
 from qrm.rewards import losses
 from qrm.serving import score
 from qrm.training.reward_model import RewardModel
-from tests.helpers import init, network
+from tests.helpers import SETTINGS, init, network
 
 
 @pytest.fixture(scope='module')
@@ -23,10 +25,10 @@ def comparisons():
 def model(comparisons):
     tokenizer = tokens.train_tokenizer(tokens.texts_of(comparisons), 300)
     net = network(layers=1)
-    decoder = dataclasses.replace(net.decoder, vocab_size=300, n_positions=200)
-    net = dataclasses.replace(net, decoder=decoder)
-    return RewardModel(net, init(net), tokenizer, losses.LossConfig('bradley_terry'),
-                       append_eos=True, max_length=200, row_length=128)
+    settings = SETTINGS | {'vocab_size': 300, 'n_positions': 200}
+    net = dataclasses.replace(net, architecture=families.architecture(settings))
+    return RewardModel(net, settings, init(net), tokenizer, losses.LossConfig('bradley_terry'),
+                       Reading(200), row_length=128)
 
 
 def test_files_are_scored_row_by_row_in_order(model, comparisons, tmp_path):

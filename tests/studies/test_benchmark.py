@@ -14,8 +14,8 @@ from qrm.training.schema import ConfigError
 from tests.helpers import WORDS, encoded, load_config, word_pairs
 
 SMALL = {
-    'model.sizes.vocab_size': 300, 'model.sizes.n_positions': 64, 'model.sizes.n_embd': 16,
-    'model.sizes.n_layer': 1, 'model.sizes.n_head': 2, 'data.max_length': 64,
+    'model.sizes.vocab_size': 300, 'model.sizes.max_positions': 64, 'model.sizes.hidden_size': 16,
+    'model.sizes.num_layers': 1, 'model.sizes.num_heads': 2, 'data.max_length': 64,
     'train.batch_size': 4, 'train.row_length': 64, 'train.rows': 2, 'benchmark.repeats': 2,
     'benchmark.steps': 2, 'benchmark.comparisons': 30, 'benchmark.scored': 6,
     'benchmark.responses': 3, 'benchmark.prompt': 20, 'benchmark.response': 10,
@@ -88,9 +88,9 @@ def test_training_rates_are_work_over_time(result, items):
     repeats = [steps[1] + steps[2], steps[3] + steps[4]]
     assert training['comparisons'] == [8, 8]
     assert training['tokens'] == [sum(item.size for item in part) for part in repeats]
-    decoder = config.decoder_config(cfg)
+    a = config.architecture(cfg)
     assert training['useful_flops'] == [
-        costs.useful_flops(decoder, part, training=True) for part in repeats]
+        costs.useful_flops(a, part, training=True) for part in repeats]
     for key, amounts in (('comparisons_per_second', 'comparisons'), ('tokens_per_second', 'tokens'),
                          ('useful_flops_per_second', 'useful_flops')):
         np.testing.assert_allclose(
@@ -110,7 +110,7 @@ def test_scoring_takes_the_same_comparisons_each_time(result, items):
     assert result['scoring']['comparisons'] == [6, 6]
     assert result['scoring']['tokens'] == [sum(item.size for item in scored)] * 2
     assert result['scoring']['useful_flops'][0] == costs.useful_flops(
-        config.decoder_config(small()), scored, training=False)
+        config.architecture(small()), scored, training=False)
 
 
 def test_best_of_n_states_what_arithmetic_allows(result):
@@ -207,13 +207,13 @@ def test_synthetic_dialogues_fit_and_depend_on_the_seed_alone(max_length):
 def test_real_text_and_checkpoint(words):
     cfg = load_config('benchmark', **WORDS | words)
     workload = benchmark.prepare(cfg)
-    assert workload.network.decoder.vocab_size == 40
+    assert workload.network.architecture.vocab_size == 40
     assert 20 < len(workload.encoded) < 40
     assert workload.source.startswith(words['data.path'])
     synthetic = benchmark.prepare(load_config('benchmark', **WORDS | words | {'data.path': ''}))
-    assert synthetic.network.decoder == workload.network.decoder
-    np.testing.assert_array_equal(synthetic.params['decoder']['wte'],
-                                  workload.params['decoder']['wte'])
+    assert synthetic.network.architecture == workload.network.architecture
+    np.testing.assert_array_equal(synthetic.params['backbone']['tokens'],
+                                  workload.params['backbone']['tokens'])
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

@@ -10,7 +10,8 @@ import pytest
 import qrm
 from qrm.data import demo, tokens
 from qrm.data.comparisons import DataError
-from qrm.models.decoder import DecoderConfig
+from qrm.data.tokens import Reading
+from qrm.models import families
 from qrm.models.network import RewardNetwork
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
@@ -27,13 +28,14 @@ def comparisons():
 @pytest.fixture(scope='module')
 def model(comparisons):
     tokenizer = tokens.train_tokenizer(tokens.texts_of(comparisons), 300)
-    decoder = DecoderConfig(300, 200, 32, 2, 2, 64)
-    network = RewardNetwork(decoder, HeadConfig('quantile', 10))
+    settings = {'model_type': 'gpt2', 'vocab_size': 300, 'n_positions': 200, 'n_embd': 32,
+                'n_layer': 2, 'n_head': 2, 'n_inner': 64}
+    network = RewardNetwork(families.architecture(settings), HeadConfig('quantile', 10))
     params = jax.jit(network.init)(jax.random.key(0))
     # Larger than at the start, so that rewards depend on the whole text.
     params = jax.tree.map(lambda x: 4.0 * x if x.ndim > 1 else x, params)
-    return RewardModel(network, params, tokenizer, losses.LossConfig('bradley_terry'),
-                       append_eos=True, max_length=200, row_length=128)
+    return RewardModel(network, settings, params, tokenizer, losses.LossConfig('bradley_terry'),
+                       Reading(200), row_length=128)
 
 
 def texts(comparisons):

@@ -129,11 +129,11 @@ def test_language_model_loss_is_the_mean_over_the_chosen_response():
     @jax.jit
     def hidden_and_loss(params):
         hidden = net.hidden(params, batch, net.embed(params, batch), everywhere=True)
-        return hidden, net.language_model_loss(params, batch, hidden)
+        return hidden.tokens, net.language_model_loss(params, batch, hidden.tokens)
 
     hidden, value = hidden_and_loss(params)
     predicting = hidden[0, 2:6]  # last prompt token and three of the response
-    log_probs = jax.nn.log_softmax(predicting @ params['decoder']['wte'].T)
+    log_probs = jax.nn.log_softmax(predicting @ params['backbone']['tokens'].T)
     expected = -2.0 * np.mean([log_probs[i, t] for i, t in enumerate(item.responses[0])])
     assert float(value) == pytest.approx(expected, rel=1e-5)
     with_lm, without = (
@@ -227,9 +227,9 @@ def test_weight_decay_acts_on_matrices_only():
     decayed = {jax.tree_util.keystr(path) for path, yes in
                jax.tree_util.tree_leaves_with_path(mask) if yes}
     assert "['head']['kernel']" in decayed
-    assert "['decoder']['wte']" in decayed
-    assert len(decayed) == 7  # wte, wpe, head and four kernels of a block
-    assert not any('ln_' in name or 'bias' in name for name in decayed)
+    assert "['backbone']['tokens']" in decayed
+    assert len(decayed) == 7  # tokens, positions, head and four kernels of a block
+    assert not any('norm' in name or 'bias' in name for name in decayed)
 
 
 def test_clipping_bounds_the_update():

@@ -245,7 +245,7 @@ def test_options_train_and_load(options, tmp_path):
     assert len(rows) == 3
     assert all(r['gradient_norm'] > 0 for r in rows)
     loaded = qrm.load(folder)
-    assert loaded.append_eos == options.get('data.append_eos', True)
+    assert loaded.reading.append_eos == options.get('data.append_eos', True)
     assert loaded.network.dtype == 'float32'  # scores do not depend on neighbours, see `load`
     quantiles = loaded.score(['\n\nHuman: why?\n\nAssistant:'], [[' so.', ' no.']]).quantiles[0]
     assert quantiles.shape == (2, len(loaded.taus))

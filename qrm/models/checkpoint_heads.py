@@ -1,0 +1,230 @@
+"""Reward heads as they stand in checkpoints: from tensors to a `HeadConfig` and parameters.
+
+    NAME.weight [N, D], NAME.bias [N]     one or N outputs (`LINEAR` has the names)
+    NAME.0.*, NAME.2.*                    the same behind a layer with ReLU (INF-ORM, GRM, Qwen RMs)
+    regression_layer, gating, ...         attributes that a gate on the prompt weighs: ArmoRM (Wang
+                                          et al. 2024) and, with quantiles of each, QRM (Dorka 2024)
+
+Axes: N outputs, D features, A attributes.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from qrm.rewards.heads import HeadConfig
+
+# Those of transformers, and of trainers that have a class of their own: 'v_head' (TRL, Athene),
+# 'regression_head' (UltraRM, Eurus), 'value_head' (OpenRLHF), 'score_head' (Beaver),
+# 'v_head.summary' (LLaMA-Factory, GRM), 'quantile_head' (Kim et al.).
+LINEAR = ('score', 'classifier', 'v_head', 'regression_head', 'value_head', 'score_head',
+          'v_head.summary', 'quantile_head')
+_BATCH_NORM_EPSILON = 1e-5  # PyTorch's
+
+
+def take(
+    tensors: dict[str, jax.Array],
+    settings: Mapping[str, Any],
+    width: int,
+    problems: list[str],
+    *,
+    reads: tuple[str, ...] = ('last',),
+    gaussian: bool = False,
+) -> tuple[HeadConfig, dict[str, Any]] | None:
+    """Takes the tensors of a reward head out of those of a checkpoint.
+
+    Args:
+      tensors: name -> tensor; loses those of the head.
+      settings: of the checkpoint.
+      width: D of the backbone.
+      problems: gets what is wrong with them.
+      reads: what the head reads, see `HeadConfig`.
+      gaussian: two outputs are mean and width of a Gaussian (Siththaranjan et al. 2023), not
+        two quantiles.
+
+    Returns:
+      Config and parameters, float32; None if there is no head, or none that can be used.
+    """
+    if 'regression_layer.weight' in tensors:
+        return _take_gated(tensors, settings, width, problems)
+    prefix = settings.get('value_head_prefix')
+    names = [*LINEAR, *([prefix] if isinstance(prefix, str) and prefix not in LINEAR else [])]
+    # Half a head is one too: what is missing is named.
+    linear = [name for name in names if {f'{name}.weight', f'{name}.bias'} & tensors.keys()]
+    deep = [name for name in names if {f'{name}.0.weight', f'{name}.2.weight'} & tensors.keys()]
+    if len(linear + deep) != 1:
+        if linear or deep:
+            problems.append(f'several reward heads: {", ".join(linear + deep)}, expected one')
+            _pop(tensors, rf'({"|".join(map(re.escape, linear + deep))})(\.[02])?\.(weight|bias)')
+        return None
+    layers, (name,) = [], linear + deep
+    params: dict[str, Any] = {}
+    if deep:
+        first, inner = _take_dense(tensors, f'{name}.0', width, problems)
+        if inner is None:
+            _pop(tensors, rf'{re.escape(name)}\.2\.(weight|bias)')
+            return None
+        layers, params, width, name = [inner], {'hidden_0': first}, inner, f'{name}.2'
+        first.setdefault('bias', jnp.zeros(inner))
+    last, outputs = _take_dense(tensors, name, width, problems)
+    if outputs is None:
+        return None
+    last = _normalised(last, settings)
+    kind = 'scalar' if outputs == 1 else 'quantile'
+    if gaussian:
+        if outputs != 2:
+            problems.append(f'{name}.weight has {outputs} rows, expected the 2 of a Gaussian')
+        if settings.get('normalize_reward'):
+            problems.append('normalize_reward, which is of no meaning for the width of a Gaussian')
+        kind = 'gaussian'
+    config = HeadConfig(kind, outputs if kind == 'quantile' else 10, reads=reads,
+                        hidden_layers=tuple(layers), bias='bias' in last)
+    return config, params | last
+
+
+def _take_dense(
+    tensors: dict[str, jax.Array], name: str, width: int, problems: list[str]
+) -> tuple[dict[str, jax.Array], int | None]:
+    """Takes kernel [D, N] and bias [N], if any, of a layer, and N; None if they are misshapen."""
+    kernel, bias = tensors.pop(f'{name}.weight', None), tensors.pop(f'{name}.bias', None)
+    if kernel is None:
+        problems.append(f'missing {name}.weight')
+    elif kernel.ndim != 2 or kernel.shape[1] != width:
+        problems.append(f'misshapen {name}.weight {kernel.shape}, expected (N, {width})')
+    elif bias is not None and bias.shape != kernel.shape[:1]:
+        problems.append(f'misshapen {name}.bias {bias.shape}, expected {kernel.shape[:1]}')
+    elif not jnp.issubdtype(kernel.dtype, jnp.floating):
+        problems.append(f'{name}.weight has dtype {kernel.dtype}, expected floats')
+    else:
+        found = {'kernel': jnp.asarray(kernel, jnp.float32).T}
+        if bias is not None:
+            found['bias'] = jnp.asarray(bias, jnp.float32)
+        return found, kernel.shape[0]
+    return {}, None
+
+
+def _normalised(
+    last: dict[str, jax.Array], settings: Mapping[str, Any]
+) -> dict[str, jax.Array]:
+    """With the mean and standard deviation of OpenRLHF, which its model subtracts and divides by.
+
+    Raises:
+      ValueError: they are to be applied and are missing or no numbers.
+    """
+    if not settings.get('normalize_reward'):
+        return last
+    mean, std = settings.get('mean'), settings.get('std')
+    if not all(isinstance(x, (int, float)) for x in (mean, std)) or not std > 0:
+        raise ValueError(f'normalize_reward with mean={mean!r} and std={std!r}, expected numbers')
+    outputs = last['kernel'].shape[1]
+    return {'kernel': last['kernel'] / std,
+            'bias': (last.get('bias', jnp.zeros(outputs)) - mean) / std}
+
+
+def _take_gated(
+    tensors: dict[str, jax.Array], settings: Mapping[str, Any], width: int, problems: list[str]
+) -> tuple[HeadConfig, dict[str, Any]] | None:
+    """Takes the head of ArmoRM or QRM.
+
+    Their reward is scale * sum_a softmax(gate(prompt) / temperature)_a sum_i r_i T_ia with values
+    r [A] or quantiles [A, N] at levels i / (N + 1) of the response. Here transformation T and
+    scale are part of the kernel, the temperature is part of the gate.
+    """
+    regression, outputs = _take_dense(tensors, 'regression_layer', width, problems)
+    transform = tensors.pop('reward_transform_matrix', None)
+    scale = tensors.pop('gating.logit_scale', jnp.ones(1))
+    gate = _pop(tensors, r'gating\.layers\.\d+\.\w+')
+    if outputs is None:
+        return None
+    if transform is None or not gate:
+        problems.append('regression_layer without reward_transform_matrix and gating.layers, '
+                        'expected all three')
+        return None
+    attributes = transform.shape[0] if transform.ndim == 2 else 0
+    if attributes < 2 or transform.shape[1] != attributes or outputs % attributes:
+        problems.append(f'misshapen reward_transform_matrix {transform.shape}, expected (A, A) '
+                        f'with A > 1 that divides the {outputs} rows of regression_layer.weight')
+        return None
+    if scale.shape != (1,):
+        problems.append(f'misshapen gating.logit_scale {scale.shape}, expected (1,)')
+        return None
+    layers = _take_gate(gate, width, problems)
+    if layers is None:
+        return None
+    *hidden, last = layers
+    if last['bias'].shape != (attributes,):
+        problems.append(f'gating.layers with {len(last["bias"])} outputs, expected the '
+                        f'{attributes} of reward_transform_matrix')
+        return None
+    if not hidden:
+        # A gate of one layer has no bias of its own here.
+        problems.append('gating.layers with one layer, expected at least two')
+        return None
+    temperature = settings.get('gating_temperature')
+    if isinstance(temperature, bool) or not isinstance(temperature, (int, float)) or (
+            not temperature > 0):
+        problems.append(f'gating_temperature={temperature!r} in config.json, expected a positive '
+                        'number')
+        return None
+    if 'bias' in regression:
+        problems.append('unexpected regression_layer.bias')
+    quantiles = outputs // attributes
+    parts = regression['kernel'].reshape(width, attributes, quantiles)
+    mixed = jnp.einsum('dan,ab->dbn', parts, jnp.asarray(transform, jnp.float32),
+                       precision=jax.lax.Precision.HIGHEST) * jnp.asarray(scale, jnp.float32)
+    params = {f'gate_{i}': layer for i, layer in enumerate(hidden)}
+    params |= {'kernel': mixed.reshape(width, -1), 'gate': last['kernel'] / temperature,
+               'gate_bias': last['bias'] / temperature}
+    config = HeadConfig(
+        'scalar' if quantiles == 1 else 'quantile', quantiles if quantiles > 1 else 10,
+        attributes=tuple(f'objective {i}' for i in range(attributes)),
+        gate_layers=tuple(len(layer['bias']) for layer in hidden),
+        levels=tuple((i + 1) / (quantiles + 1) for i in range(quantiles) if quantiles > 1))
+    return config, params
+
+
+def _take_gate(
+    tensors: dict[str, jax.Array], width: int, problems: list[str]
+) -> list[dict[str, jax.Array]] | None:
+    """Kernels and biases of the layers of a gate; None if it cannot be used.
+
+    Between layers there is ReLU and, in QRM, a batch norm, which is a part of the next layer here.
+    """
+    numbers = {int(name.split('.')[2]) for name in tensors}
+    norms = {n for n in numbers if f'gating.layers.{n}.running_mean' in tensors}
+    dense = sorted(numbers - norms)
+    if wrong := sorted(n for n in norms if n - 2 not in dense[:-1]):
+        problems.append(f'gating.layers.{wrong[0]} is a batch norm at another place than behind '
+                        'the ReLU of a layer, which is not computed')
+        return None
+    layers, factor, shift = [], jnp.ones(width), jnp.zeros(width)
+    for number in dense:
+        layer, inner = _take_dense(tensors, f'gating.layers.{number}', width, problems)
+        if inner is None:
+            return None
+        more = jnp.matmul(shift, layer['kernel'], precision=jax.lax.Precision.HIGHEST)
+        layers.append({'kernel': layer['kernel'] * factor[:, None],
+                       'bias': layer.get('bias', 0.0) + more})
+        width, factor, shift = inner, jnp.ones(inner), jnp.zeros(inner)
+        if number + 2 in norms:
+            norm = [tensors.pop(f'gating.layers.{number + 2}.{end}', None)
+                    for end in ('weight', 'bias', 'running_mean', 'running_var')]
+            if any(x is None or x.shape != (inner,) for x in norm):
+                problems.append(f'gating.layers.{number + 2}, a batch norm, lacks tensors or has '
+                                f'others than weight, bias, running_mean, running_var ({inner},)')
+                return None
+            scale, bias, mean, variance = (jnp.asarray(x, jnp.float32) for x in norm)
+            factor = scale / jnp.sqrt(variance + _BATCH_NORM_EPSILON)
+            shift = bias - mean * factor
+            tensors.pop(f'gating.layers.{number + 2}.num_batches_tracked', None)
+    if tensors:
+        problems += [f'unexpected {name} {tensors[name].shape}' for name in sorted(tensors)]
+    return layers
+
+
+def _pop(tensors: dict[str, jax.Array], names: str) -> dict[str, jax.Array]:
+    """Takes the tensors whose whole name fits a regular expression."""
+    return {name: tensors.pop(name) for name in list(tensors) if re.fullmatch(names, name)}

@@ -1,0 +1,703 @@
+"""Transformers of many families as one set of pure functions of a description.
+
+An `Architecture` says what a family computes: norms, positions, heads, windows, caps. Nothing here
+knows a family's name; `families` makes descriptions from the settings of checkpoints. Decoders look
+back, encoders in both directions; both work on packed rows, whose layout `Transformer.contexts`
+reads once a micro-batch.
+
+Axes: R rows, L tokens a row, D features, H query heads, G key and value heads, E features a head,
+F inner features, V vocabulary.
+"""
+
+import dataclasses
+import functools
+import math
+import operator
+import zlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
+
+from qrm.models import attention, sharding
+
+# Hugging Face names of activations; GPT-2 and Gemma use the tanh approximation of GELU.
+ACTIVATIONS = {
+    'gelu_new': functools.partial(nn.gelu, approximate=True),
+    'gelu_pytorch_tanh': functools.partial(nn.gelu, approximate=True),
+    'gelu': functools.partial(nn.gelu, approximate=False),
+    'relu': nn.relu,
+    'silu': nn.silu,
+}
+NORMS = ('layer', 'rms')
+# Where a block has norms: of what a branch reads ('before'), of what it gives ('after'), or of the
+# sum with what it gives ('sum', as the first transformers and BERT).
+PLACES = (('before',), ('after',), ('before', 'after'), ('sum',))
+POOLERS = ('', 'tanh', 'activation_norm')
+SCALINGS = ('default', 'linear', 'llama3')
+
+_PRODUCT = 'product'  # what checkpointing calls the results of the projections
+
+
+@dataclasses.dataclass(frozen=True)
+class Rotary:
+    """Rotary position embedding (Su et al. 2021, section 3.2), the halves of a head as pairs.
+
+    Attributes:
+      base: the wavelengths are 2 pi base^(2 i / E).
+      scaling: one of `SCALINGS`: as they are; all frequencies divided by `factor` (Chen et al.
+        2023); or those of long wavelengths only (Llama 3.1: Grattafiori et al. 2024).
+      factor: see above.
+      low, high: of 'llama3': wavelengths longer than `positions / low` are scaled, shorter than
+        `positions / high` are not, those between in part.
+      positions: of 'llama3': how many the model was trained with at first.
+
+    Raises:
+      ValueError: an unknown scaling, or a number that is not positive.
+    """
+
+    base: float
+    scaling: str = 'default'
+    factor: float = 1.0
+    low: float = 1.0
+    high: float = 4.0
+    positions: int = 8192
+
+    def __post_init__(self):
+        if self.scaling not in SCALINGS:
+            raise ValueError(f'rotary scaling {self.scaling!r}, expected one of {SCALINGS}')
+        for field in ('base', 'factor', 'low', 'high', 'positions'):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0:
+                raise ValueError(f'rotary {field}={value!r}, expected a positive number')
+        if self.scaling == 'llama3' and not self.low < self.high:
+            raise ValueError(f'rotary low={self.low}, expected less than high={self.high}')
+
+    def frequencies(self, size: int) -> np.ndarray:
+        """[size / 2] float32, radians a position."""
+        # float32 throughout, as the models were trained with.
+        exponents = np.arange(0, size, 2, dtype=np.float32) / np.float32(size)
+        plain = np.float32(1) / np.float32(self.base) ** exponents
+        if self.scaling == 'default':
+            return plain
+        if self.scaling == 'linear':
+            return plain / np.float32(self.factor)
+        turns = self.positions * plain / (2 * np.pi)  # over all those positions
+        kept = np.clip((turns - self.low) / (self.high - self.low), 0, 1)
+        return (plain * (kept + (1 - kept) / self.factor)).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """What the attention of a block has of its own.
+
+    Attributes:
+      rotary: position embedding of queries and keys; None: none.
+      window: see `attention.attention_mask`; 0: none.
+
+    Raises:
+      ValueError: a window that is negative or no integer.
+    """
+
+    rotary: Rotary | None = None
+    window: int = 0
+
+    def __post_init__(self):
+        if isinstance(self.window, bool) or not isinstance(self.window, int) or self.window < 0:
+            raise ValueError(f'window={self.window!r}, expected an integer that is not negative')
+
+
+@dataclasses.dataclass(frozen=True)
+class Architecture:
+    """What a transformer computes.
+
+    Attributes:
+      vocab_size: V.
+      max_positions: tokens of the longest dialogue.
+      hidden_size: D.
+      num_layers: blocks.
+      num_heads, num_kv_heads, head_dim: H, G and E; H * E need not be D.
+      intermediate_size: F.
+      activation: one of `ACTIVATIONS`.
+      gated: the perceptron is down(activation(gate x) * up x) (Shazeer 2020), not
+        down(activation(up x)).
+      norm: one of `NORMS`; RMS norms (Zhang & Sennrich 2019) have no mean and no bias.
+      norm_epsilon: added to the variance.
+      norm_offset: added to the scale that is stored (Gemma stores it less 1).
+      norm_rounds: RMS norms are rounded to the compute dtype before they are scaled (Llama), not
+        after (Gemma); the same in float32.
+      norm_places: one of `PLACES`.
+      norm_bias: layer norms have one.
+      first_norm: the first block has a norm before its attention (ModernBERT has none).
+      final_norm: there is one after the last block.
+      embedding_norm: there is one after the embedding.
+      embedding_scale: factor of the embedding, rounded to the compute dtype.
+      learned_positions: a table of positions is added to the embedding.
+      token_types: rows of a table, the first of which is added to the embedding; 0: no table.
+      qkv_bias, output_bias, mlp_bias: of the attention's first and second projections, and of the
+        perceptron's.
+      query_key_norm: '', 'head' (RMS norm of each head's queries and keys), or 'projection' (of
+        all heads' together).
+      attention_scale: of the logits; 0: 1 / sqrt(E).
+      attention_cap, logit_cap: soft caps of attention logits and of the vocabulary's; 0: none.
+      layers: one for each block; a shorter tuple repeats.
+      causal: a decoder; else tokens see the whole dialogue.
+      tied: the output embedding is the input embedding.
+      pooler: what is between the last hidden state that is read and the head: '', 'tanh' (a dense
+        layer with bias and tanh, as BERT), or 'activation_norm' (as ModernBERT).
+      pooler_bias: the 'activation_norm' pooler's dense layer has one.
+      initializer_range: standard deviation of initial parameters.
+
+    Raises:
+      ValueError: names the field that cannot be.
+    """
+
+    vocab_size: int
+    max_positions: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    intermediate_size: int
+    activation: str = 'silu'
+    gated: bool = False
+    norm: str = 'rms'
+    norm_epsilon: float = 1e-6
+    norm_offset: float = 0.0
+    norm_rounds: bool = False
+    norm_places: tuple[str, ...] = ('before',)
+    norm_bias: bool = False
+    first_norm: bool = True
+    final_norm: bool = True
+    embedding_norm: bool = False
+    embedding_scale: float = 1.0
+    learned_positions: bool = False
+    token_types: int = 0
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    query_key_norm: str = ''
+    attention_scale: float = 0.0
+    attention_cap: float = 0.0
+    logit_cap: float = 0.0
+    layers: tuple[Layer, ...] = (Layer(),)
+    causal: bool = True
+    tied: bool = True
+    pooler: str = ''
+    pooler_bias: bool = False
+    initializer_range: float = 0.02
+
+    def __post_init__(self):
+        for field in ('vocab_size', 'max_positions', 'hidden_size', 'num_layers', 'num_heads',
+                      'num_kv_heads', 'head_dim', 'intermediate_size'):
+            size = getattr(self, field)
+            if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+                raise ValueError(f'{field}={size!r}, expected a positive integer')
+        for field, choices in (('activation', sorted(ACTIVATIONS)), ('norm', NORMS),
+                               ('norm_places', PLACES), ('pooler', POOLERS),
+                               ('query_key_norm', ('', 'head', 'projection'))):
+            if getattr(self, field) not in choices:
+                raise ValueError(f'{field}={getattr(self, field)!r}, expected one of {choices}')
+        for field in ('norm_epsilon', 'norm_offset', 'embedding_scale', 'attention_scale',
+                      'attention_cap', 'logit_cap', 'initializer_range'):
+            value = getattr(self, field)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= 0:
+                raise ValueError(f'{field}={value!r}, expected a number that is not negative')
+        types = self.token_types
+        if isinstance(types, bool) or not isinstance(types, int) or types < 0:
+            raise ValueError(f'token_types={types!r}, expected an integer that is not negative')
+        for field in ('gated', 'norm_rounds', 'norm_bias', 'first_norm', 'final_norm',
+                      'embedding_norm', 'learned_positions', 'qkv_bias', 'output_bias', 'mlp_bias',
+                      'causal', 'tied', 'pooler_bias'):
+            if not isinstance(getattr(self, field), bool):
+                raise ValueError(f'{field}={getattr(self, field)!r}, expected true or false')
+        if self.num_heads % self.num_kv_heads:
+            raise ValueError(f'num_heads={self.num_heads} is not divisible by '
+                             f'num_kv_heads={self.num_kv_heads}')
+        if not 1 <= len(self.layers) <= self.num_layers:
+            raise ValueError(f'layers describe {len(self.layers)} blocks, expected 1 to '
+                             f'num_layers={self.num_layers}')
+        rotary = [layer.rotary is not None for layer in self.layers]
+        if any(rotary) != all(rotary):
+            raise ValueError('layers with and without rotary positions, expected all or none')
+        if any(rotary) and self.head_dim % 2:
+            raise ValueError(f'head_dim={self.head_dim}, expected an even number for rotary '
+                             'positions')
+
+    @property
+    def parts(self) -> Mapping[str, tuple[int, ...]]:
+        """Sizes of what a joined projection gives: queries, keys and values; gate and up."""
+        keys = self.num_kv_heads * self.head_dim
+        return {'qkv': (self.num_heads * self.head_dim, keys, keys),
+                'up': (self.intermediate_size,) * (2 if self.gated else 1)}
+
+    def layer(self, i: int) -> Layer:
+        """That of block i."""
+        return self.layers[i % len(self.layers)]
+
+
+class Leaf(NamedTuple):
+    """Shape of a parameter, and what it starts as: 'normal', 'residual', 'zeros' or 'ones'."""
+
+    shape: tuple[int, ...]
+    start: str
+
+
+def leaves(a: Architecture, *, output: bool = False) -> dict[str, Leaf]:
+    """All parameters by path, those of the blocks stacked along a leading axis.
+
+    Args:
+      a: architecture.
+      output: with an output embedding of its own, if it has one.
+    """
+    d, inner = a.hidden_size, a.num_heads * a.head_dim
+    one = 'zeros' if a.norm_offset else 'ones'
+
+    def norm(name: str, size: int = d, bias: bool = a.norm_bias) -> dict[str, Leaf]:
+        found = {f'{name}/scale': Leaf((size,), one)}
+        return found | ({f'{name}/bias': Leaf((size,), 'zeros')} if bias else {})
+
+    def dense(name: str, shape: tuple[int, int], bias: bool, start: str = 'normal'):
+        found = {f'{name}/kernel': Leaf(shape, start)}
+        return found | ({f'{name}/bias': Leaf(shape[1:], 'zeros')} if bias else {})
+
+    block = dense('attention/qkv', (d, sum(a.parts['qkv'])), a.qkv_bias)
+    block |= dense('attention/output', (inner, d), a.output_bias, 'residual')
+    block |= dense('mlp/up', (d, sum(a.parts['up'])), a.mlp_bias)
+    block |= dense('mlp/down', (a.intermediate_size, d), a.mlp_bias, 'residual')
+    for branch in ('attention', 'mlp'):
+        if 'before' in a.norm_places:
+            block |= norm(f'{branch}_norm')
+        if a.norm_places != ('before',):
+            block |= norm(f'{branch}_out_norm')
+    if a.query_key_norm:
+        whole = a.query_key_norm == 'projection'
+        for name, heads in (('query', a.num_heads), ('key', a.num_kv_heads)):
+            block |= norm(f'attention/{name}_norm', a.head_dim * (heads if whole else 1), False)
+    found = {'tokens': Leaf((a.vocab_size, d), 'normal')}
+    if a.learned_positions:
+        found['positions'] = Leaf((a.max_positions, d), 'normal')
+    if a.token_types:
+        found['types'] = Leaf((a.token_types, d), 'normal')
+    if a.embedding_norm:
+        found |= norm('embedding_norm')
+    found |= {f'blocks/{name}': Leaf((a.num_layers, *leaf.shape), leaf.start)
+              for name, leaf in block.items()}
+    if a.final_norm:
+        found |= norm('norm')
+    if a.pooler:
+        found |= dense('pooler/dense', (d, d), a.pooler == 'tanh' or a.pooler_bias)
+        if a.pooler == 'activation_norm':
+            found |= norm('pooler/norm')
+    if output and not a.tied:
+        found['output'] = Leaf((a.vocab_size, d), 'normal')
+    return found
+
+
+def tree(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts of what is given by path."""
+    result: dict[str, Any] = {}
+    for path, leaf in flat.items():
+        *parents, name = path.split('/')
+        node = result
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return result
+
+
+class Context(NamedTuple):
+    """What a block needs to know of a micro-batch.
+
+    Attributes:
+      plan: of its attention.
+      rotary: cosines and sines [R, L, E / 2] float32 of the angles of each position; or None.
+    """
+
+    plan: attention.Plan
+    rotary: tuple[jax.Array, jax.Array] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Transformer:
+    """Embeddings, blocks and norms as pure functions of parameters.
+
+    Parameters are float32; the blocks' are stacked, with a leading layer axis. The residual
+    stream and matrix products are in `dtype`, norms and softmax in float32. Leaves may be shards,
+    see `sharding`; those of the blocks are then gathered one block at a time.
+
+    Attributes:
+      architecture: what is computed.
+      dtype: compute dtype, float32 or bfloat16.
+      remat: recompute the blocks in the backward pass instead of storing their activations; of
+        use for stacked blocks only, as without a scan XLA finds them stored on CPU.
+      dropout: rate on embeddings, attention weights and residual branches.
+    """
+
+    architecture: Architecture
+    dtype: Any = jnp.float32
+    remat: bool = False
+    dropout: float = 0.0
+
+    def init(self, key: jax.Array, *, output: bool = False) -> Any:
+        """Random parameters, see `leaves`.
+
+        Kernels and tables are normal with `initializer_range`; of kernels that add to the residual
+        stream it is smaller by sqrt(2 * num_layers), as in GPT-2.
+        """
+        a = self.architecture
+        token_key, position_key, *layer_keys = jax.random.split(key, 2 + a.num_layers)
+        other = {'tokens': token_key, 'positions': position_key}
+        scales = {'normal': a.initializer_range,
+                  'residual': a.initializer_range / math.sqrt(2 * a.num_layers)}
+        constants = {'zeros': jnp.zeros, 'ones': jnp.ones}
+
+        def start(path: str, leaf: Leaf) -> jax.Array:
+            if leaf.start in constants:
+                return constants[leaf.start](leaf.shape)
+            stream = _STREAMS.get(path, zlib.crc32(path.encode()))
+            normal = nn.initializers.normal(scales[leaf.start])
+            if path.startswith('blocks/'):
+                keys = jax.vmap(lambda k: jax.random.fold_in(k, stream))(jnp.stack(layer_keys))
+                return jax.vmap(lambda k: normal(k, leaf.shape[1:]))(keys)
+            return normal(other.get(path, jax.random.fold_in(token_key, stream)), leaf.shape)
+
+        return tree({path: start(path, leaf)
+                     for path, leaf in leaves(a, output=output).items()})
+
+    def embed(self, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
+        """What is looked up of tokens and positions, [R, L] int32 each -> [R, L, D] float32."""
+        found = sharding.look_up(params['tokens'], tokens)
+        if 'positions' in params:
+            found += sharding.look_up(params['positions'], positions)
+        return found
+
+    def add_embedding_gradient(
+        self, total: Any, gradient: jax.Array, tokens: jax.Array, positions: jax.Array
+    ) -> Any:
+        """Adds the gradient of `embed`'s output to a running total in the shape of the parameters.
+
+        Only the rows of tokens that occur are touched, where differentiating `embed` would make
+        and add a gradient of the size of the vocabulary.
+        """
+        indices = {'tokens': tokens, 'positions': positions}
+        return total | {name: sharding.add_rows(total[name], where, gradient)
+                        for name, where in indices.items() if name in total}
+
+    def contexts(
+        self,
+        segments: jax.Array,
+        responses: jax.Array,
+        positions: jax.Array,
+        implementation: str,
+        *,
+        dropout: bool = False,
+    ) -> tuple[Context, ...]:
+        """What the blocks need to know of a micro-batch, one for each of `Architecture.layers`.
+
+        Those that are the same are the same object.
+
+        Args:
+          segments, responses, positions: [R, L], see `packing.MicroBatch`.
+          implementation: see `attention.plan`.
+          dropout: whether attention weights will be dropped.
+        """
+        a, length = self.architecture, segments.shape[1]
+
+        @functools.cache
+        def plan(window: int) -> attention.Plan:
+            return attention.plan(segments, responses, positions, implementation, window=window,
+                                  causal=a.causal, dropout=dropout)
+
+        @functools.cache
+        def angles(rotary: Rotary | None) -> tuple[jax.Array, jax.Array] | None:
+            if rotary is None:
+                return None
+            turns = positions[..., None] * jnp.asarray(rotary.frequencies(a.head_dim))
+            return jnp.cos(turns), jnp.sin(turns)
+
+        @functools.cache
+        def context(rotary: Rotary | None, window: int) -> Context:
+            return Context(plan(window), angles(rotary))
+
+        # A dialogue is no longer than a row: a window that holds it all changes nothing.
+        return tuple(context(layer.rotary, layer.window if layer.window < length else 0)
+                     for layer in a.layers)
+
+    def __call__(
+        self,
+        params: Any,
+        embedded: jax.Array,
+        contexts: Sequence[Context],
+        reads: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
+        *,
+        taps: Sequence[int] = (),
+        look: Callable[[jax.Array], Any] = lambda x: x,
+    ) -> tuple[jax.Array, list[Any]]:
+        """Hidden states after the final norm, and what `look` sees after some of the blocks.
+
+        Of the last block only keys and values are needed of all tokens, so with `reads` queries
+        and what follows the attention are computed at the tokens that are read.
+
+        Args:
+          params: from `init`, or the same after `unstack_blocks`, which runs them without a scan.
+          embedded: [R, L, D], from `embed`.
+          contexts: from `contexts`.
+          reads: [...] int32, indices into R * L; None for all tokens.
+          dropout_key: with a key, with dropout.
+          taps: numbers of blocks, 1 for the first, less than `num_layers`.
+          look: of the residual stream [R, L, D] after such a block.
+
+        Returns:
+          [..., D] float32 at `reads`, or [R, L, D]; and one value of `look` for each of `taps`.
+        """
+        a, layers = self.architecture, params['blocks']
+        x, keys = self._enter(params, embedded), None
+        if self.dropout and dropout_key is not None:
+            own, *keys = jax.random.split(dropout_key, 1 + a.num_layers)
+            x = _drop(x, self.dropout, own)
+        x = x.astype(self.dtype)
+
+        def run(normed, x, layer, context, key, reads=None):
+            return _block(a, sharding.whole(layer, self.dtype), x, context, reads, normed,
+                          self.dropout, key)
+
+        sharded = sharding.is_sharded(layers)
+        step = run
+        if self.remat:
+            step = jax.checkpoint(run, prevent_cse=False, static_argnums=0)
+        elif sharded:
+            # Products are kept, gathered weights are not: they are gathered again.
+            step = jax.checkpoint(
+                run, prevent_cse=False, static_argnums=0,
+                policy=jax.checkpoint_policies.save_only_these_names(_PRODUCT))
+        pick, kinds = _by_kind(contexts, a.num_layers)
+
+        def one(function: Callable[..., Any], i: int, x: jax.Array, *reads: jax.Array) -> jax.Array:
+            own = layers[i] if isinstance(layers, tuple) else jax.tree.map(
+                operator.itemgetter(i), layers)
+            return function(a.first_norm or i > 0, x, own, contexts[i % len(contexts)],
+                            keys and keys[i], *reads)
+
+        most = a.num_layers if reads is None else a.num_layers - 1
+        # One by one: unstacked blocks, and a first one that is not as the others.
+        alone = most if isinstance(layers, tuple) else min(most, int(not a.first_norm))
+        seen = {}
+        for i in range(alone):
+            x = one(step, i, x)
+            if i + 1 in taps:
+                seen[i + 1] = look(x)
+        if alone < most or not isinstance(layers, tuple):
+
+            def body(x, scanned):
+                layer, key, kind = scanned
+                x = step(True, x, layer, pick(kind), key)
+                return x, look(x) if taps else None
+
+            x, looks = jax.lax.scan(body, x, jax.tree.map(
+                lambda leaf: leaf[alone:most], (layers, keys and jnp.stack(keys), kinds)))
+            seen |= {i: jax.tree.map(operator.itemgetter(i - 1 - alone), looks)
+                     for i in taps if i > alone}
+        if reads is not None:
+            # The last block is differentiated at once: only gathered weights are worth forgetting.
+            x = one(step if sharded else run, a.num_layers - 1, x, reads)
+        if a.final_norm:
+            x = _norm(a, params['norm'], x, jnp.float32)
+        return x.astype(jnp.float32), [seen[i] for i in taps]
+
+    def pool(self, params: Any, hidden: jax.Array) -> jax.Array:
+        """What the head reads of last hidden states [..., D] float32: [..., D] float32."""
+        a = self.architecture
+        if not a.pooler:
+            return hidden
+        p = sharding.whole(params['pooler'])
+        x = _dense(p['dense'], hidden)
+        if a.pooler == 'tanh':
+            return jnp.tanh(x)
+        return _norm(a, p['norm'], ACTIVATIONS[a.activation](x))
+
+    def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] float32 of the next token, from last hidden states [..., D]."""
+        a = self.architecture
+        table = sharding.whole(params['tokens' if a.tied else 'output'], self.dtype)
+        logits = jnp.einsum('...d,vd->...v', hidden.astype(self.dtype), table.astype(self.dtype),
+                            preferred_element_type=jnp.float32)
+        return a.logit_cap * jnp.tanh(logits / a.logit_cap) if a.logit_cap else logits
+
+    def _enter(self, params: Any, x: jax.Array) -> jax.Array:
+        """What goes into the first block, from what was looked up: [R, L, D] float32 each."""
+        a = self.architecture
+        if a.embedding_scale != 1:
+            x = x * float(np.asarray(a.embedding_scale, self.dtype))
+        if a.token_types:
+            x = x + sharding.whole(params['types'])[0]
+        return _norm(a, params['embedding_norm'], x) if a.embedding_norm else x
+
+
+def unstack_blocks(params: Any) -> Any:
+    """Parameters with a tuple of blocks in place of their leading axis."""
+    count = len(jax.tree.leaves(params['blocks'])[0])
+    return params | {'blocks': tuple(jax.tree.map(operator.itemgetter(i), params['blocks'])
+                                     for i in range(count))}
+
+
+def stack_blocks(params: Any) -> Any:
+    """The inverse of `unstack_blocks`."""
+    return params | {'blocks': jax.tree.map(lambda *leaves: jnp.stack(leaves), *params['blocks'])}
+
+
+# What the random numbers of a kernel are folded in from; those of GPT-2's are fixed, so that a
+# seed keeps its meaning. Others take a checksum of their path.
+_STREAMS: Mapping[str, int] = {
+    'blocks/attention/qkv/kernel': 0x4D446F91,
+    'blocks/attention/output/kernel': 0x3EFBB596,
+    'blocks/mlp/up/kernel': 0x6CF65CF6,
+    'blocks/mlp/down/kernel': 0x6A184C64,
+}
+
+
+def _by_kind(
+    contexts: Sequence[Context], num_layers: int
+) -> tuple[Callable[[jax.Array], Context], jax.Array]:
+    """How to get the context of a block in a scan: a function of its kind, and the kinds [layers].
+
+    A scan has one body for all blocks, so contexts that differ are taken by index.
+    """
+    distinct = list({id(context): context for context in contexts}.values())
+    places = [next(k for k, one in enumerate(distinct) if one is context) for context in contexts]
+    kinds = jnp.asarray([places[i % len(places)] for i in range(num_layers)], jnp.int32)
+    if len(distinct) == 1:
+        return lambda kind: distinct[0], kinds
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *distinct)
+    return lambda kind: jax.tree.map(lambda leaf: leaf[kind], stacked), kinds
+
+
+def _block(
+    a: Architecture,
+    p: Any,
+    x: jax.Array,
+    context: Context,
+    reads: jax.Array | None,
+    normed: bool,
+    dropout: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """A block of [R, L, D]; with `reads`, its output is computed there only."""
+    keys = jax.random.split(key, 3) if dropout and key is not None else (None, None, None)
+
+    def branch(name, x, function, key, *, normed=True, at=lambda x: x):
+        h = _norm(a, p[f'{name}_norm'], x) if 'before' in a.norm_places and normed else x
+        h = function(h)
+        if 'after' in a.norm_places:
+            h = _norm(a, p[f'{name}_out_norm'], h)
+        x = at(x) + _drop(h, dropout, key)
+        return _norm(a, p[f'{name}_out_norm'], x) if 'sum' in a.norm_places else x
+
+    x = branch('attention', x,
+               lambda h: _attention(a, p['attention'], h, context, reads, dropout, keys[0]),
+               keys[1], normed=normed, at=lambda x: _at(x, reads))
+    return branch('mlp', x, lambda h: _mlp(a, p['mlp'], h), keys[2])
+
+
+def _attention(
+    a: Architecture,
+    p: Any,
+    x: jax.Array,
+    context: Context,
+    reads: jax.Array | None,
+    dropout: float,
+    key: jax.Array | None,
+) -> jax.Array:
+    """Projections around `attention.attend`: [R, L, D] in, [R, L, D] or at `reads` [..., D] out."""
+    of_queries, of_keys, _ = a.parts['qkv']
+    q, k, v = jnp.split(_dense(p['qkv'], x), [of_queries, of_queries + of_keys], axis=-1)
+    if a.query_key_norm == 'projection':
+        q, k = _norm(a, p['query_norm'], q), _norm(a, p['key_norm'], k)
+    q, k, v = (y.reshape(*y.shape[:2], -1, a.head_dim) for y in (q, k, v))
+    if a.query_key_norm == 'head':
+        q, k = _norm(a, p['query_norm'], q), _norm(a, p['key_norm'], k)
+    if context.rotary is not None:
+        q, k = _rotate(q, *context.rotary), _rotate(k, *context.rotary)
+    mixed = attention.attend(q, k, v, context.plan, reads, scale=a.attention_scale or None,
+                             cap=a.attention_cap, dropout=dropout, dropout_key=key)
+    return _dense(p['output'], mixed.reshape(*mixed.shape[:-2], -1))
+
+
+def _mlp(a: Architecture, p: Any, x: jax.Array) -> jax.Array:
+    activation, x = ACTIVATIONS[a.activation], _dense(p['up'], x)
+    if a.gated:
+        gate, x = jnp.split(x, 2, axis=-1)
+        return _dense(p['down'], activation(gate) * x)
+    return _dense(p['down'], activation(x))
+
+
+def _rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
+    """Turns the pairs of each head [R, L, H, E], element i and i + E / 2, by [R, L, E / 2]."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cosines, sines = cosines[:, :, None], sines[:, :, None]
+    turned = first * cosines - second * sines, second * cosines + first * sines
+    return jnp.concatenate(turned, axis=-1).astype(x.dtype)
+
+
+def _norm(a: Architecture, p: Any, x: jax.Array, dtype: Any = None) -> jax.Array:
+    """Norm over the last axis in float32, in the end in `dtype`, by default that of x."""
+    dtype = dtype or x.dtype
+    scale, x = p['scale'], x.astype(jnp.float32)
+    if a.norm == 'layer':
+        norm = nn.LayerNorm(epsilon=a.norm_epsilon, use_bias=a.norm_bias, dtype=jnp.float32)
+        return norm.apply({'params': p}, x).astype(dtype)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + a.norm_epsilon)
+    if a.norm_rounds:
+        return x.astype(dtype) * scale.astype(dtype)
+    return (x * (scale + a.norm_offset if a.norm_offset else scale)).astype(dtype)
+
+
+def _at(x: jax.Array, reads: jax.Array | None) -> jax.Array:
+    """Rows of x [R, L, D] at indices into R * L; x itself without."""
+    return x if reads is None else x.reshape(-1, x.shape[-1])[reads]
+
+
+def _drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    if not rate or key is None:
+        return x
+    return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
+
+
+def _dense(p: Any, x: jax.Array) -> jax.Array:
+    """[..., D] times the kernel [D, F] in the dtype of x."""
+    x = checkpoint_name(_project(x, p['kernel'].astype(x.dtype)), _PRODUCT)
+    return x + p['bias'].astype(x.dtype) if 'bias' in p else x
+
+
+@jax.custom_vjp
+def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """[..., D] times [D, F].
+
+    Written out for its backward pass: what differentiation makes of the kernel's gradient is a
+    product of two transposed factors, which runs at two thirds of the speed on CPU.
+    """
+    return jnp.einsum('...d,df->...f', x, kernel, precision=attention.precision(x.dtype))
+
+
+def _project_forward(x, kernel):
+    return _project(x, kernel), (x, kernel)
+
+
+def _project_backward(saved, gradient):
+    x, kernel = saved
+    precision = attention.precision(x.dtype)
+    if jax.default_backend() == 'cpu':
+        # Otherwise the activation that made x is fused into a transposition, and runs in strides.
+        x = jax.lax.optimization_barrier(x)
+    return (jnp.einsum('...f,df->...d', gradient, kernel, precision=precision),
+            jnp.einsum('td,tf->df', x.reshape(-1, x.shape[-1]),
+                       gradient.reshape(-1, gradient.shape[-1]), precision=precision))
+
+
+_project.defvjp(_project_forward, _project_backward)

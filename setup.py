@@ -41,6 +41,7 @@ setup(
         'cuda12': ['jax[cuda12]'],
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
+        'smollm2': ['gguf>=0.17'],
         'tensorboard': ['tensorboardX>=2.6'],
         'test': [
             'ipykernel>=6.29',

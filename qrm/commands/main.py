@@ -8,11 +8,13 @@ COMMANDS = {
     'train': 'trains a reward model',
     'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
     'score': 'scores responses with a trained reward model',
+    'export': 'writes a reward model for transformers',
     'reproduce': "the paper's experiment: both heads on both workloads, tables and figures",
     'compare': 'every head on the same batches',
     'identifiability': 'what each objective learns where the truth is known',
     'best_of_n': 'what choosing by each rule and proxy is worth',
     'benchmark': 'how fast this machine trains and scores',
+    'smollm2': 'makes a folder of a small pretrained model, without a hub',
     'scaling': 'what training on many accelerators would cost, by formulas',
 }
 

@@ -1,0 +1,279 @@
+"""Exported models score as they did here: read back by us, and by transformers where torch is."""
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+import transformers
+from safetensors import numpy as safetensors_numpy
+
+import qrm
+from qrm.data import tokens
+from qrm.data.comparisons import DataError, parse_row
+from qrm.data.tokens import Reading, tokenize
+from qrm.models import families
+from qrm.models.families import FAMILIES
+from qrm.models.network import RewardNetwork
+from qrm.rewards import losses
+from qrm.rewards.heads import HeadConfig
+from qrm.serving import export
+from qrm.training.reward_model import RewardModel
+from tests.helpers import command
+
+TEXTS = ['a b', 'How many? 12 or 3.', 'yes\n\nno  way']
+PROMPT, RESPONSES = 'a question 42?', [' an answer', ' 7', ' another one \n']
+SIZES = {'vocab_size': 300, 'max_positions': 64, 'hidden_size': 16, 'num_layers': 3,
+         'num_heads': 4, 'intermediate_size': 24}
+CHAT = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+
+
+@pytest.fixture(scope='module')
+def tokenizer():
+    return tokens.train_tokenizer(TEXTS * 3, 300)
+
+
+def make(tokenizer, family='llama', head=None, vocab_size=300):
+    """A reward model of a family with random parameters, large enough to tell rewards apart."""
+    settings = families.random_settings(family, SIZES | {'vocab_size': vocab_size})
+    # Windows and caps that matter for dialogues of a dozen tokens.
+    matter = {'sliding_window': 4, 'query_pre_attn_scalar': 3, 'attn_logit_softcapping': 2.0}
+    settings |= {key: value for key, value in matter.items() if key in settings}
+    if family == 'modernbert':
+        settings['local_attention'] = 6
+    a = families.architecture(settings)
+    head = head or HeadConfig('quantile', 4, reads=families.classifier_reads(settings))
+    network = RewardNetwork(a, head)
+    params = jax.jit(network.init)(jax.random.key(0))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = jax.tree.unflatten(tree, [
+        x + 0.2 * jax.random.normal(key, x.shape) for x, key in zip(leaves, keys, strict=True)])
+    reading = Reading(64, append_eos=a.causal, share_prompt=a.causal)
+    return RewardModel(network, settings, params, tokenizer, losses.LossConfig('bradley_terry'),
+                       reading, row_length=64)
+
+
+def scored(model):
+    scores = model.score([PROMPT], [RESPONSES])
+    return scores.rewards[0], scores.quantiles[0]
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_every_family_comes_back_with_its_rewards(tokenizer, tmp_path, family):
+    model = make(tokenizer, family)
+    rewards, quantiles = scored(model)
+    assert np.ptp(rewards) > 1e-3
+    for kind, expected in (('mean', rewards[:, None]), ('quantiles', quantiles)):
+        folder = str(tmp_path / kind)
+        message = export.export(model, folder, kind=kind)
+        assert message.startswith(f'{folder}: {FAMILIES[family].classifier} with ')
+        back = qrm.load(folder)
+        assert back.network.architecture.layers == model.network.architecture.layers
+        np.testing.assert_allclose(scored(back)[1], expected, rtol=0, atol=1e-5)
+    assert {path.name for path in (tmp_path / 'mean').iterdir()} == {
+        'README.md', 'config.json', 'model.safetensors', 'tokenizer.json', 'tokenizer_config.json'}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_transformers_gives_the_same_rewards(tokenizer, tmp_path, family):
+    torch = pytest.importorskip('torch')
+    model = make(tokenizer, family)
+    rewards, quantiles = scored(model)
+    texts = [PROMPT + r + tokenizer.eos_token * model.reading.append_eos for r in RESPONSES]
+    for kind, expected in (('mean', rewards[:, None]), ('quantiles', quantiles)):
+        folder = str(tmp_path / kind)
+        export.export(model, folder, kind=kind)
+        theirs = transformers.AutoModelForSequenceClassification.from_pretrained(
+            folder, dtype=torch.float32, attn_implementation='eager').eval()
+        reader = tokens.load_tokenizer(folder)
+        batch = reader(texts, return_tensors='pt', padding=True, return_token_type_ids=False)
+        with torch.no_grad():
+            found = theirs(**batch).logits.numpy()
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-4)
+
+
+# What is written.
+
+
+def test_settings_are_read_alike_by_versions_4_and_5(tokenizer, tmp_path):
+    model = make(tokenizer)
+    scaling = {'rope_type': 'llama3', 'factor': 4.0, 'low_freq_factor': 1.0,
+               'high_freq_factor': 4.0, 'original_max_position_embeddings': 16}
+    model = dataclasses.replace(model, settings={
+        **model.settings, 'rope_parameters': {'rope_theta': 5000.0, **scaling}})
+    export.export(model, str(tmp_path / 'model'), kind='quantiles')
+    found = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert found['rope_parameters'] == {'rope_theta': 5000.0, **scaling}
+    assert (found['rope_theta'], found['rope_scaling']) == (5000.0, scaling)
+    assert found['architectures'] == ['LlamaForSequenceClassification']
+    assert found['num_labels'] == 4
+    assert found['id2label'] == {'0': 'quantile 0.125', '1': 'quantile 0.375',
+                                 '2': 'quantile 0.625', '3': 'quantile 0.875'}
+    assert found['pad_token_id'] == model.tokenizer.pad_token_id
+
+
+def test_tensors_are_those_of_torch(tokenizer, tmp_path):
+    model = make(tokenizer)
+    export.export(model, str(tmp_path / 'model'))
+    tensors = safetensors_numpy.load_file(tmp_path / 'model' / 'model.safetensors')
+    qkv = np.asarray(model.params['backbone']['blocks']['attention']['qkv']['kernel'])
+    # [out, in] of queries, keys and values, of 16 outputs each.
+    for i, name in enumerate('qkv'):
+        np.testing.assert_array_equal(
+            tensors[f'model.layers.1.self_attn.{name}_proj.weight'],
+            qkv[1, :, 16 * i:16 * (i + 1)].T)
+    np.testing.assert_array_equal(tensors['model.embed_tokens.weight'],
+                                  model.params['backbone']['tokens'])
+    np.testing.assert_allclose(
+        tensors['score.weight'], model.params['head']['kernel'].mean(axis=1)[None], rtol=1e-5)
+
+
+def test_half_precision(tokenizer, tmp_path):
+    model = make(tokenizer)
+    for dtype in ('bfloat16', 'float16'):
+        export.export(model, str(tmp_path / dtype), dtype=dtype)
+        back = scored(qrm.load(str(tmp_path / dtype)))[0]
+        expected = scored(model)[0]
+        assert 0 < np.abs(back - expected).max() < 0.05 * np.abs(expected).max()
+
+
+def test_shards_are_written_with_an_index(tokenizer, tmp_path, monkeypatch):
+    model = make(tokenizer)
+    write = export.weights.write_tensors
+    monkeypatch.setattr(export.weights, 'write_tensors',
+                        lambda folder, tensors, shard_bytes: write(folder, tensors,
+                                                                   shard_bytes=10000))
+    export.export(model, str(tmp_path / 'model'))
+    files = {path.name for path in (tmp_path / 'model').glob('*.safetensors')}
+    assert len(files) > 2
+    assert 'model-00001-of-' in min(files)
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'model')))[0], scored(model)[0],
+                               rtol=0, atol=1e-5)
+
+
+def test_padding_is_no_token_that_dialogues_end_with(tokenizer, tmp_path):
+    # GPT-2's tokenizer has none, and TRL would take EOS, before which transformers reads.
+    bare = tokens.train_tokenizer(TEXTS * 3, 300)
+    bare.pad_token = None
+    model = make(bare)
+    export.export(model, str(tmp_path / 'model'))
+    config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    back = tokens.load_tokenizer(str(tmp_path / 'model'))
+    assert config['pad_token_id'] == back.pad_token_id != back.eos_token_id
+    assert config['vocab_size'] >= 300
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'model')))[0], scored(model)[0],
+                               rtol=0, atol=1e-5)
+
+
+def test_a_padding_token_that_is_new_gets_an_embedding(tmp_path):
+    # A tokenizer that knows no padding, for as many tokens as the model has rows.
+    saved = tmp_path / 'tokenizer'
+    tokens.save_tokenizer(tokens.train_tokenizer(TEXTS * 3, 300), str(saved))
+    for path in saved.iterdir():
+        path.write_text(path.read_text().replace('<|pad|>', '<|other|>'))
+    full = tokens.load_tokenizer(str(saved))
+    full.pad_token = None
+    model = make(full, vocab_size=len(full))
+    export.export(model, str(tmp_path / 'model'))
+    config = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert config['pad_token_id'] == len(full)
+    assert config['vocab_size'] == len(full) + 1
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'model')))[0], scored(model)[0],
+                               rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('template', [CHAT, CHAT + '\n', CHAT + "{{ eos_token }}\n",
+                                      CHAT + "{{ eos_token + '\\n' }}"])
+def test_chat_templates_end_as_dialogues_are_read(tmp_path, template):
+    chatty = tokens.train_tokenizer(TEXTS * 3, 300)
+    chatty.chat_template = template
+    model = make(chatty)
+    export.export(model, str(tmp_path / 'model'))
+    chat = [{'role': 'user', 'content': 'a b'}, {'role': 'assistant', 'content': 'yes '}]
+    row = parse_row({'prompt': chat[:1], 'responses': [chat[1:]]}, 'row', allow_blank=True)
+    [[expected]] = tokenize([row], chatty, model.reading)
+    back = tokens.load_tokenizer(str(tmp_path / 'model'))
+    found = back.apply_chat_template(chat, tokenize=True)['input_ids']
+    assert found == expected.tolist()
+    # What a model is to go on from is left as it was.
+    begin = [chatty, back]
+    one, other = (t.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
+                  for t in begin)
+    assert other.rstrip('\n') == one.rstrip('\n')
+
+
+def test_the_card_says_how_to_use_it(tokenizer, tmp_path):
+    model = make(tokenizer)
+    export.export(model, str(tmp_path / 'q'), kind='quantiles')
+    text = (tmp_path / 'q' / 'README.md').read_text()
+    for words in ('LlamaForSequenceClassification', '4 labels are quantiles', '0.125, 0.375',
+                  'tokenizer.eos_token', 'at the last token that is not padding', '64 tokens'):
+        assert words in text
+    export.export(model, str(tmp_path / 'm'))
+    assert 'one label is the mean' in (tmp_path / 'm' / 'README.md').read_text()
+
+
+# What a classifier can compute.
+
+
+@pytest.mark.parametrize(('head', 'kinds'), [
+    (HeadConfig('scalar'), {'mean', 'quantiles'}),
+    (HeadConfig('quantile', 3), {'mean', 'quantiles'}),
+    (HeadConfig('monotone_quantile', 3), {'mean'}),
+    (HeadConfig('gaussian'), {'mean'}),
+    (HeadConfig('implicit_quantile', 3, num_cosines=4), {'mean', 'quantiles'}),
+    (HeadConfig('quantile', 3, members=2), {'mean'}),
+    (HeadConfig('categorical', num_atoms=3), set()),
+    (HeadConfig('quantile', 3, hidden_layers=(5,)), set()),
+])
+def test_linear_heads_are_found_to_be(head, kinds):
+    params = qrm_init(head, 6)
+    hidden = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
+    for kind in export.KINDS:
+        if kind not in kinds:
+            with pytest.raises(DataError, match=f'the {kind} of a {head.name} head is no linear'):
+                export.linear_head(head, params, kind)
+            continue
+        kernel, bias = export.linear_head(head, params, kind)
+        outputs = export.heads.apply(head, params, hidden)
+        expected = (head.read(outputs).distribution.mean[:, None] if kind == 'mean'
+                    else head.quantiles(outputs))
+        np.testing.assert_allclose(hidden @ kernel + bias, expected, rtol=1e-4, atol=1e-5)
+
+
+def qrm_init(head, width):
+    """Random parameters of a head, biases too."""
+    params = export.heads.init(head, jax.random.key(0), width)
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(2), len(leaves))
+    return jax.tree.unflatten(tree, [x + 0.3 * jax.random.normal(key, x.shape)
+                                     for x, key in zip(leaves, keys, strict=True)])
+
+
+def test_what_cannot_be_exported_is_refused(tokenizer, tmp_path):
+    folder = str(tmp_path / 'model')
+    for head, message in (
+        (HeadConfig('quantile', 2, attributes=('a', 'b')), 'a gate weighs attributes'),
+        (HeadConfig('quantile', 2, reads=('last', 'mean')), 'the head reads last, mean'),
+        (HeadConfig('scalar', bias=True), 'the head has a bias'),
+    ):
+        with pytest.raises(DataError, match=message):
+            export.export(make(tokenizer, head=head), folder)
+    assert not pathlib.Path(folder).exists()
+    pathlib.Path(folder).mkdir()
+    with pytest.raises(DataError, match='exists, expected a folder to be made'):
+        export.export(make(tokenizer), folder)
+
+
+def test_the_command_exports_what_it_loads(tokenizer, tmp_path):
+    model = make(tokenizer)
+    export.export(model, str(tmp_path / 'first'), kind='quantiles')
+    out, _ = command('export', f'--workdir={tmp_path}/first', f'--output={tmp_path}/second')
+    assert 'LlamaForSequenceClassification with 1 label (mean), float32' in out
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'second')))[0], scored(model)[0],
+                               rtol=0, atol=1e-5)
+    _, err = command('export', f'--workdir={tmp_path}/first', f'--output={tmp_path}/second', code=2)
+    assert 'exists, expected a folder to be made' in err

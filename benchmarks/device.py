@@ -8,7 +8,7 @@ that hangs, crashes or runs out of memory leaves a row that says so, and the oth
 needs Python alone and imports nothing of qrm, whose libraries take seconds to start.
 
     device.json   all rows, with the repeats      device.md   the table that is printed last
-    PART.log      what a part printed             rows.jsonl  the rows so far, while it runs
+    device.log    what the parts printed          rows.jsonl  the rows so far, while it runs
 """
 
 import argparse
@@ -30,10 +30,11 @@ ATTENTION = ('pallas', 'dense', 'tiled')
 
 
 class Shape(NamedTuple):
-    """A model's sizes, and what it is measured on.
+    """A model's family and sizes, and what it is measured on.
 
     Attributes:
-      sizes: `config.model.sizes`, as GPT-2's config calls them.
+      family: `config.model.family`.
+      sizes: `config.model.sizes`; those that are not named follow from the others.
       max_length: tokens of the longest dialogue.
       row_length: tokens of a packed row.
       settings: (rows of a micro-batch, comparisons a training step), in the order of memory.
@@ -41,8 +42,11 @@ class Shape(NamedTuple):
       steps: training steps timed together.
       scored: comparisons scored in a repeat.
       per_device: pairs of TRL's forward pass; each is tried.
+      rest: settings of TRL's checkpoint beside the sizes; none of them takes time.
+      second: the shape that is measured with what time is left; '': none.
     """
 
+    family: str
     sizes: Mapping[str, int]
     max_length: int
     row_length: int
@@ -51,22 +55,33 @@ class Shape(NamedTuple):
     steps: int = 4
     scored: int = 1024
     per_device: tuple[int, ...] = (32, 8)
+    rest: Mapping[str, Any] = {}
+    second: str = ''
 
 
-def _sizes(width: int, blocks: int, heads: int, positions: int = 1024) -> dict[str, int]:
-    """Sizes with GPT-2's vocabulary."""
-    return {'n_embd': width, 'n_layer': blocks, 'n_head': heads, 'n_positions': positions,
-            'vocab_size': 50257}
+def _sizes(vocabulary: int, positions: int, width: int, blocks: int, heads: int,
+           **more: int) -> dict[str, int]:
+    return {'vocab_size': vocabulary, 'max_positions': positions, 'hidden_size': width,
+            'num_layers': blocks, 'num_heads': heads, **more}
 
 
+_TINY = {'max_length': 128, 'row_length': 128, 'settings': ((1, 4), (2, 8)), 'repeats': 2,
+         'steps': 1, 'scored': 8, 'per_device': (4,)}
 SHAPES = {
-    'gpt2-small': Shape(_sizes(768, 12, 12), 512, 1024),
-    # Runs anywhere in a minute or two, to try the script itself.
-    'tiny': Shape(_sizes(16, 2, 2, 128), 128, 128, ((1, 4), (2, 8)), 2, 1, 8, (4,)),
+    'gpt2-small': Shape('gpt2', _sizes(50257, 1024, 768, 12, 12), 512, 1024,
+                        second='smollm2-135m'),
+    'smollm2-135m': Shape(
+        'llama', _sizes(49152, 8192, 576, 30, 9, num_kv_heads=3, intermediate_size=1536), 512, 1024,
+        rest={'rope_theta': 100000.0, 'tie_word_embeddings': True}),
+    # These run anywhere in a minute or two, to try the script itself.
+    'tiny': Shape('gpt2', _sizes(50257, 128, 16, 2, 2), **_TINY, second='tiny-llama'),
+    'tiny-llama': Shape(
+        'llama', _sizes(50257, 128, 32, 2, 4, num_kv_heads=2, intermediate_size=64), **_TINY),
 }
 # Part -> seconds that it may need of the 8.5 minutes, in the order of importance. What a part
 # leaves over is shared among those after it in this proportion.
-PARTS = {'correctness': 75, 'sweep-pallas': 130, 'sweep-dense': 95, 'trl': 180, 'sweep-tiled': 30}
+PARTS = {'correctness': 75, 'sweep-pallas': 120, 'sweep-dense': 85, 'trl': 165, 'sweep-tiled': 25}
+_SECOND = 40  # the same, of the sweep of a second shape, which comes last
 
 _LEAST = 10  # seconds; starting Python and the libraries alone takes about as long
 _RESERVE = 3  # seconds, to end the last part and write the table
@@ -95,8 +110,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     output = Path(args.output)
     output.mkdir(parents=True, exist_ok=True)
     header = about(args.shape)
-    rows = run(PARTS, lambda part, seconds: part_command(args, part, seconds), output, deadline,
-               header)
+    rows = run(parts(args.shape), lambda part, seconds: part_command(args, part, seconds), output,
+               deadline, header)
     print(f'\n{format_report(header, rows)}', flush=True)
     return int(any(row['result'].startswith(('failed', 'wrong')) for row in rows))
 
@@ -129,6 +144,12 @@ def _positive(text: str) -> float:
     return value
 
 
+def parts(shape: str) -> dict[str, float]:
+    """`PARTS`, and that of the second shape, if there is one."""
+    second = SHAPES[shape].second
+    return PARTS | ({f'sweep-{second}': _SECOND} if second else {})
+
+
 def part_command(args: argparse.Namespace, part: str, seconds: float) -> list[str]:
     """The command that measures a part and appends to `rows.jsonl`."""
     return [sys.executable, '-m', 'benchmarks.device_parts', f'--part={part}',
@@ -147,8 +168,9 @@ def run(parts: Mapping[str, float], command: Callable[[str, float], Sequence[str
       deadline: when all is to have ended, by `time.monotonic`.
       header: what `device.json` holds beside the rows.
     """
-    found = output / 'rows.jsonl'
-    found.write_text('', encoding='utf-8')
+    found, log = output / 'rows.jsonl', output / 'device.log'
+    for path in (found, log):
+        path.write_text('', encoding='utf-8')
     rows: list[Row] = []
     for number, part in enumerate(parts):
         seconds = limit(list(parts.values())[number:], deadline - time.monotonic())
@@ -157,7 +179,7 @@ def run(parts: Mapping[str, float], command: Callable[[str, float], Sequence[str
             _append(found, {'part': part, 'result': 'not measured: no time left'})
         else:
             print(f'{part}: {seconds:.0f} s at most', flush=True)
-            problem = run_part(command(part, seconds), output / f'{part}.log', seconds)
+            problem = run_part(command(part, seconds), log, seconds)
             own = read_rows(found)[len(rows):]
             if not problem and not own:
                 problem = 'failed: it printed no result'
@@ -183,8 +205,14 @@ def limit(weights: Sequence[float], left: float) -> float:
 
 
 def run_part(command: Sequence[str], log: Path, seconds: float) -> str:
-    """Runs a program with all that it starts; returns '' or what went wrong."""
-    with open(log, 'wb') as file:
+    """Runs a program with all that it starts; returns '' or what went wrong.
+
+    What it prints is added to the log.
+    """
+    with open(log, 'ab') as file:
+        file.write(f'=== {" ".join(command)}\n'.encode())
+        file.flush()
+        start = file.tell()
         # A group of its own, so that whatever the program started ends with it.
         process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=file,
                                    stderr=subprocess.STDOUT, cwd=ROOT, process_group=0)
@@ -196,7 +224,7 @@ def run_part(command: Sequence[str], log: Path, seconds: float) -> str:
             _kill_group(process)
     if code == 0:
         return ''
-    text = log.read_text(encoding='utf-8', errors='replace')
+    text = log.read_bytes()[start:].decode(errors='replace')
     last = next((line.strip() for line in reversed(text.splitlines()) if line.strip()), 'no output')
     if code is None:
         return f'failed: stopped after {seconds:.0f} s; {last}'
@@ -238,7 +266,7 @@ def about(shape: str) -> dict[str, Any]:
     except (OSError, subprocess.SubprocessError, IndexError, ValueError):
         card, driver = 'no NVIDIA GPU', 'none'
     return {'card': card, 'driver': driver, 'versions': versions, 'shape': shape,
-            'sizes': dict(SHAPES[shape].sizes)}
+            'family': SHAPES[shape].family, 'sizes': dict(SHAPES[shape].sizes)}
 
 
 def format_report(header: Mapping[str, Any], rows: Sequence[Row]) -> str:

@@ -8,7 +8,7 @@
 #
 # The machine has Python 3.12 with JAX for CUDA, flax, optax, orbax-checkpoint, transformers, torch
 # and accelerate; what else qrm and TRL need is carried. Results go to --output, to $OUT or to
-# .device/out: device.json, device.md and a log of each part. $PYTHON names another Python.
+# .device/out: device.json, device.md and device.log. $PYTHON names another Python.
 set -euo pipefail
 from="$PWD"  # paths are given from here
 cd "$(dirname "${BASH_SOURCE[0]}")/.."

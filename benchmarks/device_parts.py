@@ -16,36 +16,73 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from benchmarks import device
 from benchmarks.device import Row, Shape
 from qrm.commands import configs
-from qrm.data import packing
+from qrm.data import packing, tokens
 from qrm.data.packing import MicroBatch
 from qrm.data.tokens import Encoded
-from qrm.models import attention
+from qrm.models import attention, families
 from qrm.models.network import Params, RewardNetwork
+from qrm.rewards.heads import HeadConfig
 from qrm.studies import benchmark
-from qrm.training import config as config_lib
-from qrm.training import step, train, workdir
+from qrm.training import workdir
+
+
+class Heads(NamedTuple):
+    """The attention of some families.
+
+    Attributes:
+      families: their names.
+      heads, kv_heads, size: H, G and E of a published model, or fewer heads in proportion.
+      window: whether some blocks have one.
+      cap, scale, causal: see `attention`.
+    """
+
+    families: tuple[str, ...]
+    heads: int
+    kv_heads: int
+    size: int
+    window: bool = False
+    cap: float = 0.0
+    scale: float | None = None
+    causal: bool = True
+
+
+HEADS = (
+    Heads(('gpt2',), 2, 2, 64),  # of 12, as in BERT and ModernBERT
+    Heads(('llama',), 9, 3, 64),  # SmolLM2 135M
+    Heads(('llama', 'mistral', 'qwen2', 'olmo2'), 8, 2, 128),  # of Llama 3 8B: 32 and 8
+    Heads(('qwen3',), 4, 2, 128),  # of 1.7B: 16 and 8
+    Heads(('gemma2',), 8, 4, 256, window=True, cap=50.0, scale=256**-0.5),  # 2B
+    Heads(('gemma3_text',), 4, 1, 256, window=True, scale=256**-0.5),  # 1B
+    Heads(('bert',), 2, 2, 64, causal=False),
+    Heads(('modernbert',), 2, 2, 64, window=True, causal=False),
+)
+# Of the networks that are checked, one of each family.
+_SIZES = {'vocab_size': 512, 'hidden_size': 64, 'num_layers': 4, 'num_heads': 4, 'num_kv_heads': 2,
+          'head_dim': 16, 'intermediate_size': 128}
+# Settings by which every second block of these has a window; of Gemma 2's, it has.
+_EVERY_SECOND = {'gemma3_text': 'sliding_window_pattern',
+                 'modernbert': 'global_attn_every_n_layers'}
 
 # ||x - reference|| / ||reference|| at most. In bfloat16 numbers have 8 bits, and errors of a few
 # roundings meet; in a network, those of its blocks.
 TOLERANCES = {'float32': 1e-5, 'bfloat16': 2e-2}
 NETWORK_TOLERANCE = 1e-4
-CHECKED = ('pallas', 'tiled')  # against 'dense'
 
 _ROWS = 4  # of the checks
 _FILL = 0.85  # of those rows, so that a part is padding
-_BLOCKS = 4  # of the network that is checked
+_WINDOW = 8  # a window is this part of the longest dialogue, as few reach what is published
 _LEAST_SHARE = 1e-3  # of the gradient's norm; a leaf with less, perhaps 0, is compared with that
 _MARGIN = 1.3  # the next setting may take longer than the last one
 _NO_PAIRS = 'not measured: no pairs (device.sh prepare --tokenizer --pairs)'
@@ -53,25 +90,32 @@ _NO_PAIRS = 'not measured: no pairs (device.sh prepare --tokenizer --pairs)'
 _TRL = {'benchmark.repeats': 2, 'benchmark.steps': 2, 'benchmark.scored': 512}
 
 Emit = Callable[[Row], None]
+# What a row says of itself, and how to find out the rest.
+Check = tuple[Row, Callable[[], Row]]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     parser = argparse.ArgumentParser(description='Measures one part; see benchmarks/device.py.')
-    parser.add_argument('--part', choices=device.PARTS, required=True)
+    parser.add_argument('--part', required=True, choices=[
+        *device.PARTS, *(f'sweep-{name}' for name in device.SHAPES)])
     parser.add_argument('--shape', choices=device.SHAPES, required=True)
     parser.add_argument('--seconds', type=float, required=True)
     parser.add_argument('--rows', required=True)
     parser.add_argument('--carried', required=True)
     args = parser.parse_args(argv)
     shape, deadline = device.SHAPES[args.shape], began + args.seconds
-    emit = functools.partial(append, args.rows, args.part)
+    emit, swept = functools.partial(append, args.rows, args.part), args.part.removeprefix('sweep-')
     if args.part == 'correctness':
-        correctness(shape, emit)
+        correctness(shape, emit, deadline)
     elif args.part == 'trl':
         trl(shape, emit, Path(args.carried), device.read_rows(Path(args.rows)), deadline)
+    elif swept in device.SHAPES:
+        second = device.SHAPES[swept]
+        fastest = best(device.read_rows(Path(args.rows)), second)
+        sweep(second, fastest['attention'], emit, deadline)
     else:
-        sweep(shape, args.part.removeprefix('sweep-'), emit, deadline)
+        sweep(shape, swept, emit, deadline)
 
 
 def append(path: str, part: str, row: Row) -> None:
@@ -85,44 +129,69 @@ def append(path: str, part: str, row: Row) -> None:
 # Correctness.
 
 
-def correctness(shape: Shape, emit: Emit) -> None:
-    """Compares every implementation with the dense one, alone and in a network."""
-    config = make_config(shape, **{
-        'model.dtype': 'float32', 'model.sizes.n_layer': min(_BLOCKS, shape.sizes['n_layer'])})
-    items = mixed_comparisons(shape, seed=0)
+def correctness(shape: Shape, emit: Emit, deadline: float) -> None:
+    """Compares every implementation with the dense one, alone and in a network, for each family.
+
+    Most of this is compilation, which is done on all cores: rows come as they are ready.
+    """
+    batches = {causal: mixed_batch(shape, share_prompt=causal) for causal in (True, False)}
+    window, took = shape.max_length // _WINDOW, []
+    groups = [attention_checks(heads, batches[heads.causal], window) for heads in HEADS]
+    groups += [network_checks(family, batches, shape.max_length) for family in families.FAMILIES]
+    with futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+        for done in [pool.submit(run_checks, group, emit, deadline, took) for group in groups]:
+            done.result()
+
+
+def run_checks(checks: Iterable[Check], emit: Emit, deadline: float, took: list[float]) -> None:
+    """Runs checks one after the other while time is left.
+
+    Args:
+      checks: what to find out.
+      emit: see above.
+      deadline: when all is to have ended, by `time.monotonic`.
+      took: seconds of the checks that have ended, also of those that run beside these.
+    """
+    for row, check in checks:
+        begin = time.monotonic()
+        problem = late(deadline, max(took, default=0.0))
+        if problem:
+            emit(row | {'result': problem})
+            continue
+        print(row['setting'], flush=True)  # what a part that is stopped was at
+        try:
+            emit(row | check())
+        except Exception as error:  # What cannot be compiled says nothing about the others.
+            emit(row | failed(error))
+        took.append(time.monotonic() - begin)
+
+
+def mixed_batch(shape: Shape, *, share_prompt: bool) -> MicroBatch:
+    """Rows of synthetic comparisons and padding, see `mixed_comparisons`."""
+    items = mixed_comparisons(shape, share_prompt=share_prompt)
     layouts = packing.plan_layouts(items, row_length=shape.row_length, rows=_ROWS)
-    packed = packing.pack(items, layouts)[0]
-    attend = make_attend(packed.micro_batch, shape)
-    network, params, _ = train.initial_network(config)
-
-    @functools.cache
-    def in_network(name: str) -> tuple[np.ndarray, Params]:
-        return rewards_and_gradient(dataclasses.replace(network, attention=name), params, config,
-                                    [items[i] for i in packed.indices], layouts)
-
-    for implementation in CHECKED:
-        checks = {dtype: functools.partial(check_attention, attend, implementation, dtype)
-                  for dtype in TOLERANCES}
-        checks['network, float32'] = functools.partial(check_network, in_network, implementation)
-        for what, check in checks.items():
-            row = {'setting': f'{implementation}, {what}', 'attention': implementation}
-            print(row['setting'], flush=True)  # what a part that is stopped was at
-            try:
-                emit(row | check())
-            except Exception as error:  # What cannot be compiled says nothing about the others.
-                emit(row | failed(error))
+    return packing.pack(items, layouts)[0].micro_batch
 
 
-def mixed_comparisons(shape: Shape, seed: int) -> list[Encoded]:
-    """Synthetic comparisons with two, three and four responses, which fill most of `_ROWS` rows."""
+def mixed_comparisons(shape: Shape, *, share_prompt: bool) -> list[Encoded]:
+    """Comparisons of random tokens with two, three and four responses, for most of `_ROWS` rows.
+
+    Args:
+      shape: sizes of dialogues and rows.
+      share_prompt: see `tokens.split_prompt`.
+    """
     room = _FILL * _ROWS * shape.row_length
     pairs = benchmark.synthetic(2 * _ROWS * shape.row_length, max_length=shape.max_length,
-                                vocab_size=shape.sizes['vocab_size'], seed=seed)
+                                vocab_size=_SIZES['vocab_size'], seed=0)
     found: list[Encoded] = []
     for item, other in zip(pairs[::2], pairs[1::2], strict=True):
-        responses = (item.responses + other.responses)[:2 + len(found) % 3]
+        prompt, responses = item.prompt, (item.responses + other.responses)[:2 + len(found) % 3]
+        if not share_prompt:
+            prompt, responses = tokens.split_prompt(
+                [np.concatenate([prompt, response]) for response in responses], share=False)
         joined = dataclasses.replace(
-            item, responses=responses, ratings=np.full((len(responses), 1), np.nan, np.float32),
+            item, prompt=prompt, responses=responses,
+            ratings=np.full((len(responses), 1), np.nan, np.float32),
             preference=np.triu(np.ones((len(responses),) * 2, np.float32), 1))
         if joined.longest > shape.max_length or joined.size > shape.row_length:
             continue
@@ -133,29 +202,50 @@ def mixed_comparisons(shape: Shape, seed: int) -> list[Encoded]:
     return found
 
 
-def make_attend(batch: MicroBatch, shape: Shape) -> Callable[..., dict[str, np.ndarray]]:
+def attention_checks(heads: Heads, batch: MicroBatch, window: int) -> Iterator[Check]:
+    """Checks of attention alone; arguments as of `make_attend`."""
+    attend = make_attend(heads, batch, window)
+    exact = functools.cache(lambda dtype: attend('dense', dtype, 'float32'))
+    what = f'{", ".join(heads.families)} ({heads.heads}/{heads.kv_heads} heads of {heads.size})'
+    for implementation in device.ATTENTION:
+        for dtype in TOLERANCES:
+            if (implementation, dtype) != ('dense', 'float32'):
+                yield ({'setting': f'{implementation}, {dtype}, {what}',
+                        'attention': implementation, 'families': heads.families},
+                       functools.partial(check_attention, attend, exact, implementation, dtype))
+
+
+def make_attend(
+    heads: Heads, batch: MicroBatch, window: int
+) -> Callable[..., dict[str, np.ndarray]]:
     """Builds a function (implementation, dtype, compute dtype) -> attention over these rows.
 
-    It returns the values and the gradients of queries, keys and values, [tokens, H, E] each, at
+    It returns the values and the gradients of queries, keys and values, [tokens, heads, E] each, at
     tokens that are not padding, computed from random inputs that are rounded to the dtype.
+
+    Args:
+      heads: of the attention.
+      batch: the rows.
+      window: where `heads` has one.
     """
-    heads = shape.sizes['n_head']
-    size = (*batch.segments.shape, heads, shape.sizes['n_embd'] // heads)
     rng = np.random.default_rng(0)
     real = batch.segments > 0
-    q, k, v, outgoing = (rng.normal(size=size) for _ in range(4))
+    q, k, v, outgoing = (rng.normal(size=(*real.shape, count, heads.size)) for count in (
+        heads.heads, heads.kv_heads, heads.kv_heads, heads.heads))
     # Weights are far from equal, and padding, whose outputs have no meaning, sends nothing back.
     inputs = 2 * q, 2 * k, v, outgoing * real[..., None, None]
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def run(name, segments, responses, q, k, v, outgoing):
-        plan = attention.plan(segments, responses, name)
-        out, pull = jax.vjp(lambda q, k, v: attention.attend(q, k, v, plan), q, k, v)
+    @functools.partial(compiled, static_argnums=0)
+    def run(name, segments, responses, positions, q, k, v, outgoing):
+        plan = attention.plan(segments, responses, positions, name,
+                              window=window if heads.window else 0, causal=heads.causal)
+        out, pull = jax.vjp(lambda q, k, v: attention.attend(
+            q, k, v, plan, scale=heads.scale, cap=heads.cap), q, k, v)
         return out, *pull(outgoing)
 
     def attend(name: str, dtype: str, compute: str) -> dict[str, np.ndarray]:
-        rounded = [jnp.asarray(x, dtype).astype(compute) for x in inputs]
-        results = run(name, batch.segments, batch.responses, *rounded)
+        rounded = [x.astype(jnp.dtype(dtype)).astype(jnp.dtype(compute)) for x in inputs]
+        results = run(name, batch.segments, batch.responses, batch.positions, *rounded)
         return {part: np.asarray(x, np.float64)[real]
                 for part, x in zip(('out', 'dq', 'dk', 'dv'), results, strict=True)}
 
@@ -163,29 +253,67 @@ def make_attend(batch: MicroBatch, shape: Shape) -> Callable[..., dict[str, np.n
 
 
 def check_attention(
-    attend: Callable[..., dict[str, np.ndarray]], implementation: str, dtype: str
+    attend: Callable[..., dict[str, np.ndarray]], exact: Callable[[str], dict[str, np.ndarray]],
+    implementation: str, dtype: str
 ) -> dict[str, Any]:
-    """Compares attention with the dense one in float32, and the dense one in the same dtype too.
+    """Compares attention with the dense one in float32.
 
     Args:
       attend: from `make_attend`.
+      exact: what the dense one gives for inputs of a dtype.
       implementation: one of `attention.IMPLEMENTATIONS`.
       dtype: of the inputs and of the computation.
     """
-    exact = attend('dense', dtype, 'float32')
+    found, expected = attend(implementation, dtype, dtype), exact(dtype)
+    return verdict({part: relative_error(x, expected[part]) for part, x in found.items()},
+                   TOLERANCES[dtype])
 
-    def errors(name: str) -> dict[str, float]:
-        return {part: relative_error(x, exact[part])
-                for part, x in attend(name, dtype, dtype).items()}
 
-    beside = None if dtype == 'float32' else errors('dense')
-    return verdict(errors(implementation), TOLERANCES[dtype], beside)
+def network_checks(
+    family: str, batches: Mapping[bool, MicroBatch], max_length: int
+) -> Iterator[Check]:
+    """Checks of a small network of a family; `batches` are for decoders and for encoders."""
+    network = small_network(family, max_length)
+    params, batch = random_params(network), batches[network.architecture.causal]
+    in_network = functools.cache(lambda name: rewards_and_gradient(
+        dataclasses.replace(network, attention=name), params, batch))
+    for implementation in device.ATTENTION:
+        if implementation != 'dense':
+            yield ({'setting': f'{implementation}, float32, network of {family}',
+                    'attention': implementation, 'families': (family,)},
+                   functools.partial(check_network, in_network, implementation))
+
+
+def small_network(family: str, max_length: int) -> RewardNetwork:
+    """A network that has windows, if its family does, and blocks without, but Mistral's.
+
+    It reads all tokens, or the last block would not use the attention that is checked.
+    """
+    sizes = {field: size for field, size in (_SIZES | {'max_positions': max_length}).items()
+             if field in families.FAMILIES[family].sizes}
+    settings, window = families.random_settings(family, sizes), max_length // _WINDOW
+    if family in ('mistral', 'gemma2', 'gemma3_text'):
+        settings['sliding_window'] = window
+    elif family == 'modernbert':
+        settings['local_attention'] = 2 * window
+    if family in _EVERY_SECOND:
+        settings[_EVERY_SECOND[family]] = 2
+    return RewardNetwork(families.architecture(settings), HeadConfig('scalar', reads=('mean',)))
+
+
+def random_params(network: RewardNetwork) -> Params:
+    """Parameters with which attention weights are far from equal; scales of norms are about 1."""
+    rng = np.random.default_rng(0)
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(
+            rng.normal(float(path[-1].key == 'scale'), 0.2, leaf.shape), leaf.dtype),
+        jax.eval_shape(network.init, jax.random.key(0)))
 
 
 def check_network(
     in_network: Callable[[str], tuple[np.ndarray, Params]], implementation: str
 ) -> dict[str, Any]:
-    """Compares rewards and the gradient of a training step with those of dense attention."""
+    """Compares rewards and their gradient with those of dense attention."""
     (exact, exact_gradient), (rewards, gradient) = map(in_network, ('dense', implementation))
     whole = np.sqrt(sum(np.sum(np.square(x, dtype=np.float64))
                         for x in jax.tree.leaves(exact_gradient)))
@@ -198,25 +326,26 @@ def check_network(
 
 
 def rewards_and_gradient(
-    network: RewardNetwork, params: Params, config: Any, items: Sequence[Encoded],
-    layouts: Sequence[packing.Layout]
+    network: RewardNetwork, params: Params, batch: MicroBatch
 ) -> tuple[np.ndarray, Params]:
-    """Rewards of these comparisons, and the gradient that a training step computes of them."""
+    """Rewards of the responses that there are, and the gradient of a weighted sum of them."""
+    weights = np.random.default_rng(0).normal(size=batch.present.shape)
 
-    @jax.jit
-    def rewards(params, batch):
-        return network.head.read(network(params, batch)).distribution.mean
+    @compiled
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def run(params, batch, weights):
+        rewards = network.head.read(network(params, batch)).distribution.mean
+        rewards = jnp.where(batch.present, rewards, 0.0)
+        return jnp.sum(weights * rewards), rewards
 
-    # In place of an optimiser's state: the gradient itself.
-    keep = optax.GradientTransformation(
-        lambda params: jax.tree.map(jnp.zeros_like, params),
-        lambda gradient, _, params: (jax.tree.map(jnp.zeros_like, params), gradient))
-    found = [np.asarray(rewards(params, one.micro_batch))[one.micro_batch.present]
-             for one in packing.pack(items, layouts)]
-    take = jax.jit(step.make_train_step(network, config_lib.loss_config(config), keep))
-    batch = packing.make_batch(items, layouts, len(items))
-    state, _ = take(step.init_state(params, keep, 0), batch)
-    return np.concatenate(found), jax.tree.map(np.asarray, state.opt_state)
+    (_, rewards), gradient = run(params, batch, weights)
+    return np.asarray(rewards)[batch.present], jax.tree.map(np.asarray, gradient)
+
+
+def compiled(function: Callable[..., Any], **kwargs: Any) -> Callable[..., Any]:
+    """`jax.jit`; on a CPU, where few programs run for long, without optimisation."""
+    quickly = {'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else {}
+    return jax.jit(function, compiler_options=quickly, **kwargs)
 
 
 def relative_error(x: np.ndarray, reference: np.ndarray, least: float = 0.0) -> float:
@@ -225,13 +354,11 @@ def relative_error(x: np.ndarray, reference: np.ndarray, least: float = 0.0) -> 
     return float(np.linalg.norm(x - reference) / max(np.linalg.norm(reference), least))
 
 
-def verdict(errors: Mapping[str, float], tolerance: float,
-            beside: Mapping[str, float] | None = None) -> dict[str, Any]:
-    """What a row says of errors, and of those of the dense implementation in the same dtype."""
+def verdict(errors: Mapping[str, float], tolerance: float) -> dict[str, Any]:
+    """What a row says of errors."""
     # Not the other way round: a comparison with NaN is false.
     right = all(error <= tolerance for error in errors.values())
-    shown = ', '.join(f'{name} {error:.1e}' + (f' (dense {beside[name]:.1e})' if beside else '')
-                      for name, error in errors.items())
+    shown = ', '.join(f'{name} {error:.1e}' for name, error in errors.items())
     return {'result': f'{"ok" if right else "wrong"}, at most {tolerance:.0e}: {shown}',
             'errors': {name: float(error) for name, error in errors.items()},
             'tolerance': tolerance}
@@ -244,12 +371,10 @@ def sweep(shape: Shape, implementation: str, emit: Emit, deadline: float) -> Non
     """Measures training and scoring in all settings of a shape, while time is left."""
     took, problem = 0.0, ''
     for rows, batch_size in shape.settings:
-        row = {'setting': setting(rows, batch_size), 'attention': implementation, 'rows': rows,
-               'batch_size': batch_size}
+        row = {'setting': setting(implementation, rows, batch_size), 'attention': implementation,
+               'rows': rows, 'batch_size': batch_size}
         begin = time.monotonic()
-        left, needed = deadline - begin, _MARGIN * took
-        if not problem and left < needed:
-            problem = f'not measured: {left:.0f} s left, {needed:.0f} s needed'
+        problem = problem or late(deadline, took)
         if problem:
             emit(row | {'result': problem})
             continue
@@ -267,9 +392,9 @@ def sweep(shape: Shape, implementation: str, emit: Emit, deadline: float) -> Non
         took = time.monotonic() - begin
 
 
-def setting(rows: int, batch_size: int) -> str:
-    """Rows of a micro-batch and comparisons a step, in words."""
-    return f'rows {rows}, steps of {batch_size}'
+def setting(implementation: str, rows: int, batch_size: int) -> str:
+    """Attention, rows of a micro-batch and comparisons a step, in words."""
+    return f'{implementation}, rows {rows}, steps of {batch_size}'
 
 
 def table_rows(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -302,8 +427,7 @@ def trl(shape: Shape, emit: Emit, carried: Path, rows: Sequence[Row], deadline: 
     from benchmarks import trl as beside
 
     jax.config.update('jax_platforms', 'cpu')  # the card is for the processes that are timed
-    chosen = best(rows) or {'attention': 'auto', 'rows': shape.settings[0][0],
-                            'batch_size': shape.settings[0][1]}
+    chosen = best(rows, shape)
     with tempfile.TemporaryDirectory() as folder:
         checkpoint = os.path.join(folder, 'model')
         make_checkpoint(shape, tokenizer, checkpoint)
@@ -311,19 +435,19 @@ def trl(shape: Shape, emit: Emit, carried: Path, rows: Sequence[Row], deadline: 
             'model.attention': chosen['attention'], 'train.rows': chosen['rows'],
             'train.batch_size': chosen['batch_size'], 'data.path': str(pairs),
             'model.checkpoint': checkpoint}
-        # The checkpoint has sizes of its own.
-        changes = {key: value for key, value in changes.items() if 'sizes' not in key}
+        # The checkpoint says itself what it is.
+        changes = {key: value for key, value in changes.items()
+                   if not key.startswith(('model.family', 'model.sizes'))}
         arguments = ['--config=benchmark:harmless,scalar',  # TRL's head
                      *(f'--config.{key}={value}' for key, value in changes.items())]
         config = load_config('harmless,scalar', changes)
         took = 0.0
         for per_device in shape.per_device:
-            what = (f'{chosen["attention"]}, {setting(chosen["rows"], chosen["batch_size"])}; '
-                    f'TRL {per_device} a pass')
-            begin = time.monotonic()
-            if deadline - begin < _MARGIN * took:
-                emit({'setting': what, 'result': f'not measured: {deadline - begin:.0f} s left, '
-                      f'{_MARGIN * took:.0f} s needed'})
+            words = setting(chosen['attention'], chosen['rows'], chosen['batch_size'])
+            what, begin = f'{words}; TRL {per_device} a pass', time.monotonic()
+            problem = late(deadline, took)
+            if problem:
+                emit({'setting': what, 'result': problem})
                 continue
             results = os.path.join(folder, f'trl-{per_device}')
             try:
@@ -339,22 +463,33 @@ def trl(shape: Shape, emit: Emit, carried: Path, rows: Sequence[Row], deadline: 
             took = time.monotonic() - begin
 
 
-def best(rows: Sequence[Row]) -> Row | None:
-    """The row of the setting that trains fastest, with no attention that was found to be wrong."""
-    wrong = {row['attention'] for row in rows if row['result'].startswith('wrong')}
+def best(rows: Sequence[Row], shape: Shape) -> Row:
+    """The row of the setting that trained fastest, or the first setting of a shape.
+
+    Attention that was found to be wrong for the shape's family is left out.
+    """
+    wrong = {row['attention'] for row in rows
+             if row['result'].startswith('wrong') and shape.family in row['families']}
     trained = [row for row in rows if row.get('phase') == 'training' and 'rows' in row
                and row['attention'] not in wrong]
-    return max(trained, key=lambda row: row['comparisons_per_second'], default=None)
+    first = {'attention': 'auto', 'rows': shape.settings[0][0], 'batch_size': shape.settings[0][1]}
+    return max(trained, key=lambda row: row['comparisons_per_second'], default=first)
 
 
 def make_checkpoint(shape: Shape, tokenizer: Path, folder: str) -> None:
-    """A folder as transformers writes it: random weights of these sizes, and a tokenizer."""
+    """A folder as transformers writes it: random weights of the shape, and a tokenizer.
+
+    Where the tokenizer is another model's and has more tokens, the vocabulary is as large.
+    """
     import torch
     import transformers
 
     torch.manual_seed(0)
-    config = transformers.GPT2Config(**shape.sizes)
-    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    settings = families.random_settings(shape.family, shape.sizes) | dict(shape.rest)
+    known = len(transformers.AutoTokenizer.from_pretrained(tokenizer))
+    config = transformers.AutoConfig.for_model(
+        **settings | {'vocab_size': max(known, settings['vocab_size'])})
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(folder)
     for path in tokenizer.iterdir():
         shutil.copyfile(path, os.path.join(folder, path.name))
 
@@ -383,6 +518,12 @@ def print_logs(folder: str) -> None:
 # What all share.
 
 
+def late(deadline: float, took: float) -> str:
+    """Why nothing is started that may take longer than what took so many seconds; '' if it is."""
+    left, needed = deadline - time.monotonic(), _MARGIN * took
+    return f'not measured: {left:.0f} s left, {needed:.0f} s needed' if left < needed else ''
+
+
 def failed(error: Exception) -> dict[str, str]:
     """What a row says of an exception; all of it is printed."""
     traceback.print_exception(error)
@@ -393,6 +534,7 @@ def failed(error: Exception) -> dict[str, str]:
 def changed(shape: Shape) -> dict[str, Any]:
     """Keys of configs/benchmark.py that are others on a GPU, as dotted names."""
     return {
+        'model.family': shape.family,
         **{f'model.sizes.{key}': value for key, value in shape.sizes.items()},
         'model.dtype': 'bfloat16', 'data.max_length': shape.max_length,
         'train.row_length': shape.row_length, 'benchmark.repeats': shape.repeats,

@@ -1,26 +1,32 @@
 """The script for a GPU of minutes, on CPU: what it finds, leaves out and says, not how fast."""
 
 import json
+import math
 import os
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import transformers
 
 from benchmarks import device, device_parts, trl
+from benchmarks.device_parts import Heads
 from qrm.data import packing
-from qrm.models import attention, flash
+from qrm.models import attention, families, flash, transformer, weights
 from qrm.studies import benchmark
-from qrm.training import schema
-from tests.helpers import ROOT
+from qrm.training import config, schema
+from tests.helpers import ROOT, write_tokenizer
 
 SMALL = device.Shape(
-    {'n_embd': 16, 'n_layer': 1, 'n_head': 2, 'n_positions': 48, 'vocab_size': 60}, 48, 64,
+    'gpt2', {'vocab_size': 60, 'max_positions': 48, 'hidden_size': 16, 'num_layers': 1,
+             'num_heads': 2}, 48, 64,
     settings=((1, 2), (1, 3), (2, 4)), repeats=1, steps=1, scored=3, per_device=(4, 8))
+GROUPED = Heads(('gemma2', 'x'), 4, 2, 16, window=True, cap=50.0)
 HEADER = {'card': 'NVIDIA H100', 'driver': '580', 'versions': {'jax': '0.11.2'},
           'shape': 'gpt2-small'}
 RATES = {'comparisons_per_second': {'median': 8.0}, 'tokens_per_second': {'median': 90.0},
@@ -63,37 +69,93 @@ def cells(table):
 # Correctness.
 
 
+def checked(families_, heads):
+    """Checks only these: a context."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(device_parts, 'HEADS', heads)
+    patch.setattr(families, 'FAMILIES', {name: families.FAMILIES[name] for name in families_})
+    return patch
+
+
 @pytest.fixture(scope='module')
 def found():
-    """Rows of the comparison with dense attention."""
-    rows = []
-    device_parts.correctness(SMALL, rows.append)
-    return rows
+    """Rows of the comparison with dense attention, of a decoder alone and in an encoder."""
+    rows, patch = [], checked(['modernbert'], (GROUPED,))
+    try:
+        device_parts.correctness(SMALL, rows.append, time.monotonic() + 1e6)
+    finally:
+        patch.undo()
+    return {row['setting']: row for row in rows}
 
 
 def test_every_implementation_is_checked_alone_and_in_a_network(found):
-    assert [row['setting'] for row in found] == [
-        f'{name}, {what}' for name in ('pallas', 'tiled')
-        for what in ('float32', 'bfloat16', 'network, float32')]
-    for row in found:
+    assert sorted(found) == sorted([
+        *(f'{name}, gemma2, x (4/2 heads of 16)'
+          for name in ('pallas, float32', 'pallas, bfloat16', 'tiled, float32', 'tiled, bfloat16',
+                       'dense, bfloat16')),
+        *(f'{name}, float32, network of modernbert' for name in ('pallas', 'tiled'))])
+    for row in found.values():
         assert row['result'].startswith('ok'), row
         assert max(row['errors'].values()) <= row['tolerance']
-    assert set(found[0]['errors']) == {'out', 'dq', 'dk', 'dv'}
-    assert 'dense' in found[1]['result']
+    exact, rounded = (found[f'pallas, {dtype}, gemma2, x (4/2 heads of 16)']
+                      for dtype in ('float32', 'bfloat16'))
+    assert set(exact['errors']) == {'out', 'dq', 'dk', 'dv'}
+    assert exact['families'] == ('gemma2', 'x')
     # It did compute in bfloat16.
-    assert found[1]['errors']['out'] > 100 * found[0]['errors']['out']
+    assert rounded['errors']['out'] > 100 * exact['errors']['out']
 
 
-def test_rows_hold_shared_prompts_and_padding():
-    items = device_parts.mixed_comparisons(device.SHAPES['gpt2-small'], seed=0)
+def test_the_attention_of_every_family_is_checked_as_the_family_has_it():
+    assert {family for heads in device_parts.HEADS for family in heads.families} == set(
+        families.FAMILIES)
+    assert len({heads[1:] for heads in device_parts.HEADS}) == len(device_parts.HEADS)
+    for heads in device_parts.HEADS:
+        for family in heads.families:
+            a = device_parts.small_network(family, 128).architecture
+            # Mistral's was in its first version.
+            assert heads.window == (any(layer.window for layer in a.layers)
+                                    and family != 'mistral')
+            assert heads.cap == a.attention_cap
+            assert heads.scale == (a.attention_scale or None)
+            assert heads.causal == a.causal
+
+
+@pytest.mark.parametrize('family', list(families.FAMILIES))
+def test_small_networks_have_all_kinds_of_blocks(family):
+    network = device_parts.small_network(family, 128)
+    windows = {network.architecture.layer(i).window for i in range(4)}
+    assert windows == {'mistral': {16}, 'gemma2': {0, 16}, 'gemma3_text': {0, 16},
+                       'modernbert': {0, 17}}.get(family, {0})
+    params = device_parts.random_params(network)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        assert abs(np.mean(leaf) - (path[-1].key == 'scale')) < 0.2
+
+
+@pytest.mark.parametrize('share_prompt', [True, False])
+def test_rows_hold_shared_prompts_or_whole_dialogues_and_padding(share_prompt):
+    items = device_parts.mixed_comparisons(device.SHAPES['gpt2-small'], share_prompt=share_prompt)
     layouts = packing.plan_layouts(items, row_length=1024, rows=4)
     assert layouts[0].length == 1024
     packed = packing.pack(items, layouts)[0]
     counts = {len(items[i].responses) for i in packed.indices}
     assert counts == {2, 3, 4}
     assert packed.micro_batch.segments.shape == (4, 1024)
-    assert np.any(packed.micro_batch.segments == 0)
+    real = packed.micro_batch.segments > 0
+    assert 0.5 < np.mean(real) < 1
+    assert np.any(packed.micro_batch.responses[real] == 0) == share_prompt
     assert all(item.longest <= 512 for item in items)
+
+
+@pytest.mark.parametrize('shape', ['gpt2-small', 'tiny'])
+@pytest.mark.parametrize('causal', [True, False])
+def test_windows_are_shorter_than_dialogues(shape, causal):
+    shape = device.SHAPES[shape]
+    batch = device_parts.mixed_batch(shape, share_prompt=causal)
+    whole, short = (attention.attention_mask(batch.segments, batch.responses, batch.positions,
+                                             window=window, causal=causal)
+                    for window in (0, shape.max_length // 8))
+    real = batch.segments > 0
+    assert 0.1 < np.sum(short[real]) / np.sum(whole[real]) < 0.9
 
 
 def _mask_of_all_responses(monkeypatch):
@@ -101,17 +163,31 @@ def _mask_of_all_responses(monkeypatch):
     right = flash._allowed
 
     def allowed(queries, keys, **kwargs):
-        zero = [(place, segment, response * 0) for place, segment, response in (queries, keys)]
+        zero = [(segment, response * 0, *rest) for segment, response, *rest in (queries, keys)]
         return right(*zero, **kwargs)
 
     monkeypatch.setattr(flash, '_allowed', allowed)
 
 
+def _mask_without_window(monkeypatch):
+    right = flash._allowed
+
+    def allowed(queries, keys, **kwargs):
+        segment, response, position, first, last = queries
+        return right((segment, response, position, first * 0, last), keys, **kwargs)
+
+    monkeypatch.setattr(flash, '_allowed', allowed)
+
+
+def _no_cap(monkeypatch):
+    monkeypatch.setattr(flash, '_capped', lambda logits, cap: logits)
+
+
 def _gradient_off_by_a_percent(monkeypatch):
     right = flash._query_kernel
 
-    def kernel(*refs):
-        right(*refs)
+    def kernel(*refs, cap):
+        right(*refs, cap=cap)
         refs[-1][...] = refs[-1][...] * 1.01
 
     monkeypatch.setattr(flash, '_query_kernel', kernel)
@@ -119,8 +195,8 @@ def _gradient_off_by_a_percent(monkeypatch):
 
 def _one_nan(monkeypatch):
     right = flash.attend
-    monkeypatch.setattr(flash, 'attend', lambda q, k, v, tiles: right(
-        q, k, v, tiles).at[0, 0, 0, 0].set(jnp.nan))
+    monkeypatch.setattr(flash, 'attend', lambda q, k, v, tiles, cap: right(
+        q, k, v, tiles, cap).at[0, 0, 0, 0].set(jnp.nan))
 
 
 @pytest.fixture
@@ -133,15 +209,16 @@ def retraced():
 
 @pytest.mark.parametrize(('damage', 'bad'), [
     (_mask_of_all_responses, {'out', 'dq', 'dk', 'dv'}),
+    (_mask_without_window, {'out', 'dq', 'dk', 'dv'}),
+    (_no_cap, {'out', 'dq', 'dk', 'dv'}),
     (_gradient_off_by_a_percent, {'dq'}),
     (_one_nan, {'out', 'dv'}),
 ])
 def test_broken_attention_is_found(retraced, monkeypatch, damage, bad):
     damage(monkeypatch)
-    items = device_parts.mixed_comparisons(SMALL, seed=0)
-    layouts = packing.plan_layouts(items, row_length=64, rows=4)
-    attend = device_parts.make_attend(packing.pack(items, layouts)[0].micro_batch, SMALL)
-    row = device_parts.check_attention(attend, 'pallas', 'float32')
+    checks = device_parts.attention_checks(
+        GROUPED, device_parts.mixed_batch(SMALL, share_prompt=True), 12)
+    row = next(check for row, check in checks if row['setting'].startswith('pallas, float32'))()
     assert row['result'].startswith('wrong')
     assert {name for name, error in row['errors'].items() if not error <= 1e-5} == bad
 
@@ -160,10 +237,27 @@ def test_one_that_does_not_compile_says_so(monkeypatch):
         raise ValueError('no such instruction\nmore')
 
     monkeypatch.setattr(flash, 'attend', attend)
-    monkeypatch.setattr(device_parts, 'CHECKED', ('pallas',))
-    rows = []
-    device_parts.correctness(SMALL, rows.append)
+    monkeypatch.setattr(device, 'ATTENTION', ('pallas',))
+    rows, patch = [], checked(['llama'], (GROUPED,))
+    try:
+        device_parts.correctness(SMALL, rows.append, time.monotonic() + 1e6)
+    finally:
+        patch.undo()
     assert [row['result'] for row in rows] == ['failed: ValueError: no such instruction'] * 3
+
+
+def test_checks_stop_when_too_little_time_is_left(monkeypatch):
+    now, rows, took = [0.0], [], []
+
+    def check():
+        now[0] += 10
+        return {'result': 'ok'}
+
+    monkeypatch.setattr(device_parts.time, 'monotonic', lambda: now[0])
+    for _ in range(2):  # the second knows how long the first took
+        device_parts.run_checks([({'setting': 'a'}, check)] * 2, rows.append, 32.0, took)
+    late = 'not measured: 12 s left, 13 s needed'
+    assert [row['result'] for row in rows] == ['ok', 'ok', late, late]
 
 
 # Speed.
@@ -180,7 +274,7 @@ def test_a_sweep_writes_both_phases_of_each_setting(quick):
     device_parts.sweep(shape, 'dense', rows.append, time.monotonic() + 1e6)
     assert [row['phase'] for row in rows] == ['training', 'scoring']
     training, scoring = rows
-    assert training['setting'] == 'rows 1, steps of 2'
+    assert training['setting'] == 'dense, rows 1, steps of 2'
     config = training['measured']['config']
     assert (config['model']['dtype'], config['model']['attention']) == ('bfloat16', 'dense')
     assert not config['model']['remat']
@@ -243,6 +337,53 @@ def test_after_a_setting_that_fails_larger_ones_are_left_out(clocked, monkeypatc
         'not measured: a smaller setting failed']
 
 
+@pytest.mark.parametrize(('rows', 'name'), [([], 'auto'), (['pallas'], 'pallas')])
+def test_a_second_shape_is_measured_with_the_attention_that_was_fastest(
+    tmp_path, monkeypatch, rows, name
+):
+    path, calls = tmp_path / 'rows.jsonl', []
+    path.write_text(''.join(json.dumps(
+        {'attention': row, 'rows': 8, 'batch_size': 256, 'phase': 'training', 'result': 'measured',
+         'comparisons_per_second': 1.0}) + '\n' for row in rows))
+    monkeypatch.setattr(device_parts, 'sweep', lambda shape, name, *_: calls.append((shape, name)))
+    device_parts.main(['--part=sweep-tiny-llama', '--shape=tiny', '--seconds=9', f'--rows={path}',
+                       '--carried=x'])
+    assert calls == [(device.SHAPES['tiny-llama'], name)]
+
+
+# Shapes.
+
+
+@pytest.mark.parametrize('name', list(device.SHAPES))
+def test_shapes_are_models(name):
+    shape = device.SHAPES[name]
+    found = config.architecture(device_parts.make_config(shape))
+    assert found.max_positions >= shape.max_length
+    count = sum(math.prod(leaf.shape) for leaf in transformer.leaves(found).values())
+    published = {'gpt2-small': 124_439_808, 'smollm2-135m': 134_515_008}
+    assert count == published.get(name, count)
+    assert shape.second in ('', *device.SHAPES)
+
+
+@pytest.mark.parametrize('words', [40, 80])
+def test_a_checkpoint_is_what_the_shape_says(tmp_path, monkeypatch, words):
+    shape = SMALL._replace(
+        family='llama', sizes=SMALL.sizes | {'num_kv_heads': 1, 'intermediate_size': 24},
+        rest={'rope_theta': 100000.0, 'tie_word_embeddings': True})
+    write_tokenizer(tmp_path / 'tokenizer', words)
+    monkeypatch.setitem(sys.modules, 'torch', types.SimpleNamespace(manual_seed=lambda seed: None))
+    # A config writes itself as a model would.
+    monkeypatch.setattr(transformers, 'AutoModelForCausalLM', types.SimpleNamespace(
+        from_config=lambda config: config))
+    device_parts.make_checkpoint(shape, tmp_path / 'tokenizer', str(tmp_path / 'model'))
+    a = families.architecture(weights.read_settings(str(tmp_path / 'model')))
+    assert a.vocab_size == max(words, 60)
+    assert (a.hidden_size, a.num_heads, a.num_kv_heads, a.intermediate_size) == (16, 2, 1, 24)
+    assert a.layers[0].rotary.base == 100000.0
+    assert a.tied
+    assert len(transformers.AutoTokenizer.from_pretrained(tmp_path / 'model')) == words
+
+
 # Parts and their time.
 
 
@@ -264,9 +405,10 @@ def test_what_goes_wrong_in_a_part_stays_in_its_row(tmp_path, monkeypatch):
     assert written['rows'] == rows
     assert written['card'] == 'NVIDIA H100'
     assert len(cells((tmp_path / 'device.md').read_text())) == 1 + len(rows)
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
-        ['device.json', 'device.md', *(f'{name}.log' for name in (
-            'good', 'raises', 'silent', 'dies', 'cut', 'last'))])
+    # All of them can be taken home from a machine that gives back eight files.
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        'device.json', 'device.log', 'device.md']
+    assert 'hello' in (tmp_path / 'device.log').read_text()
 
 
 def test_a_part_that_hangs_is_stopped_with_all_it_started(tmp_path, monkeypatch):
@@ -307,11 +449,12 @@ def test_without_time_nothing_is_started(tmp_path):
     assert [row['result'] for row in rows] == ['not measured: no time left'] * 2
 
 
-def test_all_results_can_be_taken_home():
-    # At most eight files.
-    assert len(device.PARTS) + len(['device.json', 'device.md', 'rows.jsonl']) <= 8
-    assert {part.removeprefix('sweep-') for part in device.PARTS} == {
-        'correctness', 'trl', *device.ATTENTION}
+def test_parts_fill_the_time_and_a_second_shape_comes_last():
+    found = device.parts('gpt2-small')
+    assert sum(found.values()) == 8.5 * 60
+    assert [*found] == ['correctness', 'sweep-pallas', 'sweep-dense', 'trl', 'sweep-tiled',
+                        'sweep-smollm2-135m']
+    assert device.parts('smollm2-135m') == device.PARTS
     assert set(device.ATTENTION) == set(attention.IMPLEMENTATIONS) - {'auto'}
 
 
@@ -349,13 +492,17 @@ def test_qrm_runs_in_its_best_setting_beside_trl():
         return {'attention': name, 'rows': 8, 'batch_size': 256, 'phase': phase, 'result': result,
                 'comparisons_per_second': rate}
 
-    assert device_parts.best([]) is None
+    def fastest(*rows):
+        return device_parts.best(rows, SMALL)['comparisons_per_second']
+
+    assert device_parts.best([], SMALL) == {'attention': 'auto', 'rows': 1, 'batch_size': 2}
     rows = [row('dense', 1.0), row('dense', 3.0), row('pallas', 5.0),
             row('dense', 9.0, phase='scoring'),
             {'attention': 'dense', 'rows': 32, 'result': 'failed: memory'}, {'result': 'failed: x'}]
-    assert device_parts.best(rows)['comparisons_per_second'] == 5.0
+    assert fastest(*rows) == 5.0
     wrong = {'attention': 'pallas', 'result': 'wrong, at most 1e-05: out nan'}
-    assert device_parts.best([wrong, *rows])['comparisons_per_second'] == 3.0
+    assert fastest(wrong | {'families': ['bert', 'gpt2']}, *rows) == 3.0
+    assert fastest(wrong | {'families': ['gemma2']}, *rows) == 5.0
 
 
 def test_trl_is_given_the_best_setting(tmp_path, monkeypatch):
@@ -389,7 +536,8 @@ def test_trl_is_given_the_best_setting(tmp_path, monkeypatch):
     assert config.data.path == str(tmp_path / 'pairs.jsonl')
     assert {'--config.model.attention=pallas', '--config.train.rows=16'} < set(
         kwargs['config_args'])
-    assert not any('sizes' in argument for argument in kwargs['config_args'])
+    assert not any('sizes' in argument or 'family' in argument
+                   for argument in kwargs['config_args'])
     assert [(row.get('phase'), row.get('comparisons_per_second'), row['result'])
             for row in found] == [
         ('training, qrm', 8.0, 'measured'), ('scoring, qrm', 8.0, 'measured'),

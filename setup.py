@@ -44,6 +44,7 @@ setup(
         'smollm2': ['gguf>=0.17'],
         'tensorboard': ['tensorboardX>=2.6'],
         'test': [
+            'gguf>=0.17',
             'ipykernel>=6.29',
             'nbclient>=0.10',
             'nbformat>=5.10',

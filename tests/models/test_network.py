@@ -1,5 +1,6 @@
 """The network's short cuts change nothing: pruning, scans, recomputation, packing itself."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,7 +10,8 @@ import optax
 import pytest
 
 from qrm.data import packing
-from qrm.models import network, transformer
+from qrm.models import families, network, transformer
+from qrm.rewards.heads import HeadConfig
 from qrm.training import step
 from tests.helpers import ARCHITECTURE, encoded, init, loss_config
 from tests.helpers import network as small_network
@@ -121,6 +123,80 @@ def test_unstacked_blocks_stack_again(params):
     stacked = network.stack_blocks(unstacked)
     assert jax.tree.structure(stacked) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, stacked, params)
+
+
+# What a head reads.
+
+PROMPTS = {'a': (5, 4), 'b': (0, 0, 0), 'c': (9, 11), 'd': (1, 2, 2)}  # sizes of prompts alone
+SIZED = [dataclasses.replace(item, prompt_sizes=PROMPTS[item.id]) for item in ITEMS]
+
+
+def states_alone(net, params, dialogue):
+    """Hidden states [L, D] of one dialogue after its first block, and after the final norm."""
+    transformer = net._transformer
+    tokens = jnp.asarray(dialogue)[None]
+    places = jnp.arange(len(dialogue))[None]
+    contexts = transformer.contexts(jnp.ones_like(tokens), jnp.zeros_like(tokens), places, 'dense')
+    embedded = transformer.embed(params['backbone'], tokens, places)
+    final, (first,) = transformer(params['backbone'], embedded, contexts, taps=(1,))
+    return np.asarray(first[0], np.float64), np.asarray(final[0], np.float64)
+
+
+def reads_of(net, params, batch):
+    return jax.jit(lambda p, b: net.hidden(p, b, net.embed(p, b)))(params, batch)
+
+
+@pytest.mark.parametrize('reads', [
+    ('mean',), ('dialogue',), ('last', 'mean'), ('mean@1', 'last'), ('last@1', 'dialogue@1')])
+def test_reads_are_those_of_dialogues_alone(params, reads):
+    net = dataclasses.replace(small_network('scalar'), head=HeadConfig('scalar', reads=reads))
+    packed, = packing.pack(SIZED, [LAYOUT])
+    found = np.asarray(reads_of(net, params, packed.micro_batch).responses)
+    assert found.shape[-1] == 16 * len(reads) == net.width
+    for slot, index in enumerate(packed.indices):
+        item = SIZED[index]
+        for k, response in enumerate(item.responses):
+            dialogue = np.r_[item.prompt, response]
+            first, final = states_alone(net, params, dialogue)
+            # A response without a token of its own starts at the last one.
+            start = min(item.prompt_sizes[k], len(dialogue) - 1)
+            expected = []
+            for read in reads:
+                place, _, block = read.partition('@')
+                states = first if block else final
+                state = {'last': states[-1], 'mean': states[start:].mean(axis=0),
+                         'dialogue': states.mean(axis=0)}[place]
+                expected.append(state / np.sqrt(np.mean(state**2)) if block else state)
+            np.testing.assert_allclose(found[slot, k], np.concatenate(expected), rtol=0, atol=2e-5)
+
+
+def test_an_encoder_is_read_at_its_first_token():
+    settings = {'model_type': 'bert', 'vocab_size': 50, 'max_position_embeddings': 64,
+                'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2,
+                'intermediate_size': 24}
+    net = network.RewardNetwork(families.architecture(settings),
+                                HeadConfig('scalar', reads=('first', 'dialogue')))
+    params = jax.jit(net.init)(jax.random.key(0))
+    items = [dataclasses.replace(item, prompt=item.prompt[:0], responses=tuple(
+        np.r_[item.prompt, response] for response in item.responses)) for item in SIZED]
+    layout = packing.Layout(length=64, rows=2, slots=4, responses=3)
+    packed, = packing.pack(items, [layout])
+    found = np.asarray(reads_of(net, params, packed.micro_batch).responses)
+    pool = net._transformer.pool
+    for slot, index in enumerate(packed.indices):
+        for k, dialogue in enumerate(items[index].responses):
+            _, final = states_alone(net, params, dialogue)
+            expected = [pool(params['backbone'], jnp.asarray(state, jnp.float32))
+                        for state in (final[0], final.mean(axis=0))]
+            np.testing.assert_allclose(found[slot, k], np.concatenate(expected), rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(('reads', 'message'), [
+    (('first',), "'first': the first token of a decoder"),
+    (('last@2',), 'reads after block 2, expected less than the 2 that there are')])
+def test_reads_that_a_backbone_does_not_have(reads, message):
+    with pytest.raises(ValueError, match=message):
+        network.RewardNetwork(ARCHITECTURE, HeadConfig('scalar', reads=reads))
 
 
 # The two gradients that are written out by hand.

@@ -237,6 +237,9 @@ def test_values_out_of_range_are_named(key, value, message, tmp_path):
      'optimizer.name': 'sgd', 'train.row_length': 64, 'data.max_length': 0},
     {'head.name': 'scalar', 'data.append_eos': False, 'optimizer.schedule': 'inverse_sqrt',
      'train.tensorboard': True, 'data.demo.annotators': 'shared'},
+    {'model.family': 'qwen3', 'model.sizes.intermediate_size': 24, 'model.initial_std': 1.0,
+     'model.sizes.num_kv_heads': 1, 'model.sizes.head_dim': 6, 'head.reads': ('last', 'mean')},
+    {'model.family': 'modernbert', 'model.sizes.intermediate_size': 24, 'head.reads': ('first',)},
 ])
 def test_options_train_and_load(options, tmp_path):
     folder = str(tmp_path)

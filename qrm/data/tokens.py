@@ -166,7 +166,8 @@ def tokenize(
     """
     if reading.append_eos and tokenizer.eos_token_id is None:
         raise DataError(f'{tokenizer.name_or_path}: the tokenizer has no EOS token, and '
-                        'append_eos is set')
+                        'append_eos is set; for BERT and others of its kind set '
+                        'data.append_eos=False')
     chats: list[str] = []
     plain: list[str] = []
     for comparison in comparisons:

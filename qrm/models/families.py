@@ -112,7 +112,7 @@ _SILENT = re.compile(
     r'summary_\w+|reorder_and_upcast_attn|n_ctx|tie_word_embeddings|vhead_\w+|auto_map|'
     r'is_llama_config|'
     # Of heads, which `checkpoint_heads` reads.
-    r'value_head_prefix|normalize_reward|mean|std|num_(objectives|quantiles)|gating_\w+')
+    r'qrm_append_eos|value_head_prefix|normalize_reward|mean|std|num_(objectives|quantiles)|gating_\w+')
 
 
 def family_of(settings: Settings, where: str) -> Family:
@@ -274,7 +274,7 @@ def _rotary(settings: Settings, kind: str | None = None, theta: str = 'rope_thet
     if found is None:
         found = {'rope_theta': settings.get(theta), **(scaling or {})}
     found = dict(found)
-    base = found.pop('rope_theta', None)
+    base = found.pop('rope_theta', None) or settings.get(theta)
     if base is None:
         # Up to 4.32 transformers had no such setting: all of its models had this base.
         version = re.match(r'4\.(\d+)\.', str(settings.get('transformers_version')))
@@ -284,7 +284,7 @@ def _rotary(settings: Settings, kind: str | None = None, theta: str = 'rope_thet
         base = 10000.0
     old = found.pop('type', 'default')  # an older name, which stands beside the new one
     scaling = found.pop('rope_type', old)
-    if scaling not in _SCALING_NEEDS:
+    if not isinstance(scaling, str) or scaling not in _SCALING_NEEDS:
         raise ValueError(f'rope_type {scaling!r}, only {", ".join(_SCALING_NEEDS)} are computed')
     if found.pop('partial_rotary_factor', 1.0) != 1.0:
         raise ValueError('partial_rotary_factor, only 1.0 is computed')
@@ -299,6 +299,8 @@ def _layers(settings: Settings, kinds: Mapping[str, Layer], default: Callable[[i
             count: int) -> tuple[Layer, ...]:
     """Of each block, by `layer_types` or what they are where those are missing; one if all same."""
     types = settings.get('layer_types') or [default(i) for i in range(count)]
+    if not isinstance(types, list) or not all(isinstance(kind, str) for kind in types):
+        raise ValueError(f'layer_types={types!r}, expected a list of kinds of blocks')
     if len(types) != count:
         raise ValueError(f'layer_types of {len(types)} blocks, expected {count}')
     if unknown := set(types) - set(kinds):
@@ -318,9 +320,12 @@ def _mistral_layers(settings: Settings, fields: dict[str, Any]) -> tuple[Layer, 
 
 def _qwen_layers(settings: Settings, fields: dict[str, Any]) -> tuple[Layer, ...]:
     rotary, window = _rotary(settings), 0
-    if settings.get('use_sliding_window'):
+    used = settings.get('use_sliding_window', False)
+    if used not in (True, False, None):
+        raise ValueError(f'use_sliding_window={used!r}, expected true or false')
+    if used:
         window = _or_zero(settings, 'sliding_window', 4096)
-    below = settings.get('max_window_layers', 28)
+    below = _count(settings, 'max_window_layers', 28, least=0)
     kinds = {'full_attention': Layer(rotary), 'sliding_attention': Layer(rotary, window)}
     return _layers(settings, kinds, lambda i: (
         'sliding_attention' if window and i >= below else 'full_attention'), fields['num_layers'])
@@ -338,7 +343,8 @@ def _gemma3_layers(settings: Settings, fields: dict[str, Any]) -> tuple[Layer, .
     local = _rotary(settings, 'sliding_attention', 'rope_local_base_freq')
     kinds = {'full_attention': Layer(_rotary(settings, 'full_attention')),
              'sliding_attention': Layer(local, _or_zero(settings, 'sliding_window', 4096))}
-    every = settings.get('sliding_window_pattern') or settings.get('_sliding_window_pattern') or 6
+    every = _count(settings, 'sliding_window_pattern',
+                   _count(settings, '_sliding_window_pattern', 6))
     return _layers(settings, kinds, lambda i: (
         'sliding_attention' if (i + 1) % every else 'full_attention'), fields['num_layers'])
 
@@ -347,9 +353,9 @@ def _modernbert_layers(settings: Settings, fields: dict[str, Any]) -> tuple[Laye
     far = _rotary(settings, 'full_attention', 'global_rope_theta')
     near = _rotary(settings, 'sliding_attention', 'local_rope_theta')
     # Half of the window to either side, its end included.
-    window = settings.get('local_attention', 128) // 2 + 1
+    window = _count(settings, 'local_attention', 128) // 2 + 1
     kinds = {'full_attention': Layer(far), 'sliding_attention': Layer(near, window)}
-    every = settings.get('global_attn_every_n_layers') or 3
+    every = _count(settings, 'global_attn_every_n_layers', 3)
     return _layers(settings, kinds, lambda i: (
         'sliding_attention' if i % every else 'full_attention'), fields['num_layers'])
 
@@ -446,6 +452,16 @@ def _or_zero(settings: Settings, key: str, default: float) -> float:
     """What null takes away; where it is missing, what transformers has."""
     value = settings.get(key, default)
     return 0 if value is None else value
+
+
+def _count(settings: Settings, key: str, default: int, *, least: int = 1) -> int:
+    """A whole number; the default where it is missing or null."""
+    value = settings.get(key)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ValueError(f'{key}={value!r}, expected a whole number of at least {least}')
+    return value
 
 
 def _positive(settings: Settings, key: str) -> float:

@@ -62,6 +62,8 @@ def make(folder: str, wheel: str = '') -> str:
     """
     if os.path.exists(folder):
         raise DataError(f'{folder}: exists, expected a folder to be made')
+    if not os.path.isdir(os.path.dirname(os.path.abspath(folder))):
+        raise DataError(f'{folder}: cannot be made, there is no folder to make it in')
     try:
         import gguf
     except ImportError as error:

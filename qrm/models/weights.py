@@ -24,7 +24,7 @@ from qrm.models.families import Tensor
 from qrm.models.transformer import Architecture
 from qrm.rewards.heads import HeadConfig
 
-_FILES = ('*.json', '*.safetensors', 'merges.txt', '*.model', '*.jinja')
+_FILES = ('*.json', '*.safetensors', 'merges.txt', 'vocab.txt', '*.model', '*.jinja')
 
 _VALUE_HEAD = 'value_head.safetensors'  # beside a language model, from LLaMA-Factory
 
@@ -261,6 +261,8 @@ def _read_tensors(folder: str) -> dict[str, np.ndarray]:
         weight_map = _read_json(index).get('weight_map')
         if not isinstance(weight_map, dict):
             raise DataError(f'{index}: no weight_map, expected tensor names and their files')
+        if wrong := [name for name, shard in weight_map.items() if not isinstance(shard, str)]:
+            raise DataError(f'{index}: weight_map of {wrong[0]!r}, expected the name of a file')
         shards = collections.defaultdict(set)
         for name, shard in weight_map.items():
             shards[os.path.basename(shard)].add(name)

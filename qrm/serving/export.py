@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from qrm.data.comparisons import DataError
-from qrm.data.tokens import save_tokenizer
+from qrm.data.comparisons import DataError, parse_row
+from qrm.data.tokens import save_tokenizer, tokenize
 from qrm.models import families, weights
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
@@ -66,19 +66,28 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
     tensors[f'{family.head}.weight'] = np.ascontiguousarray(kernel.T)
     if family.head != 'score':
         tensors[f'{family.head}.bias'] = bias
-    tensors = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors.items()}
+    with np.errstate(over='ignore'):
+        tensors = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise DataError(f'{name} is not finite in {dtype}, expected a dtype that holds it')
+    suffix = _suffix(tokenizer, model)
     names = _labels(head, kind)
     settings = families.portable_settings(settings) | {
         'architectures': [family.classifier], 'pad_token_id': pad, 'torch_dtype': dtype,
         'num_labels': len(names), 'id2label': {str(i): name for i, name in enumerate(names)},
         'label2id': {name: i for i, name in enumerate(names)},
+        'qrm_append_eos': model.reading.append_eos,  # read by us alone
     }
     partial = folder.rstrip('/') + '.tmp'
     shutil.rmtree(partial, ignore_errors=True)
-    os.makedirs(partial)
+    try:
+        os.makedirs(partial)
+    except OSError as error:
+        raise DataError(f'{folder}: cannot be made ({error.strerror})') from error
     weights.write_folder(partial, settings, tensors)
     _write_tokenizer(tokenizer, model, partial)
-    write_text(os.path.join(partial, 'README.md'), card(model, kind, names, settings))
+    write_text(os.path.join(partial, 'README.md'), card(model, kind, names, settings, suffix))
     os.rename(partial, folder)
     return (f'{folder}: {family.classifier} with {len(names)} '
             f'label{"s" * (len(names) > 1)} ({kind}), {dtype}, '
@@ -117,10 +126,12 @@ def linear_head(
     return kernel.astype(np.float32), bias.astype(np.float32)
 
 
-def card(model: RewardModel, kind: str, labels: list[str], settings: dict[str, Any]) -> str:
-    """The model card of an exported model."""
+def card(
+    model: RewardModel, kind: str, labels: list[str], settings: dict[str, Any], suffix: str
+) -> str:
+    """The model card of an exported model; `suffix` is what plain text needs at its end."""
     appended = model.reading.append_eos and not model.reading.rendered_chats
-    plain = ' + tokenizer.eos_token' if model.reading.append_eos else ''
+    plain = ' + tokenizer.eos_token' if suffix else ''
     meaning = {
         'mean': 'Its one label is the mean of the predicted distribution of the reward.',
         'quantiles': (f'Its {len(labels)} labels are quantiles of the reward, lowest first, at the '
@@ -132,7 +143,7 @@ def card(model: RewardModel, kind: str, labels: list[str], settings: dict[str, A
     where = {'last': 'at the last token that is not padding', 'first': 'at the first token',
              'dialogue': 'from the mean over all tokens'}[model.network.head.reads[0]]
     ends = ('Dialogues end with the end-of-sequence token: the chat template writes it, plain text '
-            'needs it appended. ' if appended else '')
+            'needs it appended. ' if appended and suffix else '')
     return f"""---
 library_name: transformers
 pipeline_tag: text-classification
@@ -144,7 +155,7 @@ A reward model, trained with [qrm](https://pypi.org/project/qrm-jax/). {meaning}
 
 - architecture: {settings['architectures'][0]}, {settings['model_type']}
 - head: {model.network.head.name}, objective: {model.loss.objective}
-- read {where}; longest dialogue: {model.reading.max_length} tokens
+- read {where}; longest dialogue: {model.reading.max_length} tokens, longer ones lose their left end
 
 {ends}Rewards are raw numbers: use no sigmoid or softmax on them (`function_to_apply="none"` of a
 pipeline, `use_activation: false` of vLLM). They have a meaning beside each other only: a constant
@@ -193,10 +204,29 @@ def _with_padding(model: RewardModel) -> tuple[Any, int]:
     return tokenizer, tokenizer.pad_token_id
 
 
+def _suffix(tokenizer: Any, model: RewardModel) -> str:
+    """What plain text needs appended for this tokenizer to give the tokens that are read here.
+
+    Raises:
+      DataError: nothing does, as the tokenizer ends texts in its own way.
+    """
+    comparison = parse_row({'prompt': 'a b', 'responses': [' c']}, 'text', allow_blank=True)
+    [[expected]] = tokenize([comparison], model.tokenizer, model.reading)
+    for suffix in ('', tokenizer.eos_token or ''):
+        ids = tokenizer('a b c' + suffix)['input_ids']
+        while model.reading.skipped is not None and ids and ids[-1] == model.reading.skipped:
+            ids = ids[:-1]
+        if ids == expected.tolist():
+            return suffix
+    raise DataError('the tokenizer puts tokens after EOS, expected one that ends texts as the '
+                    'model was trained to read them: train with data.append_eos=False')
+
+
 def _write_tokenizer(tokenizer: Any, model: RewardModel, folder: str) -> None:
     if tokenizer.chat_template and model.reading.append_eos and not model.reading.rendered_chats:
         tokenizer.chat_template = _ending(tokenizer.chat_template)
     tokenizer.model_max_length = model.reading.max_length
+    tokenizer.truncation_side = 'left'
     save_tokenizer(tokenizer, folder)
 
 

@@ -221,7 +221,8 @@ def _load_hugging_face(path: str, gaussian: bool) -> RewardModel:
         tokenizer, losses.LossConfig(objective), Reading(
             a.max_positions,
             # An encoder's dialogues end as its tokenizer ends them.
-            append_eos=a.causal, rendered_chats=True, skipped=_skipped(pretrained.settings, a),
+            append_eos=pretrained.settings.get('qrm_append_eos', a.causal) is True,
+            rendered_chats=True, skipped=_skipped(pretrained.settings, a),
             share_prompt=a.causal, size_prompt=head.sizes_prompts),
     )
 

@@ -522,7 +522,11 @@ def test_unknown_settings_are_named_together(name):
     ('llama', 'rope_scaling', 'linear', "rope_scaling='linear', expected an object"),
     ('llama', 'rope_parameters', 'linear', "rope_parameters='linear', expected an object"),
     ('gemma3_text', 'rope_parameters', [1], r'rope_parameters=\[1\], expected an object'),
-    ('gemma3_text', 'sliding_window_pattern', '6', 'unsupported operand'),
+    ('gemma3_text', 'sliding_window_pattern', '6', "sliding_window_pattern='6', expected a whole"),
+    ('modernbert', 'local_attention', -1, 'local_attention=-1, expected a whole number'),
+    ('qwen2', 'use_sliding_window', 'false', "use_sliding_window='false', expected true or false"),
+    ('qwen2', 'max_window_layers', '1', "max_window_layers='1', expected a whole number"),
+    ('qwen3', 'layer_types', 5, 'layer_types=5, expected a list of kinds'),
 ])
 def test_settings_that_are_not_computed(name, key, value, message):
     refused(BY_FAMILY[name] | {key: value}, message)

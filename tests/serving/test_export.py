@@ -7,6 +7,7 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+import tokenizers
 import transformers
 from safetensors import numpy as safetensors_numpy
 
@@ -277,3 +278,44 @@ def test_the_command_exports_what_it_loads(tokenizer, tmp_path):
                                rtol=0, atol=1e-5)
     _, err = command('export', f'--workdir={tmp_path}/first', f'--output={tmp_path}/second', code=2)
     assert 'exists, expected a folder to be made' in err
+
+
+# What a fresh reader met.
+
+
+def test_a_model_without_eos_comes_back_without(tokenizer, tmp_path):
+    model = make(tokenizer)
+    model = dataclasses.replace(model, reading=dataclasses.replace(model.reading, append_eos=False))
+    export.export(model, str(tmp_path / 'model'))
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'model')))[0], scored(model)[0],
+                               rtol=0, atol=1e-5)
+    assert 'eos_token' not in (tmp_path / 'model' / 'README.md').read_text()
+
+
+@pytest.mark.parametrize('single', ['$A <|endoftext|>', '$A <|pad|>'])
+def test_tokenizers_that_end_texts_themselves(tmp_path, single):
+    own = tokens.train_tokenizer(TEXTS * 3, 300)
+    last = single.split()[-1]
+    own.backend_tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single=single, special_tokens=[(last, own.convert_tokens_to_ids(last))])
+    model = make(own)
+    if last != own.eos_token:
+        with pytest.raises(DataError, match='the tokenizer puts tokens after EOS'):
+            export.export(model, str(tmp_path / 'model'))
+        return
+    export.export(model, str(tmp_path / 'model'))
+    assert '+ tokenizer.eos_token' not in (tmp_path / 'model' / 'README.md').read_text()
+
+
+def test_numbers_that_a_dtype_cannot_hold_are_refused(tokenizer, tmp_path):
+    model = make(tokenizer)
+    backbone = model.params['backbone'] | {'tokens': 1e6 * model.params['backbone']['tokens']}
+    model = dataclasses.replace(model, params=model.params | {'backbone': backbone})
+    with pytest.raises(DataError, match=r'embed_tokens.weight is not finite in float16'):
+        export.export(model, str(tmp_path / 'model'), dtype='float16')
+
+
+def test_a_folder_that_cannot_be_made(tokenizer, tmp_path):
+    (tmp_path / 'file').write_text('')
+    with pytest.raises(DataError, match='cannot be made'):
+        export.export(make(tokenizer), str(tmp_path / 'file' / 'model'))

@@ -195,13 +195,9 @@ def _einsum(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
                       preferred_element_type=jnp.float32)
 
 
-def _capped(logits: jax.Array, cap: float) -> jax.Array:
-    return cap * jnp.tanh(logits / cap) if cap else logits
-
-
 def _dense(q, k, v, mask, cap, dropout, key):
     queries = _beside(q, k.shape[2])
-    logits = _capped(_einsum('rqhe,rkhe->rhqk', queries, k), cap)
+    logits = flash.capped(_einsum('rqhe,rkhe->rhqk', queries, k), cap)
     weights = _weights(logits, mask[:, None], dropout, key)
     out = _einsum('rhqk,rkhe->rqhe', weights.astype(q.dtype), v).astype(q.dtype)
     return _apart(out, q.shape)
@@ -215,7 +211,7 @@ def _at_reads(q, k, v, mask, reads, cap, dropout, key):
     visible = mask[:, :length, :length].reshape(rows * length, length)[reads.reshape(-1)]
     visible = (own[:, :, None] & visible[:, None, :]).reshape(-1, rows * length)
     read = q.reshape(rows * length, *head)[reads.reshape(-1)]
-    logits = _capped(_einsum('qhe,khe->hqk', _beside(read, k.shape[1]), k), cap)
+    logits = flash.capped(_einsum('qhe,khe->hqk', _beside(read, k.shape[1]), k), cap)
     weights = _weights(logits, visible, dropout, key)
     out = _einsum('hqk,khe->qhe', weights.astype(q.dtype), v).astype(q.dtype)
     return _apart(out, read.shape).reshape(*reads.shape, *head)
@@ -261,7 +257,8 @@ def _tiled_forward(q, k, v, plan, cap):
         maximum, total, mixed = carry
         row, i, j = plan.tiles[t]
         before = _tile(maximum, row, i)
-        logits = _capped(_by_group('gqe,gke->gqk', _tile(q, row, i), _tile(k, row, j)[:, 0]), cap)
+        logits = _by_group('gqe,gke->gqk', _tile(q, row, i), _tile(k, row, j)[:, 0])
+        logits = flash.capped(logits, cap)
         logits = jnp.where(_mask_tile(plan.mask, row, i, j), logits, _LOWEST)
         highest = jnp.maximum(before, jnp.max(logits, axis=-1))
         # A query that has seen no key yet is at the lowest value; its weights are forgotten when
@@ -296,15 +293,12 @@ def _tiled_backward(cap, saved, gradient):
         queries, keys, values, outgoing = (
             _flat(_tile(x, row, at)) for x, at in ((q, i), (k, j), (v, j), (gradient, i)))
         # Keys by queries: transposed products are slow on CPU, and this way there is only one.
-        logits = _capped(_einsum('gke,gqe->gkq', keys, queries), cap)
+        logits = flash.capped(_einsum('gke,gqe->gkq', keys, queries), cap)
         visible = jnp.tile(_mask_tile(mask, row, j, i), q.shape[2])
         weights = jnp.where(
             visible, jnp.exp(logits - _flat(_tile(log_total, row, i))[:, None]), 0.0)
         change = _einsum('gke,gqe->gkq', values, outgoing) - _flat(_tile(inner, row, i))[:, None]
-        change = weights * change
-        if cap:
-            change = change * (1.0 - (logits / cap) ** 2)  # the derivative of tanh
-        change = change.astype(q.dtype)
+        change = flash.uncapped(weights * change, logits, cap).astype(q.dtype)
         return (
             _add(dq, _einsum('gkq,gke->gqe', change, keys), row, i),
             _add(dk, _einsum('gkq,gqe->gke', change, queries), row, j),

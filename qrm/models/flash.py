@@ -46,6 +46,16 @@ class Tiles(NamedTuple):
     query_counts: jax.Array
 
 
+def capped(logits: jax.Array, cap: float) -> jax.Array:
+    """Logits x as cap * tanh(x / cap); as they are if the cap is 0."""
+    return cap * jnp.tanh(logits / cap) if cap else logits
+
+
+def uncapped(gradient: jax.Array, logits: jax.Array, cap: float) -> jax.Array:
+    """Gradient of logits before the cap, from that of the capped ones and their values."""
+    return gradient * (1.0 - (logits / cap) ** 2) if cap else gradient
+
+
 def tiles(
     segments: jax.Array,
     responses: jax.Array,
@@ -179,7 +189,7 @@ def _forward_kernel(
         maximum, total, mixed = carry
         j = keys_ref[i, t]
         mask = _allowed(queries, _ids(ids, j, size))
-        logits = _capped(_dot(q, k_ref[pl.ds(j * size, size)], 1), cap)
+        logits = capped(_dot(q, k_ref[pl.ds(j * size, size)], 1), cap)
         logits = jnp.where(mask, logits, _LOWEST)
         highest = jnp.maximum(maximum, jnp.max(logits, axis=1))
         # A query that has seen no key yet is at the lowest value; its weights are forgotten when
@@ -211,9 +221,9 @@ def _query_kernel(
         j = keys_ref[i, t]
         k, v = k_ref[pl.ds(j * size, size)], v_ref[pl.ds(j * size, size)]
         mask = _allowed(queries, _ids(ids, j, size))
-        logits = _capped(_dot(q, k, 1), cap)
+        logits = capped(_dot(q, k, 1), cap)
         weights = jnp.where(mask, jnp.exp(logits - log_total), 0.0)
-        change = _uncapped(weights * (_dot(gradient, v, 1) - inner), logits, cap)
+        change = uncapped(weights * (_dot(gradient, v, 1) - inner), logits, cap)
         return dq + _dot(change.astype(k.dtype), k, 0)
 
     dq = jax.lax.fori_loop(0, counts_ref[i], step, jnp.zeros(q.shape, jnp.float32))
@@ -238,9 +248,9 @@ def _key_kernel(
         grouped = len(q_ref.shape) > 2
         for place in ([(m, at) for m in range(q_ref.shape[0])] if grouped else [at]):
             q, gradient = q_ref[place], gradient_ref[place]
-            logits = _capped(_dot(k, q, 1), cap)
+            logits = capped(_dot(k, q, 1), cap)
             weights = jnp.where(mask, jnp.exp(logits - log_total_ref[place][None, :]), 0.0)
-            change = _uncapped(weights * (_dot(v, gradient, 1) - inner_ref[place][None, :]),
+            change = uncapped(weights * (_dot(v, gradient, 1) - inner_ref[place][None, :]),
                                logits, cap)
             dk += _dot(change.astype(q.dtype), q, 0)
             dv += _dot(weights.astype(q.dtype), gradient, 0)
@@ -265,15 +275,6 @@ def _allowed(queries, keys, *, transposed=False):
     visible = (key_response == 0) | (key_response == response)
     within = (first <= key_position) & (key_position <= last)
     return within & (segment == key_segment) & visible
-
-
-def _capped(logits, cap):
-    return cap * jnp.tanh(logits / cap) if cap else logits
-
-
-def _uncapped(change, logits, cap):
-    """Gradient of logits before the cap, from that of the capped ones."""
-    return change * (1.0 - (logits / cap) ** 2) if cap else change
 
 
 def _dot(x, y, axis):

@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from qrm.data import packing
 from qrm.models import families, sharding
+from qrm.models.architecture import Architecture
 from qrm.models.network import RewardNetwork
-from qrm.models.transformer import Architecture
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import costs
 from qrm.training import step

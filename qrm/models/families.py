@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from qrm.data.comparisons import DataError
-from qrm.models.transformer import Architecture, Layer, Rotary
+from qrm.models.architecture import Architecture, Layer, Rotary
 
 Settings = Mapping[str, Any]
 
@@ -49,7 +49,7 @@ class Family:
       layer_settings: the settings that `layers` reads, but for those of rotary positions.
       rotary: kinds of blocks that have rotary positions of their own, None for all -> setting of
         the base in version 4 of transformers; empty: there are none.
-      tensors: parameters (paths of `transformer.leaves`) -> where they stand.
+      tensors: parameters (paths of `architecture.leaves`) -> where they stand.
       prefix: of tensor names, which bare decoders lack.
       head: name of a classifier's tensor, without '.weight'.
       language_head: regular expression of tensors that only a language model needs, without those

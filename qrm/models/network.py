@@ -13,7 +13,8 @@ import numpy as np
 
 from qrm.data.packing import MicroBatch
 from qrm.models import attention, sharding, transformer
-from qrm.models.transformer import Architecture, Context, Transformer
+from qrm.models.architecture import Architecture
+from qrm.models.transformer import Context, Transformer
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
 

@@ -19,9 +19,9 @@ from safetensors import flax as safetensors_flax
 from safetensors import numpy as safetensors_numpy
 
 from qrm.data.comparisons import DataError
-from qrm.models import checkpoint_heads, families, transformer
+from qrm.models import checkpoint_heads, families
+from qrm.models.architecture import Architecture, leaves, tree
 from qrm.models.families import Tensor
-from qrm.models.transformer import Architecture
 from qrm.rewards.heads import HeadConfig
 
 _FILES = ('*.json', '*.safetensors', 'merges.txt', 'vocab.txt', '*.model', '*.jinja')
@@ -104,7 +104,7 @@ def load_pretrained(
         if a.tied or not output:
             del tensors[family.output]
     table = dict(family.tensors) | {'output': Tensor((family.output,))}
-    wanted = transformer.leaves(a, output=output)
+    wanted = leaves(a, output=output)
     poolers = {name for path in wanted if path.startswith('pooler/') for name in table[path].names}
     if not scored and not poolers & set(tensors):
         # Many encoders come without; a new one is trained with the head.
@@ -141,10 +141,10 @@ def map_tensors(
     Returns:
       The parameters, float32; without those of which a tensor is missing or misshapen.
     """
-    used, flat, leaves = set(), {}, transformer.leaves(a, output='output' in table)
+    used, flat, wanted = set(), {}, leaves(a, output='output' in table)
     for path, row in table.items():
         layered, found = path.startswith('blocks/'), []
-        shape = leaves[path].shape[1:] if layered else leaves[path].shape
+        shape = wanted[path].shape[1:] if layered else wanted[path].shape
         for i in range(a.num_layers if layered else 1):
             if path.startswith('blocks/attention_norm/') and not (a.first_norm or i):
                 found.append(jnp.ones(shape) if path.endswith('scale') else jnp.zeros(shape))
@@ -169,7 +169,7 @@ def map_tensors(
             flat[path] = jnp.stack(found) if layered else found[0]
     problems += [f'unexpected {name} {tensors[name].shape}'
                  for name in sorted(set(tensors) - used)]
-    return transformer.tree(flat)
+    return tree(flat)
 
 
 def backbone_tensors(

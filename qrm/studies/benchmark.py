@@ -25,8 +25,8 @@ from jax.sharding import Mesh
 
 from qrm.data import packing
 from qrm.data.tokens import Encoded
+from qrm.models.architecture import Architecture
 from qrm.models.network import Params, RewardNetwork, parameter_count
-from qrm.models.transformer import Architecture
 from qrm.rewards.losses import LossConfig
 from qrm.studies import costs, figures
 from qrm.training import config as config_lib

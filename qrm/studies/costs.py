@@ -25,9 +25,9 @@ import jax.numpy as jnp
 
 from qrm.data.packing import Layout
 from qrm.data.tokens import Encoded
-from qrm.models import sharding, transformer
+from qrm.models import sharding
+from qrm.models.architecture import Architecture, leaves
 from qrm.models.network import RewardNetwork
-from qrm.models.transformer import Architecture
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
 
@@ -485,13 +485,13 @@ def _last_places(network: RewardNetwork) -> set[str]:
 def _kernels(a: Architecture) -> dict[str, int]:
     """Scalars of the matrices of one block."""
     return {path.removeprefix('blocks/').removesuffix('/kernel'): leaf.shape[1] * leaf.shape[2]
-            for path, leaf in transformer.leaves(a).items()
+            for path, leaf in leaves(a).items()
             if path.startswith('blocks/') and path.endswith('/kernel')}
 
 
 def _leaves(network: RewardNetwork) -> Mapping[str, jax.ShapeDtypeStruct]:
     """All arrays of a network by path."""
-    backbone = transformer.leaves(network.architecture, output=network.language_model)
+    backbone = leaves(network.architecture, output=network.language_model)
     head = _head(network.head, network.architecture.hidden_size)
     return {f'backbone/{path}': jax.ShapeDtypeStruct(leaf.shape, jnp.float32)
             for path, leaf in backbone.items()} | {f'head/{path}': leaf

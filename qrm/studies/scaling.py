@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from qrm.data import packing
 from qrm.models import families
+from qrm.models.architecture import Architecture
 from qrm.models.network import RewardNetwork
-from qrm.models.transformer import Architecture
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import benchmark, costs
 from qrm.training import workdir

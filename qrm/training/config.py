@@ -12,9 +12,9 @@ from ml_collections import ConfigDict
 
 from qrm.data import demo, tokens
 from qrm.models import attention, families
+from qrm.models.architecture import Architecture
 from qrm.models.families import FAMILIES
 from qrm.models.network import DTYPES
-from qrm.models.transformer import Architecture
 from qrm.rewards import losses, selection
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.training import devices, schema, step

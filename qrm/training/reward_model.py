@@ -23,8 +23,8 @@ from qrm.data.tokens import (
     save_tokenizer,
 )
 from qrm.models import families, weights
+from qrm.models.architecture import Architecture
 from qrm.models.network import Params, RewardNetwork
-from qrm.models.transformer import Architecture
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
 from qrm.training import inference

@@ -12,9 +12,9 @@ import pytest
 import transformers
 
 from qrm.data.comparisons import DataError
-from qrm.models import families, transformer
+from qrm.models import families
+from qrm.models.architecture import Architecture, Layer, Rotary, leaves
 from qrm.models.families import FAMILIES, architecture
-from qrm.models.transformer import Architecture, Layer, Rotary
 from tests.helpers import REFERENCE
 
 DECODERS = [name for name in FAMILIES if name not in ('bert', 'modernbert')]
@@ -184,7 +184,7 @@ def test_published_models_have_their_number_of_parameters(name):
     settings, count = PUBLISHED[name]
     a = architecture(settings)
     sizes = {path: math.prod(leaf.shape)
-             for path, leaf in transformer.leaves(a, output=True).items()}
+             for path, leaf in leaves(a, output=True).items()}
     if name == 'ModernBERT-base':
         # Its backbone has no pooler, and its first block no norm before the attention.
         assert not a.first_norm
@@ -674,7 +674,7 @@ def _with_all_biases(name):
 @pytest.mark.parametrize('name', FAMILIES)
 def test_every_parameter_has_its_tensors(name):
     a, family = _with_all_biases(name), FAMILIES[name]
-    for path, leaf in transformer.leaves(a).items():
+    for path, leaf in leaves(a).items():
         row = family.tensors[path]
         assert all(('{}' in key) == path.startswith('blocks/') for key in row.names)
         # Matrices of Linear are stored the other way round; Conv1D's of GPT-2 are not.
@@ -688,12 +688,12 @@ def test_every_parameter_has_its_tensors(name):
 
 @pytest.mark.parametrize('name', ['gpt2', 'bert', 'modernbert'])
 def test_every_tensor_has_its_parameter(name):
-    assert set(FAMILIES[name].tensors) == set(transformer.leaves(_with_all_biases(name)))
+    assert set(FAMILIES[name].tensors) == set(leaves(_with_all_biases(name)))
 
 
 def test_every_tensor_of_the_other_families_has_a_parameter_of_one():
     others = [name for name in DECODERS if name != 'gpt2']
-    needed = {path for name in others for path in transformer.leaves(_with_all_biases(name))}
+    needed = {path for name in others for path in leaves(_with_all_biases(name))}
     assert needed == {path for name in others for path in FAMILIES[name].tensors}
 
 
@@ -701,6 +701,6 @@ def test_every_tensor_of_the_other_families_has_a_parameter_of_one():
 def test_an_output_embedding_has_a_name(name):
     a, family = architecture(BY_FAMILY[name]), FAMILIES[name]
     untied = dataclasses.replace(a, tied=False)
-    assert set(transformer.leaves(untied, output=True)) - set(transformer.leaves(a)) == {'output'}
+    assert set(leaves(untied, output=True)) - set(leaves(a)) == {'output'}
     if a.causal:
         assert family.output == 'lm_head.weight'

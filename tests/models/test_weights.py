@@ -20,7 +20,7 @@ from safetensors import numpy as safetensors_numpy
 import qrm
 from qrm.data.comparisons import DataError
 from qrm.models import families, weights
-from qrm.models.transformer import Architecture
+from qrm.models.architecture import Architecture
 from qrm.rewards.heads import HeadConfig
 from tests.helpers import REFERENCE, reference_checkpoint, write_tokenizer
 

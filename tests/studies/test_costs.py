@@ -18,10 +18,10 @@ from jax.sharding import PartitionSpec as P
 
 from qrm.data import packing
 from qrm.models import sharding
+from qrm.models.architecture import Layer
 from qrm.models.attention import attention_mask
 from qrm.models.families import FAMILIES
 from qrm.models.network import RewardNetwork, parameter_count
-from qrm.models.transformer import Layer
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import benchmark, costs, scaling
 from qrm.training import step

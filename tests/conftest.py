@@ -9,8 +9,9 @@ import tempfile
 # with these two it is a fifth. What they compute is the same but for rounding. The few that run
 # for long are started with `helpers.optimised`.
 QUICKLY = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
-_LONG = ('test_commands', 'test_processes', 'test_train', 'test_sharding', 'test_packing',
-         'test_notebooks', 'test_identifiability', 'test_step', 'test_transformer')
+_LONG = ('test_commands', 'test_processes', 'test_train', 'test_features', 'test_sharding',
+         'test_packing', 'test_notebooks', 'test_identifiability', 'test_step',
+         'test_transformer')
 
 
 def pytest_configure(config):

@@ -20,7 +20,9 @@ from qrm.commands import configs
 from qrm.data import packing
 from qrm.data.tokens import Encoded
 from qrm.models import families
+from qrm.models import lora as lora_lib
 from qrm.models.network import RewardNetwork
+from qrm.models.tuning import Tuning
 from qrm.rewards import distributions, heads, losses, metrics
 from qrm.rewards.heads import HeadConfig
 from tests.conftest import QUICKLY
@@ -66,10 +68,19 @@ def network(head='quantile', *, layers=2, **kwargs):
     return RewardNetwork(architecture, HeadConfig(head, 10), **kwargs)
 
 
+def lora(*targets, rank=4, alpha=6.0, rank_stabilised=False, architecture=ARCHITECTURE):
+    """A tuning of the small GPT-2 with adapters, of everything if no targets are named."""
+    modules = lora_lib.targeted(families.FAMILIES['gpt2'], architecture, targets or ['all-linear'])
+    return Tuning('lora', lora=lora_lib.Lora(rank, alpha, rank_stabilised, modules))
+
+
+TUNINGS = {'all': Tuning(), 'lora': lora(), 'last': Tuning('last', 1), 'head': Tuning('head')}
+
+
 def init(net, seed=0):
     """Parameters of the scales of `net.init`, which takes seconds to compile.
 
-    Residual projections are not made smaller.
+    Residual projections are not made smaller, and no part of an adapter is 0.
     """
     rng = np.random.default_rng(seed)
 
@@ -78,6 +89,7 @@ def init(net, seed=0):
         if name.endswith(('bias', 'scale')):
             return jnp.full(leaf.shape, float(name.endswith('scale')), leaf.dtype)
         scale = 1 / math.sqrt(leaf.shape[0] + 1) if name == 'head/kernel' else 0.02
+        scale = 0.3 if '/lora/' in name else scale
         return jnp.asarray(rng.normal(0, scale, leaf.shape), leaf.dtype)
 
     shapes = jax.eval_shape(net.init, jax.random.key(0))

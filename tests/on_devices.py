@@ -1,6 +1,6 @@
 """Takes a few steps on all devices there are, and prints what came out as JSON.
 
-    python -m tests.on_devices MODE,OPTIMIZER,HEAD ...
+    python -m tests.on_devices MODE,OPTIMIZER,HEAD[,TUNING] ...
     python -m tests.on_devices FOLDER STEP KEY=VALUE ...
 
 The second trains a tiny model in a folder until a step, where SIGTERM comes; 0: to the end.
@@ -16,11 +16,12 @@ import numpy as np
 
 from qrm.data import packing
 from qrm.models import sharding
-from qrm.training import inference, interruptions, step, train
+from qrm.training import features, inference, interruptions, step, train
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.devices import Spread, own_devices
 from tests.helpers import (
     TINY,
+    TUNINGS,
     init,
     load_config,
     loss_config,
@@ -39,39 +40,41 @@ def local_bytes(tree) -> int:
     return sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
 
 
-def take_steps(mode: str, optimizer: str, head: str) -> dict:
+def take_steps(mode: str, optimizer: str, head: str, tuning: str = 'all') -> dict:
     devices = jax.device_count()
     items = random_comparisons(25, seed=2, responses=(2, 4))
     layouts = packing.plan_layouts(items, row_length=24, rows=2)
-    net = network(head)
+    net = network(head, tuning=TUNINGS[tuning])
     # A factor on all gradients shows under SGD without clipping only.
     settings = {} if optimizer == 'sgd' else {
         'name': optimizer, 'learning_rate': 0.01, 'weight_decay': 0.1, 'clip_norm': 0.5}
     optimizer = step.make_optimizer(optimizer_config(**settings), 3)
     mesh = sharding.make_mesh() if mode == 'fsdp' else None
     spread = Spread(mesh)
-    params = init(net)
+    params, frozen = net.tuning.split(init(net))
     initial = flat(params)
     if mesh is not None:
-        params = sharding.split(params, sharding.shardings(params, mesh))
+        params, frozen = (sharding.split(part, sharding.shardings(part, mesh))
+                          for part in (params, frozen))
     state = step.init_state(params, optimizer, 0, mesh)
     own_bytes = local_bytes((state.params, state.opt_state))
     whole_bytes = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
     run_step = spread.compile(step.make_train_step(net, loss_config(head), optimizer))
-    state, metrics = spread.start(state), []
+    state, everywhere, metrics = spread.start(state), spread.start(frozen), []
     for number in range(3):
         indices = packing.batch_indices(number, seed=0, examples=25, batch_size=9, total=25)
         parts = packing.share([items[i] for i in indices], devices)
         batches = [packing.make_batch(part, layouts, -(-9 // devices)) for part in parts]
         placed = spread.put([(batch, np.int32(i == number)) for i, batch in enumerate(batches)])
         with jax.transfer_guard('disallow'):
-            state, values, stop = run_step(state, placed)
+            state, values, stop = run_step(state, placed, everywhere)
         assert int(spread.one(stop)) == (number < devices)
         metrics.append({k: float(v) for k, v in spread.one(values).items()})
     if mesh is not None:
         assert local_bytes((state.params, state.opt_state)) == own_bytes
     params = spread.one(state.params)
-    rewards = inference.predict(net, params, items, row_length=24, rows=2, mesh=mesh)
+    rewards = inference.predict(net, net.tuning.join(params, frozen), items, row_length=24,
+                                rows=2, mesh=mesh)
     return {
         'devices': devices, 'metrics': metrics, 'initial': initial, 'params': flat(params),
         'rewards': np.concatenate([q.ravel() for q in rewards]).tolist(),
@@ -80,7 +83,9 @@ def take_steps(mode: str, optimizer: str, head: str) -> dict:
 
 
 def train_until(folder: str, stop: int, overrides: dict) -> None:
-    make_batch, calls, end = packing.make_batch, [], ''
+    config, calls, end = tiny_config(**overrides), [], ''
+    module = features if config.train.tune == 'head' else packing
+    make_batch = module.make_batch
     own = len(own_devices())
     start = Checkpoints(folder).latest or 0
 
@@ -90,13 +95,13 @@ def train_until(folder: str, stop: int, overrides: dict) -> None:
             os.kill(os.getpid(), signal.SIGTERM)
         return make_batch(*args)
 
-    packing.make_batch = interrupt
+    module.make_batch = interrupt
     try:
-        train.train(tiny_config(**overrides), folder)
+        train.train(config, folder)
     except interruptions.Interrupted as interrupted:
         end = str(interrupted)
     finally:
-        packing.make_batch = make_batch
+        module.make_batch = make_batch
     assert f'at step {stop} of' in end if stop else not end
 
 

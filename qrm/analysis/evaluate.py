@@ -17,7 +17,7 @@ from qrm.data.tokens import Encoded
 from qrm.rewards import metrics, resampling, selection
 from qrm.rewards.metrics import Predictions
 from qrm.training import config as config_lib
-from qrm.training import reward_model, workdir
+from qrm.training import features, reward_model, workdir
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
 
@@ -40,7 +40,9 @@ def evaluate(config: Any, folder: str) -> Evaluation:
     """Evaluates a run's chosen checkpoint on the test split of `config.data`.
 
     A JSON Lines file other than the one trained on is evaluated whole. Writes
-    `predictions.npz` and `evaluation.json`, which says what they are of, into the folder.
+    `predictions.npz` and `evaluation.json`, which says what they are of, into the folder. Of a
+    model whose head alone was trained hidden states are read from where the run keeps them, see
+    `features`, and added there.
 
     Args:
       config: the run's config, in which `workload`, `data` and `evaluation` may differ.
@@ -50,7 +52,7 @@ def evaluate(config: Any, folder: str) -> Evaluation:
       ConfigError, DataError, WorkdirError: nothing was evaluated.
     """
     config_lib.check(config)
-    return _evaluate(config, folder, _load(config, folder))
+    return _evaluate(config, folder, _load(config, folder, validation=False))
 
 
 def diagnose(config: Any, folder: str) -> str:
@@ -74,7 +76,7 @@ def diagnose(config: Any, folder: str) -> str:
     rules = [selection.parse_rule(text) for text in config.evaluation.rules]
     settings = config.analysis
     resampled = {'replicates': settings.bootstrap, 'level': settings.level, 'seed': settings.seed}
-    subject = _load(config, folder)
+    subject = _load(config, folder, validation=True)
     evaluation = _evaluate(config, folder, subject)
     diagnosis = diagnostics.diagnose(
         evaluation.predictions, subject.validation and subject.predict(subject.validation),
@@ -109,7 +111,7 @@ def _choices(predictions: Predictions, rules: list[selection.Rule],
 
 
 class _Subject(NamedTuple):
-    """A run's model and what it is judged on, in tokens; validation only of its own data."""
+    """A run's model and what it is judged on, in tokens; validation if asked for, of its data."""
 
     model: RewardModel
     test: list[Encoded]
@@ -122,21 +124,22 @@ class _Subject(NamedTuple):
                                       self.model.network.head, self.model.loss)
 
 
-def _load(config: Any, folder: str) -> _Subject:
+def _load(config: Any, folder: str, *, validation: bool) -> _Subject:
     """Everything that evaluation reads of the config and of files."""
     trained = workdir.load_config(folder)
     _check_changes(trained, config)
-    model = reward_model.load(folder, step=config.evaluation.checkpoint)
+    model = reward_model.load(folder, step=config.evaluation.checkpoint,
+                              keep=features.place(config, folder))
     same = _same_source(config.data.path, trained.data.path)
     if is_jsonl(config.data.path) and not same:
-        test, validation = load_whole(config.data, config.workload), None
+        test, held_out = load_whole(config.data, config.workload), None
     else:
         splits = load_splits(config.data, config.workload)
         # Only of the data trained on it is held out by construction.
-        own = same and config.workload == trained.workload
-        test, validation = splits['test'], splits['validation'] if own else None
+        own = validation and same and config.workload == trained.workload
+        test, held_out = splits['test'], splits['validation'] if own else None
     return _Subject(model, _encode(config.data, model, *test),
-                    validation and _encode(config.data, model, *validation), test[1])
+                    held_out and _encode(config.data, model, *held_out), test[1])
 
 
 def _encode(data: Any, model: RewardModel, comparisons: list[Comparison],

@@ -259,13 +259,12 @@ class _Fields:
             self.fail('prompt', 'text before chat messages that do not contain it, expected both '
                                 'to be of a kind')
         if isinstance(chosen, str):
-            shared = ''.join(_common(chosen, rejected))
-            split = shared.rfind(_ASSISTANT)
+            split = _common(chosen, rejected).rfind(_ASSISTANT)
             split = split + len(_ASSISTANT) if split >= 0 else 0
             # Unrelated texts may begin alike: only turns tell what the opening question is.
             group = opening(chosen) if chosen.startswith(_HUMAN) else ''
             return chosen[:split], (chosen[split:], rejected[split:]), group
-        prompt = tuple(_common(chosen[:-1], rejected[:-1]))
+        prompt = _common(chosen[:-1], rejected[:-1])
         return prompt, (chosen[len(prompt):], rejected[len(prompt):]), opening(prompt or chosen)
 
     def judgements(self, k: int) -> dict[str, Any]:
@@ -334,10 +333,16 @@ class _Fields:
         return tuple({'role': m['role'], 'content': m['content']} for m in value)
 
 
-def _common(first: Sequence[Any], second: Sequence[Any]) -> Iterator[Any]:
-    """The items of the longest common prefix."""
-    pairs = zip(first, second, strict=False)
-    return (a for a, _ in itertools.takewhile(lambda ab: ab[0] == ab[1], pairs))
+def _common(first: Any, second: Any) -> Any:
+    """The longest common prefix of two texts, or of two tuples."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first[low:middle] == second[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return first[:low]
 
 
 def _as_messages(text: Text) -> Messages:

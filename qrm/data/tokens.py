@@ -4,6 +4,7 @@ Each whole dialogue is tokenised once, so that its tokens are those a model woul
 dialogue stood alone; the longest common token prefix of the dialogues is the shared prompt.
 """
 
+import collections
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ Ids = np.ndarray  # [length] int32
 
 OVERLONG = ('truncate_prompt', 'drop', 'error')
 _BATCH = 2048  # dialogues handed to the tokenizer at a time
+_REMEMBERED = 4  # sets of comparisons whose tokens are kept, as the runs of a study read the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -267,8 +269,8 @@ def encode(
     special = [token for token in tokenizer.all_special_tokens if token]
     index_of = {name: i for i, name in enumerate(annotators)}
     kept = []
-    dialogues_of = tokenize(comparisons, tokenizer, reading)
-    for comparison, dialogues in zip(comparisons, dialogues_of, strict=True):
+    tokens_of = _remembered(comparisons, tokenizer, reading)
+    for comparison, (dialogues, sizes) in zip(comparisons, tokens_of, strict=True):
         preference = comparison.preference_matrix()
         rating = comparison.rating_matrix(attributes)
         rated = ratings and np.isfinite(rating).any()
@@ -299,7 +301,6 @@ def encode(
         if not reading.share_prompt:
             prompt, responses = split_prompt(
                 [np.concatenate([prompt, ids]) for ids in responses], share=False)
-        sizes = prompt_sizes(comparison, dialogues, tokenizer) if reading.size_prompt else ()
         encoded = Encoded(comparison.id, comparison.group, prompt, responses, preference, rating,
                           comparison.margin, comparison.weight,
                           index_of.get(comparison.annotator, -1),
@@ -367,6 +368,35 @@ def fingerprint(encoded: Sequence[Encoded]) -> str:
             digest.update(array.tobytes())
         digest.update(f'{item.margin} {item.weight} {item.annotator} {item.prompt_sizes}'.encode())
     return digest.hexdigest()
+
+
+_memory: collections.OrderedDict[str, list[tuple[list[Ids], tuple[int, ...]]]] = (
+    collections.OrderedDict())
+
+
+def _remembered(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, reading: Reading
+) -> list[tuple[list[Ids], tuple[int, ...]]]:
+    """Dialogues from `tokenize` and, if the reading says so, `prompt_sizes` of each comparison.
+
+    Those of the last few texts are remembered, by everything that they depend on.
+    """
+    digest = hashlib.sha256(repr((
+        reading, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
+        tokenizer.special_tokens_map)).encode())
+    for comparison in comparisons:
+        digest.update(repr((comparison.prompt, comparison.responses)).encode())
+    key = digest.hexdigest()
+    if key not in _memory:
+        _memory[key] = [
+            (dialogues, prompt_sizes(comparison, dialogues, tokenizer)
+             if reading.size_prompt else ())
+            for comparison, dialogues
+            in zip(comparisons, tokenize(comparisons, tokenizer, reading), strict=True)]
+        while len(_memory) > _REMEMBERED:
+            _memory.popitem(last=False)
+    _memory.move_to_end(key)
+    return _memory[key]
 
 
 def _lead(ids: Ids, tokenizer: Tokenizer) -> int:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Hugging Face names of activations; GPT-2 and Gemma use the tanh approximation of GELU.
@@ -286,6 +287,13 @@ def leaves(a: Architecture, *, output: bool = False) -> dict[str, Leaf]:
     if output and not a.tied:
         found['output'] = Leaf((a.vocab_size, d), 'normal')
     return found
+
+
+def leaf_dtype(path: str, dtype: str) -> np.dtype:
+    """Dtype of a parameter where tables and the blocks' kernels are in `dtype`; else float32."""
+    narrow = path in ('tokens', 'positions', 'output') or (
+        path.startswith('blocks/') and path.endswith('/kernel'))
+    return jnp.dtype(dtype if narrow else 'float32')
 
 
 def tree(flat: Mapping[str, Any]) -> dict[str, Any]:

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from qrm.data.packing import MicroBatch
-from qrm.models import attention, sharding, transformer
+from qrm.models import attention, sharding
 from qrm.models.architecture import Architecture
 from qrm.models.transformer import Context, Transformer
+from qrm.models.tuning import Tuning
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
 
@@ -50,6 +51,7 @@ class RewardNetwork:
       remat: recompute blocks in the backward pass.
       dropout: rate in the backbone while training.
       language_model: whether parameters hold the output embedding, if it is not tied.
+      tuning: which parameters are trained.
 
     Raises:
       ValueError: an unknown dtype or implementation, or a read that this backbone does not have.
@@ -62,6 +64,7 @@ class RewardNetwork:
     remat: bool = False
     dropout: float = 0.0
     language_model: bool = False
+    tuning: Tuning = dataclasses.field(default_factory=Tuning)
 
     def __post_init__(self):
         if self.dtype not in DTYPES:
@@ -78,14 +81,22 @@ class RewardNetwork:
                                  f'{self.architecture.num_layers} that there are')
         if self.language_model and not self.architecture.causal:
             raise ValueError('a language-model loss needs a decoder, this is an encoder')
+        if self.tuning.blocks > self.architecture.num_layers:
+            raise ValueError(f'the last {self.tuning.blocks} blocks, of '
+                             f'{self.architecture.num_layers} that there are')
+        if self.tuning.kind == 'head' and (self.dropout or self.language_model):
+            raise ValueError('dropout or a language-model loss where only the head is trained, '
+                             'which they do not reach')
 
-    def init(self, key: jax.Array) -> Params:
-        """Random float32 parameters; the backbone's do not depend on the head."""
-        backbone_key, head_key = jax.random.split(key)
-        return {
-            'backbone': self._transformer.init(backbone_key, output=self.language_model),
-            'head': heads.init(self.head, head_key, self.architecture.hidden_size),
-        }
+    def init(self, key: jax.Array, dtype: str = 'float32') -> Params:
+        """Random parameters, see `leaf_dtype`; the backbone's do not depend on the head."""
+        backbone = self._transformer.init(jax.random.split(key)[0], output=self.language_model,
+                                          dtype=dtype)
+        return {'backbone': backbone, 'head': self.init_head(key)}
+
+    def init_head(self, key: jax.Array) -> Params:
+        """The head's parameters of `init`."""
+        return heads.init(self.head, jax.random.split(key)[1], self.architecture.hidden_size)
 
     def embed(self, params: Params, batch: MicroBatch) -> jax.Array:
         """Embeddings [R, L, D] float32 of the tokens and their positions."""
@@ -197,7 +208,8 @@ class RewardNetwork:
 
     @property
     def _transformer(self) -> Transformer:
-        return Transformer(self.architecture, jnp.dtype(self.dtype), self.remat, self.dropout)
+        return Transformer(self.architecture, jnp.dtype(self.dtype), self.remat, self.dropout,
+                           self.tuning.lora)
 
     @staticmethod
     def _place(batch: MicroBatch, place: str) -> jax.Array:
@@ -224,16 +236,6 @@ class RewardNetwork:
                            precision=attention.precision(x.dtype),
                            preferred_element_type=jnp.float32)
         return total / jnp.sum(inside, axis=-1, keepdims=True)
-
-
-def unstack_blocks(params: Params) -> Params:
-    """Parameters with a tuple of blocks in place of their leading axis, see `Transformer`."""
-    return params | {'backbone': transformer.unstack_blocks(params['backbone'])}
-
-
-def stack_blocks(params: Params) -> Params:
-    """The inverse of `unstack_blocks`."""
-    return params | {'backbone': transformer.stack_blocks(params['backbone'])}
 
 
 def _normal(x: jax.Array) -> jax.Array:

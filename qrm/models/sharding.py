@@ -36,12 +36,15 @@ _HEAD_AXES = (
 LOGICAL_AXES = (
     (r'backbone/(tokens|output)', ('vocab', 'embed')),
     (r'backbone/(positions|types)', ('positions', 'embed')),
-    (r'backbone/blocks/attention/qkv/kernel', ('layers', 'embed', 'heads')),
-    (r'backbone/blocks/attention/output/kernel', ('layers', 'heads', 'embed')),
-    (r'backbone/blocks/mlp/up/kernel', ('layers', 'embed', 'mlp')),
-    (r'backbone/blocks/mlp/down/kernel', ('layers', 'mlp', 'embed')),
-    (r'backbone/blocks/(attention|mlp)/\w+/bias', ('layers', 'bias')),
-    (r'backbone/blocks/(attention/)?\w+_norm/(scale|bias)', ('layers', 'norm')),
+    (r'backbone/blocks/(\d+/)?attention/qkv/kernel', ('layers', 'embed', 'heads')),
+    (r'backbone/blocks/(\d+/)?attention/output/kernel', ('layers', 'heads', 'embed')),
+    (r'backbone/blocks/(\d+/)?mlp/up/kernel', ('layers', 'embed', 'mlp')),
+    (r'backbone/blocks/(\d+/)?mlp/down/kernel', ('layers', 'mlp', 'embed')),
+    (r'backbone/blocks/(\d+/)?(attention|mlp)/\w+/bias', ('layers', 'bias')),
+    (r'backbone/blocks/(\d+/)?(attention/)?\w+_norm/(scale|bias)', ('layers', 'norm')),
+    # Of adapters the sides of the kernel, whichever these are, as weight decay acts on both.
+    (r'backbone/blocks/(\d+/)?(attention|mlp)/\w+/lora/\w+/a', ('layers', 'embed', 'rank')),
+    (r'backbone/blocks/(\d+/)?(attention|mlp)/\w+/lora/\w+/b', ('layers', 'rank', 'embed')),
     (r'backbone/(embedding_norm|norm|pooler/norm)/(scale|bias)', ('norm',)),
     (r'backbone/pooler/dense/kernel', ('embed', 'outputs')),
     (r'backbone/pooler/dense/bias', ('bias',)),
@@ -167,14 +170,15 @@ def is_sharded(tree: Any) -> bool:
 def whole(tree: Any, dtype: Any = np.float32) -> Any:
     """The tree with shards gathered from all devices, in `dtype`; other leaves as they are.
 
-    Parameters that are computed with in bfloat16 are exchanged in it too, which changes no number;
-    their gradients are summed over devices in float32.
+    Parameters that are kept or computed with in bfloat16 are exchanged in it, which changes no
+    number; their gradients are summed over devices in float32.
     """
 
     def gather(leaf: Any) -> Any:
         if not isinstance(leaf, Shard):
             return leaf
-        return _gather(leaf.value, leaf.value.ndim + leaf.axis, np.dtype(dtype))
+        narrower = min(np.dtype(dtype), leaf.value.dtype, key=lambda d: d.itemsize)
+        return _gather(leaf.value, leaf.value.ndim + leaf.axis, narrower)
 
     return jax.tree.map(gather, tree, is_leaf=_is_shard)
 

@@ -8,6 +8,7 @@ Axes: R rows, L tokens a row, D features, E features a head, V vocabulary.
 
 import dataclasses
 import functools
+import itertools
 import math
 import operator
 import zlib
@@ -20,8 +21,17 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from qrm.models import attention, sharding
-from qrm.models.architecture import ACTIVATIONS, Architecture, Leaf, Rotary, leaves, tree
+from qrm.models import attention, sharding, tuning
+from qrm.models.architecture import (
+    ACTIVATIONS,
+    Architecture,
+    Leaf,
+    Rotary,
+    leaf_dtype,
+    leaves,
+    tree,
+)
+from qrm.models.lora import Lora, adapter_leaves, factors
 
 _PRODUCT = 'product'  # what checkpointing calls the results of the projections
 
@@ -42,9 +52,11 @@ class Context(NamedTuple):
 class Transformer:
     """Embeddings, blocks and norms as pure functions of parameters.
 
-    Parameters are float32; the blocks' are stacked, with a leading layer axis. The residual
-    stream and matrix products are in `dtype`, norms and softmax in float32. Leaves may be shards,
-    see `sharding`; those of the blocks are then gathered one block at a time.
+    Parameters are float32, but tables and kernels that are not trained may be narrower. The blocks'
+    are stacked, with a leading layer axis, all in one run or in several, a tuple of them. A run is
+    a scan, but for a run of one. The residual stream and matrix products are in `dtype`, norms and
+    softmax in float32. Leaves may be shards, see `sharding`; those of the blocks are then gathered
+    one block at a time.
 
     Attributes:
       architecture: what is computed.
@@ -52,18 +64,21 @@ class Transformer:
       remat: recompute the blocks in the backward pass instead of storing their activations; of
         use for stacked blocks only, as without a scan XLA finds them stored on CPU.
       dropout: rate on embeddings, attention weights and residual branches.
+      lora: adapters beside the kernels, if there are any.
     """
 
     architecture: Architecture
     dtype: Any = jnp.float32
     remat: bool = False
     dropout: float = 0.0
+    lora: Lora | None = None
 
-    def init(self, key: jax.Array, *, output: bool = False) -> Any:
-        """Random parameters, see `leaves`.
+    def init(self, key: jax.Array, *, output: bool = False, dtype: str = 'float32') -> Any:
+        """Random parameters, see `leaves` and `adapter_leaves`; `dtype`: see `leaf_dtype`.
 
         Kernels and tables are normal with `initializer_range`; of kernels that add to the residual
-        stream it is smaller by sqrt(2 * num_layers), as in GPT-2.
+        stream it is smaller by sqrt(2 * num_layers), as in GPT-2. The A of adapters are uniform
+        within 1 / sqrt(D), as in peft, and their B are 0.
         """
         a = self.architecture
         token_key, position_key, *layer_keys = jax.random.split(key, 2 + a.num_layers)
@@ -74,22 +89,30 @@ class Transformer:
 
         def start(path: str, leaf: Leaf) -> jax.Array:
             if leaf.start in constants:
-                return constants[leaf.start](leaf.shape)
+                return constants[leaf.start](leaf.shape, leaf_dtype(path, dtype))
             stream = _STREAMS.get(path, zlib.crc32(path.encode()))
-            normal = nn.initializers.normal(scales[leaf.start])
-            if path.startswith('blocks/'):
-                keys = jax.vmap(lambda k: jax.random.fold_in(k, stream))(jnp.stack(layer_keys))
-                return jax.vmap(lambda k: normal(k, leaf.shape[1:]))(keys)
-            return normal(other.get(path, jax.random.fold_in(token_key, stream)), leaf.shape)
+            draw = _UNIFORM if leaf.start == 'uniform' else (
+                nn.initializers.normal(scales[leaf.start]))
 
+            def one(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+                return draw(key, shape).astype(leaf_dtype(path, dtype))
+
+            if path.startswith('blocks/'):
+                # One block after the other: what is drawn is wider than what is kept of it.
+                return jax.lax.map(
+                    lambda key: one(jax.random.fold_in(key, stream), leaf.shape[1:]),
+                    jnp.stack(layer_keys))
+            return one(other.get(path, jax.random.fold_in(token_key, stream)), leaf.shape)
+
+        adapters = adapter_leaves(a, self.lora) if self.lora else {}
         return tree({path: start(path, leaf)
-                     for path, leaf in leaves(a, output=output).items()})
+                     for path, leaf in (leaves(a, output=output) | adapters).items()})
 
     def embed(self, params: Any, tokens: jax.Array, positions: jax.Array) -> jax.Array:
         """What is looked up of tokens and positions, [R, L] int32 each -> [R, L, D] float32."""
-        found = sharding.look_up(params['tokens'], tokens)
+        found = from_bits(sharding.look_up(params['tokens'], tokens)).astype(jnp.float32)
         if 'positions' in params:
-            found += sharding.look_up(params['positions'], positions)
+            found += from_bits(sharding.look_up(params['positions'], positions))
         return found
 
     def add_embedding_gradient(
@@ -161,7 +184,7 @@ class Transformer:
         and what follows the attention are computed at the tokens that are read.
 
         Args:
-          params: from `init`, or the same after `unstack_blocks`, which runs them without a scan.
+          params: from `init`, or the same with blocks in several runs.
           embedded: [R, L, D], from `embed`.
           contexts: from `contexts`.
           reads: [...] int32, indices into R * L; None for all tokens.
@@ -180,8 +203,8 @@ class Transformer:
         x = x.astype(self.dtype)
 
         def run(normed, x, layer, context, key, reads=None):
-            return _block(a, sharding.whole(layer, self.dtype), x, context, reads, normed,
-                          self.dropout, key)
+            layer = jax.tree.map(from_bits, sharding.whole(layer, self.dtype))
+            return _block(a, self.lora, layer, x, context, reads, normed, self.dropout, key)
 
         sharded = sharding.is_sharded(layers)
         step = run
@@ -193,38 +216,53 @@ class Transformer:
                 run, prevent_cse=False, static_argnums=0,
                 policy=jax.checkpoint_policies.save_only_these_names(_PRODUCT))
         pick, kinds = _by_kind(contexts, a.num_layers)
+        keys = None if keys is None else jnp.stack(keys)
 
-        def one(function: Callable[..., Any], i: int, x: jax.Array, *reads: jax.Array) -> jax.Array:
-            own = layers[i] if isinstance(layers, tuple) else jax.tree.map(
-                operator.itemgetter(i), layers)
-            return function(a.first_norm or i > 0, x, own, contexts[i % len(contexts)],
-                            keys and keys[i], *reads)
+        def body(x, scanned):
+            layer, key, kind = scanned
+            x = step(True, x, layer, pick(kind), key)
+            return x, look(x) if taps else None
 
-        most = a.num_layers if reads is None else a.num_layers - 1
-        # One by one: unstacked blocks, and a first one that is not as the others.
-        alone = most if isinstance(layers, tuple) else min(most, int(not a.first_norm))
         seen = {}
-        for i in range(alone):
-            x = one(step, i, x)
-            if i + 1 in taps:
-                seen[i + 1] = look(x)
-        if alone < most or not isinstance(layers, tuple):
-
-            def body(x, scanned):
-                layer, key, kind = scanned
-                x = step(True, x, layer, pick(kind), key)
-                return x, look(x) if taps else None
-
-            x, looks = jax.lax.scan(body, x, jax.tree.map(
-                lambda leaf: leaf[alone:most], (layers, keys and jnp.stack(keys), kinds)))
-            seen |= {i: jax.tree.map(operator.itemgetter(i - 1 - alone), looks)
-                     for i in taps if i > alone}
-        if reads is not None:
-            # The last block is differentiated at once: only gathered weights are worth forgetting.
-            x = one(step if sharded else run, a.num_layers - 1, x, reads)
+        for start, stop, layer in self._pieces(layers, reads is not None):
+            last = reads is not None and stop == a.num_layers
+            if stop - start == 1:
+                # The last block is differentiated at once: only gathered weights are worth
+                # forgetting.
+                one = run if last and not sharded else step
+                x = one(a.first_norm or start > 0, x, jax.tree.map(_only, layer),
+                        contexts[start % len(contexts)], None if keys is None else keys[start],
+                        *([reads] if last else []))
+                if stop in taps:
+                    seen[stop] = look(x)
+            else:
+                own = None if keys is None else keys[start:stop]
+                x, looks = jax.lax.scan(body, x, (layer, own, kinds[start:stop]))
+                seen |= {i: jax.tree.map(operator.itemgetter(i - 1 - start), looks)
+                         for i in taps if start < i <= stop}
         if a.final_norm:
             x = _norm(a, params['norm'], x, jnp.float32)
         return x.astype(jnp.float32), [seen[i] for i in taps]
+
+    def _pieces(self, blocks: Any, reads: bool) -> list[tuple[int, int, Any]]:
+        """Runs of like blocks: the numbers of the first block and of that after the last, leaves.
+
+        A first block without a norm is not like the others, nor is the last one where it is
+        computed at what is read only.
+        """
+        a, pieces, start = self.architecture, [], 0
+        for run in tuning.runs_of(blocks):
+            count = len(jax.tree.leaves(run)[0])
+            cuts = {0, count}
+            if start == 0 and not a.first_norm:
+                cuts.add(1)
+            if reads and start + count == a.num_layers:
+                cuts.add(count - 1)
+            pieces += [(start + low, start + high,
+                        jax.tree.map(operator.itemgetter(slice(low, high)), run))
+                       for low, high in itertools.pairwise(sorted(cuts))]
+            start += count
+        return pieces
 
     def pool(self, params: Any, hidden: jax.Array) -> jax.Array:
         """What the head reads of last hidden states [..., D] float32: [..., D] float32."""
@@ -240,7 +278,7 @@ class Transformer:
     def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] float32 of the next token, from last hidden states [..., D]."""
         a = self.architecture
-        table = sharding.whole(params['tokens' if a.tied else 'output'], self.dtype)
+        table = from_bits(sharding.whole(params['tokens' if a.tied else 'output'], self.dtype))
         logits = jnp.einsum('...d,vd->...v', hidden.astype(self.dtype), table.astype(self.dtype),
                             preferred_element_type=jnp.float32)
         return a.logit_cap * jnp.tanh(logits / a.logit_cap) if a.logit_cap else logits
@@ -255,16 +293,17 @@ class Transformer:
         return _norm(a, params['embedding_norm'], x) if a.embedding_norm else x
 
 
-def unstack_blocks(params: Any) -> Any:
-    """Parameters with a tuple of blocks in place of their leading axis."""
-    count = len(jax.tree.leaves(params['blocks'])[0])
-    return params | {'blocks': tuple(jax.tree.map(operator.itemgetter(i), params['blocks'])
-                                     for i in range(count))}
+def to_bits(leaf: jax.Array) -> jax.Array:
+    """A leaf of bfloat16 as uint16, others as they are.
+
+    XLA on CPU widens arrays of bfloat16 whole before it takes a block or a row out of them.
+    """
+    return jax.lax.bitcast_convert_type(leaf, jnp.uint16) if leaf.dtype == jnp.bfloat16 else leaf
 
 
-def stack_blocks(params: Any) -> Any:
-    """The inverse of `unstack_blocks`."""
-    return params | {'blocks': jax.tree.map(lambda *leaves: jnp.stack(leaves), *params['blocks'])}
+def from_bits(leaf: jax.Array) -> jax.Array:
+    """The inverse of `to_bits`."""
+    return jax.lax.bitcast_convert_type(leaf, jnp.bfloat16) if leaf.dtype == jnp.uint16 else leaf
 
 
 # What the random numbers of a kernel are folded in from; those of GPT-2's are fixed, so that a
@@ -275,6 +314,7 @@ _STREAMS: Mapping[str, int] = {
     'blocks/mlp/up/kernel': 0x6CF65CF6,
     'blocks/mlp/down/kernel': 0x6A184C64,
 }
+_UNIFORM = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')  # within 1 / sqrt(D)
 
 
 def _by_kind(
@@ -293,8 +333,14 @@ def _by_kind(
     return lambda kind: jax.tree.map(lambda leaf: leaf[kind], stacked), kinds
 
 
+def _only(leaf: jax.Array) -> jax.Array:
+    """A leaf without its leading axis, of one; of which the gradient is no more than a view."""
+    return leaf.reshape(leaf.shape[1:])
+
+
 def _block(
     a: Architecture,
+    lora: Lora | None,
     p: Any,
     x: jax.Array,
     context: Context,
@@ -315,13 +361,14 @@ def _block(
         return _norm(a, p[f'{name}_out_norm'], x) if 'sum' in a.norm_places else x
 
     x = branch('attention', x,
-               lambda h: _attention(a, p['attention'], h, context, reads, dropout, keys[0]),
+               lambda h: _attention(a, lora, p['attention'], h, context, reads, dropout, keys[0]),
                keys[1], normed=normed, at=lambda x: _at(x, reads))
-    return branch('mlp', x, lambda h: _mlp(a, p['mlp'], h), keys[2])
+    return branch('mlp', x, lambda h: _mlp(a, lora, p['mlp'], h), keys[2])
 
 
 def _attention(
     a: Architecture,
+    lora: Lora | None,
     p: Any,
     x: jax.Array,
     context: Context,
@@ -331,7 +378,8 @@ def _attention(
 ) -> jax.Array:
     """Projections around `attention.attend`: [R, L, D] in, [R, L, D] or at `reads` [..., D] out."""
     of_queries, of_keys, _ = a.parts['qkv']
-    q, k, v = jnp.split(_dense(p['qkv'], x), [of_queries, of_queries + of_keys], axis=-1)
+    q, k, v = jnp.split(_dense(p['qkv'], x, lora, 'attention/qkv'),
+                        [of_queries, of_queries + of_keys], axis=-1)
     if a.query_key_norm == 'projection':
         q, k = _norm(a, p['query_norm'], q), _norm(a, p['key_norm'], k)
     q, k, v = (y.reshape(*y.shape[:2], -1, a.head_dim) for y in (q, k, v))
@@ -341,15 +389,17 @@ def _attention(
         q, k = _rotate(q, *context.rotary), _rotate(k, *context.rotary)
     mixed = attention.attend(q, k, v, context.plan, reads, scale=a.attention_scale or None,
                              cap=a.attention_cap, dropout=dropout, dropout_key=key)
-    return _dense(p['output'], mixed.reshape(*mixed.shape[:-2], -1))
+    return _dense(p['output'], mixed.reshape(*mixed.shape[:-2], -1), lora, 'attention/output')
 
 
-def _mlp(a: Architecture, p: Any, x: jax.Array) -> jax.Array:
-    activation, x = ACTIVATIONS[a.activation], _dense(p['up'], x)
+def _mlp(a: Architecture, lora: Lora | None, p: Any, x: jax.Array) -> jax.Array:
+    activation, x = ACTIVATIONS[a.activation], _dense(p['up'], x, lora, 'mlp/up')
     if a.gated:
         gate, x = jnp.split(x, 2, axis=-1)
-        return _dense(p['down'], activation(gate) * x)
-    return _dense(p['down'], activation(x))
+        x = activation(gate) * x
+    else:
+        x = activation(x)
+    return _dense(p['down'], x, lora, 'mlp/down')
 
 
 def _rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
@@ -384,20 +434,26 @@ def _drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     return jnp.where(jax.random.bernoulli(key, 1 - rate, x.shape), x / (1 - rate), 0.0)
 
 
-def _dense(p: Any, x: jax.Array) -> jax.Array:
-    """[..., D] times the kernel [D, F] in the dtype of x."""
-    x = checkpoint_name(_project(x, p['kernel'].astype(x.dtype)), _PRODUCT)
-    return x + p['bias'].astype(x.dtype) if 'bias' in p else x
+def _dense(
+    p: Any, x: jax.Array, lora: Lora | None = None, kernel: str = ''
+) -> jax.Array:
+    """[..., D] times the kernel [D, F] in the dtype of x; `kernel`: its path, see `lora.Module`."""
+    y = checkpoint_name(_project(x, p['kernel']), _PRODUCT)
+    if 'lora' in p:
+        a, b = factors(p['lora'], lora, kernel, y.shape[-1])
+        y += _project(_project(x, a), b)
+    return y + p['bias'].astype(x.dtype) if 'bias' in p else y
 
 
 @jax.custom_vjp
 def _project(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """[..., D] times [D, F].
+    """[..., D] times [D, F], in the dtype of x.
 
     Written out for its backward pass: what differentiation makes of the kernel's gradient is a
     product of two transposed factors, which runs at two thirds of the speed on CPU.
     """
-    return jnp.einsum('...d,df->...f', x, kernel, precision=attention.precision(x.dtype))
+    return jnp.einsum('...d,df->...f', x, kernel.astype(x.dtype),
+                      precision=attention.precision(x.dtype))
 
 
 def _project_forward(x, kernel):
@@ -410,9 +466,10 @@ def _project_backward(saved, gradient):
     if jax.default_backend() == 'cpu':
         # Otherwise the activation that made x is fused into a transposition, and runs in strides.
         x = jax.lax.optimization_barrier(x)
-    return (jnp.einsum('...f,df->...d', gradient, kernel, precision=precision),
-            jnp.einsum('td,tf->df', x.reshape(-1, x.shape[-1]),
-                       gradient.reshape(-1, gradient.shape[-1]), precision=precision))
+    of_kernel = jnp.einsum('td,tf->df', x.reshape(-1, x.shape[-1]),
+                           gradient.reshape(-1, gradient.shape[-1]), precision=precision)
+    return (jnp.einsum('...f,df->...d', gradient, kernel.astype(x.dtype), precision=precision),
+            of_kernel.astype(kernel.dtype))
 
 
 _project.defvjp(_project_forward, _project_backward)

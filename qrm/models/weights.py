@@ -7,7 +7,7 @@ import collections
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import huggingface_hub
@@ -20,13 +20,13 @@ from safetensors import numpy as safetensors_numpy
 
 from qrm.data.comparisons import DataError
 from qrm.models import checkpoint_heads, families
-from qrm.models.architecture import Architecture, leaves, tree
+from qrm.models.architecture import Architecture, leaf_dtype, leaves, tree
 from qrm.models.families import Tensor
 from qrm.rewards.heads import HeadConfig
 
 _FILES = ('*.json', '*.safetensors', 'merges.txt', 'vocab.txt', '*.model', '*.jinja')
 
-_VALUE_HEAD = 'value_head.safetensors'  # beside a language model, from LLaMA-Factory
+VALUE_HEAD = 'value_head.safetensors'  # beside a language model, from LLaMA-Factory
 
 
 class Pretrained(NamedTuple):
@@ -35,7 +35,7 @@ class Pretrained(NamedTuple):
     Attributes:
       settings: its `config.json`.
       architecture: what they describe.
-      backbone: parameters, float32; without the pooler, if a language model has none.
+      backbone: parameters, see `load_pretrained`; without the pooler, if a language model has none.
       head: config and parameters, float32, of a reward head; None for a language model.
     """
 
@@ -65,7 +65,8 @@ def resolve(name: str) -> str:
 
 
 def load_pretrained(
-    folder: str, *, output: bool = False, gaussian: bool = False
+    folder: str, *, output: bool = False, gaussian: bool = False, dtype: str = 'float32',
+    change: Callable[[dict[str, Any]], None] = lambda tensors: None,
 ) -> Pretrained:
     """Reads a language model or a reward model of any of `families.FAMILIES`.
 
@@ -73,6 +74,9 @@ def load_pretrained(
       folder: in the Hugging Face layout.
       output: with the output embedding, if it is not tied.
       gaussian: see `checkpoint_heads.take`.
+      dtype: of tables and of the blocks' kernels; all else is float32.
+      change: changes the tensors, by their names without the family's prefix, before anything is
+        made of them.
 
     Raises:
       DataError: an unknown family, a setting that is not computed, no safetensors file, or tensors
@@ -87,6 +91,7 @@ def load_pretrained(
             name = name.removesuffix(old) + new if name.endswith(old) else name
         if tensors.setdefault(name, tensor) is not tensor:
             raise DataError(f'{folder}: {given} is there with and without {family.prefix!r}')
+    change(tensors)
     problems: list[str] = []
     before = len(tensors)
     try:
@@ -111,7 +116,8 @@ def load_pretrained(
         wanted = {path: leaf for path, leaf in wanted.items() if not path.startswith('pooler/')}
     unused = re.compile(f'{family.buffers or "$^"}|{family.language_head or "$^"}')
     read = {name: tensor for name, tensor in tensors.items() if not unused.fullmatch(name)}
-    backbone = map_tensors(read, {path: table[path] for path in wanted}, a, problems)
+    del tensors
+    backbone = map_tensors(read, {path: table[path] for path in wanted}, a, problems, dtype)
     if problems:
         raise DataError(f'{folder}: the weights do not fit the architecture of config.json:\n  '
                         + '\n  '.join(problems))
@@ -124,51 +130,103 @@ def read_settings(folder: str) -> dict[str, Any]:
     Raises:
       DataError: there is none, or it is no JSON object.
     """
-    return _read_json(os.path.join(folder, 'config.json'))
+    return read_json(os.path.join(folder, 'config.json'))
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+      DataError: there is no such file, or something else in it.
+    """
+    try:
+        with open(path, encoding='utf-8') as file:
+            content = json.load(file)
+    except FileNotFoundError as error:
+        raise DataError(f'{path}: no such file') from error
+    except ValueError as error:
+        raise DataError(f'{path}: not JSON ({error})') from error
+    if not isinstance(content, dict):
+        raise DataError(f'{path}: a {type(content).__name__}, expected an object')
+    return content
+
+
+def read_file(path: str) -> dict[str, jax.Array]:
+    """The tensors of a safetensors file.
+
+    Raises:
+      DataError: there is none, and perhaps a pickle in its place, or it is damaged.
+    """
+    if not os.path.isfile(path):
+        files = sorted(os.listdir(os.path.dirname(path)))
+        pickles = [file for file in files if file.endswith(('.bin', '.pt', '.pth'))]
+        hint = (
+            f'; {", ".join(pickles)} is a pickle, which can run code and is not read: convert '
+            'it with save_pretrained(..., safe_serialization=True)' if pickles else ''
+        )
+        raise DataError(f'{path}: no such file{hint}')
+    try:
+        return safetensors_flax.load_file(path)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise DataError(f'{path}: damaged safetensors file ({error})') from error
+
+
+def stored_dtypes(folder: str) -> set[str]:
+    """Dtypes of the matrices in a folder's files, as safetensors names them: 'F32', 'BF16'."""
+    found = set()
+    for file in sorted(os.listdir(folder)):
+        if file.endswith('.safetensors'):
+            with safetensors.safe_open(os.path.join(folder, file), 'numpy') as opened:
+                names = opened.keys()
+                slices = [opened.get_slice(name) for name in names]
+                found |= {part.get_dtype() for part in slices if len(part.get_shape()) > 1}
+    return found
 
 
 def map_tensors(
-    tensors: Mapping[str, Any], table: Mapping[str, Tensor], a: Architecture, problems: list[str]
+    tensors: dict[str, Any], table: Mapping[str, Tensor], a: Architecture, problems: list[str],
+    dtype: str = 'float32',
 ) -> dict[str, Any]:
     """Parameters of a backbone from tensors, by a table.
 
     Args:
-      tensors: name -> tensor.
+      tensors: name -> tensor; emptied on the way, so that no tensor is in memory twice for long.
       table: paths of the parameters that are wanted -> where they stand.
       a: architecture that they must fit.
       problems: gets every missing, unexpected and misshapen tensor.
+      dtype: see `load_pretrained`.
 
     Returns:
-      The parameters, float32; without those of which a tensor is missing or misshapen.
+      The parameters; without those of which a tensor is missing or misshapen.
     """
-    used, flat, wanted = set(), {}, leaves(a, output='output' in table)
+    flat, wanted = {}, leaves(a, output='output' in table)
     for path, row in table.items():
-        layered, found = path.startswith('blocks/'), []
+        layered = path.startswith('blocks/')
         shape = wanted[path].shape[1:] if layered else wanted[path].shape
-        for i in range(a.num_layers if layered else 1):
+        found = np.empty((a.num_layers if layered else 1, *shape), leaf_dtype(path, dtype))
+        before = len(problems)
+        for i, whole in enumerate(found):
             if path.startswith('blocks/attention_norm/') and not (a.first_norm or i):
-                found.append(jnp.ones(shape) if path.endswith('scale') else jnp.zeros(shape))
+                whole[:] = path.endswith('scale')
                 continue
-            joined = []
+            start = 0
             for name, size in zip(row.names, _parts(a, path, row, shape), strict=True):
                 name = name.format(i)
-                used.add(name)
                 expected = (size, *shape[:-1]) if row.linear else (*shape[:-1], size)
-                if name not in tensors:
+                tensor = tensors.pop(name, None)
+                if tensor is None:
                     problems.append(f'missing {name} {expected}')
-                elif tensors[name].shape != expected:
-                    problems.append(f'misshapen {name} {tensors[name].shape}, expected {expected}')
-                elif not jnp.issubdtype(tensors[name].dtype, jnp.floating):
-                    problems.append(f'{name} has dtype {tensors[name].dtype}, expected floats')
+                elif tensor.shape != expected:
+                    problems.append(f'misshapen {name} {tensor.shape}, expected {expected}')
+                elif not jnp.issubdtype(tensor.dtype, jnp.floating):
+                    problems.append(f'{name} has dtype {tensor.dtype}, expected floats')
                 else:
-                    joined.append(jnp.asarray(tensors[name], jnp.float32))
-            if len(joined) == len(row.names):
-                whole = jnp.concatenate(joined, axis=0 if row.linear else -1)
-                found.append(whole.T if row.linear else whole)
-        if len(found) == (a.num_layers if layered else 1):
-            flat[path] = jnp.stack(found) if layered else found[0]
-    problems += [f'unexpected {name} {tensors[name].shape}'
-                 for name in sorted(set(tensors) - used)]
+                    part = np.asarray(tensor)
+                    whole[..., start:start + size] = part.T if row.linear else part
+                start += size
+        if len(problems) == before:
+            flat[path] = jnp.asarray(found if layered else found[0])
+    problems += [f'unexpected {name} {tensors[name].shape}' for name in sorted(tensors)]
     return tree(flat)
 
 
@@ -218,9 +276,7 @@ def write_tensors(folder: str, tensors: Mapping[str, np.ndarray], *, shard_bytes
     files = ['model.safetensors'] if len(shards) == 1 else [
         f'model-{i:05}-of-{len(shards):05}.safetensors' for i in range(1, len(shards) + 1)]
     for file, shard in zip(files, shards, strict=True):
-        path = os.path.join(folder, file)
-        safetensors_numpy.save_file(shard, path, metadata={'format': 'pt'})
-        os.chmod(path, 0o666 & ~_umask())  # safetensors makes it readable by its owner alone
+        write_file(os.path.join(folder, file), shard)
     if len(shards) > 1:
         index = {'metadata': {'total_size': sum(t.nbytes for t in tensors.values())},
                  'weight_map': {name: file for file, shard in zip(files, shards, strict=True)
@@ -228,6 +284,12 @@ def write_tensors(folder: str, tensors: Mapping[str, np.ndarray], *, shard_bytes
         with open(os.path.join(folder, 'model.safetensors.index.json'), 'w',
                   encoding='utf-8') as file:
             json.dump(index, file, indent=2)
+
+
+def write_file(path: str, tensors: Mapping[str, np.ndarray]) -> None:
+    """Writes tensors to one file; each must be laid out by itself in memory."""
+    safetensors_numpy.save_file(dict(tensors), path, metadata={'format': 'pt'})
+    os.chmod(path, 0o666 & ~_umask())  # safetensors makes it readable by its owner alone
 
 
 def write_folder(
@@ -258,7 +320,7 @@ def _read_tensors(folder: str) -> dict[str, np.ndarray]:
     """All tensors of a folder, from one file or from the shards its index names."""
     index = os.path.join(folder, 'model.safetensors.index.json')
     if os.path.isfile(index):
-        weight_map = _read_json(index).get('weight_map')
+        weight_map = read_json(index).get('weight_map')
         if not isinstance(weight_map, dict):
             raise DataError(f'{index}: no weight_map, expected tensor names and their files')
         if wrong := [name for name, shard in weight_map.items() if not isinstance(shard, str)]:
@@ -268,37 +330,14 @@ def _read_tensors(folder: str) -> dict[str, np.ndarray]:
             shards[os.path.basename(shard)].add(name)
     else:
         shards = {'model.safetensors': None}
-    if os.path.isfile(os.path.join(folder, _VALUE_HEAD)):
-        shards[_VALUE_HEAD] = None
+    if os.path.isfile(os.path.join(folder, VALUE_HEAD)):
+        shards[VALUE_HEAD] = None
     tensors = {}
     for shard, names in shards.items():
         path = os.path.join(folder, shard)
-        if not os.path.isfile(path):
-            pickles = [f for f in sorted(os.listdir(folder)) if f.endswith(('.bin', '.pt', '.pth'))]
-            hint = (
-                f'; {", ".join(pickles)} is a pickle, which can run code and is not read: convert '
-                'it with save_pretrained(..., safe_serialization=True)' if pickles else ''
-            )
-            raise DataError(f'{path}: no such file{hint}')
-        try:
-            loaded = safetensors_flax.load_file(path)
-        except (safetensors.SafetensorError, OSError) as error:
-            raise DataError(f'{path}: damaged safetensors file ({error})') from error
+        loaded = read_file(path)
         if names is not None and set(loaded) != names:
             raise DataError(f'{path}: holds other tensors than the index says: '
                             f'{sorted(set(loaded) ^ names)}')
         tensors |= loaded
     return tensors
-
-
-def _read_json(path: str) -> dict[str, Any]:
-    try:
-        with open(path, encoding='utf-8') as file:
-            content = json.load(file)
-    except FileNotFoundError as error:
-        raise DataError(f'{path}: no such file') from error
-    except ValueError as error:
-        raise DataError(f'{path}: not JSON ({error})') from error
-    if not isinstance(content, dict):
-        raise DataError(f'{path}: a {type(content).__name__}, expected an object')
-    return content

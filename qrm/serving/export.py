@@ -3,12 +3,13 @@
 A classifier has a linear head, which reads the last token that is not padding, or CLS. So a model
 can be exported if what is asked of it, its mean or its quantiles, is linear in what the head reads,
 and if it reads there. What is written loads in versions 4 and 5 of transformers with the same
-rewards.
+rewards; an adapter by itself in peft, beside the base that it was trained on.
 """
 
 import copy
 import os
 import shutil
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,16 +18,30 @@ import ml_dtypes
 import numpy as np
 
 from qrm.data.comparisons import DataError, parse_row
-from qrm.data.tokens import save_tokenizer, tokenize
-from qrm.models import families, weights
+from qrm.data.tokens import Tokenizer, save_tokenizer, tokenize
+from qrm.models import adapters, families, weights
+from qrm.models.families import Family
+from qrm.models.tuning import stack_blocks
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
-from qrm.training.reward_model import RewardModel
+from qrm.training.reward_model import RewardModel, merged
 from qrm.training.workdir import write_text
 
-KINDS = ('mean', 'quantiles')
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
 
+# How a folder is loaded, on its card.
+_LOADING = """\
+import torch, transformers
+
+model = transformers.AutoModelForSequenceClassification.from_pretrained(
+    'THIS_FOLDER', dtype=torch.float32)"""
+_LOADING_ADAPTER = """\
+import peft, torch, transformers
+
+base = transformers.AutoModelForSequenceClassification.from_pretrained(
+    '{base}', num_labels={labels}, pad_token_id={pad},{mismatched}
+    dtype=torch.float32)
+model = peft.PeftModel.from_pretrained(base, 'THIS_FOLDER')"""
 _PAD = '<|pad|>'
 _TOLERANCE = 1e-5  # of a head that is linear but for rounding, in units of its largest output
 
@@ -35,9 +50,10 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
     """Writes a reward model as a sequence classifier with its tokenizer and a model card.
 
     Args:
-      model: the reward model.
+      model: the reward model; for 'merged' and 'adapter' with its adapters by themselves.
       folder: to write; it must not exist, and appears when it is complete.
-      kind: 'mean', one output, or 'quantiles', one for each.
+      kind: 'mean', one output, or 'quantiles', one for each; of a model with adapters 'merged',
+        what its head gives, or 'adapter', the same without the weights of the base.
       dtype: of the tensors, one of `DTYPES`.
 
     Returns:
@@ -48,50 +64,18 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
     """
     if os.path.exists(folder):
         raise DataError(f'{folder}: exists, expected a folder to be made')
-    head = model.network.head
-    kernel, bias = linear_head(head, model.params['head'], kind)
-    settings, backbone = dict(model.settings), model.params['backbone']
-    family = families.FAMILIES[settings['model_type']]
-    _check_reads(head, settings)
-    if bias.any() and family.head == 'score':
-        raise DataError(f'{folder}: the head has a bias, and {family.classifier} has no place for '
-                        'one')
-    tokenizer, pad = _with_padding(model)
-    if pad >= settings['vocab_size']:
-        rows = np.zeros((pad + 1 - settings['vocab_size'], kernel.shape[0]), np.float32)
-        backbone = backbone | {'tokens': np.concatenate([backbone['tokens'], rows])}
-        settings['vocab_size'] = pad + 1
-    tensors = weights.backbone_tensors(settings, {
-        name: leaf for name, leaf in backbone.items() if name != 'output'})
-    tensors[f'{family.head}.weight'] = np.ascontiguousarray(kernel.T)
-    if family.head != 'score':
-        tensors[f'{family.head}.bias'] = bias
-    with np.errstate(over='ignore'):
-        tensors = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors.items()}
-    for name, tensor in tensors.items():
-        if not np.isfinite(tensor.astype(np.float32)).all():
-            raise DataError(f'{name} is not finite in {dtype}, expected a dtype that holds it')
-    suffix = _suffix(tokenizer, model)
-    names = _labels(head, kind)
-    settings = families.portable_settings(settings) | {
-        'architectures': [family.classifier], 'pad_token_id': pad, 'torch_dtype': dtype,
-        'num_labels': len(names), 'id2label': {str(i): name for i, name in enumerate(names)},
-        'label2id': {name: i for i, name in enumerate(names)},
-        'qrm_append_eos': model.reading.append_eos,  # read by us alone
-    }
+    outputs, write = kind, _write_classifier
+    if kind in ('merged', 'adapter'):
+        if not model.network.tuning.lora:
+            raise DataError(f"{kind!r} of a model without adapters, expected a run of "
+                            "train.tune='lora', or 'mean' or 'quantiles'")
+        outputs = 'mean' if len(model.taus) == 1 else 'quantiles'
+        write = _write_adapter if kind == 'adapter' else write
     partial = folder.rstrip('/') + '.tmp'
     shutil.rmtree(partial, ignore_errors=True)
-    try:
-        os.makedirs(partial)
-    except OSError as error:
-        raise DataError(f'{folder}: cannot be made ({error.strerror})') from error
-    weights.write_folder(partial, settings, tensors)
-    _write_tokenizer(tokenizer, model, partial)
-    write_text(os.path.join(partial, 'README.md'), card(model, kind, names, settings, suffix))
+    line = write(model, partial, outputs, dtype)
     os.rename(partial, folder)
-    return (f'{folder}: {family.classifier} with {len(names)} '
-            f'label{"s" * (len(names) > 1)} ({kind}), {dtype}, '
-            f'{sum(t.size for t in tensors.values()):,} parameters')
+    return f'{folder}: {line}'
 
 
 def linear_head(
@@ -127,9 +111,19 @@ def linear_head(
 
 
 def card(
-    model: RewardModel, kind: str, labels: list[str], settings: dict[str, Any], suffix: str
+    model: RewardModel, outputs: str, labels: list[str], suffix: str, loading: str,
+    header: str = 'library_name: transformers',
 ) -> str:
-    """The model card of an exported model; `suffix` is what plain text needs at its end."""
+    """The model card of an exported model.
+
+    Args:
+      model: the model.
+      outputs: 'mean' or 'quantiles', which the labels are.
+      labels: their names.
+      suffix: what plain text needs at its end.
+      loading: lines of Python that make `model` of transformers.
+      header: of its metadata.
+    """
     appended = model.reading.append_eos and not model.reading.rendered_chats
     plain = ' + tokenizer.eos_token' if suffix else ''
     meaning = {
@@ -139,13 +133,13 @@ def card(
                       'reward. Programs that take the first or the last label as the reward '
                       "(TRL's GRPO, verl) take the lowest or the highest quantile: export the mean "
                       'for them.'),
-    }[kind]
+    }[outputs]
     where = {'last': 'at the last token that is not padding', 'first': 'at the first token',
              'dialogue': 'from the mean over all tokens'}[model.network.head.reads[0]]
     ends = ('Dialogues end with the end-of-sequence token: the chat template writes it, plain text '
             'needs it appended. ' if appended and suffix else '')
     return f"""---
-library_name: transformers
+{header}
 pipeline_tag: text-classification
 tags: [reward-model]
 ---
@@ -153,7 +147,7 @@ tags: [reward-model]
 
 A reward model, trained with [qrm](https://pypi.org/project/qrm-jax/). {meaning}
 
-- architecture: {settings['architectures'][0]}, {settings['model_type']}
+- architecture: {_family(model).classifier}, {model.settings['model_type']}
 - head: {model.network.head.name}, objective: {model.loss.objective}
 - read {where}; longest dialogue: {model.reading.max_length} tokens, longer ones lose their left end
 
@@ -162,15 +156,133 @@ pipeline, `use_activation: false` of vLLM). They have a meaning beside each othe
 added to all of them changes nothing.
 
 ```python
-import torch, transformers
-
+{loading}
 tokenizer = transformers.AutoTokenizer.from_pretrained('THIS_FOLDER')
-model = transformers.AutoModelForSequenceClassification.from_pretrained(
-    'THIS_FOLDER', dtype=torch.float32)
 texts = ['\\n\\nHuman: Hello.\\n\\nAssistant: Hello!'{plain}]
 print(model(**tokenizer(texts, return_tensors='pt', padding=True)).logits)
 ```
 """
+
+
+def _write_classifier(model: RewardModel, folder: str, outputs: str, dtype: str) -> str:
+    """Writes a classifier into a folder to be made; returns what it is."""
+    model = merged(model)
+    settings, backbone = dict(model.settings), model.params['backbone']
+    family, head = _family(model), _head_tensors(model, outputs)
+    tokenizer, pad = _with_padding(model)
+    if pad >= settings['vocab_size']:
+        rows = np.zeros((pad + 1 - settings['vocab_size'], backbone['tokens'].shape[1]), np.float32)
+        backbone = backbone | {'tokens': np.concatenate([backbone['tokens'], rows])}
+        settings['vocab_size'] = pad + 1
+    tensors = _cast(weights.backbone_tensors(settings, {
+        name: leaf for name, leaf in backbone.items() if name != 'output'}) | head, dtype)
+    names = _labels(model.network.head, outputs)
+    settings = families.portable_settings(settings) | {
+        'architectures': [family.classifier], 'pad_token_id': pad, 'torch_dtype': dtype,
+        'num_labels': len(names), 'id2label': {str(i): name for i, name in enumerate(names)},
+        'label2id': {name: i for i, name in enumerate(names)},
+        'qrm_append_eos': model.reading.append_eos,  # read by us alone
+    }
+    text = card(model, outputs, names, _suffix(tokenizer, model), _LOADING)
+    _make(folder)
+    weights.write_folder(folder, settings, tensors)
+    _write_tokenizer(tokenizer, model, folder)
+    write_text(os.path.join(folder, 'README.md'), text)
+    return (f'{family.classifier} with {_count(names)} ({outputs}), {dtype}, '
+            f'{sum(t.size for t in tensors.values()):,} parameters')
+
+
+def _write_adapter(model: RewardModel, folder: str, outputs: str, dtype: str) -> str:
+    """Writes an adapter of peft into a folder to be made; returns what it is."""
+    base, lora = model.base, model.network.tuning.lora
+    if not base.checkpoint:
+        raise DataError('an adapter of weights that started at random, which no one else has; '
+                        "expected a run with model.checkpoint, or 'merged'")
+    source = adapters.find(base.checkpoint)
+    if source.adapter:
+        raise DataError(f'an adapter to {base.checkpoint}, which is one itself: peft puts adapters '
+                        "beside whole models only; expected 'merged'")
+    family, settings = _family(model), dict(model.settings)
+    backbone = stack_blocks(model.params)['backbone']
+    tensors = _cast(
+        adapters.adapter_tensors(settings, backbone, lora) | weights.backbone_tensors(settings, {
+            name: leaf for name, leaf in backbone.items() if name == 'pooler'})
+        | _head_tensors(model, outputs), dtype)
+    tokenizer, pad = _with_known_padding(model)
+    names = _labels(model.network.head, outputs)
+    # The head of such a base may have another number of labels.
+    other = any(str(name).endswith('ForSequenceClassification')
+                for name in settings.get('architectures') or ())
+    loading = _LOADING_ADAPTER.format(
+        base=base.checkpoint, labels=len(names), pad=pad,
+        mismatched=' ignore_mismatched_sizes=True,' if other else '')
+    header = 'library_name: peft' + (
+        '' if os.path.isabs(base.checkpoint) else f'\nbase_model: {base.checkpoint}')
+    parts = 'adapters, head and pooler' if 'pooler' in backbone else 'adapters and head'
+    text = card(model, outputs, names, _suffix(tokenizer, model), loading, header) + f"""
+This folder has {parts}; the rest is `{base.checkpoint}`. No adapter says how many labels there are
+or what the padding token is: both must be given as above. Labels, in order: {', '.join(names)}.
+"""
+    wider, note = weights.stored_dtypes(source.model) - {'BF16'}, ''
+    if base.dtype == 'bfloat16' and wider:
+        note = (f'it was trained beside a base rounded to bfloat16, whose files have '
+                f'{" and ".join(sorted(wider))}: beside these, rewards differ by that rounding')
+        text += f'\nNote: {note}.\n'
+    _make(folder)
+    adapters.write_folder(folder, settings, lora, base.checkpoint, tensors)
+    tokenizer.init_kwargs['qrm_append_eos'] = model.reading.append_eos  # read by us alone
+    _write_tokenizer(tokenizer, model, folder)
+    write_text(os.path.join(folder, 'README.md'), text)
+    return (f'adapter to {base.checkpoint}, {family.classifier} with {_count(names)} ({outputs}), '
+            f'{dtype}, {sum(t.size for t in tensors.values()):,} parameters'
+            + (f'; note: {note}' if note else ''))
+
+
+def _family(model: RewardModel) -> Family:
+    return families.FAMILIES[model.settings['model_type']]
+
+
+def _head_tensors(model: RewardModel, outputs: str) -> dict[str, np.ndarray]:
+    """Those of a classifier's head, by their names.
+
+    Raises:
+      DataError: it cannot compute what is asked of this model's head.
+    """
+    head, family = model.network.head, _family(model)
+    kernel, bias = linear_head(head, model.params['head'], outputs)
+    _check_reads(head, model.settings)
+    if family.head != 'score':
+        return {f'{family.head}.weight': np.ascontiguousarray(kernel.T),
+                f'{family.head}.bias': bias}
+    if bias.any():
+        raise DataError(f'the head has a bias, and {family.classifier} has no place for one')
+    return {'score.weight': np.ascontiguousarray(kernel.T)}
+
+
+def _cast(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+    """Tensors in a dtype.
+
+    Raises:
+      DataError: it does not hold them.
+    """
+    with np.errstate(over='ignore'):
+        tensors = {name: tensor.astype(DTYPES[dtype]) for name, tensor in tensors.items()}
+    for name, tensor in tensors.items():
+        if not np.isfinite(tensor.astype(np.float32)).all():
+            raise DataError(f'{name} is not finite in {dtype}, expected a dtype that holds it')
+    return tensors
+
+
+def _make(folder: str) -> None:
+    try:
+        os.makedirs(folder)
+    except OSError as error:
+        raise DataError(f'{folder.removesuffix(".tmp")}: cannot be made ({error.strerror})'
+                        ) from error
+
+
+def _count(labels: list[str]) -> str:
+    return f'{len(labels)} label{"s" * (len(labels) > 1)}'
 
 
 def _width(head: HeadConfig, params: Any) -> int:
@@ -179,7 +291,7 @@ def _width(head: HeadConfig, params: Any) -> int:
     return first.shape[-2]
 
 
-def _check_reads(head: HeadConfig, settings: dict[str, Any]) -> None:
+def _check_reads(head: HeadConfig, settings: Mapping[str, Any]) -> None:
     expected = families.classifier_reads(settings)
     if head.reads != expected:
         raise DataError(f'the head reads {", ".join(head.reads)}, a classifier of the family '
@@ -190,7 +302,7 @@ def _labels(head: HeadConfig, kind: str) -> list[str]:
     return ['reward'] if kind == 'mean' else [f'quantile {tau:g}' for tau in head.taus]
 
 
-def _with_padding(model: RewardModel) -> tuple[Any, int]:
+def _with_padding(model: RewardModel) -> tuple[Tokenizer, int]:
     """The tokenizer with a padding token that no dialogue ends with, and the token's id.
 
     transformers reads a classifier at the last token that is not padding, so where EOS is read,
@@ -204,7 +316,31 @@ def _with_padding(model: RewardModel) -> tuple[Any, int]:
     return tokenizer, tokenizer.pad_token_id
 
 
-def _suffix(tokenizer: Any, model: RewardModel) -> str:
+def _with_known_padding(model: RewardModel) -> tuple[Tokenizer, int]:
+    """As `_with_padding`, where the embedding cannot get another row.
+
+    Raises:
+      DataError: there is no such token.
+    """
+    tokenizer, pad = _with_padding(model)
+    if pad < model.settings['vocab_size']:
+        return tokenizer, pad
+    tokenizer = copy.deepcopy(model.tokenizer)
+    special = {token.content: i for i, token in tokenizer.added_tokens_decoder.items()
+               if token.special and i != tokenizer.eos_token_id}
+    # Where dialogues end with EOS they end with no other token. One that is meant for padding goes
+    # before others, and those before BOS.
+    if not special or not model.reading.append_eos:
+        raise DataError(f'{tokenizer.name_or_path}: no padding token but EOS, and the embedding of '
+                        f"{model.settings['vocab_size']} rows, which an adapter does not change, "
+                        "has none for a new one; export as 'merged', or train with a tokenizer "
+                        'that has one')
+    tokenizer.pad_token = min(special, key=lambda name: (
+        'pad' not in name.lower(), name == tokenizer.bos_token, special[name]))
+    return tokenizer, tokenizer.pad_token_id
+
+
+def _suffix(tokenizer: Tokenizer, model: RewardModel) -> str:
     """What plain text needs appended for this tokenizer to give the tokens that are read here.
 
     Raises:
@@ -222,7 +358,7 @@ def _suffix(tokenizer: Any, model: RewardModel) -> str:
                     'model was trained to read them: train with data.append_eos=False')
 
 
-def _write_tokenizer(tokenizer: Any, model: RewardModel, folder: str) -> None:
+def _write_tokenizer(tokenizer: Tokenizer, model: RewardModel, folder: str) -> None:
     if tokenizer.chat_template and model.reading.append_eos and not model.reading.rendered_chats:
         tokenizer.chat_template = _ending(tokenizer.chat_template)
     tokenizer.model_max_length = model.reading.max_length

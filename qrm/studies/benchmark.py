@@ -27,6 +27,7 @@ from qrm.data import packing
 from qrm.data.tokens import Encoded
 from qrm.models.architecture import Architecture
 from qrm.models.network import Params, RewardNetwork, parameter_count
+from qrm.models.tuning import Tuning
 from qrm.rewards.losses import LossConfig
 from qrm.studies import costs, figures
 from qrm.training import config as config_lib
@@ -69,7 +70,8 @@ class Workload(NamedTuple):
     """What is measured.
 
     Attributes:
-      network, params, loss: the model; the first step takes the parameters' memory.
+      network, trained, frozen, loss: the model, see `Tuning.split`; the first step takes the memory
+        of what is trained.
       mesh: over which the parameters are split; None: they are not.
       encoded: comparisons to train on and to score.
       max_length: tokens of the longest dialogue allowed.
@@ -77,7 +79,8 @@ class Workload(NamedTuple):
     """
 
     network: RewardNetwork
-    params: Params
+    trained: Params
+    frozen: Params
     mesh: Mesh | None
     loss: LossConfig
     encoded: list[Encoded]
@@ -123,18 +126,19 @@ def prepare(config: Any) -> Workload:
     """
     if config.data.path:
         prepared = train.prepare(config)
-        model = prepared.model
-        workload = Workload(model.network, model.params, prepared.mesh, model.loss,
-                            prepared.encoded['train'], model.reading.max_length,
+        model, initial = prepared.model, prepared.initial
+        workload = Workload(model.network, initial.trained, initial.frozen, initial.mesh,
+                            model.loss, prepared.encoded['train'], model.reading.max_length,
                             f'{config.data.path}, {config.workload}, training')
     else:
-        network, _, params, mesh = train.initial_network(config)
-        a = network.architecture
+        initial = train.initial_network(config)
+        a = initial.network.architecture
         max_length = config.data.max_length or a.max_positions
         encoded = synthetic(config.benchmark.comparisons, vocab_size=a.vocab_size,
                             max_length=max_length, seed=config.seed)
-        workload = Workload(network, params, mesh, config_lib.loss_config(config), encoded,
-                            max_length, 'synthetic, lengths of HH harmless-base')
+        workload = Workload(initial.network, initial.trained, initial.frozen, initial.mesh,
+                            config_lib.loss_config(config), encoded, max_length,
+                            'synthetic, lengths of HH harmless-base')
     positions, settings = workload.network.architecture.max_positions, config.benchmark
     if workload.max_length > positions:
         raise ConfigError(f'config.data.max_length={workload.max_length}, but the model '
@@ -226,8 +230,8 @@ def measure(config: Any, workload: Workload) -> dict[str, Any]:
     peak = peak_rate(jax.devices()[0].device_kind, config.model.dtype)
     rate = {'architecture': network.architecture, 'machine_rate': machine_rate,
             'peak': peak and peak * jax.local_device_count()}
-    training_rates = _rates(trained, items, training=True, **rate)
-    scoring_rates = _rates(score_seconds, [scored] * settings.repeats, training=False, **rate)
+    training_rates = _rates(trained, items, tuning=network.tuning, **rate)
+    scoring_rates = _rates(score_seconds, [scored] * settings.repeats, tuning=None, **rate)
     timed = [number for numbers in steps for number in numbers]
     slots, real = training.slots(timed)
     loader = summary([_LOADED * config.train.batch_size / seconds for seconds in loaded])
@@ -266,28 +270,30 @@ class _Training:
             workload.encoded, row_length=config.train.row_length, rows=config.train.rows)
         optimizer = step.make_optimizer(
             config.optimizer, 1 + config.benchmark.repeats * config.benchmark.steps)
-        state = step.init_state(workload.params, optimizer, config.seed, workload.mesh,
+        state = step.init_state(workload.trained, optimizer, config.seed, workload.mesh,
                                 teacher=workload.loss.has_teacher)
-        self.parameters = parameter_count(workload.params)
+        self.parameters = parameter_count(workload.trained) + parameter_count(workload.frozen)
         self._spread = Spread(workload.mesh)
         self._step = self._spread.compile(
             step.make_train_step(workload.network, workload.loss, optimizer))
         self._state = self._spread.start(state)
+        self._network, self._frozen = workload.network, workload.frozen
+        self._frozen_on_devices = self._spread.start(workload.frozen)
 
     @property
     def params(self) -> Params:
         """The parameters after the steps so far."""
-        return self._spread.one(self._state.params)
+        return self._network.tuning.join(self._spread.one(self._state.params), self._frozen)
 
     def start(self) -> dict[str, float]:
         """Compiles the step and takes it once, with the comparisons of step 0; seconds."""
         batch = self._batch(0)
         begin = time.perf_counter()
-        lowered = self._step.lower(self._state, batch)
+        lowered = self._step.lower(self._state, batch, self._frozen_on_devices)
         lowering = time.perf_counter()
         self._step = lowered.compile()
         compiled = time.perf_counter()
-        self._state, *rest = self._step(self._state, batch)
+        self._state, *rest = self._step(self._state, batch, self._frozen_on_devices)
         jax.block_until_ready((self._state, rest))
         return {'lower_seconds': lowering - begin, 'compile_seconds': compiled - lowering,
                 'first_step_seconds': time.perf_counter() - compiled,
@@ -297,7 +303,8 @@ class _Training:
         """Seconds of these steps; the host prepares a batch while the device computes."""
         begin = time.perf_counter()
         for number in numbers:
-            self._state, *rest = self._step(self._state, self._batch(number))
+            self._state, *rest = self._step(self._state, self._batch(number),
+                                            self._frozen_on_devices)
         jax.block_until_ready((self._state, rest))
         return time.perf_counter() - begin
 
@@ -345,8 +352,8 @@ class _BestOf:
         self._together = Encoded('all', 'all', prompt, responses, np.zeros((count, count)), unrated)
         self._alone = [Encoded(f'{k}', f'{k}', prompt, (response,), np.zeros((1, 1)), unrated[:1])
                        for k, response in enumerate(responses)]
-        self._flops_ratio = (costs.useful_flops(a, self._alone, training=False)
-                             / costs.useful_flops(a, [self._together], training=False))
+        self._flops_ratio = (costs.useful_flops(a, self._alone)
+                             / costs.useful_flops(a, [self._together]))
         self._score_together = _scoring(config, workload, [self._together])
         self._score_alone = [_scoring(config, workload, [item]) for item in self._alone]
 
@@ -409,19 +416,20 @@ def _product(dtype: str) -> tuple[Callable[[], float], dict[str, Any]]:
     return measure, {'size': size, 'dtype': dtype, 'precision': precision.name.lower()}
 
 
-def _rates(seconds: Sequence[float], items: Sequence[Sequence[Encoded]], *, training: bool,
-           architecture: Architecture, machine_rate: float, peak: float | None) -> dict[str, Any]:
+def _rates(seconds: Sequence[float], items: Sequence[Sequence[Encoded]], *,
+           tuning: Tuning | None, architecture: Architecture, machine_rate: float,
+           peak: float | None) -> dict[str, Any]:
     """Work and rates of timed comparisons.
 
     Args:
       seconds: of each repeat.
       items: the comparisons of each repeat.
-      training: whether they were trained on.
+      tuning: what was trained on them; None: they were scored.
       architecture: of the backbone.
       machine_rate: FLOP/s of the matrix product on all devices.
       peak: FLOP/s that the maker states for all devices, or None.
     """
-    flops = [costs.useful_flops(architecture, part, training=training) for part in items]
+    flops = [costs.useful_flops(architecture, part, tuning=tuning) for part in items]
     tokens = [costs.distinct_tokens(part) for part in items]
 
     def per_second(amounts: Sequence[int]) -> dict[str, Any]:

@@ -21,14 +21,12 @@ from qrm.analysis.evaluate import evaluate
 from qrm.data import demo
 from qrm.data.comparisons import DataError
 from qrm.data.sources import workloads_of
-from qrm.models.network import parameter_count
 from qrm.rewards import heads, resampling, statistics
 from qrm.rewards.metrics import Predictions
 from qrm.rewards.statistics import Undefined
 from qrm.studies import figures, worlds
 from qrm.training import config as config_lib
-from qrm.training import schema, workdir
-from qrm.training.reward_model import load
+from qrm.training import features, schema, workdir
 from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, Table
 from qrm.training.train import prepare, train
 
@@ -126,7 +124,8 @@ def compare(config: Any, folder: str) -> str:
     """Trains, evaluates and tabulates all models in `folder`; goes on where it was stopped.
 
     Leaves a folder for each run, `<workload>-<model>-<seed>`, and `compare.json`, `compare.md` and
-    `figures/`. Several processes all call it, see `train`, and come to the same tables.
+    `figures/`; runs whose head alone is trained share `features/`. Several processes all call it,
+    see `train`, and come to the same tables.
 
     Returns:
       The tables as Markdown.
@@ -135,6 +134,8 @@ def compare(config: Any, folder: str) -> str:
       ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as `train`.
     """
     members = member_configs(config)
+    for member in members.values():
+        features.share(member, folder)
     settings = config.analysis
     results = []
     for workload in config.compare.workloads:
@@ -324,10 +325,9 @@ def format_tables(result: Mapping[str, Any]) -> str:
 def _train(member: Any, path: str) -> dict[str, Any]:
     """Trains a run and says what it cost; of a run that is done, what it cost then."""
     record = os.path.join(path, 'cost.json')
-    seconds = train(member, path)
-    if seconds is not None or not os.path.exists(record):
-        workdir.write_json(record, {'seconds_per_step': seconds,
-                                    'parameters': parameter_count(load(path).params)})
+    outcome = train(member, path)
+    if outcome.seconds_per_step is not None or not os.path.exists(record):
+        workdir.write_json(record, outcome._asdict())
     return workdir.read_json(record)
 
 

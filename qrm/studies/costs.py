@@ -27,7 +27,9 @@ from qrm.data.packing import Layout
 from qrm.data.tokens import Encoded
 from qrm.models import sharding
 from qrm.models.architecture import Architecture, leaves
+from qrm.models.lora import adapter_leaves
 from qrm.models.network import RewardNetwork
+from qrm.models.tuning import Tuning
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
 
@@ -186,29 +188,43 @@ def visible_pairs(item: Encoded, *, window: int = 0, causal: bool = True) -> int
     return pairs
 
 
-def useful_flops(architecture: Architecture, encoded: Iterable[Encoded], *, training: bool) -> int:
+def useful_flops(
+    architecture: Architecture, encoded: Iterable[Encoded], *, tuning: Tuning | None = None
+) -> int:
     """Floating-point operations that the comparisons need in the blocks' products.
 
     Forward, a token takes 2 for each matrix parameter, and a visible pair 2 H E a block for its
-    logit and as much for its share of the mixed values. Training takes three times that, as
+    logit and as much for its share of the mixed values. Training all takes three times that, as
     the backward pass has two products for each of the forward pass (Kaplan et al. 2020, arXiv
     2001.08361, section 2.1; Chowdhery et al. 2022, arXiv 2204.02311, appendix B, whose pairs
-    are those of full attention).
+    are those of full attention). Kernels that are not trained have no gradient, what is below the
+    lowest trained parameter has no backward pass, and adapters add products of their own.
 
     Args:
       architecture: of the backbone.
       encoded: comparisons with any number of responses.
-      training: forward and backward pass, without recomputation; otherwise forward alone.
+      tuning: forward and backward pass for what it trains, without recomputation; None: forward
+        alone.
     """
-    a = architecture
-    per_token, per_pair = 2 * matmul_parameters(a), 4 * a.num_heads * a.head_dim
-    windows = collections.Counter(a.layer(i).window for i in range(a.num_layers))
-    forward = sum(
-        per_token * item.size + per_pair * sum(
-            blocks * visible_pairs(item, window=window, causal=a.causal)
-            for window, blocks in windows.items())
-        for item in encoded)
-    return 3 * forward if training else forward
+    a, items = architecture, list(encoded)
+    tokens, kernels = distinct_tokens(items), _kernels(a)
+    pairs = {window: sum(visible_pairs(item, window=window, causal=a.causal) for item in items)
+             for window in {layer.window for layer in a.layers}}
+    attention = [4 * a.num_heads * a.head_dim * pairs[a.layer(i).window]
+                 for i in range(a.num_layers)]
+    forward = 2 * tokens * matmul_parameters(a) + sum(attention)
+    if tuning is None:
+        return forward
+    reached = {'head': 0, 'last': tuning.blocks}.get(tuning.kind, a.num_layers)
+    of_kernels = 2 * tokens * reached * sum(kernels.values())
+    backward = of_kernels + 2 * sum(attention[a.num_layers - reached:])
+    if reached and tuning.kind != 'all':
+        backward -= 2 * tokens * kernels['attention/qkv']  # nothing below is trained
+    if tuning.lora is None:
+        return forward + backward + of_kernels
+    adapters = sum(leaf.shape[-2] * leaf.shape[-1] * a.num_layers
+                   for leaf in adapter_leaves(a, tuning.lora).values())
+    return forward + backward + 3 * 2 * tokens * adapters
 
 
 def distinct_tokens(encoded: Iterable[Encoded]) -> int:

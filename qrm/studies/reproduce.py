@@ -13,7 +13,7 @@ from qrm.data.comparisons import DataError
 from qrm.data.sources import is_jsonl, workloads_of
 from qrm.rewards import resampling
 from qrm.training import config as config_lib
-from qrm.training import workdir
+from qrm.training import features, workdir
 from qrm.training.schema import ConfigError
 from qrm.training.train import prepare, train
 
@@ -22,7 +22,8 @@ def reproduce(config: Any, folder: str) -> str:
     """Runs the whole experiment in `folder`; goes on where an earlier run stopped.
 
     Leaves one folder for each run, `<workload>-<head>`, and `table.json`, `table.md` and
-    `figures/`. Several processes all call it, see `train`, and come to the same table.
+    `figures/`; runs whose head alone is trained share `features/`. Several processes all call it,
+    see `train`, and come to the same table.
 
     Returns:
       The table as Markdown.
@@ -31,6 +32,8 @@ def reproduce(config: Any, folder: str) -> str:
       ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as `train`.
     """
     members = run_configs(config)
+    for member in members.values():
+        features.share(member, folder)
     for workload in dict.fromkeys(workload for workload, _ in members):
         # What the analysis will need is checked before hours of training, not after.
         member = next(m for (name, _), m in members.items() if name == workload)

@@ -11,10 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from qrm.data import demo, tokens
-from qrm.models import attention, families
+from qrm.models import attention, families, lora, tuning
 from qrm.models.architecture import Architecture
 from qrm.models.families import FAMILIES
+from qrm.models.lora import Lora
 from qrm.models.network import DTYPES
+from qrm.models.tuning import Tuning
 from qrm.rewards import losses, selection
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.training import devices, schema, step
@@ -106,6 +108,14 @@ KEYS: Table = {
     'model.sizes.intermediate_size': Key(
         0, NOT_NEGATIVE, 'inner width of the perceptrons; 0: four times the width (gpt2)'),
 
+    # --- Adapters, read if `train.tune` is 'lora' ------------------------------------------------
+    'lora.rank': Key(16, AT_LEAST_ONE, 'r, of x A B beside a kernel'),
+    'lora.alpha': Key(32.0, POSITIVE, 'x A B counts alpha / r'),
+    'lora.rank_stabilised': Key(False, ANY, 'it counts alpha / sqrt(r) (rsLoRA)'),
+    'lora.targets': Key(
+        (lora.ALL,), Each(str),
+        "'all-linear', or ends of names of linear maps in checkpoints of the family, as 'q_proj'"),
+
     # --- Head and loss ---------------------------------------------------------------------------
     'head.name': Key(
         'quantile', OneOf(HEADS),
@@ -170,6 +180,16 @@ KEYS: Table = {
     'optimizer.clip_norm': Key(1.0, NOT_NEGATIVE, 'largest norm of the gradient; 0: no clipping'),
 
     # --- Training --------------------------------------------------------------------------------
+    'train.tune': Key(
+        'all', ANY,
+        "what is trained: 'all'; 'lora', adapters and the head; 'last:N', the last N blocks, the "
+        "final norm and the head; 'head', on hidden states that are computed once"),
+    'train.frozen_dtype': Key(
+        'float32', OneOf(DTYPES), 'of tables and kernels that are not trained, in memory'),
+    'train.features': Key(
+        '', ANY,
+        "folder that keeps the hidden states of tune='head', which runs may share; '': `features` "
+        "in the run's own"),
     'train.batch_size': Key(64, AT_LEAST_ONE, 'comparisons a step, over all devices'),
     'train.epochs': Key(
         1.0, POSITIVE, "passes over the training comparisons; the run's last step may be short"),
@@ -242,7 +262,7 @@ def check(config: Any, more: Table | None = None) -> None:
     if bool(config.evaluation.candidates) != bool(config.evaluation.references):
         problems.append('config.evaluation: candidates and references, expected both or neither')
     for section, use in (('head', _check_head), ('model.sizes', architecture),
-                         ('evaluation.rules', _check_rules)):
+                         ('train.tune', _check_tune), ('evaluation.rules', _check_rules)):
         try:
             use(config)
         except ValueError as error:
@@ -264,6 +284,21 @@ def architecture(config: Any) -> Architecture:
     return families.architecture(random_settings(config), f'family {config.model.family!r}')
 
 
+def tuning_config(config: Any, settings: Mapping[str, Any]) -> Tuning:
+    """What the config says is trained of a model with these settings.
+
+    Raises:
+      ValueError: targets that the model does not have.
+    """
+    kind, blocks = tuning.parse(config.train.tune)
+    if kind != 'lora':
+        return Tuning(kind, blocks)
+    family = families.family_of(settings, 'config.model')
+    modules = lora.targeted(family, families.architecture(settings), config.lora.targets)
+    return Tuning(kind, lora=Lora(config.lora.rank, config.lora.alpha,
+                                  config.lora.rank_stabilised, modules))
+
+
 def head_config(config: Any, annotators: Sequence[str] = ()) -> HeadConfig:
     """The head that the config describes, for annotators of these names."""
     return HeadConfig(**config.head, attributes=config.data.attributes,
@@ -274,6 +309,15 @@ def loss_config(config: Any) -> losses.LossConfig:
     """The loss of the configured head."""
     rest = {key: value for key, value in config.loss.items() if key not in HEADS}
     return losses.LossConfig(objective=config.loss[config.head.name], **rest)
+
+
+def _check_tune(config: Any) -> None:
+    kind, _ = tuning.parse(config.train.tune)
+    if kind == 'head' and config.train.sharding != 'replicated':
+        raise ValueError("'head' with train.sharding='fsdp', expected 'replicated': a head is not "
+                         'worth splitting')
+    if kind == 'lora' and not config.lora.targets:
+        raise ValueError("'lora' with lora.targets=(), expected at least one")
 
 
 def _check_rules(config: Any) -> None:

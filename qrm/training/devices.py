@@ -63,7 +63,8 @@ class Spread:
 
     def start(self, state: Any) -> Any:
         """The state as `run` takes it; over a mesh it is already."""
-        return replicate(state) if self._copied else state
+        # Of several processes pmap fails on a tree without leaves.
+        return replicate(state) if self._copied and jax.tree.leaves(state) else state
 
     def one(self, tree: Any) -> Any:
         """One copy of state or metrics as `run` gives them; over a mesh, the split arrays."""
@@ -94,14 +95,15 @@ class Spread:
         """Compiles `step.make_train_step`'s function; the state given to it is used up.
 
         Returns:
-          `run(state, (batch, stop)) -> (state, metrics, stop)`, compiled at its first call, with
-          state from `start` and the rest from `put`. Stop is a number that is added up over all
-          devices: what one process knows reaches all of them at the same step.
+          `run(state, (batch, stop), frozen=None) -> (state, metrics, stop)`, compiled at its first
+          call, with state and frozen parameters from `start` and the rest from `put`. Stop is a
+          number that is added up over all devices: what one process knows reaches all of them at
+          the same step.
         """
 
-        def run(state, batch_and_stop, *, axis_name=None, mesh=None):
+        def run(state, batch_and_stop, frozen=None, *, axis_name=None, mesh=None):
             batch, stop = batch_and_stop
-            return (*train_step(state, batch, axis_name=axis_name, mesh=mesh),
+            return (*train_step(state, batch, frozen, axis_name=axis_name, mesh=mesh),
                     jnp.sum(all_sum(stop, axis_name)))
 
         if self._copied:

@@ -3,7 +3,8 @@
 import collections
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from qrm.training.devices import Spread, own_devices
 
 _AHEAD = 1  # micro-batches that run while the host prepares the next
 _CHUNK = 4096  # comparisons packed together; bounds memory and the time spent on packing
+_FEW = 64  # of them for each row, where what is done is to be kept soon
 
 
 def predict(
@@ -53,7 +55,8 @@ def predict(
     Returns:
       One [K, outputs] float32 array for each comparison, in order; see `HeadConfig.read`.
     """
-    return _run(_outputs, network.head.outputs, network, params, encoded, row_length, rows, mesh)
+    return list(itertools.chain.from_iterable(_run(
+        _outputs, network.head.outputs, network, params, encoded, row_length, rows, mesh, _CHUNK)))
 
 
 def features(
@@ -64,13 +67,15 @@ def features(
     row_length: int,
     rows: int,
     mesh: Mesh | None = None,
-) -> list[np.ndarray]:
+) -> Iterator[list[np.ndarray]]:
     """What the head reads of every response; arguments as of `predict`.
 
-    Returns:
-      One [K, W] float32 array for each comparison, in order, see `RewardNetwork.features`.
+    Yields:
+      A chunk of comparisons after the other, as soon as it is computed: one [K, W] float32 array
+      for each comparison, in order, see `RewardNetwork.features`.
     """
-    return _run(_features, network.width, network, params, encoded, row_length, rows, mesh)
+    yield from _run(_features, network.width, network, params, encoded, row_length, rows, mesh,
+                    _FEW * rows * jax.device_count())
 
 
 def _run(
@@ -82,52 +87,63 @@ def _run(
     row_length: int,
     rows: int,
     mesh: Mesh | None,
-) -> list[np.ndarray]:
-    """Values [K, width] of a function that gives [C, K, width] of a micro-batch."""
-    results = [np.empty((len(item.responses), width), np.float32) for item in encoded]
+    chunk: int,
+) -> Iterator[list[np.ndarray]]:
+    """Values [K, width] of what gives [C, K, width] of a micro-batch, a chunk after the other."""
     if not encoded:
-        return results
-    pieces, owners = [], []
+        return
     length = fit_row_length(encoded, row_length)
     total = round_length(sum(item.size for item in encoded))
     if total < length:  # a few dialogues alone do not pay for a whole row
         length, rows = total, 1
-    for owner, item in enumerate(encoded):
-        for _, part in runs(item, length):
-            pieces.append(dataclasses.replace(
-                item, responses=item.responses[part.start:part.stop],
-                preference=item.preference[part.start:part.stop, part.start:part.stop],
-                ratings=item.ratings[part.start:part.stop],
-                prompt_sizes=item.prompt_sizes[part.start:part.stop]))
-            owners.append((owner, part.start))
-    layouts = plan_layouts(pieces, row_length=length, rows=max(1, rows * row_length // length))
+    pieces = [_pieces(item, length) for item in encoded]
+    layouts = plan_layouts([piece for of_item in pieces for piece, _ in of_item],
+                           row_length=length, rows=max(1, rows * row_length // length))
     devices, spread = jax.device_count(), Spread(mesh)
     params = spread.start(params)
-    running: collections.deque[tuple[jax.Array, list[Packed], int]] = collections.deque()
 
-    def fetch() -> None:
-        outputs, group, start = running.popleft()
-        for slots, one in zip(np.asarray(outputs), group, strict=False):
-            for slot, index in enumerate(one.indices):
-                owner, k = owners[start + index]
-                count = len(pieces[start + index].responses)
-                results[owner][k:k + count] = slots[slot, :count]
+    def values_of(chunk: slice) -> list[np.ndarray]:
+        results = [np.empty((len(item.responses), width), np.float32) for item in encoded[chunk]]
+        # Each piece, and where its values go.
+        places = [(piece, result[k:k + len(piece.responses)])
+                  for result, of_item in zip(results, pieces[chunk], strict=True)
+                  for piece, k in of_item]
+        packed = pack([piece for piece, _ in places], layouts)
+        running: collections.deque[tuple[jax.Array, list[Packed]]] = collections.deque()
 
-    for start in range(0, len(pieces), _CHUNK):
-        packed = pack(pieces[start:start + _CHUNK], layouts)
+        def fetch() -> None:
+            outputs, group = running.popleft()
+            for slots, one in zip(np.asarray(outputs), group, strict=False):
+                for slot, index in enumerate(one.indices):
+                    place = places[index][1]
+                    place[:] = slots[slot, :len(place)]
+
         for number, layout in enumerate(layouts):
             members = [item for item in packed if item.layout == number]
             for first in range(0, len(members), devices):
                 group = members[first:first + devices]
                 outputs = _forward(function, network, params, [p.micro_batch for p in group],
                                    layout, spread)
-                running.append((outputs, group, start))
+                running.append((outputs, group))
                 # The devices never wait for the host to take results away.
                 if len(running) > _AHEAD:
                     fetch()
-    while running:
-        fetch()
-    return results
+        while running:
+            fetch()
+        return results
+
+    for start in range(0, len(encoded), chunk):
+        yield values_of(slice(start, start + chunk))
+
+
+def _pieces(item: Encoded, length: int) -> list[tuple[Encoded, int]]:
+    """A comparison in parts that each fit a row, and the first response of each."""
+    return [(dataclasses.replace(
+        item, responses=item.responses[part.start:part.stop],
+        preference=item.preference[part.start:part.stop, part.start:part.stop],
+        ratings=item.ratings[part.start:part.stop],
+        prompt_sizes=item.prompt_sizes[part.start:part.stop]), part.start)
+        for _, part in runs(item, length)]
 
 
 def _forward(

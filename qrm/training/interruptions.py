@@ -5,7 +5,7 @@ from typing import Any, Self
 
 
 class NonFiniteLoss(ArithmeticError):
-    """A loss, gradient or reward became NaN or infinite; names the step and its comparisons."""
+    """A loss, gradient, reward or hidden state became NaN or infinite; names the comparisons."""
 
 
 class Interrupted(BaseException):

@@ -22,13 +22,18 @@ from qrm.data.tokens import (
     load_tokenizer,
     save_tokenizer,
 )
-from qrm.models import families, weights
+from qrm.models import adapters, families
 from qrm.models.architecture import Architecture
+from qrm.models.lora import Lora, Module
+from qrm.models.lora import merge as merge_adapters
 from qrm.models.network import Params, RewardNetwork
+from qrm.models.tuning import Tuning, stack_blocks
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
-from qrm.training import inference
+from qrm.training import features, inference
+from qrm.training.base import Base, restore_frozen
 from qrm.training.checkpoints import Checkpoints
+from qrm.training.features import Features
 from qrm.training.workdir import WorkdirError, read_json, runs_hint, write_json
 
 _ROWS = 1  # of `row_length` tokens
@@ -57,11 +62,14 @@ class RewardModel:
     Attributes:
       network: architecture.
       settings: of the backbone, as in the `config.json` of its family, see `families`.
-      params: parameters.
+      params: parameters; with `features` those of the head alone.
       tokenizer: tokenizer.
       loss: the objective it was trained with, which says what a win probability is.
       reading: how it reads dialogues.
       row_length: tokens of a packed row; has no effect on scores.
+      base: where parameters that were not trained come from; None if all were.
+      features: where hidden states are kept, in place of computing them for every score; None:
+        nowhere.
     """
 
     network: RewardNetwork
@@ -71,6 +79,8 @@ class RewardModel:
     loss: losses.LossConfig
     reading: Reading
     row_length: int = 1024
+    base: Base | None = None
+    features: Features | None = None
 
     @property
     def taus(self) -> np.ndarray:
@@ -121,12 +131,15 @@ class RewardModel:
 
     def predict(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Raw outputs [K, outputs] of each encoded comparison, in order."""
+        if self.features is not None:
+            return features.predict(self.network, self.params, self.features.of(encoded))
         return inference.predict(self.network, self.params, encoded, row_length=self.row_length,
                                  rows=_ROWS)
 
 
 def load(
-    path: str, *, step: int | str = 'best', max_length: int = 0, gaussian: bool = False
+    path: str, *, step: int | str = 'best', max_length: int = 0, gaussian: bool = False,
+    merge: bool = True, keep: str = '',
 ) -> RewardModel:
     """Loads a reward model from a workdir, or a sequence classifier of `transformers`.
 
@@ -134,16 +147,20 @@ def load(
 
     Args:
       path: workdir of a training run, or folder or hub name in the Hugging Face layout, of any of
-        `families.FAMILIES`; with one output it has a scalar head, with N a quantile head.
+        `families.FAMILIES`, or of an adapter to one, see `adapters`; with one output it has a
+        scalar head, with N a quantile head.
       step: of a workdir, which checkpoint: 'best', 'last' or a number.
       max_length: tokens of the longest dialogue; 0: the model's number of positions.
       gaussian: the two outputs of a foreign head are mean and width of a Gaussian.
+      merge: make one kernel of each kernel with adapters; else they stay beside each other.
+      keep: of a run that trained its head alone, a folder where hidden states are kept, so that
+        none is computed twice; '': none, and of other models none is.
 
     Raises:
       DataError, WorkdirError: there is no reward model, or it cannot be used.
     """
     if os.path.isdir(path) and os.path.exists(os.path.join(path, 'model.json')):
-        model = _load_workdir(path, step)
+        model = _load_workdir(path, step, keep)
     else:
         model = _load_hugging_face(path, gaussian)
     positions = model.network.architecture.max_positions
@@ -152,7 +169,19 @@ def load(
     # In bfloat16 a score would depend on what shares its row, by about .003.
     network = dataclasses.replace(model.network, dtype='float32')
     reading = dataclasses.replace(model.reading, max_length=max_length or positions)
-    return dataclasses.replace(model, network=network, reading=reading)
+    kept = model.features and dataclasses.replace(model.features, network=network)
+    model = dataclasses.replace(model, network=network, reading=reading, features=kept)
+    return merged(model) if merge and not kept else model
+
+
+def merged(model: RewardModel) -> RewardModel:
+    """The same model as if all of it had been trained: float32, blocks in one run, no adapters."""
+    params = stack_blocks(jax.tree.map(lambda leaf: leaf.astype(np.float32), model.params))
+    if lora := model.network.tuning.lora:
+        params = params | {'backbone': merge_adapters(params['backbone'], lora)}
+    return dataclasses.replace(
+        model, params=params, base=None,
+        network=dataclasses.replace(model.network, tuning=Tuning()))
 
 
 def describe(workdir: str, model: RewardModel) -> None:
@@ -167,6 +196,7 @@ def describe(workdir: str, model: RewardModel) -> None:
     del network['architecture']  # follows from the settings
     write_json(os.path.join(workdir, 'model.json'), {
         'network': network, 'settings': dict(model.settings),
+        'base': model.base and dataclasses.asdict(model.base),
         'loss': dataclasses.asdict(model.loss),
         'reading': dataclasses.asdict(model.reading), 'row_length': model.row_length,
     })
@@ -177,52 +207,77 @@ def _read(head: HeadConfig, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray
     return (np.asarray(head.read(outputs).distribution.mean), np.asarray(head.quantiles(outputs)))
 
 
-def _load_workdir(workdir: str, step: int | str) -> RewardModel:
+def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
     path = os.path.join(workdir, 'model.json')
     values = read_json(path)
     try:
         parts, loss = values['network'], losses.LossConfig(**values['loss'])
         settings = values['settings']
-        network = RewardNetwork(**parts | {'architecture': families.architecture(settings, path),
-                                           'head': HeadConfig(**parts['head'])})
+        network = RewardNetwork(**parts | {
+            'architecture': families.architecture(settings, path),
+            'head': HeadConfig(**parts['head']), 'tuning': _tuning(parts['tuning'])})
         rest = Reading(**values['reading']), values['row_length']
+        base = values['base'] and Base(**values['base'])
     except (KeyError, TypeError, ValueError) as error:
         raise WorkdirError(f'{path}: not a model of this version ({error!r})') from error
     folder = os.path.join(workdir, 'tokenizer')
     if not os.path.isdir(folder):  # or its path would be taken for a name on the hub
         raise WorkdirError(f'{folder}: no such folder; expected the tokenizer of the run')
-    params = jax.eval_shape(network.init, jax.random.key(0))
+    params, _ = jax.eval_shape(
+        lambda key: network.tuning.split(network.init(key)), jax.random.key(0))
     with Checkpoints(workdir, read_only=True) as checkpoints:
         number = {'best': checkpoints.best, 'last': checkpoints.latest}.get(step, step)
         if number not in checkpoints.steps:
             raise WorkdirError(f'{workdir}: no checkpoint {step!r}; there are {checkpoints.steps}, '
                                "expected one of them, 'best' or 'last'")
         params = checkpoints.restore_params(number, params)
-    return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest)
+    kept = None
+    if keep and network.tuning.kind == 'head':
+        kept = Features(network, base, keep, rest[1], _ROWS)
+    elif base:
+        try:
+            params = network.tuning.join(params, restore_frozen(network, base))
+        except DataError as error:
+            raise WorkdirError(f'{path}: what was not trained comes from "base": {error}; if it '
+                               'has been moved, say there where it is now') from error
+    return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest, base, kept)
+
+
+def _tuning(values: Mapping[str, Any]) -> Tuning:
+    """What `dataclasses.asdict` made of it, JSON in between."""
+    lora = values['lora']
+    if lora is not None:
+        lora = Lora(**lora | {'modules': tuple(Module(*module) for module in lora['modules'])})
+    return Tuning(**values | {'lora': lora})
 
 
 def _load_hugging_face(path: str, gaussian: bool) -> RewardModel:
-    folder = weights.resolve(path)
-    if not os.path.exists(os.path.join(folder, 'config.json')):
+    source = adapters.find(path)
+    if not source.adapter and not os.path.exists(os.path.join(source.model, 'config.json')):
         raise DataError(f'{path}: neither the folder of a run (model.json) nor a Hugging Face '
-                        f'checkpoint (config.json){runs_hint(folder)}')
-    pretrained = weights.load_pretrained(folder, gaussian=gaussian)
+                        f'checkpoint (config.json){runs_hint(source.model)}')
+    pretrained = adapters.load_pretrained(source, gaussian=gaussian)
     if pretrained.head is None:
         raise DataError(f'{path}: no {families.FAMILIES[pretrained.settings["model_type"]].head}'
                         '.weight or other reward head; this is a language model, not a reward '
                         'model')
-    (head, params), a = pretrained.head, pretrained.architecture
-    tokenizer = load_tokenizer(folder)
+    (head, params), a, settings = pretrained.head, pretrained.architecture, pretrained.settings
+    tokenizer = load_tokenizer(source.tokenizer)
     check_vocabulary(tokenizer, a)
+    if source.tokenizer != source.model:
+        # An adapter has no config.json: trainers give its model the padding of this tokenizer.
+        own = {'pad_token_id': tokenizer.pad_token_id,
+               'qrm_append_eos': tokenizer.init_kwargs.get('qrm_append_eos')}
+        settings = settings | {key: value for key, value in own.items() if value is not None}
     objective = _OBJECTIVES[head.name]
     return RewardModel(
-        RewardNetwork(a, head), pretrained.settings,
+        RewardNetwork(a, head), settings,
         {'backbone': pretrained.backbone, 'head': params},
         tokenizer, losses.LossConfig(objective), Reading(
             a.max_positions,
             # An encoder's dialogues end as its tokenizer ends them.
-            append_eos=pretrained.settings.get('qrm_append_eos', a.causal) is True,
-            rendered_chats=True, skipped=_skipped(pretrained.settings, a),
+            append_eos=settings.get('qrm_append_eos', a.causal) is True,
+            rendered_chats=True, skipped=_skipped(settings, a),
             share_prompt=a.causal, size_prompt=head.sizes_prompts),
     )
 

@@ -5,6 +5,7 @@ divided once, by the total weight. So a step means the same however its comparis
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -16,7 +17,9 @@ from jax.sharding import PartitionSpec as P
 
 from qrm.data.packing import Batch, MicroBatch
 from qrm.models import sharding
-from qrm.models.network import Params, RewardNetwork, stack_blocks, unstack_blocks
+from qrm.models.network import Params, RewardNetwork
+from qrm.models.transformer import to_bits
+from qrm.models.tuning import cut_blocks, stack_blocks, unstack_blocks
 from qrm.rewards import heads, losses
 from qrm.training.devices import all_sum
 
@@ -29,7 +32,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: [] int32, steps taken.
-      params: parameters, float32.
+      params: parameters that are trained, float32, see `Tuning`.
       opt_state: state of the optimiser.
       key: raw key data of the run's random numbers; step s uses what is folded in from s.
       teacher: moving average of the parameters, for objectives with a teacher; else None.
@@ -140,39 +143,60 @@ def init_state(
     return jax.jit(rest, out_shardings=places)(params)._replace(params=params)
 
 
+def place_frozen(network: RewardNetwork, frozen: Params) -> Params:
+    """Frozen parameters, not over a mesh, as a step and `inference` take them fastest.
+
+    Their blocks are taken apart once, not in every step: into runs that need not be cut, see
+    `Transformer`. What is bfloat16 becomes bits, see `to_bits`.
+    """
+    frozen = jax.tree.map(to_bits, frozen)
+    if 'blocks' not in frozen.get('backbone', {}):
+        return frozen
+    if _unrolled(network) and network.tuning.kind != 'head':
+        return unstack_blocks(frozen)
+    a, count = network.architecture, len(jax.tree.leaves(frozen['backbone']['blocks'])[0])
+    cuts = {0, count} | ({1} if not a.first_norm else set())
+    cuts |= {count - 1} if count == a.num_layers else set()
+    return cut_blocks(frozen, [high - low for low, high in itertools.pairwise(sorted(cuts))])
+
+
 def make_train_step(
     network: RewardNetwork, loss: losses.LossConfig, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
-    """Builds `train_step(state, batch, *, axis_name=None, mesh=None) -> (state, metrics)`.
+    """Builds `train_step(state, batch, frozen=None, *, axis_name=None, mesh=None)`.
 
-    With an axis name the function runs under `pmap` on that device's share of the batch, with
-    replicated state; with a mesh, on all shares and on state split as in `sharding`; without
-    either, on one device. Metrics are those of `Sums.metrics` and the norm of the gradient before
-    clipping. A batch whose weights are all 0 gives a NaN loss.
+    It returns (state, metrics). Frozen are the parameters that are not trained, see `Tuning.split`;
+    None: all are. With an axis name the function runs under `pmap` on that device's share of the
+    batch, with replicated state; with a mesh, on all shares and on state split as in `sharding`;
+    without either, on one device. Metrics are those of `Sums.metrics` and the norm of the gradient
+    before clipping. A batch whose weights are all 0 gives a NaN loss.
     """
 
     sampled = network.head.name == 'implicit_quantile'  # draws the levels it learns at
+    tuning = network.tuning
 
     def objective(
         params: Params,
         embedded: jax.Array,
         batch: MicroBatch,
+        frozen: Params,
         teacher: Params | None,
         key: jax.Array | None,
     ) -> tuple[jax.Array, Sums]:
+        params = tuning.join(params, frozen)
         # The language-model loss needs all tokens, the rewards only those they are read at.
         hidden = network.hidden(params, batch, embedded, key if network.dropout else None,
                                 everywhere=bool(loss.lm_weight))
         levels = None
         if sampled:
-            levels = heads.random_levels(jax.random.fold_in(key, 1), batch.reads.shape,
+            levels = heads.random_levels(jax.random.fold_in(key, 1), batch.present.shape,
                                          network.head.num_quantiles)
         # What empty slots hold must not reach the gradient, not even as 0 * inf.
         outputs = jnp.where(batch.present[..., None], network.outputs(params, hidden, levels), 0.0)
         reward = network.head.read(outputs, levels)
         means = None
         if teacher is not None:
-            means = network.head.read(network(teacher, batch)).members.mean
+            means = network.head.read(network(tuning.join(teacher, frozen), batch)).members.mean
         judgement = losses.Judgement(batch.preference, batch.margin, batch.ratings,
                                      batch.annotator)
         per_comparison = jax.vmap(functools.partial(losses.comparison_loss, loss))(
@@ -182,22 +206,28 @@ def make_train_step(
             total += loss.lm_weight * network.language_model_loss(params, batch, hidden.tokens)
         return total, _sums(total, reward.distribution.mean, batch)
 
-    gradient = jax.grad(objective, argnums=(0, 1), has_aux=True)
+    # That of embeddings is taken apart from the tables', see `Transformer.add_embedding_gradient`.
+    gradient = jax.grad(objective, argnums=(0, 1) if tuning.kind == 'all' else 0, has_aux=True)
 
     def add_micro_batch(
         total: tuple[Params, Sums],
         params: Params,
         batch: MicroBatch,
+        frozen: Params,
         teacher: Params | None,
         key: jax.Array | None,
     ) -> tuple[Params, Sums]:
-        (of_params, of_embedded), sums = gradient(params, network.embed(params, batch), batch,
-                                                  teacher, key)
+        embedded = network.embed(tuning.join(params, frozen), batch)
+        found, sums = gradient(params, embedded, batch, frozen, teacher, key)
+        if tuning.kind != 'all':
+            return jax.tree.map(jnp.add, total, (found, sums))
+        of_params, of_embedded = found
         gradients, sums = jax.tree.map(jnp.add, total, (of_params, sums))
         return network.add_embedding_gradient(gradients, batch, of_embedded), sums
 
     def add_batch(
         params: Params,
+        frozen: Params,
         teacher: Params | None,
         batch: Batch,
         step: jax.Array,
@@ -218,51 +248,54 @@ def make_train_step(
                 micro_batch = jax.tree.map(lambda x: x[i], stack.micro_batches)
                 drop = None if own is None else jax.random.fold_in(
                     jax.random.fold_in(own, number), i)
-                return add_micro_batch(carry, params, micro_batch, teacher, drop)
+                return add_micro_batch(carry, params, micro_batch, frozen, teacher, drop)
 
             # The trip count is data: one compilation serves however many are filled. Where
             # shards are gathered in the loop, all devices go round as often as the fullest.
             count = stack.count
-            if sharding.is_sharded(params):
+            if sharding.is_sharded((params, frozen)):
                 count = jax.lax.pmax(count, axis_name)
             total = jax.lax.fori_loop(0, count, add, total)
         return total
 
     def over_devices(
-        state: TrainState, batch: Batch, axis_name: str | None
+        state: TrainState, batch: Batch, frozen: Params, axis_name: str | None
     ) -> tuple[Params, Sums]:
         # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
         # elsewhere a scan keeps compilation short, and with it blocks are really recomputed.
-        unrolled = jax.default_backend() == 'cpu' and not network.remat
         params, teacher = state.params, state.teacher
-        if unrolled:
-            params = unstack_blocks(params)
-            teacher = teacher and unstack_blocks(teacher)
+        if _unrolled(network):
+            params, teacher = unstack_blocks(params), teacher and unstack_blocks(teacher)
         gradients, sums = all_sum(
-            add_batch(params, teacher, batch, state.step, state.key, axis_name), axis_name)
-        return stack_blocks(gradients) if unrolled else gradients, sums
+            add_batch(params, frozen, teacher, batch, state.step, state.key, axis_name), axis_name)
+        return stack_blocks(gradients), sums
 
-    def over_mesh(state: TrainState, batch: Batch, mesh: Mesh) -> tuple[Params, Sums]:
+    def over_mesh(
+        state: TrainState, batch: Batch, frozen: Params, mesh: Mesh
+    ) -> tuple[Params, Sums]:
 
         def own(networks, batch, step, key):
-            gradients, sums = add_batch(*networks, batch, step, key, sharding.AXIS)
+            params, teacher, frozen = networks
+            gradients, sums = add_batch(params, frozen, teacher, batch, step, key, sharding.AXIS)
             return sharding.add_up(gradients), all_sum(sums, sharding.AXIS)
 
         splits = sharding.specs(state.params, mesh.size)
         return sharding.on_shards(own, mesh, (splits, P()))(
-            (state.params, state.teacher), batch, state.step, state.key)
+            (state.params, state.teacher, frozen), batch, state.step, state.key)
 
     def train_step(
         state: TrainState,
         batch: Batch,
+        frozen: Params | None = None,
         *,
         axis_name: str | None = None,
         mesh: Mesh | None = None,
     ) -> tuple[TrainState, dict[str, jax.Array]]:
+        frozen = frozen or {}
         if mesh is None:
-            gradients, sums = over_devices(state, batch, axis_name)
+            gradients, sums = over_devices(state, batch, frozen, axis_name)
         else:
-            gradients, sums = over_mesh(state, batch, mesh)
+            gradients, sums = over_mesh(state, batch, frozen, mesh)
         gradients = jax.tree.map(lambda g: g / sums.weight, gradients)
         # Over a mesh these are whole arrays to look at, so that norms are those of all shards.
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -295,3 +328,8 @@ def _sums(loss: jax.Array, rewards: jax.Array, batch: MicroBatch) -> Sums:
         reward_squared=jnp.sum(rewards**2),
         responses=jnp.sum(present),
     )
+
+
+def _unrolled(network: RewardNetwork) -> bool:
+    """Whether blocks are computed one by one."""
+    return jax.default_backend() == 'cpu' and not network.remat

@@ -7,7 +7,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,13 +20,15 @@ from qrm.data import packing, tokens
 from qrm.data.comparisons import DataError, DataReport
 from qrm.data.sources import load_splits
 from qrm.data.tokens import Encoded, Reading
-from qrm.models import sharding, weights
+from qrm.models import adapters, families, sharding, tuning, weights
 from qrm.models.network import Params, RewardNetwork, parameter_count
 from qrm.rewards import heads, metrics
+from qrm.training import base, features, inference, reward_model, step, workdir
 from qrm.training import config as config_lib
-from qrm.training import inference, reward_model, step, workdir
+from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.devices import Spread, fetch_number, own_devices
+from qrm.training.features import FeatureNetwork, Features
 from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
@@ -34,20 +36,88 @@ from qrm.training.schema import ConfigError
 _SAMPLE = 32  # comparisons by which the scale of an initial head is found
 
 
+class Initial(NamedTuple):
+    """The network of a run before its first step.
+
+    Attributes:
+      network: as configured.
+      settings: of its backbone, see `RewardModel`.
+      trained: parameters, see `Tuning.split`.
+      find_frozen: gives the others; where the head alone is trained, they are read by it, as
+        kept features may be all that is needed.
+      base: where those that are frozen are to be found; None if there are none.
+      mesh: over which the parameters are split; None: they are not.
+    """
+
+    network: RewardNetwork
+    settings: dict[str, Any]
+    trained: Params
+    find_frozen: Callable[[], Params]
+    base: Base | None
+    mesh: Mesh | None
+
+    @property
+    def frozen(self) -> Params:
+        """Parameters that are not trained."""
+        return self.find_frozen()
+
+    @property
+    def params(self) -> Params:
+        """All parameters."""
+        return self.network.tuning.join(self.trained, self.frozen)
+
+
 class Prepared(NamedTuple):
     """What a run starts from.
 
     Attributes:
-      model: the reward model with its initial parameters.
+      model: the reward model with its initial parameters; with `features`, if its head alone is
+        trained.
       encoded: 'train', 'validation', 'test' -> comparisons in tokens.
       reports: the same keys -> what became of the rows.
-      mesh: over which the parameters are split; None: they are not.
+      initial: the parts of the model that are trained and those that are not.
     """
 
     model: RewardModel
     encoded: dict[str, list[Encoded]]
     reports: dict[str, DataReport]
-    mesh: Mesh | None
+    initial: Initial
+
+
+class Outcome(NamedTuple):
+    """What `train` says of a run.
+
+    Attributes:
+      parameters: how many the model has, those that are not trained included.
+      seconds_per_step: median, without compilation and held-out evaluation; None if too few steps
+        were left to take.
+    """
+
+    parameters: int
+    seconds_per_step: float | None
+
+
+class _Course(NamedTuple):
+    """How a run computes: from tokens, or from features of a backbone that stays as it is.
+
+    Attributes:
+      examples, validation: comparisons to learn from, and those held out.
+      network: whose step is taken.
+      frozen: parameters that it needs beside those that are trained.
+      make_batch: comparisons of a step of one device -> their batch.
+      predict: (trained parameters, comparisons) -> raw outputs [K, outputs] of each.
+      read: comparisons -> [K, W] of each, what the head reads before the first step.
+      shapes: of micro-batches, for the terminal.
+    """
+
+    examples: Sequence[Encoded]
+    validation: Sequence[Encoded]
+    network: RewardNetwork
+    frozen: Params
+    make_batch: Callable[[Sequence[Encoded]], packing.Batch]
+    predict: Callable[[Params, Sequence[Encoded]], list[np.ndarray]]
+    read: Callable[[Sequence[Encoded]], list[np.ndarray]]
+    shapes: str
 
 
 def prepare(config: Any, folder: str | None = None) -> Prepared:
@@ -55,10 +125,11 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
 
     Args:
       config: a checked config.
-      folder: workdir whose tokenizer, if there is one, is used again.
+      folder: workdir whose tokenizer, if there is one, is used again; where features are kept,
+        if the config does not say it.
 
     Raises:
-      DataError: see `sources.load_splits`, `tokens.encode` and `weights.load_pretrained`; or no
+      DataError: see `sources.load_splits`, `tokens.encode` and `adapters.load_pretrained`; or no
         comparisons are left to learn from or to hold out.
     """
     splits = load_splits(config.data, config.workload)
@@ -76,7 +147,7 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
         tokenizer = tokens.load_tokenizer(saved)
     elif config.model.tokenizer or config.model.checkpoint:
         tokenizer = tokens.load_tokenizer(
-            config.model.tokenizer or weights.resolve(config.model.checkpoint))
+            config.model.tokenizer or adapters.find(config.model.checkpoint).tokenizer)
     else:
         texts = tokens.texts_of(splits['train'][0])
         tokenizer = tokens.train_tokenizer(texts, a.vocab_size)
@@ -105,27 +176,15 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
             raise DataError(f'no comparison with a {known} response is left in the {split} split '
                             '(rows with the same opening question stay in one split)\n'
                             + format_reports(reports))
+    kept = None
+    if network.tuning.kind == 'head':
+        kept = Features(network, initial.base, features.place(config, folder),
+                        config.train.row_length, config.train.rows)
     return Prepared(
-        RewardModel(network, initial.settings, initial.params, tokenizer, loss, reading,
-                    config.train.row_length),
-        encoded, reports, initial.mesh,
+        RewardModel(network, initial.settings, initial.trained if kept else initial.params,
+                    tokenizer, loss, reading, config.train.row_length, initial.base, kept),
+        encoded, reports, initial,
     )
-
-
-class Initial(NamedTuple):
-    """The network of a run before its first step.
-
-    Attributes:
-      network: as configured.
-      settings: of its backbone, see `RewardModel`.
-      params: what it starts from.
-      mesh: over which they are split; None: they are not.
-    """
-
-    network: RewardNetwork
-    settings: dict[str, Any]
-    params: Params
-    mesh: Mesh | None
 
 
 def initial_network(config: Any, annotators: Sequence[str] = ()) -> Initial:
@@ -136,40 +195,45 @@ def initial_network(config: Any, annotators: Sequence[str] = ()) -> Initial:
       annotators: names of those whom the annotator head knows.
 
     Raises:
-      ConfigError: a setting of the head or the loss that this backbone does not have.
-      DataError: see `weights.resolve` and `weights.load_pretrained`.
+      ConfigError: a setting of the head, the loss or what is trained that this backbone does not
+        have.
+      DataError: see `base.read` and `base.start`.
     """
     mesh = sharding.make_mesh() if config.train.sharding == 'fsdp' else None
-    language_model = bool(config.loss.lm_weight)
-    pretrained = None
-    if config.model.checkpoint:
+    kind, _ = tuning.parse(config.train.tune)
+    language_model, pretrained = bool(config.loss.lm_weight), None
+    origin = base.find(config.model.checkpoint, config.seed, config.train.frozen_dtype,
+                       frozen=kind != 'all')
+    if not origin.checkpoint:
+        settings = config_lib.random_settings(config)
+    elif kind == 'head':
+        settings = weights.read_settings(adapters.find(origin.checkpoint).model)
+    else:
         # What is going to be split need not fit into one accelerator.
         with jax.default_device(mesh and jax.local_devices(backend='cpu')[0]):
-            pretrained = weights.load_pretrained(weights.resolve(config.model.checkpoint),
-                                                 output=language_model)
-    settings = pretrained.settings if pretrained else config_lib.random_settings(config)
-    architecture = (pretrained.architecture if pretrained else config_lib.architecture(config))
+            pretrained = base.read(origin, whole=kind in ('all', 'last'), output=language_model)
+        settings = pretrained.settings
+    architecture = families.architecture(settings, origin.checkpoint or 'config.model.sizes')
     try:
         network = RewardNetwork(
             architecture, config_lib.head_config(config, annotators), config.model.dtype,
-            config.model.attention, config.model.remat, config.model.dropout, language_model)
+            config.model.attention, config.model.remat, config.model.dropout, language_model,
+            config_lib.tuning_config(config, settings))
     except ValueError as error:
         raise ConfigError(f'config: {error}') from error
-    key = jax.random.key(config.seed)
-    places = mesh and sharding.shardings(jax.eval_shape(network.init, key), mesh)
-    params = jax.jit(network.init, out_shardings=places)(key)
-    if pretrained:
+    if kind == 'head':
+        return Initial(network, settings, base.start_head(network, origin),
+                       functools.cache(lambda: base.restore_frozen(network, origin)), origin, mesh)
+    start = base.start(network, origin, pretrained, mesh)
+    if pretrained and pretrained.head is not None:
         # The head always starts anew, so that heads compared with each other start alike.
-        if pretrained.head is not None:
-            print(f'note: the head of {config.model.checkpoint} is not used, training starts a '
-                  'new one')
-        if new := sorted(params['backbone'].keys() - pretrained.backbone.keys()):
-            print(f'note: {config.model.checkpoint} has no {", ".join(new)}, training starts anew')
-        own = pretrained.backbone
-        if mesh is not None:
-            own = sharding.split(own, {name: places['backbone'][name] for name in own})
-        params = params | {'backbone': params['backbone'] | own}
-    return Initial(network, settings, params, mesh)
+        print(f'note: the head of {config.model.checkpoint} is not used, training starts a new one')
+    if start.anew:
+        print(f'note: {config.model.checkpoint} has no {", ".join(start.anew)}, training starts '
+              'anew')
+    frozen = start.frozen if mesh else step.place_frozen(network, start.frozen)
+    return Initial(network, settings, start.trained, lambda: frozen,
+                   None if kind == 'all' else origin, mesh)
 
 
 def format_reports(reports: dict[str, DataReport]) -> str:
@@ -177,7 +241,7 @@ def format_reports(reports: dict[str, DataReport]) -> str:
     return '\n'.join(report.format() for report in reports.values())
 
 
-def train(config: Any, folder: str) -> float | None:
+def train(config: Any, folder: str) -> Outcome:
     """Trains the configured model in `folder`; goes on where an earlier run there stopped.
 
     A rerun ends bit for bit where an uninterrupted run ends, on the same devices; on others, or
@@ -185,10 +249,8 @@ def train(config: Any, folder: str) -> float | None:
     dropout, and the levels of an implicit quantile head. With several devices the state
     is copied to each, under `pmap`, or split over them, see `sharding`. With several processes
     all of them call this with the same config and folder, and the first one writes.
-
-    Returns:
-      Median seconds of a step, without compilation and held-out evaluation; None if too few steps
-      were left to take.
+    Where the head alone is trained, what it reads is computed before the first step, see
+    `features`.
 
     Raises:
       ConfigError, DataError, WorkdirError: nothing was trained.
@@ -203,9 +265,14 @@ def train(config: Any, folder: str) -> float | None:
     with workdir.lock(folder):
         workdir.check_claim(folder, config)
         prepared = prepare(config, folder)
+        _check_same_base(folder, prepared.initial.base)
+        print(format_reports(prepared.reports), flush=True)
+        per_device = -(-config.train.batch_size // jax.device_count())
+        course = (_with_features(prepared, per_device) if prepared.model.features
+                  else _with_tokens(config, prepared, per_device))
         # Only now: a run that could not start must not keep a corrected one out of its folder.
         workdir.claim(folder, config)
-        return _train(config, folder, prepared)
+        return _train(config, folder, prepared, course)
 
 
 def _check_same_config(config: Any) -> None:
@@ -222,10 +289,54 @@ def _check_same_config(config: Any) -> None:
                           'the same flags everywhere')
 
 
-def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
-    network, loss = prepared.model.network, prepared.model.loss
-    examples = prepared.encoded['train']
-    print(format_reports(prepared.reports), flush=True)
+def _check_same_base(folder: str, origin: Base | None) -> None:
+    """Checks that what a run in this folder does not train is what it was.
+
+    Raises:
+      DataError: the checkpoint has changed.
+    """
+    path = os.path.join(folder, 'model.json')
+    known = workdir.read_json(path).get('base') if os.path.exists(path) else None
+    if origin and known and known['digest'] != origin.digest:
+        raise DataError(f'{folder}: {origin.checkpoint} has other weights than those this run '
+                        'started with; choose another --workdir or restore them')
+
+
+def _with_tokens(config: Any, prepared: Prepared, per_device: int) -> _Course:
+    """A run whose steps compute the whole network on tokens."""
+    examples, initial = prepared.encoded['train'], prepared.initial
+    network, frozen = initial.network, initial.frozen
+    layouts = packing.plan_layouts(examples, row_length=config.train.row_length,
+                                   rows=config.train.rows)
+    packed = {'row_length': config.train.row_length, 'rows': config.train.rows,
+              'mesh': initial.mesh}
+    return _Course(
+        examples, prepared.encoded['validation'], network, frozen,
+        lambda items: packing.make_batch(items, layouts, per_device),
+        lambda trained, items: inference.predict(
+            network, network.tuning.join(trained, frozen), items, **packed),
+        lambda items: [
+            one for some in inference.features(network, initial.params, items, **packed)
+            for one in some],
+        ', '.join(f'{x.rows} x {x.length}' for x in layouts))
+
+
+def _with_features(prepared: Prepared, per_device: int) -> _Course:
+    """A run whose steps compute the head on features, which are read or computed here."""
+    model, count = prepared.model, len(prepared.encoded['train'])
+    items = model.features.of([*prepared.encoded['train'], *prepared.encoded['validation']])
+    layout = features.plan_layout(items[:count], per_device)
+    return _Course(
+        items[:count], items[count:], FeatureNetwork(**vars(model.network)), {},
+        lambda items: features.make_batch(items, layout),
+        functools.partial(features.predict, model.network),
+        lambda items: [item.features for item in items],
+        f'{layout.slots} comparisons')
+
+
+def _train(config: Any, folder: str, prepared: Prepared, course: _Course) -> Outcome:
+    network, loss, initial = prepared.model.network, prepared.model.loss, prepared.initial
+    examples, validation = course.examples, course.validation
     reward_model.describe(folder, prepared.model)
     workdir.write_json(os.path.join(folder, 'versions.json'), workdir.versions())
     workdir.write_json(os.path.join(folder, 'data_report.json'),
@@ -233,8 +344,6 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
 
     # Shapes and length of the run.
     batch_size, devices = config.train.batch_size, jax.device_count()
-    layouts = packing.plan_layouts(examples, row_length=config.train.row_length,
-                                   rows=config.train.rows)
     total = round(config.train.epochs * len(examples))
     steps = -(-total // batch_size)
     if not steps:
@@ -247,16 +356,15 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
     # State and step.
     optimizer = step.make_optimizer(config.optimizer, steps)
     rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
-    mesh, spread = prepared.mesh, Spread(prepared.mesh)
-    run_step = spread.compile(step.make_train_step(network, loss, optimizer))
+    mesh, spread = initial.mesh, Spread(initial.mesh)
+    run_step = spread.compile(step.make_train_step(course.network, loss, optimizer))
     layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
-    fingerprint = tokens.fingerprint([*examples, *prepared.encoded['validation']])
+    fingerprint = tokens.fingerprint([*examples, *validation])
 
     def make_batches(number: int) -> list[packing.Batch]:
         """Batches of this process's devices."""
         parts = packing.share([examples[i] for i in indices(number)], devices)
-        per_device = -(-batch_size // devices)
-        return [packing.make_batch(parts[i], layouts, per_device) for i in own_devices()]
+        return [course.make_batch(parts[i]) for i in own_devices()]
 
     def indices(number: int) -> np.ndarray:
         return packing.batch_indices(number, seed=config.seed, examples=len(examples),
@@ -267,24 +375,22 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
         return NonFiniteLoss(f'{folder}: step {number} gave {what}; comparisons in its batch: '
                              f'{ids}')
 
-    def held_out_metrics(params: Any, number: int) -> dict[str, float]:
-        outputs = inference.predict(
-            network, params, prepared.encoded['validation'], row_length=config.train.row_length,
-            rows=config.train.rows, mesh=mesh)
+    def held_out_metrics(trained: Params, number: int) -> dict[str, float]:
+        outputs = course.predict(trained, validation)
         # An update can overflow where loss and gradient did not.
         if not all(np.isfinite(x).all() for x in outputs):
             raise not_finite(number, 'held-out rewards that are not finite')
-        return metrics.summarise(metrics.predictions_of(
-            prepared.encoded['validation'], outputs, network.head, loss))
+        return metrics.summarise(metrics.predictions_of(validation, outputs, network.head, loss))
 
     with Checkpoints(folder, keep=config.train.keep) as checkpoints, Signals() as signals:
-        start, params = 0, prepared.model.params
+        start, trained = 0, initial.trained
         if checkpoints.latest is None and config.model.initial_std:
-            params = _with_standard_head(config, network, params, examples, mesh)
-        state = step.init_state(params, optimizer, config.seed, mesh, teacher=loss.has_teacher)
+            trained = trained | {
+                'head': _standard_head(course, trained['head'], config.model.initial_std, mesh)}
+        state = step.init_state(trained, optimizer, config.seed, mesh, teacher=loss.has_teacher)
         if checkpoints.latest is not None:
             start = checkpoints.latest
-            params, rest, meta = checkpoints.restore(
+            trained, rest, meta = checkpoints.restore(
                 start, state.params, state._replace(params=None))
             if meta['fingerprint'] != fingerprint:
                 raise DataError(f'{folder}: the training comparisons are not those this run '
@@ -292,13 +398,15 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
             if meta['layout'] != layout:
                 print(f'note: the run started on {meta["layout"]} and goes on on {layout}; the '
                       'last digits may differ', flush=True)
-            state = rest._replace(params=params)
+            state = rest._replace(params=trained)
             print(f'resuming {folder} at step {start} of {steps}', flush=True)
-        print(f'{parameter_count(state.params):,} parameters, {len(examples)} comparisons, '
-              f'{steps} steps of {batch_size} on {layout}; '
-              f'micro-batches {", ".join(f"{x.rows} x {x.length}" for x in layouts)}',
+        parameters = parameter_count(jax.eval_shape(network.init, jax.random.key(0)))
+        fixed = parameters - parameter_count(state.params)
+        print(f'{parameters - fixed:,} parameters'
+              f'{f" ({fixed:,} more are frozen)" if fixed else ""}, {len(examples)} comparisons, '
+              f'{steps} steps of {batch_size} on {layout}; micro-batches {course.shapes}',
               flush=True)
-        state = spread.start(state)
+        state, frozen = spread.start(state), spread.start(course.frozen)
         log = workdir.Metrics(folder, resume_from=start, tensorboard=config.train.tensorboard)
         progress = _Progress(steps)
         pending: list[tuple[int, Any]] = []
@@ -334,7 +442,7 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
                 placed = spread.put([(batch, stop) for batch in batches])
                 # All that a step needs is on the devices; a hidden copy would stall it.
                 with jax.transfer_guard('disallow'):
-                    state, values, stops = run_step(state, placed)
+                    state, values, stops = run_step(state, placed, frozen)
                 pending.append((number, values))
                 # The host stays one step ahead of the device, no more: a signal is served soon.
                 if len(pending) > 1:
@@ -370,24 +478,22 @@ def _train(config: Any, folder: str, prepared: Prepared) -> float | None:
     if interrupted:
         raise Interrupted(interrupted)
     # The first steps wait for compilation, and for none before them.
-    return float(np.median(seconds[3:])) if len(seconds) > 3 else None
+    return Outcome(parameters, float(np.median(seconds[3:])) if len(seconds) > 3 else None)
 
 
-def _with_standard_head(
-    config: Any, network: RewardNetwork, params: Params, examples: Sequence[Encoded],
-    mesh: Mesh | None,
+def _standard_head(
+    course: _Course, head: Params, std: float, mesh: Mesh | None
 ) -> Params:
-    """Parameters with an initial head as `heads.standardise` makes it, by a few comparisons."""
+    """An initial head as `heads.standardise` makes it, by a few comparisons."""
+    network, examples = course.network, course.examples
     count = min(_SAMPLE, len(examples))
     some = [examples[i] for i in np.linspace(0, len(examples) - 1, count, dtype=int)]
-    found = inference.features(network, params, some, row_length=config.train.row_length,
-                               rows=config.train.rows, mesh=mesh)
     of_responses = network.architecture.hidden_size * len(network.head.reads)
     standardise = jax.jit(
-        functools.partial(heads.standardise, network.head, std=config.model.initial_std),
-        out_shardings=jax.tree.map(lambda leaf: leaf.sharding, params['head']))
-    head = standardise(params['head'], np.concatenate(found)[:, :of_responses])
-    return params | {'head': head}
+        functools.partial(heads.standardise, network.head, std=std),
+        # Without a mesh it is not bound to its device: a state bound in part compiles twice.
+        out_shardings=mesh and jax.tree.map(lambda leaf: leaf.sharding, head))
+    return standardise(head, np.concatenate(course.read(some))[:, :of_responses])
 
 
 class _Progress:

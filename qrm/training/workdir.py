@@ -3,7 +3,7 @@
     config.json        the resolved config           versions.json   packages and devices
     data_report.json   what became of the rows       model.json      architecture
     metrics.jsonl      one object a step             tokenizer/      tokenizer files
-    checkpoints/       see `checkpoints`
+    checkpoints/       see `checkpoints`             features/       hidden states, see `features`
 
 Of several processes, which share the folder, the first one writes and the others read.
 """
@@ -23,7 +23,7 @@ import ml_collections
 # Sections and keys that may differ when a run is resumed, as they do not change its course; with
 # another sharding, as on another number of devices, it rounds differently.
 _FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
-              'train.tensorboard', 'train.sharding')
+              'train.tensorboard', 'train.sharding', 'train.features')
 _PACKAGES = ('qrm-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers',
              'tokenizers', 'datasets', 'safetensors', 'numpy', 'scipy')
 
@@ -33,10 +33,14 @@ class WorkdirError(ValueError):
 
 
 @contextlib.contextmanager
-def lock(workdir: str) -> Iterator[None]:
+def lock(workdir: str, *, wait: bool = False) -> Iterator[None]:
     """Keeps a second run out of the folder; freed by the system if this process dies.
 
     Of several processes of a run the first one holds the folder.
+
+    Args:
+      workdir: the folder, which is made if there is none.
+      wait: for another run to leave it, in place of being refused.
 
     Raises:
       WorkdirError: another run holds the folder, or it cannot be written into.
@@ -53,7 +57,11 @@ def lock(workdir: str) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise WorkdirError(f'{workdir}: another process is running in this folder') from error
+            if not wait:
+                raise WorkdirError(
+                    f'{workdir}: another process is running in this folder') from error
+            print(f'waiting for another process in {workdir}', flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 

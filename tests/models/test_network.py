@@ -10,7 +10,9 @@ import optax
 import pytest
 
 from qrm.data import packing
-from qrm.models import families, network, transformer
+from qrm.models import families, transformer
+from qrm.models.network import RewardNetwork
+from qrm.models.tuning import stack_blocks, unstack_blocks
 from qrm.rewards.heads import HeadConfig
 from qrm.training import step
 from tests.helpers import ARCHITECTURE, encoded, init, loss_config
@@ -93,9 +95,9 @@ def test_short_cuts_change_nothing(
     params, batch, outgoing, expected, attention, unstacked, remat
 ):
     net = small_network('scalar', attention=attention, remat=remat)
-    params = network.unstack_blocks(params) if unstacked else params
+    params = unstack_blocks(params) if unstacked else params
     rewards, gradient = rewards_and_gradient(net, params, batch, outgoing)
-    gradient = network.stack_blocks(gradient) if unstacked else gradient
+    gradient = stack_blocks(gradient) if unstacked else gradient
     np.testing.assert_allclose(rewards, expected[0], rtol=0, atol=1e-5)
     assert_same_gradient(gradient, expected[1])
 
@@ -106,21 +108,21 @@ def test_dropout_is_the_same_with_and_without_a_scan(batch, outgoing, layers):
     params, key = init(net), jax.random.key(3)
     rewards, gradient = rewards_and_gradient(net, params, batch, outgoing, key=key)
     other, unstacked = rewards_and_gradient(
-        net, network.unstack_blocks(params), batch, outgoing, key=key)
+        net, unstack_blocks(params), batch, outgoing, key=key)
     np.testing.assert_allclose(other, rewards, rtol=0, atol=1e-5)
-    assert_same_gradient(network.stack_blocks(unstacked), gradient)
+    assert_same_gradient(stack_blocks(unstacked), gradient)
     without, _ = rewards_and_gradient(net, params, batch, outgoing)
     assert np.max(np.abs(without - rewards)) > 1e-2
 
 
 def test_unstacked_blocks_stack_again(params):
-    unstacked = network.unstack_blocks(params)
+    unstacked = unstack_blocks(params)
     blocks = params['backbone']['blocks']
     assert len(unstacked['backbone']['blocks']) == ARCHITECTURE.num_layers
     for i, block in enumerate(unstacked['backbone']['blocks']):
         np.testing.assert_array_equal(
-            block['mlp']['up']['kernel'], blocks['mlp']['up']['kernel'][i])
-    stacked = network.stack_blocks(unstacked)
+            block['mlp']['up']['kernel'], blocks['mlp']['up']['kernel'][i:i + 1])
+    stacked = stack_blocks(unstacked)
     assert jax.tree.structure(stacked) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, stacked, params)
 
@@ -174,7 +176,7 @@ def test_an_encoder_is_read_at_its_first_token():
     settings = {'model_type': 'bert', 'vocab_size': 50, 'max_position_embeddings': 64,
                 'hidden_size': 16, 'num_hidden_layers': 2, 'num_attention_heads': 2,
                 'intermediate_size': 24}
-    net = network.RewardNetwork(families.architecture(settings),
+    net = RewardNetwork(families.architecture(settings),
                                 HeadConfig('scalar', reads=('first', 'dialogue')))
     params = jax.jit(net.init)(jax.random.key(0))
     items = [dataclasses.replace(item, prompt=item.prompt[:0], responses=tuple(
@@ -196,7 +198,7 @@ def test_an_encoder_is_read_at_its_first_token():
     (('last@2',), 'reads after block 2, expected less than the 2 that there are')])
 def test_reads_that_a_backbone_does_not_have(reads, message):
     with pytest.raises(ValueError, match=message):
-        network.RewardNetwork(ARCHITECTURE, HeadConfig('scalar', reads=reads))
+        RewardNetwork(ARCHITECTURE, HeadConfig('scalar', reads=reads))
 
 
 # The two gradients that are written out by hand.

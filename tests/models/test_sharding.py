@@ -46,8 +46,10 @@ def run(devices, *args):
 @pytest.fixture(scope='module')
 def results():
     """{devices: {mode, optimizer, head: what came out}}."""
-    one = run(1, 'replicated,sgd,quantile', 'replicated,adamw,scalar')
-    eight = run(8, 'replicated,sgd,quantile', 'fsdp,sgd,quantile', 'fsdp,adamw,scalar')
+    one = run(1, 'replicated,sgd,quantile', 'replicated,adamw,scalar',
+              'replicated,sgd,scalar,lora', 'replicated,sgd,scalar,last')
+    eight = run(8, 'replicated,sgd,quantile', 'fsdp,sgd,quantile', 'fsdp,adamw,scalar',
+                'fsdp,sgd,scalar,lora', 'replicated,sgd,scalar,last', 'fsdp,sgd,scalar,last')
     return {1: json.loads(one), 8: json.loads(eight)}
 
 
@@ -56,11 +58,13 @@ def assert_same_metrics(a, b):
         assert row == pytest.approx(other, rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize('mode', ['replicated', 'fsdp'])
-def test_one_and_eight_devices_take_the_same_steps(results, mode):
+@pytest.mark.parametrize(('mode', 'what'), [
+    ('replicated', 'quantile'), ('fsdp', 'quantile'), ('fsdp', 'scalar,lora'),
+    ('replicated', 'scalar,last'), ('fsdp', 'scalar,last')])
+def test_one_and_eight_devices_take_the_same_steps(results, mode, what):
     """25 comparisons in batches of 9 over 8 devices: ragged, and empty on most at the end."""
-    one = results[1]['replicated,sgd,quantile']
-    eight = results[8][f'{mode},sgd,quantile']
+    one = results[1][f'replicated,sgd,{what}']
+    eight = results[8][f'{mode},sgd,{what}']
     assert (one['devices'], eight['devices']) == (1, 8)
     assert_same_metrics(eight['metrics'], one['metrics'])
     np.testing.assert_allclose(eight['params'], one['params'], rtol=1e-5, atol=1e-6)

@@ -29,7 +29,8 @@ from qrm.models.architecture import (
     leaves,
 )
 from qrm.models.families import FAMILIES
-from qrm.models.transformer import Transformer, stack_blocks, unstack_blocks
+from qrm.models.transformer import Transformer
+from qrm.models.tuning import stack_blocks, unstack_blocks
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
 from tests.helpers import REFERENCE
@@ -227,9 +228,9 @@ def test_modules_of_a_block_match_transformers(ref):
 
     x, checked = ref.blocks[BLOCK - 1], set()
     for branch, function in (
-            ('attention', lambda h: transformer._attention(a, p['attention'], h, context, None,
-                                                           0.0, None)),
-            ('mlp', lambda h: transformer._mlp(a, p['mlp'], h))):
+            ('attention', lambda h: transformer._attention(a, None, p['attention'], h, context,
+                                                           None, 0.0, None)),
+            ('mlp', lambda h: transformer._mlp(a, None, p['mlp'], h))):
 
         def check(name, actual):
             _assert_close(rows.find(actual), ref.numbers[name][rows.of])
@@ -270,7 +271,7 @@ def test_dialogues_alone_match_transformers(ref):
 def test_packed_dialogues_match_those_alone(ref, implementation, stacked):
     # Those of `transformers` were computed alone. Every block and every token of a shared prompt.
     rows, a = packed(ref), ref.architecture
-    params = ref.backbone if stacked else unstack_blocks(ref.backbone)
+    params = ref.backbone if stacked else _unstacked(ref.backbone)
     hidden, seen = _run(ref.transformer, params, rows, implementation,
                         taps=tuple(range(1, a.num_layers)))
     assert np.all(np.isfinite(hidden))
@@ -285,12 +286,19 @@ def test_rewards_and_gradients_match_transformers(
     ref, tmp_path, implementation, stacked, remat
 ):
     rows = packed(ref)
-    params = ref.backbone if stacked else unstack_blocks(ref.backbone)
+    params = ref.backbone if stacked else _unstacked(ref.backbone)
     rewards, gradient, of_head = _rewards_and_gradient(
         dataclasses.replace(ref.transformer, remat=remat), params, ref.head, rows,
         ref.numbers['outgoing'], implementation)
-    _check_gradients(ref, tmp_path, rewards, gradient if stacked else stack_blocks(gradient),
-                     of_head)
+    _check_gradients(ref, tmp_path, rewards, _stacked(gradient), of_head)
+
+
+def _unstacked(backbone):
+    return unstack_blocks({'backbone': backbone})['backbone']
+
+
+def _stacked(backbone):
+    return stack_blocks({'backbone': backbone})['backbone']
 
 
 def _check_gradients(ref, folder, rewards, gradient, of_head):
@@ -859,9 +867,9 @@ def test_dropout_is_decided_by_its_key(dropped):
 
 
 def test_unstacked_blocks_stack_again(ref):
-    unstacked = unstack_blocks(ref.backbone)
+    unstacked = _unstacked(ref.backbone)
     assert len(unstacked['blocks']) == ref.architecture.num_layers
-    jax.tree.map(np.testing.assert_array_equal, stack_blocks(unstacked), ref.backbone)
+    jax.tree.map(np.testing.assert_array_equal, _stacked(unstacked), ref.backbone)
 
 
 def test_parameters_have_the_layer_axis():

@@ -1,4 +1,7 @@
-"""Exported models score as they did here: read back by us, and by transformers where torch is."""
+"""Exported models score as they did here: read back by us, and where torch is by others.
+
+These are transformers and, for adapters, peft.
+"""
 
 import dataclasses
 import json
@@ -15,14 +18,19 @@ import qrm
 from qrm.data import tokens
 from qrm.data.comparisons import DataError, parse_row
 from qrm.data.tokens import Reading, tokenize
-from qrm.models import families
+from qrm.models import families, lora, weights
+from qrm.models.architecture import leaf_dtype, tree
 from qrm.models.families import FAMILIES
+from qrm.models.lora import Lora
 from qrm.models.network import RewardNetwork
+from qrm.models.tuning import Tuning
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
 from qrm.serving import export
+from qrm.training import train
+from qrm.training.base import Base
 from qrm.training.reward_model import RewardModel
-from tests.helpers import command
+from tests.helpers import WORDS, command, load_config, word_pairs
 
 TEXTS = ['a b', 'How many? 12 or 3.', 'yes\n\nno  way']
 PROMPT, RESPONSES = 'a question 42?', [' an answer', ' 7', ' another one \n']
@@ -169,14 +177,19 @@ def test_padding_is_no_token_that_dialogues_end_with(tokenizer, tmp_path):
                                rtol=0, atol=1e-5)
 
 
-def test_a_padding_token_that_is_new_gets_an_embedding(tmp_path):
-    # A tokenizer that knows no padding, for as many tokens as the model has rows.
+def unpadded(tmp_path):
+    """A tokenizer that knows no padding, and a special token `<|other|>`."""
     saved = tmp_path / 'tokenizer'
     tokens.save_tokenizer(tokens.train_tokenizer(TEXTS * 3, 300), str(saved))
     for path in saved.iterdir():
         path.write_text(path.read_text().replace('<|pad|>', '<|other|>'))
-    full = tokens.load_tokenizer(str(saved))
-    full.pad_token = None
+    found = tokens.load_tokenizer(str(saved))
+    found.pad_token = None
+    return found
+
+
+def test_a_padding_token_that_is_new_gets_an_embedding(tmp_path):
+    full = unpadded(tmp_path)
     model = make(full, vocab_size=len(full))
     export.export(model, str(tmp_path / 'model'))
     config = json.loads((tmp_path / 'model' / 'config.json').read_text())
@@ -233,7 +246,7 @@ def test_the_card_says_how_to_use_it(tokenizer, tmp_path):
 def test_linear_heads_are_found_to_be(head, kinds):
     params = qrm_init(head, 6)
     hidden = np.random.default_rng(0).normal(size=(7, 6)).astype(np.float32)
-    for kind in export.KINDS:
+    for kind in ('mean', 'quantiles'):
         if kind not in kinds:
             with pytest.raises(DataError, match=f'the {kind} of a {head.name} head is no linear'):
                 export.linear_head(head, params, kind)
@@ -319,3 +332,213 @@ def test_a_folder_that_cannot_be_made(tokenizer, tmp_path):
     (tmp_path / 'file').write_text('')
     with pytest.raises(DataError, match='cannot be made'):
         export.export(make(tokenizer), str(tmp_path / 'file' / 'model'))
+
+
+# Adapters.
+
+
+def adapted(tokenizer, folder, family='llama', head=None, targets=(lora.ALL,), vocab_size=300, *,
+            rank_stabilised=False, dtype='float32'):
+    """A model with adapters to a language model in a folder, which is written."""
+    whole = make(tokenizer, family, head, vocab_size)
+    settings = families.portable_settings(whole.settings) | {
+        'architectures': [FAMILIES[family].language_model]}
+    plain = {name: x for name, x in whole.params['backbone'].items() if name != 'pooler'}
+    folder.mkdir()
+    weights.write_folder(str(folder), settings, weights.backbone_tensors(settings, plain))
+    tokens.save_tokenizer(tokenizer, str(folder))
+    modules = lora.targeted(FAMILIES[family], whole.network.architecture, targets)
+    network = dataclasses.replace(whole.network, tuning=Tuning(
+        'lora', lora=Lora(2, 3.0, rank_stabilised, modules)))
+    known = flat(whole.params)
+    shapes = flat(jax.eval_shape(network.init, jax.random.key(0)))
+    params = {path: known[path] if path in known else np.float32(
+        0.3 * np.random.default_rng(i).normal(size=leaf.shape))
+        for i, (path, leaf) in enumerate(shapes.items())}
+    if dtype == 'bfloat16':
+        params = {path: leaf.astype(leaf_dtype(path.removeprefix('backbone/'), dtype))
+                  for path, leaf in params.items()}
+    return dataclasses.replace(whole, network=network, settings=settings, params=tree(params),
+                               base=Base(str(folder), 0, dtype))
+
+
+def flat(params):
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+
+
+@pytest.mark.parametrize('family', FAMILIES)
+def test_adapters_of_every_family_come_back_with_their_rewards(tokenizer, tmp_path, family):
+    model = adapted(tokenizer, tmp_path / 'base', family)
+    expected = scored(model)[1]
+    assert np.abs(expected - scored(make(tokenizer, family))[1]).max() > 0.05
+    message = export.export(model, str(tmp_path / 'adapter'), kind='adapter')
+    assert message.startswith(f'{tmp_path}/adapter: adapter to {tmp_path}/base, '
+                              f'{FAMILIES[family].classifier} with 4 labels (quantiles), float32, ')
+    assert 'note' not in message
+    assert {path.name for path in (tmp_path / 'adapter').iterdir()} == {
+        'README.md', 'adapter_config.json', 'adapter_model.safetensors', 'tokenizer.json',
+        'tokenizer_config.json'}
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'adapter')))[1], expected, rtol=0,
+                               atol=1e-4)
+    export.export(model, str(tmp_path / 'merged'), kind='merged')
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'merged')))[1], expected, rtol=0,
+                               atol=1e-4)
+
+
+@pytest.mark.filterwarnings('ignore::FutureWarning')  # peft asks transformers in an old way
+@pytest.mark.parametrize(('family', 'head', 'targets', 'stabilised'), [
+    ('llama', 'scalar', ('q_proj', 'v_proj'), False), ('llama', 'quantile', (lora.ALL,), True),
+    ('gpt2', 'scalar', ('mlp.c_proj', 'c_attn'), True), ('gpt2', 'quantile', (lora.ALL,), False),
+    ('bert', 'quantile', ('attention.output.dense',), True), ('bert', 'scalar', (lora.ALL,), False),
+    ('modernbert', 'quantile', (lora.ALL,), False), ('qwen3', 'scalar', ('gate_proj',), False)])
+def test_peft_gives_the_same_rewards_as_its_card_says(
+        tokenizer, tmp_path, family, head, targets, stabilised):
+    torch = pytest.importorskip('torch')
+    peft = pytest.importorskip('peft')
+    reads = ('last',) if FAMILIES[family].head == 'score' else ('first',)
+    model = adapted(tokenizer, tmp_path / 'base', family, HeadConfig(head, 10, reads=reads),
+                    targets, rank_stabilised=stabilised)
+    rewards, quantiles = scored(model)
+    folder = str(tmp_path / 'adapter')
+    export.export(model, folder, kind='adapter')
+    code = (tmp_path / 'adapter' / 'README.md').read_text().split('```')[1]
+    found = {}
+    exec(code.removeprefix('python').replace('THIS_FOLDER', folder), found)
+    texts = [PROMPT + r + tokenizer.eos_token * model.reading.append_eos for r in RESPONSES]
+    batch = tokens.load_tokenizer(folder)(texts, return_tensors='pt', padding=True,
+                                          return_token_type_ids=False)
+    with torch.no_grad():
+        logits = found['model'](**batch).logits.numpy()
+    expected = quantiles if head == 'quantile' else rewards[:, None]
+    np.testing.assert_allclose(logits, expected, rtol=0, atol=1e-4)
+    assert np.ptp(expected) > 1e-3
+    # What peft says of it is what we say of it.
+    found['model'].save_pretrained(str(tmp_path / 'theirs'))
+    ours, theirs = (json.loads((tmp_path / name / 'adapter_config.json').read_text())
+                    for name in ('adapter', 'theirs'))
+    for config in (ours, theirs):
+        config['target_modules'] = sorted(config['target_modules'])
+        config['modules_to_save'] = sorted(set(config['modules_to_save']))
+    assert ours.items() <= theirs.items()
+    ours, theirs = (safetensors_numpy.load_file(tmp_path / name / 'adapter_model.safetensors')
+                    for name in ('adapter', 'theirs'))
+    assert set(ours) == set(theirs)
+    for name, tensor in ours.items():
+        np.testing.assert_array_equal(tensor, theirs[name])
+    assert peft.__version__ == json.loads(
+        (tmp_path / 'theirs' / 'adapter_config.json').read_text())['peft_version']
+
+
+@pytest.mark.parametrize(('family', 'targets', 'expected'), [
+    ('llama', ['q_proj', 'o_proj'], ['o_proj', 'q_proj']),
+    ('gpt2', ['c_proj'], ['c_proj']),
+    ('gpt2', ['mlp.c_proj', 'c_attn'], ['c_attn', 'mlp.c_proj']),
+    ('bert', ['query', 'attention.output.dense'], ['attention.output.dense', 'query']),
+    # The pooler is a `dense` too, and ends of these are those of attention.
+    ('bert', ['intermediate.dense', 'encoder.layer.{}.output.dense'],
+     ['0.output.dense', '1.output.dense', '2.output.dense', 'intermediate.dense']),
+    ('bert', [lora.ALL], ['intermediate.dense', 'key', 'output.dense', 'query', 'value']),
+    ('modernbert', ['Wi', 'mlp.Wo'], ['Wi', 'mlp.Wo']),
+])
+def test_the_config_names_what_is_adapted(tokenizer, tmp_path, family, targets, expected):
+    model = adapted(tokenizer, tmp_path / 'base', family, targets=targets, rank_stabilised=True)
+    export.export(model, str(tmp_path / 'adapter'), kind='adapter')
+    config = json.loads((tmp_path / 'adapter' / 'adapter_config.json').read_text())
+    assert config.pop('target_modules') == expected
+    pooler = {'bert': ['pooler'], 'modernbert': ['head']}.get(family, [])
+    assert config == {
+        'peft_type': 'LORA', 'task_type': 'SEQ_CLS', 'base_model_name_or_path': f'{tmp_path}/base',
+        'revision': None, 'inference_mode': True, 'r': 2, 'lora_alpha': 3, 'use_rslora': True,
+        'rank_pattern': {}, 'alpha_pattern': {}, 'lora_dropout': 0.0, 'bias': 'none',
+        'init_lora_weights': True, 'fan_in_fan_out': family == 'gpt2',
+        'modules_to_save': [*pooler, 'classifier', 'score']}
+
+
+def test_a_scalar_head_has_one_label_and_half_precision_less(tokenizer, tmp_path):
+    model = adapted(tokenizer, tmp_path / 'base', head=HeadConfig('scalar'))
+    for kind in ('adapter', 'merged'):
+        message = export.export(model, str(tmp_path / kind), kind=kind, dtype='bfloat16')
+        assert 'LlamaForSequenceClassification with 1 label (mean), bfloat16' in message
+        back = scored(qrm.load(str(tmp_path / kind)))[0]
+        assert 0 < np.abs(back - scored(model)[0]).max() < 0.2
+    text = (tmp_path / 'adapter' / 'README.md').read_text()
+    for words in ('library_name: peft', 'num_labels=1, pad_token_id=1', 'adapters and head',
+                  f"'{tmp_path}/base'", 'Labels, in order: reward', 'tokenizer.eos_token'):
+        assert words in text
+    assert 'base_model:' not in text  # a path is no name on the hub
+
+
+def test_a_base_that_was_rounded_in_training_is_noted(tokenizer, tmp_path):
+    model = adapted(tokenizer, tmp_path / 'base', dtype='bfloat16')
+    message = export.export(model, str(tmp_path / 'adapter'), kind='adapter')
+    note = 'beside a base rounded to bfloat16, whose files have F32'
+    assert note in message
+    assert note in (tmp_path / 'adapter' / 'README.md').read_text()
+    path = tmp_path / 'base' / 'model.safetensors'
+    narrow = {name: x.astype('bfloat16') for name, x in safetensors_numpy.load_file(path).items()}
+    safetensors_numpy.save_file(narrow, path)
+    assert 'note' not in export.export(model, str(tmp_path / 'other'), kind='adapter')
+
+
+def test_an_adapter_without_eos_comes_back_without(tokenizer, tmp_path):
+    model = adapted(tokenizer, tmp_path / 'base')
+    model = dataclasses.replace(model, reading=dataclasses.replace(model.reading, append_eos=False))
+    export.export(model, str(tmp_path / 'adapter'), kind='adapter')
+    back = qrm.load(str(tmp_path / 'adapter'))
+    assert not back.reading.append_eos
+    np.testing.assert_allclose(scored(back)[0], scored(model)[0], rtol=0, atol=1e-4)
+
+
+def test_padding_of_an_adapter_has_an_embedding(tmp_path):
+    bare = unpadded(tmp_path)
+    size = len(bare)
+    # Rows that no token has.
+    model = adapted(bare, tmp_path / 'wide', vocab_size=size + 3)
+    export.export(model, str(tmp_path / 'new'), kind='adapter')
+    assert tokens.load_tokenizer(str(tmp_path / 'new')).pad_token_id == size
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'new')))[0], scored(model)[0],
+                               rtol=0, atol=1e-4)
+    # Another special token, as dialogues end with EOS.
+    model = adapted(bare, tmp_path / 'base', vocab_size=size)
+    export.export(model, str(tmp_path / 'adapter'), kind='adapter')
+    assert tokens.load_tokenizer(str(tmp_path / 'adapter')).pad_token == '<|other|>'
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'adapter')))[0], scored(model)[0],
+                               rtol=0, atol=1e-4)
+    endless = dataclasses.replace(model, reading=dataclasses.replace(model.reading,
+                                                                     append_eos=False))
+    with pytest.raises(DataError, match=f'no padding token but EOS, and the embedding of {size}'):
+        export.export(endless, str(tmp_path / 'none'), kind='adapter')
+    assert not (tmp_path / 'none').exists()
+
+
+def test_what_is_no_adapter_is_refused(tokenizer, tmp_path):
+    for kind in ('adapter', 'merged'):
+        with pytest.raises(DataError, match=f"'{kind}' of a model without adapters, expected a"):
+            export.export(make(tokenizer), str(tmp_path / 'model'), kind=kind)
+    model = adapted(tokenizer, tmp_path / 'base')
+    started = dataclasses.replace(model, base=Base('', 0, 'float32'))
+    with pytest.raises(DataError, match='of weights that started at random'):
+        export.export(started, str(tmp_path / 'model'), kind='adapter')
+    export.export(model, str(tmp_path / 'first'), kind='adapter')
+    second = dataclasses.replace(model, base=Base(str(tmp_path / 'first'), 0, 'float32'))
+    with pytest.raises(DataError, match='first, which is one itself'):
+        export.export(second, str(tmp_path / 'model'), kind='adapter')
+    gaussian = adapted(tokenizer, tmp_path / 'gaussian', head=HeadConfig('gaussian'))
+    with pytest.raises(DataError, match="quantiles of a gaussian head is no linear|try 'mean'"):
+        export.export(gaussian, str(tmp_path / 'model'), kind='adapter')
+
+
+def test_the_command_exports_the_adapter_of_a_run(tmp_path):
+    words = {key: value for key, value in WORDS.items() if not key.startswith('benchmark')}
+    config = load_config('hh', 'helpful,scalar', **words | word_pairs(tmp_path) | {
+        'train.tune': 'lora', 'lora.rank': 2, 'train.max_steps': 2,
+        'optimizer.learning_rate': 0.01})
+    train.train(config, str(tmp_path / 'run'))
+    prompt, responses = 'w3 w5', [' w8 w2', ' w30 w11']
+    expected = qrm.load(str(tmp_path / 'run')).score([prompt], [responses]).rewards[0]
+    out, _ = command('export', f'--workdir={tmp_path}/run', f'--output={tmp_path}/adapter',
+                     '--as=adapter')
+    assert f'adapter to {tmp_path}/checkpoint, GPT2ForSequenceClassification with 1 label' in out
+    found = qrm.load(str(tmp_path / 'adapter')).score([prompt], [responses]).rewards[0]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)

@@ -8,6 +8,7 @@ import time
 import numpy as np
 import pytest
 
+from qrm.models.tuning import Tuning
 from qrm.studies import benchmark, costs, figures
 from qrm.training import config
 from qrm.training.schema import ConfigError
@@ -90,7 +91,7 @@ def test_training_rates_are_work_over_time(result, items):
     assert training['tokens'] == [sum(item.size for item in part) for part in repeats]
     a = config.architecture(cfg)
     assert training['useful_flops'] == [
-        costs.useful_flops(a, part, training=True) for part in repeats]
+        costs.useful_flops(a, part, tuning=Tuning()) for part in repeats]
     for key, amounts in (('comparisons_per_second', 'comparisons'), ('tokens_per_second', 'tokens'),
                          ('useful_flops_per_second', 'useful_flops')):
         np.testing.assert_allclose(
@@ -110,7 +111,7 @@ def test_scoring_takes_the_same_comparisons_each_time(result, items):
     assert result['scoring']['comparisons'] == [6, 6]
     assert result['scoring']['tokens'] == [sum(item.size for item in scored)] * 2
     assert result['scoring']['useful_flops'][0] == costs.useful_flops(
-        config.architecture(small()), scored, training=False)
+        config.architecture(small()), scored)
 
 
 def test_best_of_n_states_what_arithmetic_allows(result):

@@ -7,6 +7,7 @@ import pytest
 
 from qrm.data.comparisons import DataError
 from qrm.studies import compare, figures
+from qrm.training import inference, workdir
 from qrm.training.schema import ConfigError
 from tests.helpers import TINY, load_config, pair_predictions
 
@@ -159,3 +160,22 @@ def test_a_second_comparison_trains_nothing(compared, capsys):
     capsys.readouterr()
     assert compare.compare(config, str(folder)) == text
     assert 'at step 5 of 5' in capsys.readouterr().out
+
+
+def test_heads_on_a_frozen_backbone_share_one_extraction(tmp_path, monkeypatch):
+    computed, compute = [], inference.features
+
+    def counted(network, params, encoded, **kwargs):
+        computed.append(len(encoded))
+        return compute(network, params, encoded, **kwargs)
+
+    monkeypatch.setattr(inference, 'features', counted)
+    config = load_config('compare', **TINY | {
+        'train.tune': 'head', 'train.max_steps': 5, 'compare.seeds': (0,),
+        'compare.models': ('scalar', 'implicit', 'ensemble', 'ratings')})
+    compare.compare(config, str(tmp_path))
+    assert computed == [300, 150]
+    assert (tmp_path / 'features').is_dir()
+    for model, trained in (('scalar', 16), ('ensemble', 80)):
+        cost = workdir.read_json(str(tmp_path / f'helpful-{model}-0' / 'cost.json'))
+        assert cost['parameters'] == 10160 + trained

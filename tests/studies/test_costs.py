@@ -22,6 +22,7 @@ from qrm.models.architecture import Layer
 from qrm.models.attention import attention_mask
 from qrm.models.families import FAMILIES
 from qrm.models.network import RewardNetwork, parameter_count
+from qrm.models.tuning import Tuning
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import benchmark, costs, scaling
 from qrm.training import step
@@ -29,6 +30,7 @@ from tests import compiled
 from tests.helpers import (
     ARCHITECTURE,
     ROOT,
+    TUNINGS,
     architecture,
     encoded,
     load_config,
@@ -101,16 +103,28 @@ def test_visible_pairs_are_those_of_the_attention_mask(item, window, causal):
 def test_useful_flops_by_hand():
     items = [encoded('x', 2, (1, 3))]
     # Six tokens at 2 * 4096, 18 pairs at 4 * 16 features in each of two blocks.
-    assert costs.useful_flops(ARCHITECTURE, items, training=False) == 6 * 8192 + 18 * 128 == 51456
-    assert costs.useful_flops(ARCHITECTURE, items, training=True) == 3 * 51456
-    assert costs.useful_flops(ARCHITECTURE, items * 2, training=False) == 2 * 51456
-    assert costs.useful_flops(ARCHITECTURE, [], training=True) == 0
+    assert costs.useful_flops(ARCHITECTURE, items) == 6 * 8192 + 18 * 128 == 51456
+    assert costs.useful_flops(ARCHITECTURE, items, tuning=Tuning()) == 3 * 51456
+    assert costs.useful_flops(ARCHITECTURE, items * 2) == 2 * 51456
+    assert costs.useful_flops(ARCHITECTURE, [], tuning=Tuning()) == 0
+
+
+@pytest.mark.parametrize(('tuning', 'backward'), [
+    ('head', 0),
+    # One block: gradients of what its kernels read, but for the first of them, and of kernels.
+    ('last', 6 * 2 * (2048 - 768) + 6 * 2 * 2048 + 2 * 18 * 64),
+    # Two blocks, and adapters of rank 4 beside kernels of 16 x 48, 16 x 16, 16 x 32, 32 x 16.
+    ('lora', 6 * 2 * (4096 - 768) + 2 * 18 * 128 + 3 * 6 * 2 * 4 * 2 * (64 + 32 + 48 + 48)),
+])
+def test_useful_flops_of_training_less_by_hand(tuning, backward):
+    items = [encoded('x', 2, (1, 3))]
+    assert costs.useful_flops(ARCHITECTURE, items, tuning=TUNINGS[tuning]) == 51456 + backward
 
 
 def test_useful_flops_of_windows_are_those_of_each_block():
     # Blocks with a window and without take turns; two heads of 20.
     windowed = dataclasses.replace(GROUPED, layers=(Layer(window=2), Layer()))
-    assert costs.useful_flops(windowed, [encoded('x', 2, (1, 3))], training=False) == (
+    assert costs.useful_flops(windowed, [encoded('x', 2, (1, 3))]) == (
         6 * 2 * costs.matmul_parameters(GROUPED) + 4 * 40 * 2 * (11 + 18))
 
 

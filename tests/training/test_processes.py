@@ -81,6 +81,20 @@ def test_two_processes_stop_die_and_end_as_one_process_with_two_devices(tmp_path
         assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
 
 
+def test_two_processes_keep_the_same_hidden_states_once(tmp_path):
+    one, two = str(tmp_path / 'one'), str(tmp_path / 'two')
+    settings = {'train.tune': 'head', 'train.rows': 1}
+    for code, _, err in (*end([start(one, 2, **settings)]), *run_two(two, **settings)):
+        assert code == 0, err
+    rows, expected = workdir.read_metrics(two), workdir.read_metrics(one)
+    assert [row.pop('split') for row in rows] == [row.pop('split') for row in expected]
+    for row, other in zip(rows, expected, strict=True):
+        assert row == pytest.approx(other, rel=1e-4, abs=1e-5)
+    sizes = [[path.stat().st_size for path in sorted((tmp_path / name).glob('features/*/*'))]
+             for name in ('one', 'two')]
+    assert sizes[0] == sizes[1]
+
+
 def test_processes_with_different_configs_are_refused(tmp_path):
     (first, _, err), (second, _, err_of_second) = run_two(tmp_path / 'run', seed_of_second=1)
     assert (first, second) == (2, 2), err + err_of_second

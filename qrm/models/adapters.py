@@ -1,0 +1,404 @@
+"""Adapters as peft writes them: folders with what was learnt beside the weights of a base.
+
+    adapter_config.json          the base, rank and scaling; which modules are adapted
+    adapter_model.safetensors    of each module lora_A.weight [r, D] and lora_B.weight [F, r], and
+                                 whole tensors of what was trained itself: head, pooler
+                                 (`base_model.model.` stands before the names of transformers)
+
+Wherever a checkpoint is asked for it may be such a folder. Its base is read and each adapted kernel
+W becomes W + s B A, in float32. What else peft computes is refused by name.
+
+Axes: D features in, F features out, r rank.
+"""
+
+import dataclasses
+import functools
+import json
+import math
+import os
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qrm.data.comparisons import DataError
+from qrm.models import checkpoint_heads, families, weights
+from qrm.models.families import Family, Tensor
+from qrm.models.lora import Lora, module_names
+from qrm.models.weights import Pretrained
+
+CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
+_PREFIX = 'base_model.model.'
+_TASK = 'SEQ_CLS'
+_HEADS = ('classifier', 'score')  # which peft keeps whole for this task, of those that there are
+_HEAD = re.compile(rf'({"|".join(map(re.escape, checkpoint_heads.LINEAR))})'
+                   r'(\.[02])?\.(weight|bias)')
+
+# Settings -> the values that are computed; the first is that of a setting that is missing. Those
+# of `init_lora_weights` leave the base as it was, others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) not.
+_REQUIRED: Mapping[str, tuple[Any, ...]] = {
+    'peft_type': ('LORA',), 'bias': ('none',), 'use_rslora': (False, True), 'use_dora': (False,),
+    'lora_bias': (False,), 'use_qalora': (False,), 'use_bdlora': (None,),
+    'layer_replication': (None,), 'target_parameters': (None, []),
+    'trainable_token_indices': (None,), 'alora_invocation_tokens': (None,),
+    'arrow_config': (None,), 'kasa_config': (None,), 'velora_config': (None,),
+    'monteclora_config': (None,), 'megatron_config': (None,),
+    'init_lora_weights': (True, False, 'gaussian', 'eva', 'orthogonal', 'mica'),
+}
+_READ = {'base_model_name_or_path', 'revision', 'task_type', 'r', 'lora_alpha', 'rank_pattern',
+         'alpha_pattern'}
+# Settings that say nothing of what is computed: which modules are adapted or whole, and whether a
+# kernel stands [D, F], the tensors say.
+_SILENT = {'auto_mapping', 'corda_config', 'ensure_weight_tying', 'eva_config', 'exclude_modules',
+           'fan_in_fan_out', 'inference_mode', 'layers_pattern', 'layers_to_transform',
+           'loftq_config', 'lora_dropout', 'lora_ga_config', 'megatron_core', 'modules_to_save',
+           'peft_version', 'qalora_group_size', 'runtime_config', 'target_modules'}
+_TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
+
+
+@dataclasses.dataclass(frozen=True)
+class Adapter:
+    """What the config of an adapter says.
+
+    Attributes:
+      folder: where it is.
+      base: folder or hub name of its base.
+      task: what peft trained it for, as 'SEQ_CLS' or 'CAUSAL_LM'; '' if that is not said.
+      rank, alpha: of modules that have none of their own.
+      rank_stabilised: see `Lora`.
+      ranks, alphas: regular expressions of the ends of names of modules -> their own.
+
+    Raises:
+      ValueError: one of them is none.
+    """
+
+    folder: str
+    base: str
+    task: str
+    rank: int
+    alpha: float
+    rank_stabilised: bool
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+
+    def __post_init__(self):
+        if not isinstance(self.base, str) or not self.base:
+            raise ValueError(f'base_model_name_or_path={self.base!r}, expected a folder or a hub '
+                             'name')
+        for key, values in (('r', [self.rank]), ('rank_pattern', self.ranks.values())):
+            for value in values:
+                if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                    raise ValueError(f'{key}: {value!r}, expected a positive integer')
+        for key, values in (('lora_alpha', [self.alpha]), ('alpha_pattern', self.alphas.values())):
+            for value in values:
+                if isinstance(value, bool) or not isinstance(value, (int, float)):
+                    raise ValueError(f'{key}: {value!r}, expected a number')
+        for pattern in (*self.ranks, *self.alphas):
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f'{pattern!r} is no regular expression ({error})') from error
+
+    def scaling(self, module: str) -> tuple[int, float]:
+        """r and s of a module, by its whole name in transformers."""
+
+        def own(patterns: Mapping[str, Any], default: Any) -> Any:
+            return next((value for pattern, value in patterns.items()
+                         if re.match(rf'(.*\.)?({pattern})$', module)), default)
+
+        rank, alpha = own(self.ranks, self.rank), own(self.alphas, self.alpha)
+        return rank, alpha / (math.sqrt(rank) if self.rank_stabilised else rank)
+
+
+class Source(NamedTuple):
+    """Where the parts of a checkpoint are.
+
+    Attributes:
+      model: folder with the weights; those of the base, if there is an adapter.
+      tokenizer: folder with the tokenizer.
+      adapter: None: the weights are whole.
+    """
+
+    model: str
+    tokenizer: str
+    adapter: Adapter | None
+
+
+def find(name: str) -> Source:
+    """The parts of a checkpoint, by its folder or hub name.
+
+    An adapter's own tokenizer goes before that of its base. A base that is no absolute path is
+    sought from the working directory, then on the hub.
+
+    Raises:
+      DataError: see `weights.resolve`; or an adapter that is not computed, or that has no base.
+    """
+    folder = weights.resolve(name)
+    if not os.path.isfile(os.path.join(folder, CONFIG)):
+        return Source(folder, folder, None)
+    adapter = _read_config(folder)
+    # Here transformers takes these weights for the base, and peft those that the config names.
+    if any(os.path.isfile(os.path.join(folder, file))
+           for file in ('model.safetensors', 'model.safetensors.index.json')):
+        raise DataError(f'{folder}: has {CONFIG} and the weights of a whole model, expected one of '
+                        'them')
+    base = weights.resolve(adapter.base)
+    if os.path.isfile(os.path.join(base, CONFIG)):
+        raise DataError(f'{folder}: its base {adapter.base} is itself an adapter, expected a whole '
+                        'model')
+    own = any(os.path.isfile(os.path.join(folder, file)) for file in _TOKENIZERS)
+    return Source(base, folder if own else base, adapter)
+
+
+def load_pretrained(
+    source: Source, *, output: bool = False, gaussian: bool = False, dtype: str = 'float32'
+) -> Pretrained:
+    """A checkpoint, with its adapter merged.
+
+    Args:
+      source: from `find`.
+      output, gaussian, dtype: see `weights.load_pretrained`.
+
+    Raises:
+      DataError: see `weights.load_pretrained`; or tensors of the adapter that are missing,
+        unexpected or misshapen (all named together).
+    """
+    adapter = source.adapter
+    read = functools.partial(weights.load_pretrained, source.model, output=output,
+                             gaussian=gaussian, dtype=dtype)
+    if adapter is None:
+        return read()
+    settings = weights.read_settings(source.model)
+    family = families.family_of(settings, source.model)
+    kernels, whole = _read_tensors(adapter)
+    found = read(change=lambda tensors: _change(tensors, adapter, family, kernels, whole))
+    if f'{family.head}.weight' in whole:
+        # The class that the adapter belongs to; the base's may be that of a language model.
+        found = found._replace(settings=settings | {'architectures': [family.classifier]})
+    return found
+
+
+def write_folder(
+    folder: str, settings: Mapping[str, Any], lora: Lora, base: str,
+    tensors: Mapping[str, np.ndarray],
+) -> None:
+    """Writes an adapter of a classifier into a folder that is there.
+
+    Args:
+      folder: where.
+      settings: of the base.
+      lora: which adapters.
+      base: folder or hub name of the base.
+      tensors: from `adapter_tensors`, and whole ones of head and pooler by their names in
+        transformers.
+    """
+    config = adapter_config(settings, lora, base)
+    with open(os.path.join(folder, CONFIG), 'w', encoding='utf-8') as file:
+        json.dump(config, file, indent=2, sort_keys=True)
+        file.write('\n')
+    weights.write_file(os.path.join(folder, TENSORS),
+                       {_PREFIX + name: tensor for name, tensor in tensors.items()})
+
+
+def adapter_config(settings: Mapping[str, Any], lora: Lora, base: str) -> dict[str, Any]:
+    """`adapter_config.json` of a classifier; what it does not say is peft's default."""
+    a = families.architecture(settings)
+    family = families.FAMILIES[settings['model_type']]
+    names = module_names(family, a)
+    linear = _linear(family)
+    adapted = [name for name, module in names.items() if module in lora.modules]
+    pooler = [row.names[0].split('.')[0] for path, row in family.tensors.items()
+              if path == 'pooler/dense/kernel']
+    return {
+        'peft_type': 'LORA', 'task_type': _TASK, 'base_model_name_or_path': base,
+        'revision': None, 'inference_mode': True, 'r': lora.rank,
+        'lora_alpha': int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
+        'use_rslora': lora.rank_stabilised, 'rank_pattern': {}, 'alpha_pattern': {},
+        'lora_dropout': 0.0, 'bias': 'none', 'init_lora_weights': True,
+        'fan_in_fan_out': not all(linear[name] for name in adapted),
+        'modules_to_save': [*pooler, *_HEADS],
+        'target_modules': _ends(adapted, [*linear, *_HEADS], a.num_layers),
+    }
+
+
+def adapter_tensors(
+    settings: Mapping[str, Any], backbone: Mapping[str, Any], lora: Lora
+) -> dict[str, np.ndarray]:
+    """lora_A.weight [r, D] and lora_B.weight [F, r] of each module, by names in transformers.
+
+    Args:
+      settings: of the base.
+      backbone: parameters with adapters, blocks in one run.
+      lora: which.
+    """
+    a = families.architecture(settings)
+    family, found = families.FAMILIES[settings['model_type']], {}
+    for name, module in module_names(family, a).items():
+        if module not in lora.modules:
+            continue
+        branch, kernel = module.kernel.split('/')
+        params = backbone['blocks'][branch][kernel]['lora'][module.name]
+        for i in range(a.num_layers):
+            for end, leaf in (('lora_A', params['a']), ('lora_B', params['b'])):
+                found[f'{family.prefix}{name.format(i)}.{end}.weight'] = np.array(
+                    np.asarray(leaf[i], np.float32).T, order='C')
+    return found
+
+
+def _read_config(folder: str) -> Adapter:
+    path = os.path.join(folder, CONFIG)
+    config = weights.read_json(path)
+    for key, values in _REQUIRED.items():
+        # By what they look like, as True is 1 to Python.
+        if repr(config.get(key, values[0])) not in map(repr, values):
+            raise DataError(f'{path}: {key}={config[key]!r}, only '
+                            f'{" or ".join(map(repr, values))} is computed; where peft can, merge '
+                            'it there (merge_and_unload) and save the whole model')
+    if unknown := sorted(config.keys() - _REQUIRED.keys() - _READ - _SILENT):
+        raise DataError(f'{path}: {", ".join(unknown)}, which is not known here; take it out if it '
+                        'has no influence on what is computed')
+    try:
+        adapter = Adapter(
+            folder, config.get('base_model_name_or_path'), config.get('task_type') or '',
+            config.get('r', 8), config.get('lora_alpha', 8), config.get('use_rslora', False),
+            dict(config.get('rank_pattern') or {}), dict(config.get('alpha_pattern') or {}))
+    except (TypeError, ValueError) as error:
+        raise DataError(f'{path}: {error}') from error
+    revision = config.get('revision')
+    if revision not in (None, 'main') and not os.path.isdir(adapter.base):
+        raise DataError(f'{path}: revision={revision!r} of {adapter.base}, only null is fetched: '
+                        'set base_model_name_or_path to a folder with that revision')
+    return adapter
+
+
+def _read_tensors(adapter: Adapter) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Array]]:
+    """Adapters, module -> {'A', 'B'}, and whole tensors, by their names in transformers."""
+    path = os.path.join(adapter.folder, TENSORS)
+    kernels: dict[str, dict[str, jax.Array]] = {}
+    whole = {}
+    for name, tensor in weights.read_file(path).items():
+        bare = name.removeprefix(_PREFIX)
+        if bare == name:
+            raise DataError(f'{path}: {name}, expected names that begin with {_PREFIX}')
+        if part := re.fullmatch(r'(.+)\.lora_([AB])\.weight', bare):
+            kernels.setdefault(part[1], {})[part[2]] = tensor
+        else:
+            whole[bare] = tensor
+    if not kernels:
+        raise DataError(f'{path}: no lora_A.weight and lora_B.weight, expected some')
+    head = os.path.join(adapter.folder, weights.VALUE_HEAD)
+    return kernels, whole | (weights.read_file(head) if os.path.isfile(head) else {})
+
+
+def _change(
+    tensors: dict[str, Any], adapter: Adapter, family: Family,
+    kernels: Mapping[str, Mapping[str, jax.Array]], whole: Mapping[str, jax.Array],
+) -> None:
+    """Makes the tensors of a base those of the whole model.
+
+    Args:
+      tensors: of the base, by names without the family's prefix.
+      adapter, family: of the model.
+      kernels, whole: from `_read_tensors`.
+
+    Raises:
+      DataError: names all that does not fit.
+    """
+    problems = []
+    known = {name for row in family.tensors.values() for name in row.names} | {family.output}
+    for name, tensor in whole.items():
+        bare = name.removeprefix(family.prefix)
+        if _HEAD.fullmatch(bare) or _template(bare) in known:
+            tensors[bare] = tensor
+        else:
+            problems.append(f'unexpected {name} {tensor.shape}')
+    for module, pair in kernels.items():
+        name = f'{module.removeprefix(family.prefix)}.weight'
+        try:
+            tensors[name] = _merged(tensors.get(name), pair, module, adapter, family)
+        except ValueError as error:
+            problems.append(str(error))
+    scored = any(map(_HEAD.fullmatch, whole))
+    if adapter.task == _TASK and not scored:
+        problems.append(f'missing {family.head}.weight: peft keeps the head of a {_TASK} model '
+                        'with its adapter')
+    if scored:
+        problems += [f'missing {name}: the base has none, and the adapter lacks the one that it '
+                     'was trained with; expected that module among modules_to_save in training'
+                     for name in family.tensors.get('pooler/dense/kernel', Tensor(())).names
+                     if name not in tensors]
+    if problems:
+        raise DataError(f'{adapter.folder}: does not fit its base {adapter.base}:\n  '
+                        + '\n  '.join(problems))
+
+
+def _merged(
+    kernel: Any, pair: Mapping[str, jax.Array], module: str, adapter: Adapter, family: Family
+) -> np.ndarray:
+    """A kernel of the base with its adapter, float32, in the layout of the base.
+
+    Args:
+      kernel: None if the base has none.
+      pair: 'A' and 'B'.
+      module: its name in transformers.
+      adapter, family: of the model.
+
+    Raises:
+      ValueError: they do not fit.
+    """
+    linear, place = _linear(family), _template(module.removeprefix(family.prefix))
+    if set(pair) != {'A', 'B'}:
+        raise ValueError(f'missing {module}.lora_{"B" if "A" in pair else "A"}.weight')
+    if place not in linear:
+        raise ValueError(f'an adapter of {module}, expected only those of linear maps of blocks '
+                         'and pooler')
+    if kernel is None:
+        raise ValueError(f'an adapter of {module}, which the base has not: it was random when the '
+                         'adapter was trained, and is in no file')
+    if not all(jnp.issubdtype(x.dtype, jnp.floating) for x in (kernel, *pair.values())):
+        raise ValueError(f'{module} has tensors of dtypes {kernel.dtype}, {pair["A"].dtype} and '
+                         f'{pair["B"].dtype}, expected floats')
+    rank, scale = adapter.scaling(module)
+    whole = kernel.shape if linear[place] else kernel.shape[::-1]
+    for key, shape in (('A', (rank, *whole[1:])), ('B', (*whole[:1], rank))):
+        if pair[key].shape != shape:
+            raise ValueError(f'misshapen {module}.lora_{key}.weight {pair[key].shape}, expected '
+                             f'{shape}')
+    a, b = (np.asarray(pair[key], np.float32) for key in 'AB')
+    product = np.float32(scale) * (b @ a)
+    return np.asarray(kernel, np.float32) + (product if linear[place] else product.T)
+
+
+def _linear(family: Family) -> dict[str, bool]:
+    """Linear maps of blocks and pooler, `{}` the number -> whether they are stored [F, D]."""
+    return {name.removesuffix('.weight'): row.linear for path, row in family.tensors.items()
+            if path.endswith('/kernel') for name in row.names}
+
+
+def _template(name: str) -> str:
+    """A name with `{}` for the number of its block, as in the table of a family."""
+    return re.sub(r'\.\d+\.', '.{}.', name, count=1)
+
+
+def _ends(adapted: list[str], linear: list[str], layers: int) -> list[str]:
+    """Shortest ends of names that are those of adapted modules only, as peft looks for them.
+
+    Args:
+      adapted: names of modules, `{}` the number.
+      linear: names of all linear maps.
+      layers: how many blocks.
+    """
+
+    def names(some: list[str]) -> set[str]:
+        return {name.format(i) for name in some for i in range(layers)}
+
+    others, found = names(linear) - names(adapted), set()
+    for name in names(adapted):
+        parts = name.split('.')
+        ends = ['.'.join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        found.add(next(end for end in ends
+                       if not any(f'.{other}'.endswith(f'.{end}') for other in others)))
+    return sorted(found)

@@ -1,0 +1,197 @@
+"""What the parameters of a run start from: a checkpoint or random numbers, trained and frozen.
+
+A run that trains only some parameters saves those, and a `Base` by which the others are found
+again.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from qrm.data.comparisons import DataError
+from qrm.models import adapters, sharding
+from qrm.models.architecture import leaf_dtype, tree
+from qrm.models.network import DTYPES, Params, RewardNetwork
+from qrm.models.weights import Pretrained
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """Where frozen parameters are to be found.
+
+    Attributes:
+      checkpoint: absolute path of a folder, or hub name; '': they are random.
+      seed: of random parameters.
+      dtype: of frozen tables and kernels, one of `DTYPES`.
+      digest: of the checkpoint's files, see `find`; '' if they are random.
+
+    Raises:
+      ValueError: an unknown dtype.
+    """
+
+    checkpoint: str
+    seed: int
+    dtype: str
+    digest: str = ''
+
+    def __post_init__(self):
+        if self.dtype not in DTYPES:
+            raise ValueError(f'dtype={self.dtype!r}, expected one of {DTYPES}')
+
+
+class Start(NamedTuple):
+    """Parameters before the first step, see `Tuning.split`.
+
+    Attributes:
+      trained: float32.
+      frozen: {} if all are trained.
+      anew: names of parts of the backbone that the checkpoint does not have.
+    """
+
+    trained: Params
+    frozen: Params
+    anew: list[str]
+
+
+def find(checkpoint: str, seed: int, dtype: str, *, frozen: bool) -> Base:
+    """The base of a run.
+
+    Args:
+      checkpoint: folder or hub name; '': random.
+      seed, dtype: as in `Base`.
+      frozen: whether parameters stay as they are, so that their digest is needed. It is one of
+        the files: settings and all tensors as they are stored.
+
+    Raises:
+      DataError: see `adapters.find`.
+    """
+    place = os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else checkpoint
+    known = frozen and checkpoint
+    return Base(place, seed, dtype, _digest(place) if known else '')
+
+
+def read(base: Base, *, whole: bool, output: bool) -> Pretrained:
+    """The base's checkpoint.
+
+    Args:
+      base: with a checkpoint.
+      whole: all of it is trained, so it is read in float32.
+      output: see `adapters.load_pretrained`.
+
+    Raises:
+      DataError: see `adapters.find` and `adapters.load_pretrained`.
+    """
+    return adapters.load_pretrained(adapters.find(base.checkpoint), output=output,
+                                    dtype='float32' if whole else base.dtype)
+
+
+def start(
+    network: RewardNetwork, base: Base, pretrained: Pretrained | None, mesh: Mesh | None = None
+) -> Start:
+    """Parameters of a network that starts from a base.
+
+    Args:
+      network: whose parameters.
+      base: the base.
+      pretrained: what `read` gave; None if it has no checkpoint.
+      mesh: over which they are split; None: they are not.
+
+    Raises:
+      DataError: a part of the backbone would start anew and not be trained.
+    """
+    key, tuning = jax.random.key(base.seed), network.tuning
+    shapes = jax.eval_shape(network.init, key)
+    places = None if mesh is None else _flat(sharding.shardings(shapes, mesh))
+    known = _flat({'backbone': pretrained.backbone}) if pretrained else {}
+    missing = [path for path in _flat(shapes) if path not in known]
+
+    def make(key: jax.Array) -> Params:
+        # The last blocks of 'last' are trained, so nothing is rounded before they are split off.
+        narrow = tuning.kind in ('lora', 'head')
+        flat = _flat(network.init(key, base.dtype if narrow else 'float32'))
+        return {path: flat[path] for path in missing}
+
+    made = jax.jit(make, out_shardings=places and {path: places[path] for path in missing})(key)
+    if places:
+        known = sharding.split(known, {path: places[path] for path in known})
+    # In the order of `init`, whatever is known.
+    params = tree({path: (known | made)[path] for path in _flat(shapes)})
+    trained, frozen = params, {}
+    if tuning.kind != 'all':
+        narrow = functools.partial(_narrow, dtype=base.dtype)
+
+        def split(params: Params) -> tuple[Params, Params]:
+            trained, frozen = tuning.split(params)
+            return trained, jax.tree_util.tree_map_with_path(narrow, frozen)
+
+        if mesh is None:
+            trained, frozen = split(params)
+        else:
+            parts = jax.eval_shape(split, params)
+            trained, frozen = jax.jit(split, out_shardings=sharding.shardings(parts, mesh))(params)
+    anew = sorted({path.split('/')[1] for path in missing
+                   if pretrained and path.startswith('backbone/') and '/lora/' not in path})
+    if lost := [name for name in anew if name in frozen.get('backbone', {})]:
+        raise DataError(f'{base.checkpoint} has no {", ".join(lost)}, which would stay random: '
+                        "expected config.train.tune='all', 'lora' or 'last:N'")
+    return Start(trained, frozen, anew)
+
+
+def start_head(network: RewardNetwork, base: Base) -> Params:
+    """What `start` gives as trained parameters where only the head is; no checkpoint is read."""
+    return {'head': jax.jit(network.init_head)(jax.random.key(base.seed))}
+
+
+def restore_frozen(network: RewardNetwork, base: Base) -> Params:
+    """The frozen parameters of a run, found again, as `start` gave them.
+
+    Raises:
+      DataError: the base is not there, or is another one than that the run was trained on.
+    """
+    pretrained = None
+    if base.checkpoint:
+        # As when the run was started, also as to what 'last' rounds.
+        if _digest(base.checkpoint) != base.digest:
+            raise DataError(f'{base.checkpoint}: other weights than those the run was trained on')
+        pretrained = read(base, whole=network.tuning.kind == 'last', output=network.language_model)
+    return start(network, base, pretrained).frozen
+
+
+def _digest(checkpoint: str) -> str:
+    """Hexadecimal digest of the files that a checkpoint, and the base of an adapter, consist of."""
+    source = adapters.find(checkpoint)
+    paths = [os.path.join(folder, name)
+             for folder in (source.model, *([source.adapter.folder] if source.adapter else []))
+             for name in sorted(os.listdir(folder))
+             if name in ('config.json', adapters.CONFIG) or name.endswith('.safetensors')]
+    stats = map(os.stat, paths)
+    return _digest_of(tuple((path, stat.st_size, stat.st_mtime_ns)
+                            for path, stat in zip(paths, stats, strict=True)))
+
+
+@functools.lru_cache(maxsize=1)
+def _digest_of(files: tuple[tuple[str, int, int], ...]) -> str:
+    """Of files of these paths, sizes and times; they are read again if one of these changes."""
+    found = hashlib.sha256()
+    for path, size, _ in files:
+        found.update(f'{os.path.basename(path)} {size}\n'.encode())
+        with open(path, 'rb') as file:
+            found.update(hashlib.file_digest(file, 'sha256').digest())
+    return found.hexdigest()
+
+
+def _narrow(path: Any, leaf: jax.Array, dtype: str) -> jax.Array:
+    """A frozen leaf in the dtype that it is kept in."""
+    name = jax.tree_util.keystr(path, simple=True, separator='/').removeprefix('backbone/')
+    return leaf.astype(leaf_dtype(name, dtype))
+
+
+def _flat(params: Any) -> dict[str, Any]:
+    """Leaves by path."""
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

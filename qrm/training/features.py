@@ -1,0 +1,389 @@
+"""Hidden states that are computed once: the files that keep them, and training heads on them.
+
+Where only the head is trained, it reads the same of the backbone in every step. That is computed
+once for each comparison and kept in a folder that runs may share, whatever their heads and losses:
+
+    <key>/about.json     backbone, what is read of it, dtype: what the key is a digest of
+    <key>/features.f32   [responses, W] float32, one comparison after the other
+    <key>/index          a line for each comparison: digest of its tokens, number of responses
+
+These grow at their ends, features first. What the index names is whole, and an extraction that was
+killed goes on where it stopped.
+
+Axes: M micro-batches, C comparisons, K responses, A attributes; W features that the head reads.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from qrm.data.packing import Batch, Stack
+from qrm.data.tokens import Encoded
+from qrm.models.network import Hidden, Params, RewardNetwork
+from qrm.training import inference, workdir
+from qrm.training.base import Base, restore_frozen
+from qrm.training.interruptions import NonFiniteLoss
+from qrm.training.workdir import WorkdirError
+
+_SLOTS = 64  # comparisons of a micro-batch, which bounds what a head with many outputs takes
+_ROWS = 256  # responses that a head is applied to at once
+_SECONDS = 30  # between lines that say how far an extraction is
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Featured(Encoded):
+    """A comparison with what the head reads of it.
+
+    Attributes:
+      features: [K, W] float32, see `RewardNetwork.features`; may be read from a file when used.
+    """
+
+    features: np.ndarray
+
+
+class FeatureBatch(NamedTuple):
+    """Comparisons with features in place of tokens; the rest as in `packing.MicroBatch`.
+
+    Attributes:
+      features: [C, K, W] float32.
+    """
+
+    features: np.ndarray
+    present: np.ndarray
+    preference: np.ndarray
+    ratings: np.ndarray
+    margin: np.ndarray
+    annotator: np.ndarray
+    weight: np.ndarray
+
+
+class Layout(NamedTuple):
+    """Shape of the micro-batches of a step of one device.
+
+    Attributes:
+      micro_batches: at most (M).
+      slots: comparisons at most (C).
+      responses: of a comparison at most (K).
+      attributes: ratings of a response (A).
+      width: features of a response (W).
+    """
+
+    micro_batches: int
+    slots: int
+    responses: int
+    attributes: int
+    width: int
+
+
+class FeatureNetwork(RewardNetwork):
+    """A network whose head alone is trained, on `FeatureBatch`; parameters are `{'head': ...}`."""
+
+    def embed(self, params: Params, batch: FeatureBatch) -> None:
+        """Nothing: what comes before the head is computed."""
+
+    def hidden(
+        self,
+        params: Params,
+        batch: FeatureBatch,
+        embedded: None = None,
+        dropout_key: None = None,
+        *,
+        everywhere: bool = False,
+    ) -> Hidden:
+        """Hidden states of a micro-batch, at the places that the head reads."""
+        responses = self.architecture.hidden_size * len(self.head.reads)
+        prompts = batch.features[..., responses:] if self.head.gated else None
+        return Hidden(batch.features[..., :responses], prompts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Features:
+    """What a network with a frozen backbone reads of comparisons, kept in a folder.
+
+    Attributes:
+      network: the network.
+      base: where its backbone is to be found; it is read if there is something to compute.
+      folder: where features are kept; None: nowhere.
+      row_length, rows: shape of a micro-batch of tokens, see `packing.plan_layouts`.
+    """
+
+    network: RewardNetwork
+    base: Base
+    folder: str | None
+    row_length: int
+    rows: int
+
+    def of(self, encoded: Sequence[Encoded]) -> list[Featured]:
+        """The comparisons with their features; those that are not kept are computed.
+
+        With several processes all of them call it, with the same comparisons.
+
+        Raises:
+          DataError: the backbone is not there, is another one, or would stay random in parts.
+          WorkdirError: the folder cannot be written into, or a file in it is damaged.
+          NonFiniteLoss: the backbone gives numbers that are not finite.
+        """
+        if self.folder is None:
+            found = [one for chunk in self._compute(encoded) for one in chunk]
+        elif encoded:
+            found = self._kept(encoded)
+        else:
+            found = []
+        return [Featured(**vars(item), features=features)
+                for item, features in zip(encoded, found, strict=True)]
+
+    def _compute(self, encoded: Sequence[Encoded]) -> Iterator[list[np.ndarray]]:
+        return inference.features(self.network, restore_frozen(self.network, self.base), encoded,
+                                  row_length=self.row_length, rows=self.rows)
+
+    def _kept(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+        """Features [K, W] of each comparison, from files that are added to before."""
+        about = self._about()
+        files = _Files(os.path.join(self.folder, _key(about)), about, self.network.width)
+        digests = [_digest(item) for item in encoded]
+        if _missing(files, digests):
+            with workdir.lock(files.folder, wait=True):
+                # Without what another run has added meanwhile.
+                if missing := _missing(files, digests):
+                    self._add(files, [encoded[i] for i in missing], [digests[i] for i in missing])
+            multihost_utils.sync_global_devices('features')  # all of it can be read now
+        print(f'hidden states of {len(encoded)} comparisons are in {files.folder}', flush=True)
+        return files.read(digests)
+
+    def _add(self, files: '_Files', encoded: Sequence[Encoded], digests: Sequence[str]) -> None:
+        count, done = len(encoded), 0
+        print(f'computing hidden states of {count} comparisons', flush=True)
+        start = told = time.monotonic()
+        with files.append() as append:
+            for chunk in self._compute(encoded):
+                for item, features in zip(encoded[done:], chunk, strict=False):
+                    if not np.isfinite(features).all():
+                        raise NonFiniteLoss(f'{item.id}: hidden states that are not finite')
+                append(digests[done:done + len(chunk)], chunk)
+                done, now = done + len(chunk), time.monotonic()
+                if now - told > _SECONDS or done == count:
+                    told, left = now, (now - start) * (count / done - 1)
+                    print(f'{done} of {count} comparisons in {now - start:.0f} s'
+                          f'{f", {left:.0f} s left" if done < count else ""}', flush=True)
+
+    def _about(self) -> dict[str, Any]:
+        """Everything that features depend on, beside tokens; ready for JSON."""
+        a, base = self.network.architecture, self.base
+        return {
+            'qrm': workdir.versions()['packages'].get('qrm-jax'),
+            'backbone': base.digest or f'random, seed {base.seed}',
+            'architecture': hashlib.sha256(repr(a).encode()).hexdigest()[:16],
+            'frozen_dtype': base.dtype, 'dtype': self.network.dtype,
+            'reads': list(self.network.head.reads), 'prompts': self.network.head.gated,
+            'width': self.network.width,
+        }
+
+
+def place(config: Any, folder: str | None) -> str | None:
+    """Where a run in this folder keeps features; None: nowhere, as it has no folder."""
+    return config.train.features or (folder and os.path.join(folder, 'features'))
+
+
+def share(config: Any, folder: str) -> None:
+    """Lets a run keep features where others of a study in this folder do, if it keeps any."""
+    if config.train.tune == 'head':
+        config.train.features = place(config, folder)
+
+
+def plan_layout(items: Sequence[Featured], batch_size: int) -> Layout:
+    """The shape that holds any `batch_size` of these comparisons.
+
+    Args:
+      items: all comparisons that will ever be put into it, at least one.
+      batch_size: the most comparisons of a step of one device.
+    """
+    slots = min(batch_size, _SLOTS)
+    return Layout(-(-batch_size // slots), slots, max(len(item.features) for item in items),
+                  items[0].ratings.shape[1], items[0].features.shape[1])
+
+
+def make_batch(items: Sequence[Featured], layout: Layout) -> Batch:
+    """The comparisons of one step of one device, as `packing.make_batch` gives them in tokens."""
+    m, c, k, a, w = layout
+    batch = FeatureBatch(
+        features=np.zeros((m, c, k, w), np.float32),
+        present=np.zeros((m, c, k), bool),
+        preference=np.zeros((m, c, k, k), np.float32),
+        ratings=np.full((m, c, k, a), np.nan, np.float32),
+        margin=np.zeros((m, c), np.float32),
+        annotator=np.full((m, c), -1, np.int32),
+        weight=np.zeros((m, c), np.float32),
+    )
+    for number, item in enumerate(items):
+        at, n = divmod(number, c), len(item.features)
+        batch.features[at][:n] = item.features
+        batch.present[at][:n] = True
+        batch.preference[at][:n, :n] = item.preference
+        batch.ratings[at][:n] = item.ratings
+        batch.margin[at], batch.annotator[at] = item.margin, item.annotator
+        batch.weight[at] = item.weight
+    return (Stack(np.asarray(-(-len(items) // c), np.int32), batch),)
+
+
+def predict(
+    network: RewardNetwork, params: Params, items: Sequence[Featured]
+) -> list[np.ndarray]:
+    """What the head gives for every response, as `inference.predict`.
+
+    Args:
+      network: the reward model.
+      params: its parameters, of which the head's are used.
+      items: the comparisons.
+
+    Returns:
+      One [K, outputs] float32 array for each, in order.
+    """
+    responses = [row for item in items for row in item.features]
+    outputs = [np.empty((0, network.head.outputs), np.float32)]
+    for start in range(0, len(responses), _ROWS):
+        some = responses[start:start + _ROWS]
+        batch = np.zeros((_ROWS, network.width), np.float32)  # one shape to compile
+        batch[:len(some)] = some
+        outputs.append(np.asarray(_outputs(network, params['head'], batch))[:len(some)])
+    stops = np.cumsum([len(item.features) for item in items])[:-1]
+    return np.split(np.concatenate(outputs), stops) if items else []
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _outputs(network: RewardNetwork, head: Params, features: jax.Array) -> jax.Array:
+    batch = FeatureBatch(features, *[None] * (len(FeatureBatch._fields) - 1))
+    return FeatureNetwork(**vars(network))({'head': head}, batch)
+
+
+class _Files:
+    """The files of one key.
+
+    Args:
+      folder: where they are, or will be.
+      about: what its name is the key of.
+      width: W.
+    """
+
+    def __init__(self, folder: str, about: dict[str, Any], width: int):
+        self.folder = folder
+        self._about, self._width = about, width
+        self._features, self._index = (
+            os.path.join(folder, name) for name in ('features.f32', 'index'))
+
+    def places(self) -> dict[str, tuple[int, int]]:
+        """Digest -> first row and number of responses of each comparison that is kept.
+
+        Raises:
+          WorkdirError: a file is missing, damaged or of something else.
+        """
+        if not os.path.exists(self._index):
+            return {}
+        about = os.path.join(self.folder, 'about.json')
+        if not os.path.exists(about) or workdir.read_json(about) != self._about:
+            raise self._damaged(about, 'does not say what the folder is named after')
+        places, rows = {}, 0
+        with open(self._index, encoding='utf-8', errors='replace') as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith('\n'):  # cut by a kill
+                    break
+                digest, _, count = line[:-1].partition(' ')
+                if (len(digest) != 2 * _DIGEST_BYTES or not count.isdecimal()
+                        or digest in places):
+                    raise self._damaged(self._index, f'line {number} is no digest with a number')
+                places[digest] = rows, int(count)
+                rows += int(count)
+        size = os.path.getsize(self._features) if os.path.exists(self._features) else 0
+        if size < self._bytes(rows):
+            raise self._damaged(self._features, f'{size} bytes, expected {self._bytes(rows)} for '
+                                f'{rows} responses of {self._width} features')
+        return places
+
+    def read(self, digests: Sequence[str]) -> list[np.ndarray]:
+        """Features [K, W] of comparisons that are kept, read from the file when they are used."""
+        places = self.places()
+        rows = sum(count for _, count in places.values())
+        whole = np.asarray(np.memmap(self._features, np.float32, 'r', shape=(rows, self._width)))
+        return [whole[first:first + count] for first, count in map(places.__getitem__, digests)]
+
+    @contextlib.contextmanager
+    def append(self) -> Iterator[Callable[[Sequence[str], Sequence[np.ndarray]], None]]:
+        """A function that adds features to those that are kept; of the first process only.
+
+        Yields:
+          `append(digests, arrays)`, for comparisons that are not kept yet.
+
+        Raises:
+          WorkdirError: the disk is full, or does not take them otherwise.
+        """
+        if jax.process_index():
+            yield lambda digests, arrays: None
+            return
+        places = self.places()
+        try:
+            workdir.write_json(os.path.join(self.folder, 'about.json'), self._about)
+            with open(self._features, 'ab') as features, open(self._index, 'ab') as index:
+                # What a kill left behind the last whole line.
+                features.truncate(self._bytes(sum(count for _, count in places.values())))
+                index.truncate(sum(len(_line(digest, count))
+                                   for digest, (_, count) in places.items()))
+
+                def append(digests: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
+                    lines = map(_line, digests, map(len, arrays))
+                    for file, content in ((features, np.concatenate(arrays).tobytes()),
+                                          (index, b''.join(lines))):
+                        file.write(content)
+                        file.flush()
+                        os.fsync(file.fileno())
+
+                yield append
+        except OSError as error:
+            raise WorkdirError(f'{self.folder}: cannot be written into ({error.strerror})'
+                               ) from error
+
+    def _bytes(self, rows: int) -> int:
+        return rows * self._width * np.dtype(np.float32).itemsize
+
+    def _damaged(self, path: str, what: str) -> WorkdirError:
+        return WorkdirError(f'{path}: {what}; delete the folder {self.folder}, and what it keeps '
+                            'is computed again')
+
+
+_DIGEST_BYTES = 16
+
+
+def _digest(item: Encoded) -> str:
+    """Of all that features depend on, in hexadecimal."""
+    digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    for part in (item.prompt, *item.responses, np.asarray(item.prompt_sizes)):
+        digest.update(len(part).to_bytes(4, 'little'))
+        digest.update(np.asarray(part, '<i4').tobytes())
+    return digest.hexdigest()
+
+
+def _line(digest: str, count: int) -> bytes:
+    """Of the index."""
+    return f'{digest} {count}\n'.encode()
+
+
+def _key(about: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _missing(files: _Files, digests: Sequence[str]) -> list[int]:
+    """Which comparisons are not kept, each once; what the first process finds, in all of them."""
+    known = set() if jax.process_index() else set(files.places())
+    found = np.zeros(len(digests), bool)
+    for i, digest in enumerate(digests):
+        found[i] = digest not in known
+        known.add(digest)
+    return np.flatnonzero(multihost_utils.broadcast_one_to_all(found)).tolist()

@@ -381,18 +381,24 @@ def _remembered(
 
     Those of the last few texts are remembered, by everything that they depend on.
     """
-    digest = hashlib.sha256(repr((
-        reading, tokenizer.backend_tokenizer.to_str(), tokenizer.chat_template,
-        tokenizer.special_tokens_map)).encode())
-    for comparison in comparisons:
-        digest.update(repr((comparison.prompt, comparison.responses)).encode())
-    key = digest.hexdigest()
-    if key not in _memory:
-        _memory[key] = [
+
+    def make() -> list[tuple[list[Ids], tuple[int, ...]]]:
+        return [
             (dialogues, prompt_sizes(comparison, dialogues, tokenizer)
              if reading.size_prompt else ())
             for comparison, dialogues
             in zip(comparisons, tokenize(comparisons, tokenizer, reading), strict=True)]
+
+    backend = getattr(tokenizer, 'backend_tokenizer', None)
+    if backend is None:  # what one in Python does depends on its code
+        return make()
+    digest = hashlib.sha256(repr((
+        reading, backend.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map)).encode())
+    for comparison in comparisons:
+        digest.update(repr((comparison.prompt, comparison.responses)).encode())
+    key = digest.hexdigest()
+    if key not in _memory:
+        _memory[key] = make()
         while len(_memory) > _REMEMBERED:
             _memory.popitem(last=False)
     _memory.move_to_end(key)

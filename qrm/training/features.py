@@ -30,7 +30,7 @@ from jax.experimental import multihost_utils
 from qrm.data.packing import Batch, Stack
 from qrm.data.tokens import Encoded
 from qrm.models.network import Hidden, Params, RewardNetwork
-from qrm.training import inference, workdir
+from qrm.training import inference, step, workdir
 from qrm.training.base import Base, restore_frozen
 from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.workdir import WorkdirError
@@ -143,8 +143,9 @@ class Features:
                 for item, features in zip(encoded, found, strict=True)]
 
     def _compute(self, encoded: Sequence[Encoded]) -> Iterator[list[np.ndarray]]:
-        return inference.features(self.network, restore_frozen(self.network, self.base), encoded,
-                                  row_length=self.row_length, rows=self.rows)
+        frozen = step.place_frozen(self.network, restore_frozen(self.network, self.base))
+        return inference.features(self.network, frozen, encoded, row_length=self.row_length,
+                                  rows=self.rows)
 
     def _kept(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
         """Features [K, W] of each comparison, from files that are added to before."""

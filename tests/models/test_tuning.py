@@ -9,7 +9,7 @@ import pytest
 from qrm.data import packing
 from qrm.models import tuning
 from qrm.models.tuning import Tuning
-from qrm.training import step
+from qrm.training import inference, step
 from tests.helpers import TUNINGS, init, loss_config, network, optimizer_config, random_comparisons
 
 
@@ -87,7 +87,7 @@ def test_a_step_moves_what_is_trained_as_if_all_were(kind, remat):
     params = init(part)
     trained, frozen = part.tuning.split(params)
     taken, metrics = jax.jit(step.make_train_step(part, loss_config(), optimizer))(
-        step.init_state(trained, optimizer, 0), batch, frozen)
+        step.init_state(trained, optimizer, 0), batch, step.place_frozen(part, frozen))
     whole = jax.jit(step.make_train_step(
         _AllOf(part), loss_config(), optimizer))(step.init_state(params, optimizer, 0), batch)
     expected, _ = part.tuning.split(whole[0].params)
@@ -112,18 +112,42 @@ class _AllOf:
         return self._net(*args)
 
 
+@pytest.mark.parametrize('remat', [False, True])
 @pytest.mark.parametrize('kind', ['lora', 'last', 'head'])
-def test_what_is_frozen_may_be_narrower(kind):
-    """Kernels of bfloat16 give what their values give in float32."""
+def test_what_is_frozen_may_be_narrower(kind, remat):
+    """Kernels of bfloat16, as they are or as bits, give what their values give in float32."""
     items = random_comparisons(5, seed=4, responses=(2, 4))
     batch = packing.make_batch(items, packing.plan_layouts(items, row_length=24, rows=2), 5)
-    net, optimizer = network(tuning=TUNINGS[kind]), step.make_optimizer(optimizer_config(), 1)
+    net, optimizer = (network(layers=3, remat=remat, tuning=TUNINGS[kind]),
+                      step.make_optimizer(optimizer_config(), 1))
     trained, frozen = net.tuning.split(init(net))
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), frozen)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
     train_step = jax.jit(step.make_train_step(net, loss_config(), optimizer))
     ends = [train_step(step.init_state(trained, optimizer, 0), batch, part)
-            for part in (narrow, rounded, frozen)]
-    found, expected, others = (end[0].params for end in ends)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), found, expected)
-    assert optax.tree.norm(jax.tree.map(jnp.subtract, found, others)) > 1e-5
+            for part in (rounded, narrow, step.place_frozen(net, narrow), frozen)]
+    expected, *found, others = (end[0].params for end in ends)
+    for one in found:
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
+                     one, expected)
+    assert optax.tree.norm(jax.tree.map(jnp.subtract, expected, others)) > 1e-5
+
+
+@pytest.mark.parametrize(('kind', 'remat', 'runs'), [
+    ('lora', False, [1, 1, 1]), ('lora', True, [2, 1]), ('head', False, [2, 1]),
+    ('last', False, [1, 1]), ('last', True, [2])])
+def test_frozen_blocks_are_cut_where_a_step_would_cut_them(kind, remat, runs):
+    net = network(layers=3, remat=remat, tuning=TUNINGS[kind])
+    _, frozen = net.tuning.split(init(net))
+    narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), frozen)
+    placed = step.place_frozen(net, narrow)
+    blocks = placed['backbone']['blocks']
+    assert [len(run['mlp']['up']['kernel']) for run in blocks] == runs
+    assert all(leaf.dtype == jnp.uint16 for leaf in jax.tree.leaves(placed))
+    items = random_comparisons(5, seed=4, responses=(2, 4))
+    trained, _ = net.tuning.split(init(net))
+    found, expected = (
+        inference.predict(net, net.tuning.join(trained, part), items, row_length=24, rows=2)
+        for part in (placed, narrow))
+    for a, b in zip(found, expected, strict=True):
+        np.testing.assert_allclose(a, b, rtol=0, atol=1e-6)

@@ -213,8 +213,8 @@ def test_real_text_and_checkpoint(words):
     assert workload.source.startswith(words['data.path'])
     synthetic = benchmark.prepare(load_config('benchmark', **WORDS | words | {'data.path': ''}))
     assert synthetic.network.architecture == workload.network.architecture
-    np.testing.assert_array_equal(synthetic.frozen['backbone']['tokens'],
-                                  workload.frozen['backbone']['tokens'])
+    np.testing.assert_array_equal(synthetic.trained['backbone']['tokens'],
+                                  workload.trained['backbone']['tokens'])
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

@@ -1,0 +1,100 @@
+"""Runs that train a part: what is frozen is found again, and is what it was."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from qrm.models import weights
+from qrm.models.network import RewardNetwork
+from qrm.rewards.heads import HeadConfig
+from qrm.training import base, reward_model, train, workdir
+from qrm.training.base import Base
+from qrm.training.checkpoints import Checkpoints
+from qrm.training.workdir import WorkdirError
+from tests import on_devices
+from tests.helpers import TUNINGS, reference_checkpoint
+
+KINDS = {'lora': {'train.tune': 'lora', 'train.frozen_dtype': 'bfloat16'},
+         'last': {'train.tune': 'last:1', 'train.frozen_dtype': 'bfloat16'}}
+PROMPTS, RESPONSES = ['a b', 'c'], [['d', 'e f'], ['g']]
+
+
+@pytest.fixture(scope='module', params=KINDS)
+def runs(request, tmp_path_factory):
+    """Folders of a run that went through, and of one that was stopped after three steps."""
+    whole, stopped = (str(tmp_path_factory.mktemp(name)) for name in ('whole', 'stopped'))
+    changes = KINDS[request.param]
+    on_devices.train_until(whole, 0, changes)
+    on_devices.train_until(stopped, 3, changes)
+    on_devices.train_until(stopped, 0, changes)
+    return request.param, whole, stopped
+
+
+def test_a_run_that_was_stopped_ends_as_one_that_was_not(runs):
+    _, whole, stopped = runs
+    rows = [workdir.read_metrics(folder) for folder in (whole, stopped)]
+    assert rows[0] == rows[1]
+    assert np.ptp([row['loss'] for row in rows[0] if row['split'] == 'train']) > 0
+
+
+def test_checkpoints_hold_what_is_trained(runs):
+    kind, whole, _ = runs
+    initial = train.initial_network(on_devices.tiny_config(**KINDS[kind]))
+    with Checkpoints(whole, read_only=True) as checkpoints:
+        params = checkpoints.restore_params(8, jax.eval_shape(lambda: initial.trained))
+    assert 'tokens' not in params['backbone']
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, initial.trained)
+    assert max(jax.tree.leaves(moved)) > 1e-3
+
+
+def test_a_loaded_model_is_the_base_with_what_was_trained(runs):
+    kind, whole, _ = runs
+    merged = reward_model.load(whole, step='last')
+    apart = reward_model.load(whole, step='last', merge=False)
+    assert apart.network.tuning.kind == kind
+    assert merged.network.tuning.kind == 'all'
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(merged.params))
+    a, b = (model.score(PROMPTS, RESPONSES) for model in (merged, apart))
+    for one, other in zip(a.rewards, b.rewards, strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    # What is frozen is the initial model, rounded; its table stands there as it was.
+    initial = train.initial_network(on_devices.tiny_config()).params['backbone']['tokens']
+    np.testing.assert_array_equal(merged.params['backbone']['tokens'],
+                                  initial.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+@pytest.mark.parametrize('kind', ['last', 'head'])
+def test_frozen_parameters_are_those_of_the_checkpoint(kind, tmp_path):
+    folder = reference_checkpoint(tmp_path)
+    pretrained = weights.load_pretrained(str(folder))
+    net = RewardNetwork(pretrained.architecture, HeadConfig('scalar'), tuning=TUNINGS[kind])
+    found = base.restore_frozen(net, base.find(str(folder), 0, 'float32', frozen=True))
+    whole = {'backbone': pretrained.backbone, 'head': {}}
+    _, expected = net.tuning.split(whole)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_another_base_is_refused(runs, tmp_path):
+    _, whole, _ = runs
+    path = f'{whole}/model.json'
+    with open(path, encoding='utf-8') as file:
+        text = file.read()
+    values = json.loads(text)
+    folder = str(reference_checkpoint(tmp_path))
+    try:
+        for there, message in ((folder, 'other weights than those the run was trained on'),
+                               (f'{folder}/none', 'no such folder')):
+            values['base'] |= {'checkpoint': there, 'digest': 'x'}
+            workdir.write_json(path, values)
+            with pytest.raises(WorkdirError, match=f'"base": .*{message}.*say there where it is'):
+                reward_model.load(whole)
+    finally:
+        workdir.write_text(path, text)
+
+
+def test_an_unknown_dtype_is_refused():
+    with pytest.raises(ValueError, match="dtype='float16', expected one of"):
+        Base('', 0, 'float16')

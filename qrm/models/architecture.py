@@ -306,3 +306,9 @@ def tree(flat: Mapping[str, Any]) -> dict[str, Any]:
             node = node.setdefault(parent, {})
         node[name] = leaf
     return result
+
+
+def flat(params: Any) -> dict[str, Any]:
+    """Leaves of nested dicts by path, the inverse of `tree`."""
+    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
+            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -20,7 +20,7 @@ from safetensors import numpy as safetensors_numpy
 
 from qrm.data.comparisons import DataError
 from qrm.models import checkpoint_heads, families
-from qrm.models.architecture import Architecture, leaf_dtype, leaves, tree
+from qrm.models.architecture import Architecture, flat, leaf_dtype, leaves, tree
 from qrm.models.families import Tensor
 from qrm.rewards.heads import HeadConfig
 
@@ -199,7 +199,7 @@ def map_tensors(
     Returns:
       The parameters; without those of which a tensor is missing or misshapen.
     """
-    flat, wanted = {}, leaves(a, output='output' in table)
+    params, wanted = {}, leaves(a, output='output' in table)
     for path, row in table.items():
         layered = path.startswith('blocks/')
         shape = wanted[path].shape[1:] if layered else wanted[path].shape
@@ -225,9 +225,9 @@ def map_tensors(
                     whole[..., start:start + size] = part.T if row.linear else part
                 start += size
         if len(problems) == before:
-            flat[path] = jnp.asarray(found if layered else found[0])
+            params[path] = jnp.asarray(found if layered else found[0])
     problems += [f'unexpected {name} {tensors[name].shape}' for name in sorted(tensors)]
-    return tree(flat)
+    return tree(params)
 
 
 def backbone_tensors(
@@ -244,10 +244,8 @@ def backbone_tensors(
     """
     a = families.architecture(settings)
     family = families.FAMILIES[settings['model_type']]
-    flat = {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(backbone)}
     tensors = {}
-    for path, leaf in flat.items():
+    for path, leaf in flat(backbone).items():
         if path == 'output':
             tensors[family.output] = np.array(leaf, np.float32)
             continue

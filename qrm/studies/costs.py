@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from qrm.data.packing import Layout
 from qrm.data.tokens import Encoded
 from qrm.models import sharding
-from qrm.models.architecture import Architecture, leaves
+from qrm.models.architecture import Architecture, flat, leaves
 from qrm.models.lora import adapter_leaves
 from qrm.models.network import RewardNetwork
 from qrm.models.tuning import Tuning
@@ -517,9 +517,7 @@ def _leaves(network: RewardNetwork) -> Mapping[str, jax.ShapeDtypeStruct]:
 @functools.cache
 def _head(head: HeadConfig, width: int) -> Mapping[str, jax.ShapeDtypeStruct]:
     """The arrays of a head by path."""
-    tree = jax.eval_shape(lambda key: heads.init(head, key, width), jax.random.key(0))
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    return flat(jax.eval_shape(lambda key: heads.init(head, key, width), jax.random.key(0)))
 
 
 def _by_kind(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> Parameters:

@@ -8,14 +8,14 @@ import dataclasses
 import functools
 import hashlib
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 
 from qrm.data.comparisons import DataError
 from qrm.models import adapters, sharding
-from qrm.models.architecture import leaf_dtype, tree
+from qrm.models.architecture import flat, leaf_dtype, tree
 from qrm.models.network import DTYPES, Params, RewardNetwork
 from qrm.models.weights import Pretrained
 
@@ -106,28 +106,29 @@ def start(
     """
     key, tuning = jax.random.key(base.seed), network.tuning
     shapes = jax.eval_shape(network.init, key)
-    places = None if mesh is None else _flat(sharding.shardings(shapes, mesh))
-    known = _flat({'backbone': pretrained.backbone}) if pretrained else {}
-    missing = [path for path in _flat(shapes) if path not in known]
+    places = None if mesh is None else flat(sharding.shardings(shapes, mesh))
+    known = flat({'backbone': pretrained.backbone}) if pretrained else {}
+    missing = [path for path in flat(shapes) if path not in known]
 
     def make(key: jax.Array) -> Params:
         # The last blocks of 'last' are trained, so nothing is rounded before they are split off.
         narrow = tuning.kind in ('lora', 'head')
-        flat = _flat(network.init(key, base.dtype if narrow else 'float32'))
-        return {path: flat[path] for path in missing}
+        made = flat(network.init(key, base.dtype if narrow else 'float32'))
+        return {path: made[path] for path in missing}
 
     made = jax.jit(make, out_shardings=places and {path: places[path] for path in missing})(key)
     if places:
         known = sharding.split(known, {path: places[path] for path in known})
     # In the order of `init`, whatever is known.
-    params = tree({path: (known | made)[path] for path in _flat(shapes)})
+    params = tree({path: (known | made)[path] for path in flat(shapes)})
     trained, frozen = params, {}
     if tuning.kind != 'all':
-        narrow = functools.partial(_narrow, dtype=base.dtype)
 
         def split(params: Params) -> tuple[Params, Params]:
             trained, frozen = tuning.split(params)
-            return trained, jax.tree_util.tree_map_with_path(narrow, frozen)
+            return trained, {'backbone': tree({
+                path: leaf.astype(leaf_dtype(path, base.dtype))
+                for path, leaf in flat(frozen['backbone']).items()})}
 
         if mesh is None:
             trained, frozen = split(params)
@@ -183,15 +184,3 @@ def _digest_of(files: tuple[tuple[str, int, int], ...]) -> str:
         with open(path, 'rb') as file:
             found.update(hashlib.file_digest(file, 'sha256').digest())
     return found.hexdigest()
-
-
-def _narrow(path: Any, leaf: jax.Array, dtype: str) -> jax.Array:
-    """A frozen leaf in the dtype that it is kept in."""
-    name = jax.tree_util.keystr(path, simple=True, separator='/').removeprefix('backbone/')
-    return leaf.astype(leaf_dtype(name, dtype))
-
-
-def _flat(params: Any) -> dict[str, Any]:
-    """Leaves by path."""
-    return {jax.tree_util.keystr(path, simple=True, separator='/'): leaf
-            for path, leaf in jax.tree_util.tree_leaves_with_path(params)}

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from qrm.data.comparisons import DataError
 from qrm.models import weights
 from qrm.models.network import RewardNetwork
 from qrm.rewards.heads import HeadConfig
@@ -15,7 +16,7 @@ from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.workdir import WorkdirError
 from tests import on_devices
-from tests.helpers import TUNINGS, reference_checkpoint
+from tests.helpers import REFERENCE, TUNINGS, reference_checkpoint
 
 KINDS = {'lora': {'train.tune': 'lora', 'train.frozen_dtype': 'bfloat16'},
          'last': {'train.tune': 'last:1', 'train.frozen_dtype': 'bfloat16'}}
@@ -75,6 +76,23 @@ def test_frozen_parameters_are_those_of_the_checkpoint(kind, tmp_path):
     whole = {'backbone': pretrained.backbone, 'head': {}}
     _, expected = net.tuning.split(whole)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+@pytest.mark.parametrize('kind', ['all', 'last', 'head'])
+def test_a_pooler_that_the_checkpoint_lacks_is_trained_or_refused(kind):
+    pretrained = weights.load_pretrained(str(REFERENCE / 'bert'))
+    backbone = {name: part for name, part in pretrained.backbone.items() if name != 'pooler'}
+    net = RewardNetwork(pretrained.architecture, HeadConfig('scalar', reads=('first',)),
+                        tuning=TUNINGS[kind])
+    given = net, Base('bert', 0, 'float32'), pretrained._replace(backbone=backbone)
+    if kind == 'head':
+        with pytest.raises(DataError, match='bert has no pooler, which would stay random'):
+            base.start(*given)
+        return
+    start = base.start(*given)
+    assert start.anew == ['pooler']
+    assert start.trained['backbone']['pooler']['dense']['kernel'].any()
+    assert 'pooler' not in start.frozen.get('backbone', {})
 
 
 def test_another_base_is_refused(runs, tmp_path):

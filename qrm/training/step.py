@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from qrm.data.packing import Batch, MicroBatch
 from qrm.models import sharding
+from qrm.models.architecture import flat, leaf_dtype, tree
 from qrm.models.network import Params, RewardNetwork
 from qrm.models.transformer import to_bits
 from qrm.models.tuning import cut_blocks, stack_blocks, unstack_blocks
@@ -147,10 +148,15 @@ def place_frozen(network: RewardNetwork, frozen: Params) -> Params:
     """Frozen parameters, not over a mesh, as a step and `inference` take them fastest.
 
     Their blocks are taken apart once, not in every step: into runs that need not be cut, see
-    `Transformer`. What is bfloat16 becomes bits, see `to_bits`.
+    `Transformer`. Tables and kernels of bfloat16 become bits, see `to_bits`.
     """
-    frozen = jax.tree.map(to_bits, frozen)
-    if 'blocks' not in frozen.get('backbone', {}):
+    if not frozen:
+        return frozen
+    narrow = jnp.dtype('bfloat16')
+    frozen = {'backbone': tree({
+        path: to_bits(leaf) if leaf_dtype(path, narrow.name) == narrow else leaf
+        for path, leaf in flat(frozen['backbone']).items()})}
+    if 'blocks' not in frozen['backbone']:
         return frozen
     if _unrolled(network) and network.tuning.kind != 'head':
         return unstack_blocks(frozen)

@@ -8,6 +8,7 @@ import pytest
 
 from qrm.data import packing
 from qrm.models import tuning
+from qrm.models.architecture import flat
 from qrm.models.tuning import Tuning
 from qrm.training import inference, step
 from tests.helpers import TUNINGS, init, loss_config, network, optimizer_config, random_comparisons
@@ -143,7 +144,11 @@ def test_frozen_blocks_are_cut_where_a_step_would_cut_them(kind, remat, runs):
     placed = step.place_frozen(net, narrow)
     blocks = placed['backbone']['blocks']
     assert [len(run['mlp']['up']['kernel']) for run in blocks] == runs
-    assert all(leaf.dtype == jnp.uint16 for leaf in jax.tree.leaves(placed))
+    dtypes = {name: leaf.dtype for name, leaf in flat(placed['backbone']).items()}
+    bits = {name for name, dtype in dtypes.items() if dtype == jnp.uint16}
+    assert bits == {name for name in dtypes
+                    if name in ('tokens', 'positions') or name.endswith('/kernel')}
+    assert {dtypes[name] for name in dtypes.keys() - bits} <= {jnp.dtype('bfloat16')}
     items = random_comparisons(5, seed=4, responses=(2, 4))
     trained, _ = net.tuning.split(init(net))
     found, expected = (

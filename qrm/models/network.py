@@ -98,6 +98,14 @@ class RewardNetwork:
         """The head's parameters of `init`."""
         return heads.init(self.head, jax.random.split(key)[1], self.architecture.hidden_size)
 
+    def cut(self, params: Params) -> Params:
+        """Parameters whose blocks need not be cut in every forward pass, see `Transformer.cut`."""
+        blocks = params.get('backbone', {}).get('blocks')
+        if blocks is None:
+            return params
+        backbone = params['backbone'] | {'blocks': self._transformer.cut(blocks)}
+        return dict(params) | {'backbone': backbone}
+
     def embed(self, params: Params, batch: MicroBatch) -> jax.Array:
         """Embeddings [R, L, D] float32 of the tokens and their positions."""
         return self._transformer.embed(params['backbone'], batch.tokens, batch.positions)

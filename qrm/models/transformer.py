@@ -202,6 +202,7 @@ class Transformer:
             x = _drop(x, self.dropout, own)
         x = x.astype(self.dtype)
 
+        @functools.partial(jax.jit, static_argnums=0)
         def run(normed, x, layer, context, key, reads=None):
             layer = jax.tree.map(from_bits, sharding.whole(layer, self.dtype))
             return _block(a, self.lora, layer, x, context, reads, normed, self.dropout, key)
@@ -263,6 +264,13 @@ class Transformer:
                        for low, high in itertools.pairwise(sorted(cuts))]
             start += count
         return pieces
+
+    def cut(self, blocks: Any) -> tuple[Any, ...]:
+        """Blocks, the first ones or all, as the runs that `__call__` with reads takes one by one.
+
+        Of those that are stacked otherwise it copies some in every call.
+        """
+        return tuple(piece for _, _, piece in self._pieces(blocks, True))
 
     def pool(self, params: Any, hidden: jax.Array) -> jax.Array:
         """What the head reads of last hidden states [..., D] float32: [..., D] float32."""

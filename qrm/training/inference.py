@@ -100,7 +100,7 @@ def _run(
     layouts = plan_layouts([piece for of_item in pieces for piece, _ in of_item],
                            row_length=length, rows=max(1, rows * row_length // length))
     devices, spread = jax.device_count(), Spread(mesh)
-    params = spread.start(params)
+    params = spread.start(network.cut(params) if mesh is None else params)
 
     def values_of(chunk: slice) -> list[np.ndarray]:
         results = [np.empty((len(item.responses), width), np.float32) for item in encoded[chunk]]

@@ -5,7 +5,6 @@ divided once, by the total weight. So a step means the same however its comparis
 """
 
 import functools
-import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -20,7 +19,7 @@ from qrm.models import sharding
 from qrm.models.architecture import flat, leaf_dtype, tree
 from qrm.models.network import Params, RewardNetwork
 from qrm.models.transformer import to_bits
-from qrm.models.tuning import cut_blocks, stack_blocks, unstack_blocks
+from qrm.models.tuning import stack_blocks, unstack_blocks
 from qrm.rewards import heads, losses
 from qrm.training.devices import all_sum
 
@@ -156,14 +155,9 @@ def place_frozen(network: RewardNetwork, frozen: Params) -> Params:
     frozen = {'backbone': tree({
         path: to_bits(leaf) if leaf_dtype(path, narrow.name) == narrow else leaf
         for path, leaf in flat(frozen['backbone']).items()})}
-    if 'blocks' not in frozen['backbone']:
-        return frozen
     if _unrolled(network) and network.tuning.kind != 'head':
         return unstack_blocks(frozen)
-    a, count = network.architecture, len(jax.tree.leaves(frozen['backbone']['blocks'])[0])
-    cuts = {0, count} | ({1} if not a.first_norm else set())
-    cuts |= {count - 1} if count == a.num_layers else set()
-    return cut_blocks(frozen, [high - low for low, high in itertools.pairwise(sorted(cuts))])
+    return network.cut(frozen)
 
 
 def make_train_step(

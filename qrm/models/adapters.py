@@ -49,14 +49,63 @@ _REQUIRED: Mapping[str, tuple[Any, ...]] = {
     'init_lora_weights': (True, False, 'gaussian', 'eva', 'orthogonal', 'mica'),
 }
 _READ = {'base_model_name_or_path', 'revision', 'task_type', 'r', 'lora_alpha', 'rank_pattern',
-         'alpha_pattern'}
-# Settings that say nothing of what is computed: which modules are adapted or whole, and whether a
-# kernel stands [D, F], the tensors say.
-_SILENT = {'auto_mapping', 'corda_config', 'ensure_weight_tying', 'eva_config', 'exclude_modules',
-           'fan_in_fan_out', 'inference_mode', 'layers_pattern', 'layers_to_transform',
-           'loftq_config', 'lora_dropout', 'lora_ga_config', 'megatron_core', 'modules_to_save',
-           'peft_version', 'qalora_group_size', 'runtime_config', 'target_modules'}
+         'alpha_pattern', 'target_modules', 'exclude_modules', 'layers_to_transform',
+         'layers_pattern', 'modules_to_save'}
+# Settings that say nothing of what is computed: whether a kernel stands [D, F] its family says.
+_SILENT = {'auto_mapping', 'corda_config', 'ensure_weight_tying', 'eva_config', 'fan_in_fan_out',
+           'inference_mode', 'loftq_config', 'lora_dropout', 'lora_ga_config', 'megatron_core',
+           'peft_version', 'qalora_group_size', 'runtime_config'}
 _TOKENIZERS = ('tokenizer.json', 'tokenizer.model', 'vocab.json', 'vocab.txt')
+
+
+@dataclasses.dataclass(frozen=True)
+class Targets:
+    """Which modules of a model peft adapts.
+
+    Attributes:
+      modules, excluded: a regular expression of whole names of modules, or the ends of names; of
+        modules also 'all-linear', all but the head. None: nothing is said.
+      layers: numbers of the blocks; None or (): all.
+      layer_names: regular expressions of what stands before the number; () is any name.
+      saved: regular expressions of modules that are kept whole, adapters or not.
+
+    Raises:
+      ValueError: one of them is none.
+    """
+
+    modules: str | tuple[str, ...] | None
+    excluded: str | tuple[str, ...] | None
+    layers: tuple[int, ...] | None
+    layer_names: tuple[str, ...]
+    saved: tuple[str, ...]
+
+    def __post_init__(self):
+        patterns = [*self.layer_names, *self.saved]
+        for key, ends in (('target_modules', self.modules), ('exclude_modules', self.excluded)):
+            if isinstance(ends, str):
+                patterns.append(ends)
+            elif not all(isinstance(end, str) for end in ends or ()):
+                raise ValueError(f'{key}: {list(ends)}, expected names')
+        for pattern in patterns:
+            _check_pattern(pattern)
+
+    def adapts(self, module: str) -> bool:
+        """Whether there is an adapter beside a linear map, by its whole name."""
+        if (self.excluded and _is_named(self.excluded, module)) or self.keeps(module):
+            return False
+        if isinstance(self.modules, str) and self.modules.lower() == 'all-linear':
+            return True
+        if not _is_named(self.modules or (), module):
+            return False
+        if isinstance(self.modules, str) or not self.layers:
+            return True
+        numbers = (re.match(rf'(?:^|.*?\.){name}\.(\d+)\.', module)
+                   for name in self.layer_names or (r'[^.]*',))
+        return int(next((found[1] for found in numbers if found), -1)) in self.layers
+
+    def keeps(self, module: str) -> bool:
+        """Whether a module, or what it is part of, is kept whole."""
+        return any(re.match(rf'(^|.*\.){one}($|\..*)', module) for one in self.saved)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +119,7 @@ class Adapter:
       rank, alpha: of modules that have none of their own.
       rank_stabilised: see `Lora`.
       ranks, alphas: regular expressions of the ends of names of modules -> their own.
+      targets: which modules are adapted.
 
     Raises:
       ValueError: one of them is none.
@@ -83,24 +133,25 @@ class Adapter:
     rank_stabilised: bool
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
+    targets: Targets
 
     def __post_init__(self):
         if not isinstance(self.base, str) or not self.base:
             raise ValueError(f'base_model_name_or_path={self.base!r}, expected a folder or a hub '
                              'name')
+        if not isinstance(self.task, str):
+            raise ValueError(f'task_type={self.task!r}, expected a name')
         for key, values in (('r', [self.rank]), ('rank_pattern', self.ranks.values())):
             for value in values:
                 if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                     raise ValueError(f'{key}: {value!r}, expected a positive integer')
         for key, values in (('lora_alpha', [self.alpha]), ('alpha_pattern', self.alphas.values())):
             for value in values:
-                if isinstance(value, bool) or not isinstance(value, (int, float)):
-                    raise ValueError(f'{key}: {value!r}, expected a number')
+                if (isinstance(value, bool) or not isinstance(value, (int, float))
+                        or not math.isfinite(value)):
+                    raise ValueError(f'{key}: {value!r}, expected a finite number')
         for pattern in (*self.ranks, *self.alphas):
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f'{pattern!r} is no regular expression ({error})') from error
+            _check_pattern(pattern)
 
     def scaling(self, module: str) -> tuple[int, float]:
         """r and s of a module, by its whole name in transformers."""
@@ -174,7 +225,10 @@ def load_pretrained(
     settings = weights.read_settings(source.model)
     family = families.family_of(settings, source.model)
     kernels, whole = _read_tensors(adapter)
-    found = read(change=lambda tensors: _change(tensors, adapter, family, kernels, whole))
+    try:
+        found = read(change=lambda tensors: _change(tensors, adapter, family, kernels, whole))
+    except DataError as error:
+        raise DataError(f'{adapter.folder}, an adapter of {adapter.base}: {error}') from error
     if f'{family.head}.weight' in whole:
         # The class that the adapter belongs to; the base's may be that of a language model.
         found = found._replace(settings=settings | {'architectures': [family.classifier]})
@@ -264,14 +318,54 @@ def _read_config(folder: str) -> Adapter:
         adapter = Adapter(
             folder, config.get('base_model_name_or_path'), config.get('task_type') or '',
             config.get('r', 8), config.get('lora_alpha', 8), config.get('use_rslora', False),
-            dict(config.get('rank_pattern') or {}), dict(config.get('alpha_pattern') or {}))
-    except (TypeError, ValueError) as error:
+            _setting(config, 'rank_pattern', dict) or {},
+            _setting(config, 'alpha_pattern', dict) or {}, _targets(config))
+    except ValueError as error:
         raise DataError(f'{path}: {error}') from error
     revision = config.get('revision')
     if revision not in (None, 'main') and not os.path.isdir(adapter.base):
         raise DataError(f'{path}: revision={revision!r} of {adapter.base}, only null is fetched: '
                         'set base_model_name_or_path to a folder with that revision')
     return adapter
+
+
+def _targets(config: Mapping[str, Any]) -> Targets:
+    """Which modules a config names."""
+    modules, excluded, names, saved = (
+        value if isinstance(value, str) else None if value is None else tuple(value)
+        for value in (_setting(config, key, str, list) for key in (
+            'target_modules', 'exclude_modules', 'layers_pattern', 'modules_to_save')))
+    layers = _setting(config, 'layers_to_transform', int, list)
+    return Targets(modules, excluded, (layers,) if isinstance(layers, int) else layers and
+                   tuple(layers), (names,) if isinstance(names, str) else names or (),
+                   (saved,) if isinstance(saved, str) else saved or ())
+
+
+def _setting(config: Mapping[str, Any], key: str, *types: type) -> Any:
+    """A setting of one of these types, or None.
+
+    Raises:
+      ValueError: it is of another one.
+    """
+    value = config.get(key)
+    if value is not None and not isinstance(value, types):
+        raise ValueError(f'{key}={value!r}, expected {" or ".join(t.__name__ for t in types)}')
+    return value
+
+
+def _check_pattern(pattern: Any) -> None:
+    """Raises ValueError for what is no regular expression."""
+    try:
+        re.compile(pattern)
+    except (re.error, TypeError) as error:
+        raise ValueError(f'{pattern!r} is no regular expression ({error})') from error
+
+
+def _is_named(names: str | tuple[str, ...], module: str) -> bool:
+    """Whether a regular expression is all of a name, or one of some names is its end."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return any(f'.{module}'.endswith(f'.{name}') for name in names)
 
 
 def _read_tensors(adapter: Adapter) -> tuple[dict[str, dict[str, jax.Array]], dict[str, jax.Array]]:
@@ -307,7 +401,12 @@ def _change(
     Raises:
       DataError: names all that does not fit.
     """
-    problems = []
+    problems, named = _incomplete(set(tensors), adapter, family, kernels, whole), {}
+    for name in (*whole, *(f'{module}.weight' for module in kernels)):
+        # A kernel may be whole and have an adapter, as its own names are others.
+        other = named.setdefault((name in whole, name.removeprefix(family.prefix)), name)
+        if other != name:
+            problems.append(f'{name} beside {other}, expected one of them')
     known = {name for row in family.tensors.values() for name in row.names} | {family.output}
     for name, tensor in whole.items():
         bare = name.removeprefix(family.prefix)
@@ -331,8 +430,40 @@ def _change(
                      for name in family.tensors.get('pooler/dense/kernel', Tensor(())).names
                      if name not in tensors]
     if problems:
-        raise DataError(f'{adapter.folder}: does not fit its base {adapter.base}:\n  '
-                        + '\n  '.join(problems))
+        raise DataError('they do not fit:\n  ' + '\n  '.join(problems))
+
+
+def _incomplete(
+    base: set[str], adapter: Adapter, family: Family, kernels: Mapping[str, Any],
+    whole: Mapping[str, Any],
+) -> list[str]:
+    """What is adapted or kept whole without being a target, and what is one and is not there.
+
+    Peft builds adapters where its config says so. It ignores tensors for other modules, and leaves
+    modules without tensors as the base has them, after a warning.
+
+    Args:
+      base: names of the base's tensors, without the family's prefix.
+      adapter, family, kernels, whole: see `_change`.
+    """
+    targets = adapter.targets
+    if targets.modules is None:
+        return []
+    prefix = family.prefix if any(name.startswith(family.prefix) for name in kernels) else ''
+    ours = {name for row in family.tensors.values() for name in row.names}
+    modules = {name.removesuffix('.weight') for name in base
+               if name.endswith('.weight') and _template(name) in ours}
+    linear = {name for name in modules if _template(name) in _linear(family)}
+    adapted = {module.removeprefix(family.prefix) for module in kernels}
+    there = {name.removeprefix(family.prefix).rpartition('.')[0] for name in whole}
+    return [
+        *(f'an adapter of {prefix + name}, which {CONFIG} does not name'
+          for name in sorted(adapted & linear) if not targets.adapts(prefix + name)),
+        *(f'missing {prefix + name}.lora_A.weight and .lora_B.weight, which {CONFIG} names'
+          for name in sorted(linear - adapted) if targets.adapts(prefix + name)),
+        *(f'missing {prefix + name}.weight, which {CONFIG} has in modules_to_save'
+          for name in sorted(modules - there) if targets.keeps(prefix + name)),
+    ]
 
 
 def _merged(

@@ -1,7 +1,7 @@
 """Attention of packed rows: one interface, several implementations with the same numbers.
 
 Axes: R rows, L tokens a row, H query heads, G key and value heads, M = H / G query heads that
-share one, E features a head, B tokens a tile, T tiles.
+share one, E features a head, B tokens a tile, n = L / B tiles a row, T tiles, C of them a group.
 
 `plan` looks at the layout of a micro-batch once; every block then calls `attend` with it. A token
 attends to tokens of its own segment that belong to the prompt or to its own response, and of these
@@ -15,7 +15,7 @@ to those whose position in the dialogue is at most its own, or within a window o
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,9 @@ from qrm.models import flash
 IMPLEMENTATIONS = ('auto', 'dense', 'tiled', 'pallas')
 
 _TILE = 64
+# Tiles that the loop takes at once. XLA on CPU has a core for each matrix product of them, but all
+# cores for what is between: 4 or 8 take three quarters of the time of one, 16 as much as one.
+_GROUP = 4
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
 
@@ -34,7 +37,7 @@ class Plan(NamedTuple):
     Attributes:
       mask: [R, L, L] bool, query by key; L is rounded up to whole tiles for the others.
       tiles: [T, 3] int32, row, query tile and key tile of the tiles with any pair, ordered; for
-        the tiled implementation.
+        the tiled implementation, T a multiple of C.
       count: [] int32, how many of them are used.
       listed: the same tiles as the kernel reads them; for 'pallas'.
     """
@@ -47,7 +50,7 @@ class Plan(NamedTuple):
     @property
     def pairs(self) -> jax.Array | None:
         """[] int32, (query, key) pairs that the tiled loop computes for each head; else None."""
-        return None if self.count is None else self.count * _TILE**2
+        return None if self.count is None else _groups(self.count) * _GROUP * _TILE**2
 
 
 def plan(
@@ -92,7 +95,7 @@ def plan(
         reach = _reach(positions, window, causal)
         return Plan(mask, listed=flash.tiles(segments, responses, positions, reach, used))
     at_most = rows * (n * (n + 1) // 2 if causal else n * n)
-    tiles = jnp.stack(jnp.nonzero(used, size=at_most, fill_value=0), axis=1)
+    tiles = jnp.stack(jnp.nonzero(used, size=_groups(at_most) * _GROUP, fill_value=0), axis=1)
     return Plan(mask, tiles.astype(jnp.int32), jnp.sum(used, dtype=jnp.int32))
 
 
@@ -175,13 +178,15 @@ def attend(
     if dropout and dropout_key is not None:
         raise ValueError("attention dropout needs the implementation 'dense'")
     length = q.shape[1]
-    padding = ((0, 0), (0, 0), (0, -length % _TILE), (0, 0))
-    q, k, v = (jnp.pad(x.transpose(0, 2, 1, 3), padding) for x in (q, k, v))
+    padding = ((0, 0), (0, -length % _TILE), (0, 0), (0, 0))
+    q, k, v = (jnp.pad(x, padding) for x in (q, k, v))
     if plan.listed is None:
-        out = _tiled(q, k, v, plan, cap)
+        tiles = (_to_tiles(x, k.shape[2]) for x in (q, k, v))
+        out = _from_tiles(_tiled(*tiles, plan, cap), q.shape)
     else:
-        out = flash.attend(q, k, v, plan.listed, cap)
-    return out.transpose(0, 2, 1, 3)[:, :length]
+        q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
+        out = flash.attend(q, k, v, plan.listed, cap).swapaxes(1, 2)
+    return out[:, :length]
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:
@@ -243,107 +248,92 @@ def _weights(logits, mask, dropout, key):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def _tiled(q, k, v, plan, cap):
-    """[R, H, L, E] and twice [R, G, L, E] -> [R, H, L, E]; L is a multiple of the tile."""
+    """[R * n, G, M * B, E] and twice [R * n, G, B, E] -> [R * n, G, M * B, E]."""
     return _tiled_forward(q, k, v, plan, cap)[0]
 
 
 def _tiled_forward(q, k, v, plan, cap):
     """Online softmax: running maximum, sum and weighted values of each query (Dao 2023, alg. 1)."""
-    inputs, shape = (q, k, v), q.shape
-    q, k, v = (_grouped(x, k.shape[1]) for x in inputs)
-    lowest = jnp.full(q.shape[:4], _LOWEST)
 
     def step(t, carry):
         maximum, total, mixed = carry
-        row, i, j = plan.tiles[t]
-        before = _tile(maximum, row, i)
-        logits = _by_group('gqe,gke->gqk', _tile(q, row, i), _tile(k, row, j)[:, 0])
-        logits = flash.capped(logits, cap)
-        logits = jnp.where(_mask_tile(plan.mask, row, i, j), logits, _LOWEST)
-        highest = jnp.maximum(before, jnp.max(logits, axis=-1))
+        i, j, mask = _group(plan, t)
+        visible = jnp.tile(mask, (1, q.shape[2] // _TILE, 1))[:, None]
+        logits = flash.capped(_einsum('cgqe,cgke->cgqk', q[i], k[j]), cap)
+        logits = jnp.where(visible, logits, _LOWEST)
+        highest = maximum.at[i].max(jnp.max(logits, axis=-1))
         # A query that has seen no key yet is at the lowest value; its weights are forgotten when
         # the first key comes, and there is one, its own, for every query that is not padding.
-        weights = jnp.exp(logits - highest[..., None])
-        faded = jnp.exp(before - highest)
-        values = _by_group('gqk,gke->gqe', weights.astype(v.dtype), _tile(v, row, j)[:, 0])
-        return (
-            _put(maximum, highest, row, i),
-            _put(total, _tile(total, row, i) * faded + jnp.sum(weights, axis=-1), row, i),
-            _put(mixed, _tile(mixed, row, i) * faded[..., None] + values, row, i),
-        )
+        weights = jnp.exp(logits - highest[i][..., None])
+        faded = jnp.exp(maximum - highest)
+        values = _einsum('cgqk,cgke->cgqe', weights.astype(v.dtype), v[j])
+        return (highest, (total * faded).at[i].add(jnp.sum(weights, axis=-1)),
+                (mixed * faded[..., None]).at[i].add(values))
 
+    lowest = jnp.full(q.shape[:-1], _LOWEST)
     start = lowest, jnp.zeros_like(lowest), jnp.zeros(q.shape, jnp.float32)
-    maximum, total, mixed = jax.lax.fori_loop(0, plan.count, step, start)
+    maximum, total, mixed = jax.lax.fori_loop(0, _groups(plan.count), step, start)
     total = jnp.where(total > 0, total, 1.0)  # padding
-    out = (mixed / total[..., None]).astype(q.dtype).reshape(shape)
-    return out, (*inputs, plan, out, maximum + jnp.log(total))
+    out = (mixed / total[..., None]).astype(q.dtype)
+    return out, (q, k, v, plan, out, maximum + jnp.log(total))
 
 
 def _tiled_backward(cap, saved, gradient):
     """Recomputes the weights of each tile from the saved log-sum-exp (Dao 2023, alg. 2)."""
     q, k, v, plan, out, log_total = saved
     inner = jnp.sum(gradient.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    shapes = [x.shape for x in (q, k, v)]
-    q, k, v, gradient, inner = (_grouped(x, k.shape[1]) for x in (q, k, v, gradient, inner))
-    mask = plan.mask.swapaxes(1, 2)
 
     def step(t, carry):
         dq, dk, dv = carry
-        row, i, j = plan.tiles[t]
-        queries, keys, values, outgoing = (
-            _flat(_tile(x, row, at)) for x, at in ((q, i), (k, j), (v, j), (gradient, i)))
+        i, j, mask = _group(plan, t)
+        queries, keys, values, outgoing = q[i], k[j], v[j], gradient[i]
         # Keys by queries: transposed products are slow on CPU, and this way there is only one.
-        logits = flash.capped(_einsum('gke,gqe->gkq', keys, queries), cap)
-        visible = jnp.tile(_mask_tile(mask, row, j, i), q.shape[2])
-        weights = jnp.where(
-            visible, jnp.exp(logits - _flat(_tile(log_total, row, i))[:, None]), 0.0)
-        change = _einsum('gke,gqe->gkq', values, outgoing) - _flat(_tile(inner, row, i))[:, None]
+        logits = flash.capped(_einsum('cgke,cgqe->cgkq', keys, queries), cap)
+        visible = jnp.tile(mask.swapaxes(1, 2), q.shape[2] // _TILE)[:, None]
+        weights = jnp.where(visible, jnp.exp(logits - log_total[i][:, :, None]), 0.0)
+        change = _einsum('cgke,cgqe->cgkq', values, outgoing) - inner[i][:, :, None]
         change = flash.uncapped(weights * change, logits, cap).astype(q.dtype)
         return (
-            _add(dq, _einsum('gkq,gke->gqe', change, keys), row, i),
-            _add(dk, _einsum('gkq,gqe->gke', change, queries), row, j),
-            _add(dv, _einsum('gkq,gqe->gke', weights.astype(q.dtype), outgoing), row, j),
+            dq.at[i].add(_einsum('cgkq,cgke->cgqe', change, keys)),
+            dk.at[j].add(_einsum('cgkq,cgqe->cgke', change, queries)),
+            dv.at[j].add(_einsum('cgkq,cgqe->cgke', weights.astype(q.dtype), outgoing)),
         )
 
-    zeros = (jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    gradients = jax.lax.fori_loop(0, plan.count, step, tuple(zeros))
-    gradients = (
-        x.astype(q.dtype).reshape(shape) for x, shape in zip(gradients, shapes, strict=True))
-    return (*gradients, None)
+    zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
+    dq, dk, dv = jax.lax.fori_loop(0, _groups(plan.count), step, zeros)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
-def _grouped(x: jax.Array, groups: int) -> jax.Array:
-    """[R, G * M, L, ...] -> [R, G, M, L, ...]."""
-    return x.reshape(len(x), groups, -1, *x.shape[2:])
+def _groups(count: Any) -> Any:
+    """How many groups hold so many tiles."""
+    return -(-count // _GROUP)
 
 
-def _by_group(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    """x [G, M, B, ...] times y [G, ...] as one product a group: [G, M, B, ...]."""
-    return _einsum(equation, _flat(x), y).reshape(*x.shape[:3], -1)
+def _group(plan: Plan, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Group t of the tiles: [C] int32, row * n + query or key tile; and [C, B, B] bool, the mask.
+
+    Nothing is visible in tiles that only fill the last group.
+    """
+    rows, length, _ = plan.mask.shape
+    n, at = length // _TILE, t * _GROUP + jnp.arange(_GROUP)
+    row, i, j = plan.tiles[at].T
+    mask = plan.mask.reshape(rows, n, _TILE, n, _TILE)[row, i, :, j]
+    return row * n + i, row * n + j, mask & (at < plan.count)[:, None, None]
 
 
-def _flat(x: jax.Array) -> jax.Array:
-    """[G, M, B, ...] -> [G, M * B, ...]."""
-    return x.reshape(len(x), -1, *x.shape[3:])
+def _to_tiles(x: jax.Array, groups: int) -> jax.Array:
+    """[R, L, G * M, E] -> [R * n, G, M * B, E]: the heads of a group beside each other."""
+    rows, length, heads, size = x.shape
+    x = x.reshape(rows, length // _TILE, _TILE, groups, heads // groups, size)
+    return x.transpose(0, 1, 3, 4, 2, 5).reshape(-1, groups, heads // groups * _TILE, size)
 
 
-def _tile(x: jax.Array, row: jax.Array, i: jax.Array) -> jax.Array:
-    """Tile i of a row: [R, G, M, L, ...] -> [G, M, B, ...]."""
-    start = (row, 0, 0, i * _TILE, 0)[:x.ndim]
-    return jax.lax.dynamic_slice(x, start, (1, *x.shape[1:3], _TILE, *x.shape[4:]))[0]
-
-
-def _put(x: jax.Array, tile: jax.Array, row: jax.Array, i: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice(x, tile[None], (row, 0, 0, i * _TILE, 0)[:x.ndim])
-
-
-def _add(x: jax.Array, tile: jax.Array, row: jax.Array, i: jax.Array) -> jax.Array:
-    before = _tile(x, row, i)
-    return _put(x, before + tile.reshape(before.shape), row, i)
-
-
-def _mask_tile(mask: jax.Array, row: jax.Array, i: jax.Array, j: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_slice(mask, (row, i * _TILE, j * _TILE), (1, _TILE, _TILE))
+def _from_tiles(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The inverse of `_to_tiles`."""
+    rows, length, heads, size = shape
+    groups = x.shape[1]
+    x = x.reshape(rows, length // _TILE, groups, heads // groups, _TILE, size)
+    return x.transpose(0, 1, 4, 2, 3, 5).reshape(shape)

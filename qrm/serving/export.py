@@ -8,7 +8,7 @@ rewards; an adapter by itself in peft, beside the base that it was trained on.
 
 import copy
 import os
-import shutil
+import tempfile
 from collections.abc import Mapping
 from typing import Any
 
@@ -71,10 +71,18 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
                             "train.tune='lora', or 'mean' or 'quantiles'")
         outputs = 'mean' if len(model.taus) == 1 else 'quantiles'
         write = _write_adapter if kind == 'adapter' else write
-    partial = folder.rstrip('/') + '.tmp'
-    shutil.rmtree(partial, ignore_errors=True)
-    line = write(model, partial, outputs, dtype)
-    os.rename(partial, folder)
+    place, name = os.path.split(os.path.abspath(folder))
+    try:
+        os.makedirs(place, exist_ok=True)
+        beside = tempfile.TemporaryDirectory(prefix=f'.{name}-', dir=place)
+    except OSError as error:
+        raise DataError(f'{folder}: cannot be made ({error.strerror})') from error
+    with beside as made:
+        # It appears whole or not at all.
+        partial = os.path.join(made, name)
+        os.mkdir(partial)
+        line = write(model, partial, outputs, dtype)
+        os.rename(partial, folder)
     return f'{folder}: {line}'
 
 
@@ -184,7 +192,6 @@ def _write_classifier(model: RewardModel, folder: str, outputs: str, dtype: str)
         'qrm_append_eos': model.reading.append_eos,  # read by us alone
     }
     text = card(model, outputs, names, _suffix(tokenizer, model), _LOADING)
-    _make(folder)
     weights.write_folder(folder, settings, tensors)
     _write_tokenizer(tokenizer, model, folder)
     write_text(os.path.join(folder, 'README.md'), text)
@@ -228,7 +235,6 @@ or what the padding token is: both must be given as above. Labels, in order: {',
         note = (f'it was trained beside a base rounded to bfloat16, whose files have '
                 f'{" and ".join(sorted(wider))}: beside these, rewards differ by that rounding')
         text += f'\nNote: {note}.\n'
-    _make(folder)
     adapters.write_folder(folder, settings, lora, base.checkpoint, tensors)
     tokenizer.init_kwargs['qrm_append_eos'] = model.reading.append_eos  # read by us alone
     _write_tokenizer(tokenizer, model, folder)
@@ -271,14 +277,6 @@ def _cast(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
         if not np.isfinite(tensor.astype(np.float32)).all():
             raise DataError(f'{name} is not finite in {dtype}, expected a dtype that holds it')
     return tensors
-
-
-def _make(folder: str) -> None:
-    try:
-        os.makedirs(folder)
-    except OSError as error:
-        raise DataError(f'{folder.removesuffix(".tmp")}: cannot be made ({error.strerror})'
-                        ) from error
 
 
 def _count(labels: list[str]) -> str:

@@ -11,6 +11,7 @@ import os
 from typing import NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from qrm.data.comparisons import DataError
@@ -28,10 +29,10 @@ class Base:
       checkpoint: absolute path of a folder, or hub name; '': they are random.
       seed: of random parameters.
       dtype: of frozen tables and kernels, one of `DTYPES`.
-      digest: of the checkpoint's files, see `find`; '' if they are random.
+      digest: of what is frozen, see `find`; '' if nothing is.
 
     Raises:
-      ValueError: an unknown dtype.
+      ValueError: one of them is none.
     """
 
     checkpoint: str
@@ -42,6 +43,9 @@ class Base:
     def __post_init__(self):
         if self.dtype not in DTYPES:
             raise ValueError(f'dtype={self.dtype!r}, expected one of {DTYPES}')
+        for key, kind in (('checkpoint', str), ('seed', int), ('digest', str)):
+            if not isinstance(getattr(self, key), kind):
+                raise ValueError(f'{key}={getattr(self, key)!r}, expected a {kind.__name__}')
 
 
 class Start(NamedTuple):
@@ -65,14 +69,13 @@ def find(checkpoint: str, seed: int, dtype: str, *, frozen: bool) -> Base:
       checkpoint: folder or hub name; '': random.
       seed, dtype: as in `Base`.
       frozen: whether parameters stay as they are, so that their digest is needed. It is one of
-        the files: settings and all tensors as they are stored.
+        the files: settings and all tensors as they are stored; of random ones, of random bits.
 
     Raises:
       DataError: see `adapters.find`.
     """
     place = os.path.abspath(checkpoint) if os.path.isdir(checkpoint) else checkpoint
-    known = frozen and checkpoint
-    return Base(place, seed, dtype, _digest(place) if known else '')
+    return Base(place, seed, dtype, _digest(place, seed) if frozen else '')
 
 
 def read(base: Base, *, whole: bool, output: bool) -> Pretrained:
@@ -155,21 +158,32 @@ def restore_frozen(network: RewardNetwork, base: Base) -> Params:
       DataError: the base is not there, or is another one than that the run was trained on.
     """
     pretrained = None
+    if _digest(base.checkpoint, base.seed) != base.digest:
+        raise DataError(f'{base.checkpoint}: other weights than those the run was trained on'
+                        if base.checkpoint else
+                        f'the random numbers of seed {base.seed} are others than those the run was '
+                        'trained on, or it began with a checkpoint')
     if base.checkpoint:
         # As when the run was started, also as to what 'last' rounds.
-        if _digest(base.checkpoint) != base.digest:
-            raise DataError(f'{base.checkpoint}: other weights than those the run was trained on')
         pretrained = read(base, whole=network.tuning.kind == 'last', output=network.language_model)
     return start(network, base, pretrained).frozen
 
 
-def _digest(checkpoint: str) -> str:
-    """Hexadecimal digest of the files that a checkpoint, and the base of an adapter, consist of."""
+def _digest(checkpoint: str, seed: int) -> str:
+    """Hexadecimal digest of the files that a checkpoint, and the base of an adapter, consist of.
+
+    Without one, of what the generator makes of a seed: bits, which are the same on every device
+    where floats that are made of them are not, and which follow JAX's settings and defaults.
+    """
+    if not checkpoint:
+        bits = np.asarray(jax.random.bits(jax.random.key(seed), (7, 3)), '<u4')
+        return hashlib.sha256(bits.tobytes()).hexdigest()
     source = adapters.find(checkpoint)
     paths = [os.path.join(folder, name)
              for folder in (source.model, *([source.adapter.folder] if source.adapter else []))
              for name in sorted(os.listdir(folder))
-             if name in ('config.json', adapters.CONFIG) or name.endswith('.safetensors')]
+             if name in ('config.json', adapters.CONFIG)
+             or name.endswith(('.safetensors', '.safetensors.index.json'))]
     stats = map(os.stat, paths)
     return _digest_of(tuple((path, stat.st_size, stat.st_mtime_ns)
                             for path, stat in zip(paths, stats, strict=True)))

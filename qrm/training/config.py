@@ -288,13 +288,20 @@ def tuning_config(config: Any, settings: Mapping[str, Any]) -> Tuning:
     """What the config says is trained of a model with these settings.
 
     Raises:
-      ValueError: targets that the model does not have.
+      ValueError: blocks or targets that the model does not have; begins with the key.
     """
     kind, blocks = tuning.parse(config.train.tune)
+    a = families.architecture(settings)
+    if blocks > a.num_layers:
+        raise ValueError(f'train.tune={config.train.tune!r}, of {a.num_layers} blocks that there '
+                         'are')
     if kind != 'lora':
         return Tuning(kind, blocks)
     family = families.family_of(settings, 'config.model')
-    modules = lora.targeted(family, families.architecture(settings), config.lora.targets)
+    try:
+        modules = lora.targeted(family, a, config.lora.targets)
+    except ValueError as error:
+        raise ValueError(f'lora.targets: {error}') from error
     return Tuning(kind, lora=Lora(config.lora.rank, config.lora.alpha,
                                   config.lora.rank_stabilised, modules))
 
@@ -313,6 +320,16 @@ def loss_config(config: Any) -> losses.LossConfig:
 
 def _check_tune(config: Any) -> None:
     kind, _ = tuning.parse(config.train.tune)
+    if kind == 'all' and config.train.frozen_dtype != 'float32':
+        raise ValueError(f"'all' with train.frozen_dtype={config.train.frozen_dtype!r}, expected "
+                         "'float32': nothing is frozen")
+    if kind != 'head' and config.train.features:
+        raise ValueError(f'{config.train.tune!r} with train.features, expected \'\': only '
+                         "'head' keeps any")
+    for key, value in (('model.dropout', config.model.dropout),
+                       ('loss.lm_weight', config.loss.lm_weight)):
+        if kind == 'head' and value:
+            raise ValueError(f"'head' with {key}={value}, expected 0: it does not reach the head")
     if kind == 'head' and config.train.sharding != 'replicated':
         raise ValueError("'head' with train.sharding='fsdp', expected 'replicated': a head is not "
                          'worth splitting')

@@ -5,7 +5,8 @@ once for each comparison and kept in a folder that runs may share, whatever thei
 
     <key>/about.json     backbone, what is read of it, dtype: what the key is a digest of
     <key>/features.f32   [responses, W] float32, one comparison after the other
-    <key>/index          a line for each comparison: digest of its tokens, number of responses
+    <key>/index          a line for each comparison: digest of its tokens, first row and number of
+                         rows in features.f32, checksum of these
 
 These grow at their ends, features first. What the index names is whole, and an extraction that was
 killed goes on where it stopped.
@@ -19,7 +20,9 @@ import functools
 import hashlib
 import json
 import os
+import re
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -182,7 +185,7 @@ class Features:
         a, base = self.network.architecture, self.base
         return {
             'qrm': workdir.versions()['packages'].get('qrm-jax'),
-            'backbone': base.digest or f'random, seed {base.seed}',
+            'backbone': base.digest if base.checkpoint else f'seed {base.seed}: {base.digest}',
             'architecture': hashlib.sha256(repr(a).encode()).hexdigest()[:16],
             'frozen_dtype': base.dtype, 'dtype': self.network.dtype,
             'reads': list(self.network.head.reads), 'prompts': self.network.head.gated,
@@ -266,6 +269,14 @@ def _outputs(network: RewardNetwork, head: Params, features: jax.Array) -> jax.A
     return FeatureNetwork(**vars(network))({'head': head}, batch)
 
 
+class _Place(NamedTuple):
+    """First row and number of rows of a comparison, and their CRC-32."""
+
+    first: int
+    count: int
+    checksum: int
+
+
 class _Files:
     """The files of one key.
 
@@ -281,8 +292,8 @@ class _Files:
         self._features, self._index = (
             os.path.join(folder, name) for name in ('features.f32', 'index'))
 
-    def places(self) -> dict[str, tuple[int, int]]:
-        """Digest -> first row and number of responses of each comparison that is kept.
+    def places(self) -> dict[str, _Place]:
+        """Digest -> where the features of each comparison are that is kept.
 
         Raises:
           WorkdirError: a file is missing, damaged or of something else.
@@ -293,16 +304,20 @@ class _Files:
         if not os.path.exists(about) or workdir.read_json(about) != self._about:
             raise self._damaged(about, 'does not say what the folder is named after')
         places, rows = {}, 0
-        with open(self._index, encoding='utf-8', errors='replace') as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith('\n'):  # cut by a kill
-                    break
-                digest, _, count = line[:-1].partition(' ')
-                if (len(digest) != 2 * _DIGEST_BYTES or not count.isdecimal()
-                        or digest in places):
-                    raise self._damaged(self._index, f'line {number} is no digest with a number')
-                places[digest] = rows, int(count)
-                rows += int(count)
+        try:
+            with open(self._index, encoding='utf-8', errors='replace') as file:
+                lines = file.readlines()
+        except OSError as error:
+            raise self._damaged(self._index, f'cannot be read ({error.strerror})') from error
+        for number, line in enumerate(lines, start=1):
+            if not line.endswith('\n'):  # cut by a kill
+                break
+            found = _LINE.fullmatch(line)
+            if found is None or found[1] in places or int(found[2]) != rows:
+                raise self._damaged(self._index, f'line {number} is none, or a line is missing '
+                                    'before it')
+            places[found[1]] = _Place(rows, int(found[3]), int(found[4], 16))
+            rows += int(found[3])
         size = os.path.getsize(self._features) if os.path.exists(self._features) else 0
         if size < self._bytes(rows):
             raise self._damaged(self._features, f'{size} bytes, expected {self._bytes(rows)} for '
@@ -312,9 +327,20 @@ class _Files:
     def read(self, digests: Sequence[str]) -> list[np.ndarray]:
         """Features [K, W] of comparisons that are kept, read from the file when they are used."""
         places = self.places()
-        rows = sum(count for _, count in places.values())
-        whole = np.asarray(np.memmap(self._features, np.float32, 'r', shape=(rows, self._width)))
-        return [whole[first:first + count] for first, count in map(places.__getitem__, digests)]
+        rows = sum(place.count for place in places.values())
+        try:
+            whole = np.asarray(
+                np.memmap(self._features, np.float32, 'r', shape=(rows, self._width)))
+        except OSError as error:
+            raise self._damaged(self._features, f'cannot be read ({error.strerror})') from error
+        found = []
+        for digest in digests:
+            first, count, checksum = places[digest]
+            found.append(whole[first:first + count])
+            if zlib.crc32(found[-1].tobytes()) != checksum:
+                raise self._damaged(self._features, f'rows {first} to {first + count - 1} are not '
+                                    'those that were written')
+        return found
 
     @contextlib.contextmanager
     def append(self) -> Iterator[Callable[[Sequence[str], Sequence[np.ndarray]], None]]:
@@ -334,12 +360,17 @@ class _Files:
             workdir.write_json(os.path.join(self.folder, 'about.json'), self._about)
             with open(self._features, 'ab') as features, open(self._index, 'ab') as index:
                 # What a kill left behind the last whole line.
-                features.truncate(self._bytes(sum(count for _, count in places.values())))
-                index.truncate(sum(len(_line(digest, count))
-                                   for digest, (_, count) in places.items()))
+                rows = sum(place.count for place in places.values())
+                features.truncate(self._bytes(rows))
+                index.truncate(sum(len(_line(*item)) for item in places.items()))
 
                 def append(digests: Sequence[str], arrays: Sequence[np.ndarray]) -> None:
-                    lines = map(_line, digests, map(len, arrays))
+                    nonlocal rows
+                    lines = []
+                    for digest, array in zip(digests, arrays, strict=True):
+                        checksum = zlib.crc32(array.tobytes())
+                        lines.append(_line(digest, _Place(rows, len(array), checksum)))
+                        rows += len(array)
                     for file, content in ((features, np.concatenate(arrays).tobytes()),
                                           (index, b''.join(lines))):
                         file.write(content)
@@ -360,6 +391,7 @@ class _Files:
 
 
 _DIGEST_BYTES = 16
+_LINE = re.compile(rf'([0-9a-f]{{{2 * _DIGEST_BYTES}}}) (\d+) (\d+) ([0-9a-f]{{8}})\n')
 
 
 def _digest(item: Encoded) -> str:
@@ -371,9 +403,9 @@ def _digest(item: Encoded) -> str:
     return digest.hexdigest()
 
 
-def _line(digest: str, count: int) -> bytes:
+def _line(digest: str, place: _Place) -> bytes:
     """Of the index."""
-    return f'{digest} {count}\n'.encode()
+    return f'{digest} {place.first} {place.count} {place.checksum:08x}\n'.encode()
 
 
 def _key(about: dict[str, Any]) -> str:

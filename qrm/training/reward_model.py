@@ -230,7 +230,11 @@ def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
         if number not in checkpoints.steps:
             raise WorkdirError(f'{workdir}: no checkpoint {step!r}; there are {checkpoints.steps}, '
                                "expected one of them, 'best' or 'last'")
-        params = checkpoints.restore_params(number, params)
+        try:
+            params = checkpoints.restore_params(number, params)
+        except ValueError as error:
+            raise WorkdirError(f'{path}: describes other parameters than checkpoint {number} has '
+                               f'({str(error).splitlines()[0]})') from error
     kept = None
     if keep and network.tuning.kind == 'head':
         kept = Features(network, base, keep, rest[1], _ROWS)

@@ -215,10 +215,14 @@ def initial_network(config: Any, annotators: Sequence[str] = ()) -> Initial:
         settings = pretrained.settings
     architecture = families.architecture(settings, origin.checkpoint or 'config.model.sizes')
     try:
+        tuned = config_lib.tuning_config(config, settings)
+    except ValueError as error:
+        raise ConfigError(f'config.{error}') from error
+    try:
         network = RewardNetwork(
             architecture, config_lib.head_config(config, annotators), config.model.dtype,
             config.model.attention, config.model.remat, config.model.dropout, language_model,
-            config_lib.tuning_config(config, settings))
+            tuned)
     except ValueError as error:
         raise ConfigError(f'config: {error}') from error
     if kind == 'head':

@@ -16,7 +16,7 @@ from safetensors import numpy as safetensors_numpy
 import qrm
 from qrm.data.comparisons import DataError
 from qrm.models import adapters, families, weights
-from qrm.models.adapters import Adapter
+from qrm.models.adapters import Adapter, Targets
 from qrm.models.architecture import leaves, tree
 from qrm.rewards.heads import HeadConfig
 from qrm.training import base as base_lib
@@ -34,7 +34,7 @@ MODULES = {
 }
 POOLERS = {'bert': 'bert.pooler.dense', 'modernbert': 'head.dense'}
 CONFIG = {'peft_type': 'LORA', 'task_type': 'SEQ_CLS', 'r': 3, 'lora_alpha': 6, 'bias': 'none',
-          'target_modules': ['any'], 'init_lora_weights': True}
+          'init_lora_weights': True}
 RANK, SCALE = 3, 2.0
 
 
@@ -69,7 +69,8 @@ def write_base(folder, family, tensors=None):
 
 def write_adapter(folder, base, tensors, **config):
     folder.mkdir(exist_ok=True)
-    config = CONFIG | {'base_model_name_or_path': str(base)} | config
+    targets = sorted({name.split('.lora_')[0] for name in tensors if '.lora_' in name})
+    config = CONFIG | {'base_model_name_or_path': str(base), 'target_modules': targets} | config
     (folder / 'adapter_config.json').write_text(json.dumps(config))
     safetensors_numpy.save_file({f'base_model.model.{name}': x for name, x in tensors.items()},
                                 folder / 'adapter_model.safetensors')
@@ -246,7 +247,9 @@ def test_parts_are_found(tmp_path, monkeypatch):
     folder = write_adapter(tmp_path / 'adapter', base, adapter_of('llama'))
     model, tokenizer, adapter = adapters.find(folder)
     assert (model, tokenizer) == (str(base), str(base))
-    assert adapter == Adapter(folder, str(base), 'SEQ_CLS', 3, 6, False, {}, {})
+    names = tuple(sorted(name.format(i) for name in MODULES['llama'] for i in (0, 1)))
+    assert adapter == Adapter(folder, str(base), 'SEQ_CLS', 3, 6, False, {}, {},
+                              Targets(names, None, None, (), ()))
     write_tokenizer(folder)
     assert adapters.find(folder)[:2] == (str(base), folder)
     monkeypatch.chdir(tmp_path)
@@ -311,7 +314,14 @@ def test_models_are_read_before_the_padding_of_their_tokenizer(tmp_path, padding
     ({'use_more': 1}, 'use_more, which is not known here'),
     ({'r': 0}, 'r: 0, expected a positive integer'),
     ({'r': True}, 'r: True, expected a positive integer'),
-    ({'lora_alpha': '16'}, "lora_alpha: '16', expected a number"),
+    ({'lora_alpha': '16'}, "lora_alpha: '16', expected a finite number"),
+    ({'lora_alpha': math.nan}, 'lora_alpha: nan, expected a finite number'),
+    ({'alpha_pattern': {'q_proj': math.inf}}, 'alpha_pattern: inf, expected a finite number'),
+    ({'rank_pattern': ['q_proj']}, r"rank_pattern=\['q_proj'\], expected dict"),
+    ({'task_type': ['SEQ_CLS']}, r"task_type=\['SEQ_CLS'\], expected a name"),
+    ({'target_modules': [1]}, r'target_modules: \[1\], expected names'),
+    ({'target_modules': '('}, r"'\(' is no regular expression"),
+    ({'layers_to_transform': '0'}, "layers_to_transform='0', expected int or list"),
     ({'rank_pattern': {'q_proj': 1.5}}, 'rank_pattern: 1.5, expected a positive integer'),
     ({'alpha_pattern': {'(': 2}}, r"'\(' is no regular expression"),
 ])
@@ -359,8 +369,89 @@ def test_tensors_that_do_not_fit(tmp_path, change, message):
     base, given = write_base(tmp_path / 'base', 'llama'), adapter_of('llama')
     change(given)
     folder = write_adapter(tmp_path / 'adapter', base, given)
-    with pytest.raises(DataError, match=rf'{folder}: does not fit its base {base}:\n.*{message}'):
+    expected = rf'{folder}, an adapter of {base}: they do not fit:\n(.*\n)*.*{message}'
+    with pytest.raises(DataError, match=expected):
         read(folder)
+
+
+@pytest.mark.parametrize(('tensors', 'one', 'other'), [
+    (pair('layers.0.mlp.up_proj', 8, 12), f'{UP}.weight', 'layers.0.mlp.up_proj.weight'),
+    ({'model.score.weight': random((2, 8))}, 'score.weight', 'model.score.weight'),
+])
+def test_a_tensor_under_two_names_is_refused(tmp_path, tensors, one, other):
+    base = write_base(tmp_path / 'base', 'llama')
+    folder = write_adapter(tmp_path / 'adapter', base, adapter_of('llama') | tensors)
+    either = rf' ({one} beside {other}|{other} beside {one}), expected one of them'
+    with pytest.raises(DataError, match=either):
+        read(folder)
+
+
+# Which modules peft 0.21 adapts: what stands in the file for others it ignores, and those without
+# tensors it leaves as they are.
+K, V = 'model.layers.{}.self_attn.k_proj', 'model.layers.{}.self_attn.v_proj'
+
+
+@pytest.mark.parametrize(('config', 'adapted', 'missing', 'ignored'), [
+    ({'target_modules': ['k_proj']}, [K], [], []),
+    ({'target_modules': ['proj']}, [], [], []),
+    ({'target_modules': ['k_proj']}, [], [K.format(0), K.format(1)], []),
+    ({'target_modules': ['k_proj', 'v_proj']}, [K], [V.format(0), V.format(1)], []),
+    ({'target_modules': ['v_proj']}, [K, V], [], [K.format(0), K.format(1)]),
+    ({'target_modules': ['k_proj', 'v_proj'], 'exclude_modules': ['v_proj']}, [K], [], []),
+    ({'target_modules': r'.*\.1\..*[kv]_proj'}, [K], [V.format(1)], [K.format(0)]),
+    ({'target_modules': ['k_proj'], 'layers_to_transform': 1}, [K], [], [K.format(0)]),
+    ({'target_modules': ['k_proj'], 'layers_to_transform': [0], 'layers_pattern': 'layers'}, [K],
+     [], [K.format(1)]),
+    ({'target_modules': ['k_proj'], 'layers_to_transform': [0], 'layers_pattern': ['blocks']}, [K],
+     [], [K.format(0), K.format(1)]),
+    ({'target_modules': ['k_proj', 'v_proj'], 'modules_to_save': ['v_proj']}, [K], [], []),
+])
+def test_modules_are_those_that_the_config_names(tmp_path, config, adapted, missing, ignored):
+    base = write_base(tmp_path / 'base', 'llama')
+    some = pair('model.layers.0.mlp.up_proj', 8, 12)  # so that there is one in every file
+    tensors = {'score.weight': random((1, 8))} | some | {
+        name: x for place in adapted for i in (0, 1)
+        for name, x in pair(place.format(i), 8, 8).items()}
+    if 'modules_to_save' in config:
+        tensors |= {f'{V.format(i)}.weight': random((8, 8)) for i in (0, 1)}
+    targets = config['target_modules']
+    targets = (f'(.*0.mlp.up_proj)|({targets})' if isinstance(targets, str)
+               else [*targets, 'model.layers.0.mlp.up_proj'])
+    folder = write_adapter(tmp_path / 'adapter', base, tensors, **config | {
+        'target_modules': targets})
+    expected = [
+        *(f'an adapter of {name}, which adapter_config.json does not name' for name in [
+            *ignored, *([f'{UP}'] if config.get('layers_to_transform') == 1
+                        or config.get('layers_pattern') == ['blocks'] else [])]),
+        *(f'missing {name}.lora_A.weight and .lora_B.weight, which adapter_config.json names'
+          for name in missing)]
+    if not expected:
+        read(folder)
+        return
+    with pytest.raises(DataError) as error:
+        read(folder)
+    assert sorted(str(error.value).split('\n  ')[1:]) == sorted(expected)
+
+
+def test_all_linear_maps_are_named_at_once(tmp_path):
+    base, given = write_base(tmp_path / 'base', 'llama'), adapter_of('llama')
+    folder = write_adapter(tmp_path / 'adapter', base, given, target_modules='all-linear')
+    with pytest.raises(DataError) as error:
+        read(folder)
+    # Of 7 in each of two blocks there are tensors of two.
+    assert str(error.value).count('\n  missing model.layers.') == 10
+
+
+def test_modules_that_are_kept_whole_have_tensors(tmp_path):
+    base, given = write_base(tmp_path / 'base', 'llama'), adapter_of('llama')
+    folder = write_adapter(tmp_path / 'adapter', base, given,
+                           modules_to_save=['embed_tokens', 'score'])
+    with pytest.raises(DataError, match=r'fit:\n  missing model.embed_tokens.weight, which'):
+        read(folder)
+    given |= {'model.embed_tokens.weight': random((40, 8))}
+    found = read(write_adapter(tmp_path / 'adapter', base, given,
+                               modules_to_save=['embed_tokens', 'score']))
+    np.testing.assert_array_equal(found.backbone['tokens'], random((40, 8)))
 
 
 def test_a_table_of_another_vocabulary_is_refused(tmp_path):

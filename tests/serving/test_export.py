@@ -5,6 +5,7 @@ These are transformers and, for adapters, peft.
 
 import dataclasses
 import json
+import os
 import pathlib
 
 import jax
@@ -326,6 +327,23 @@ def test_numbers_that_a_dtype_cannot_hold_are_refused(tokenizer, tmp_path):
     model = dataclasses.replace(model, params=model.params | {'backbone': backbone})
     with pytest.raises(DataError, match=r'embed_tokens.weight is not finite in float16'):
         export.export(model, str(tmp_path / 'model'), dtype='float16')
+
+
+def test_nothing_else_is_touched(tokenizer, tmp_path, monkeypatch):
+    (tmp_path / 'model.tmp').mkdir()
+    (tmp_path / 'model.tmp' / 'notes').write_text('mine')
+    export.export(make(tokenizer), str(tmp_path / 'model'))
+    assert (tmp_path / 'model.tmp' / 'notes').read_text() == 'mine'
+    assert sorted(os.listdir(tmp_path)) == ['model', 'model.tmp']
+
+    def fail(*args):
+        raise DataError('no')
+
+    # Half of one does not stay either.
+    monkeypatch.setattr(export.weights, 'write_folder', fail)
+    with pytest.raises(DataError, match='no'):
+        export.export(make(tokenizer), str(tmp_path / 'other'))
+    assert sorted(os.listdir(tmp_path)) == ['model', 'model.tmp']
 
 
 def test_a_folder_that_cannot_be_made(tokenizer, tmp_path):

@@ -270,15 +270,17 @@ def products(jaxpr, trips, times=1):
     return total
 
 
-def assert_work_is_traced(net, tiles=7):
+def assert_work_is_traced(net, groups=7):
     traced = jax.make_jaxpr(gradient(net))(abstract(net), packing.empty_micro_batch(LAYOUT))
     # Without what nothing needs, as XLA leaves it out.
     needed, _ = partial_eval.dce_jaxpr(traced.jaxpr, [True] * len(traced.jaxpr.outvars))
     # JAX recomputes a first block that is outside of the scan; XLA finds it done, see below.
     net = dataclasses.replace(net, architecture=dataclasses.replace(
         net.architecture, first_norm=net.architecture.first_norm or net.remat))
-    pairs = [tiles * 64 * 64] * len(net.architecture.layers) if net.attention == 'tiled' else None
-    assert products(needed, tiles) == sum(costs.micro_batch_work(net, LAYOUT, pairs=pairs))
+    pairs = None
+    if net.attention == 'tiled':  # by four tiles of 64 x 64
+        pairs = [groups * 4 * 64 * 64] * len(net.architecture.layers)
+    assert products(needed, groups) == sum(costs.micro_batch_work(net, LAYOUT, pairs=pairs))
 
 
 @pytest.mark.parametrize('family', FAMILIES)

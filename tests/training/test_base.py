@@ -10,12 +10,13 @@ import pytest
 from qrm.data.comparisons import DataError
 from qrm.models import weights
 from qrm.models.network import RewardNetwork
+from qrm.models.tuning import Tuning
 from qrm.rewards.heads import HeadConfig
 from qrm.training import base, reward_model, train, workdir
 from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.workdir import WorkdirError
-from tests import on_devices
+from tests import compiled, on_devices
 from tests.helpers import REFERENCE, TUNINGS, reference_checkpoint
 
 KINDS = {'lora': {'train.tune': 'lora', 'train.frozen_dtype': 'bfloat16'},
@@ -111,6 +112,46 @@ def test_another_base_is_refused(runs, tmp_path):
                 reward_model.load(whole)
     finally:
         workdir.write_text(path, text)
+
+
+def test_random_numbers_of_another_generator_are_refused():
+    network = RewardNetwork(compiled.architecture('llama'), HeadConfig('scalar'),
+                            tuning=Tuning('head'))
+    found = base.find('', 3, 'float32', frozen=True)
+    assert found == base.find('', 3, 'float32', frozen=True)
+    assert found.digest != base.find('', 4, 'float32', frozen=True).digest
+    base.restore_frozen(network, found)
+    before = jax.config.jax_threefry_partitionable
+    jax.config.update('jax_threefry_partitionable', not before)
+    try:
+        with pytest.raises(DataError, match='the random numbers of seed 3 are others than those'):
+            base.restore_frozen(network, found)
+    finally:
+        jax.config.update('jax_threefry_partitionable', before)
+
+
+@pytest.mark.parametrize('checkpoint', ['', None])
+def test_a_base_without_its_checkpoint_is_refused(runs, checkpoint):
+    _, whole, _ = runs
+    path = f'{whole}/model.json'
+    with open(path, encoding='utf-8') as file:
+        text = file.read()
+    values = json.loads(text)
+    values['base'] |= {'checkpoint': checkpoint, 'digest': 'x'}
+    try:
+        workdir.write_json(path, values)
+        with pytest.raises(WorkdirError, match=r'model.json: .*(began with a checkpoint|None)'):
+            reward_model.load(whole)
+    finally:
+        workdir.write_text(path, text)
+
+
+def test_the_digest_follows_which_weights_are_read(tmp_path):
+    folder = reference_checkpoint(tmp_path)
+    (folder / 'model.safetensors.index.json').write_text('{"weight_map": {}}')
+    before = base.find(str(folder), 0, 'float32', frozen=True).digest
+    (folder / 'model.safetensors.index.json').unlink()
+    assert base.find(str(folder), 0, 'float32', frozen=True).digest != before
 
 
 def test_an_unknown_dtype_is_refused():

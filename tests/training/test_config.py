@@ -80,6 +80,28 @@ def test_keys_of_another_kind_of_run_are_refused():
         config_lib.check(load_config('benchmark'))
 
 
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'tune': 'all', 'frozen_dtype': 'bfloat16'}, "'all' with train.frozen_dtype='bfloat16', exp"),
+    ({'tune': 'lora', 'features': 'here'}, "'lora' with train.features, expected ''"),
+    ({'tune': 'head', 'sharding': 'fsdp'}, "'head' with train.sharding='fsdp', expected 'repl"),
+    ({'tune': 'first:3'}, "'first:3', expected 'all', 'lora'"),
+])
+def test_settings_of_other_kinds_of_tuning_are_refused(changes, message):
+    config = load_config('demo')
+    config.train.update(changes)
+    with pytest.raises(ConfigError, match=rf'config\.train\.tune: {message}'):
+        config_lib.check(config)
+
+
+@pytest.mark.parametrize('key', ['model.dropout', 'loss.lm_weight'])
+def test_what_does_not_reach_the_head_is_refused(key):
+    config = load_config('demo')
+    config.train.tune = 'head'
+    config.update_from_flattened_dict({key: 0.5})
+    with pytest.raises(ConfigError, match=rf"train\.tune: 'head' with {key}=0.5, expected 0"):
+        config_lib.check(config)
+
+
 @pytest.mark.parametrize('name', [name for name in RUNS if name != 'compare'])
 def test_the_argument_names_workload_and_head(name):
     config = load_config(name, 'harmless,scalar')

@@ -17,8 +17,9 @@ from qrm.analysis import evaluate
 from qrm.data.comparisons import DataError
 from qrm.models.tuning import Tuning
 from qrm.rewards import heads
+from qrm.training import base as base_lib
 from qrm.training import features, inference, reward_model, train, workdir
-from qrm.training.base import Base, restore_frozen
+from qrm.training.base import restore_frozen
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.features import Features
 from qrm.training.interruptions import NonFiniteLoss
@@ -154,10 +155,14 @@ def count_computed(monkeypatch):
 ITEMS = random_comparisons(20, seed=3)
 
 
+def random_base(seed):
+    return base_lib.find('', seed, 'float32', frozen=True)
+
+
 def kept(folder, **kwargs):
     net = network(layers=1, tuning=Tuning('head'))
     return dataclasses.replace(
-        Features(net, Base('', 0, 'float32'), str(folder), row_length=24, rows=2), **kwargs)
+        Features(net, random_base(0), str(folder), row_length=24, rows=2), **kwargs)
 
 
 @pytest.fixture(scope='module')
@@ -207,7 +212,7 @@ def test_what_differs_from_token_to_backbone_is_computed_anew(tmp_path, monkeypa
     for number, different in enumerate((
             head(reads=('last', 'dialogue')),
             {'network': dataclasses.replace(net, dtype='bfloat16')},
-            {'base': dataclasses.replace(base, seed=1)},
+            {'base': random_base(1)},
             {'base': dataclasses.replace(base, dtype='bfloat16')}), start=2):
         kept(tmp_path, **different).of(ITEMS[:1])
         assert len(computed) == number
@@ -245,8 +250,9 @@ def test_an_extraction_that_was_killed_goes_on_where_it_stopped(expected, tmp_pa
 
 @pytest.mark.parametrize(('name', 'damage', 'message'), [
     ('features.f32', lambda text: text[:-1], 'features.f32: 127 bytes, expected 128 for 2 resp'),
-    ('index', lambda text: b'x' + text, 'index: line 1 is no digest with a number'),
-    ('about.json', lambda text: text.replace(b'random', b'other'), 'about.json: does not say what'),
+    ('index', lambda text: b'x' + text, 'index: line 1 is none, or a line is'),
+    ('features.f32', lambda text: text[:-4] + bytes(4), 'features.f32: rows 0 to 1 are not those'),
+    ('about.json', lambda text: text.replace(b'seed', b'other'), 'about.json: does not say what'),
     ('about.json', lambda text: text[:-3], 'about.json: not JSON'),
 ])
 def test_damaged_files_are_refused_in_a_line(name, damage, message, tmp_path):
@@ -259,6 +265,23 @@ def test_damaged_files_are_refused_in_a_line(name, damage, message, tmp_path):
     assert message in str(error.value)
     assert str(the_folder(tmp_path)) in str(error.value)
     assert '\n' not in str(error.value)
+
+
+def test_a_line_that_is_lost_from_the_index_is_noticed(tmp_path):
+    kept(tmp_path).of(ITEMS)
+    path = the_folder(tmp_path) / 'index'
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b''.join(lines[:3] + lines[4:]))
+    with pytest.raises(WorkdirError, match='index: line 4 is none, or a line is missing before it'):
+        kept(tmp_path).of(ITEMS)
+
+
+def test_an_index_that_cannot_be_read_is_named(tmp_path):
+    kept(tmp_path).of(ITEMS)
+    (the_folder(tmp_path) / 'index').unlink()
+    (the_folder(tmp_path) / 'index').mkdir()
+    with pytest.raises(WorkdirError, match=r'index: cannot be read \(Is a directory\); delete'):
+        kept(tmp_path).of(ITEMS)
 
 
 def test_a_second_process_waits_for_the_first_and_computes_the_rest(tmp_path, monkeypatch, capsys):

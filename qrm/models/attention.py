@@ -15,7 +15,7 @@ to those whose position in the dialogue is at most its own, or within a window o
 
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,8 +25,9 @@ from qrm.models import flash
 IMPLEMENTATIONS = ('auto', 'dense', 'tiled', 'pallas')
 
 _TILE = 64
-# Tiles that the loop takes at once. XLA on CPU has a core for each matrix product of them, but all
-# cores for what is between: 4 or 8 take three quarters of the time of one, 16 as much as one.
+# Tiles that the loop takes at once, if there may be as many. XLA on CPU has a core for each matrix
+# product of them, but all cores for what is between: 4 or 8 take three quarters of the time of one,
+# 16 as much as one.
 _GROUP = 4
 _LOWEST = float(jnp.finfo(jnp.float32).min)
 
@@ -36,8 +37,8 @@ class Plan(NamedTuple):
 
     Attributes:
       mask: [R, L, L] bool, query by key; L is rounded up to whole tiles for the others.
-      tiles: [T, 3] int32, row, query tile and key tile of the tiles with any pair, ordered; for
-        the tiled implementation, T a multiple of C.
+      tiles: [T / C, C, 3] int32, row, query tile and key tile of the tiles with any pair, ordered;
+        for the tiled implementation.
       count: [] int32, how many of them are used.
       listed: the same tiles as the kernel reads them; for 'pallas'.
     """
@@ -50,7 +51,7 @@ class Plan(NamedTuple):
     @property
     def pairs(self) -> jax.Array | None:
         """[] int32, (query, key) pairs that the tiled loop computes for each head; else None."""
-        return None if self.count is None else _groups(self.count) * _GROUP * _TILE**2
+        return None if self.count is None else _groups(self) * self.tiles.shape[1] * _TILE**2
 
 
 def plan(
@@ -95,8 +96,10 @@ def plan(
         reach = _reach(positions, window, causal)
         return Plan(mask, listed=flash.tiles(segments, responses, positions, reach, used))
     at_most = rows * (n * (n + 1) // 2 if causal else n * n)
-    tiles = jnp.stack(jnp.nonzero(used, size=_groups(at_most) * _GROUP, fill_value=0), axis=1)
-    return Plan(mask, tiles.astype(jnp.int32), jnp.sum(used, dtype=jnp.int32))
+    size = min(_GROUP, at_most)
+    tiles = jnp.stack(jnp.nonzero(used, size=at_most + -at_most % size, fill_value=0), axis=1)
+    return Plan(mask, tiles.astype(jnp.int32).reshape(-1, size, 3),
+                jnp.sum(used, dtype=jnp.int32))
 
 
 def attention_mask(
@@ -272,7 +275,7 @@ def _tiled_forward(q, k, v, plan, cap):
 
     lowest = jnp.full(q.shape[:-1], _LOWEST)
     start = lowest, jnp.zeros_like(lowest), jnp.zeros(q.shape, jnp.float32)
-    maximum, total, mixed = jax.lax.fori_loop(0, _groups(plan.count), step, start)
+    maximum, total, mixed = jax.lax.fori_loop(0, _groups(plan), step, start)
     total = jnp.where(total > 0, total, 1.0)  # padding
     out = (mixed / total[..., None]).astype(q.dtype)
     return out, (q, k, v, plan, out, maximum + jnp.log(total))
@@ -300,16 +303,16 @@ def _tiled_backward(cap, saved, gradient):
         )
 
     zeros = tuple(jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))
-    dq, dk, dv = jax.lax.fori_loop(0, _groups(plan.count), step, zeros)
+    dq, dk, dv = jax.lax.fori_loop(0, _groups(plan), step, zeros)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
 _tiled.defvjp(_tiled_forward, _tiled_backward)
 
 
-def _groups(count: Any) -> Any:
-    """How many groups hold so many tiles."""
-    return -(-count // _GROUP)
+def _groups(plan: Plan) -> jax.Array:
+    """How many groups are used."""
+    return -(-plan.count // plan.tiles.shape[1])
 
 
 def _group(plan: Plan, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -318,10 +321,11 @@ def _group(plan: Plan, t: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     Nothing is visible in tiles that only fill the last group.
     """
     rows, length, _ = plan.mask.shape
-    n, at = length // _TILE, t * _GROUP + jnp.arange(_GROUP)
-    row, i, j = plan.tiles[at].T
+    n, size = length // _TILE, plan.tiles.shape[1]
+    row, i, j = plan.tiles[t].T
     mask = plan.mask.reshape(rows, n, _TILE, n, _TILE)[row, i, :, j]
-    return row * n + i, row * n + j, mask & (at < plan.count)[:, None, None]
+    real = t * size + jnp.arange(size) < plan.count
+    return row * n + i, row * n + j, mask & real[:, None, None]
 
 
 def _to_tiles(x: jax.Array, groups: int) -> jax.Array:

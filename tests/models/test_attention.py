@@ -224,9 +224,9 @@ def test_tiles_of_a_plan_counted_by_hand():
         (1, 0, 0), (1, 1, 0), (1, 1, 1), (1, 2, 0), (1, 2, 2),
     ]
     assert int(plan.count) == len(expected)
-    np.testing.assert_array_equal(plan.tiles[:len(expected)], expected)
+    np.testing.assert_array_equal(plan.tiles.reshape(-1, 3)[:len(expected)], expected)
     # As many fit as causal rows without any structure need: 3 rows of 4 * 5 / 2 tiles, by fours.
-    assert plan.tiles.shape == (32, 3)
+    assert plan.tiles.shape == (8, 4, 3)
     assert int(plan.pairs) == 12 * 64 * 64
 
     # The same tiles as lists, by query tile and by key tile.
@@ -258,7 +258,8 @@ def test_tiles_within_reach_counted_by_hand(options, expected):
     ids = layout(256, [[(128, (64, 64))]])  # tiles 0 and 1, 2, 3
     plan = attention.plan(*ids, 'tiled', **options)
     assert int(plan.count) == len(expected)
-    np.testing.assert_array_equal(plan.tiles[:len(expected)], [(0, *tile) for tile in expected])
+    np.testing.assert_array_equal(plan.tiles.reshape(-1, 3)[:len(expected)],
+                                  [(0, *tile) for tile in expected])
     listed = attention.plan(*ids, 'pallas', **options).listed
     by_query = [(i, int(j)) for i in range(4) for j in listed.keys[0, i, :listed.key_counts[0, i]]]
     assert by_query == expected
@@ -268,7 +269,7 @@ def test_all_tiles_of_a_row_may_be_within_reach():
     # More than causal rows need.
     plan = attention.plan(*layout(128, [[(128, ())]]), 'tiled', causal=False)
     assert int(plan.count) == 4
-    np.testing.assert_array_equal(plan.tiles, [(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1)])
+    np.testing.assert_array_equal(plan.tiles, [[(0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1)]])
 
 
 def test_padding_makes_a_row_of_whole_tiles():
@@ -296,6 +297,15 @@ def _seen(segments, responses, i, window=0, causal=True):
     start = max(place - window + 1, 0) if window else 0
     stop = place + 1 if causal else place + window if window else len(dialogue)
     return dialogue[start:stop]
+
+
+@pytest.mark.parametrize('heads', [(4, 2), (4, 4), (3, 1)])
+@pytest.mark.parametrize(('rows', 'length'), [(1, 64), (1, 128), (2, 64), (3, 64), (1, 192)])
+def test_rows_of_few_tiles(rows, length, heads):
+    # Compiled together with its plan, where XLA knows that an axis of one tile is not indexed.
+    ids = layout(length, [[(20, (20, length - 45))]] * rows)
+    inputs = random_inputs(np.random.default_rng(3), ids[0], *heads, features=16)
+    assert_same('tiled', inputs, ids, window=30)
 
 
 def _numpy_attention(q, k, v, ids, *, scale=None, cap=0.0, **reach):

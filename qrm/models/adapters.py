@@ -65,8 +65,8 @@ class Targets:
     Attributes:
       modules, excluded: a regular expression of whole names of modules, or the ends of names; of
         modules also 'all-linear', all but the head. None: nothing is said.
-      layers: numbers of the blocks; None or (): all.
-      layer_names: regular expressions of what stands before the number; () is any name.
+      layers: numbers of the blocks; (): all.
+      layer_names: regular expressions of what stands before the number; (): any name.
       saved: regular expressions of modules that are kept whole, adapters or not.
 
     Raises:
@@ -75,7 +75,7 @@ class Targets:
 
     modules: str | tuple[str, ...] | None
     excluded: str | tuple[str, ...] | None
-    layers: tuple[int, ...] | None
+    layers: tuple[int, ...]
     layer_names: tuple[str, ...]
     saved: tuple[str, ...]
 
@@ -331,14 +331,16 @@ def _read_config(folder: str) -> Adapter:
 
 def _targets(config: Mapping[str, Any]) -> Targets:
     """Which modules a config names."""
-    modules, excluded, names, saved = (
-        value if isinstance(value, str) else None if value is None else tuple(value)
-        for value in (_setting(config, key, str, list) for key in (
-            'target_modules', 'exclude_modules', 'layers_pattern', 'modules_to_save')))
-    layers = _setting(config, 'layers_to_transform', int, list)
-    return Targets(modules, excluded, (layers,) if isinstance(layers, int) else layers and
-                   tuple(layers), (names,) if isinstance(names, str) else names or (),
-                   (saved,) if isinstance(saved, str) else saved or ())
+    modules, excluded = (
+        tuple(found) if isinstance(found, list) else found
+        for found in (_setting(config, key, str, list)
+                      for key in ('target_modules', 'exclude_modules')))
+    layers, names = (
+        tuple(found or ()) if isinstance(found, list | None) else (found,)
+        for found in (_setting(config, 'layers_to_transform', int, list),
+                      _setting(config, 'layers_pattern', str, list)))
+    return Targets(modules, excluded, layers, names,
+                   tuple(_setting(config, 'modules_to_save', list) or ()))
 
 
 def _setting(config: Mapping[str, Any], key: str, *types: type) -> Any:
@@ -437,7 +439,7 @@ def _incomplete(
     base: set[str], adapter: Adapter, family: Family, kernels: Mapping[str, Any],
     whole: Mapping[str, Any],
 ) -> list[str]:
-    """What is adapted or kept whole without being a target, and what is one and is not there.
+    """What is adapted and no target, and what is to be adapted or kept whole and is not there.
 
     Peft builds adapters where its config says so. It ignores tensors for other modules, and leaves
     modules without tensors as the base has them, after a warning.
@@ -453,7 +455,8 @@ def _incomplete(
     ours = {name for row in family.tensors.values() for name in row.names}
     modules = {name.removesuffix('.weight') for name in base
                if name.endswith('.weight') and _template(name) in ours}
-    linear = {name for name in modules if _template(name) in _linear(family)}
+    maps = _linear(family)
+    linear = {name for name in modules if _template(name) in maps}
     adapted = {module.removeprefix(family.prefix) for module in kernels}
     there = {name.removeprefix(family.prefix).rpartition('.')[0] for name in whole}
     return [

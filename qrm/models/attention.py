@@ -96,6 +96,7 @@ def plan(
         reach = _reach(positions, window, causal)
         return Plan(mask, listed=flash.tiles(segments, responses, positions, reach, used))
     at_most = rows * (n * (n + 1) // 2 if causal else n * n)
+    # XLA on CPU (jax 0.10.2) compiles the gradient of more than one tile out of one wrongly.
     size = min(_GROUP, at_most)
     tiles = jnp.stack(jnp.nonzero(used, size=at_most + -at_most % size, fill_value=0), axis=1)
     return Plan(mask, tiles.astype(jnp.int32).reshape(-1, size, 3),

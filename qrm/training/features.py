@@ -185,7 +185,7 @@ class Features:
         a, base = self.network.architecture, self.base
         return {
             'qrm': workdir.versions()['packages'].get('qrm-jax'),
-            'backbone': base.digest if base.checkpoint else f'seed {base.seed}: {base.digest}',
+            'backbone': base.digest,
             'architecture': hashlib.sha256(repr(a).encode()).hexdigest()[:16],
             'frozen_dtype': base.dtype, 'dtype': self.network.dtype,
             'reads': list(self.network.head.reads), 'prompts': self.network.head.gated,

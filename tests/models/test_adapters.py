@@ -249,7 +249,7 @@ def test_parts_are_found(tmp_path, monkeypatch):
     assert (model, tokenizer) == (str(base), str(base))
     names = tuple(sorted(name.format(i) for name in MODULES['llama'] for i in (0, 1)))
     assert adapter == Adapter(folder, str(base), 'SEQ_CLS', 3, 6, False, {}, {},
-                              Targets(names, None, None, (), ()))
+                              Targets(names, None, (), (), ()))
     write_tokenizer(folder)
     assert adapters.find(folder)[:2] == (str(base), folder)
     monkeypatch.chdir(tmp_path)

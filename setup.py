@@ -31,6 +31,7 @@ setup(
         'numpy>=2.0',
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12.0',
+        'pyarrow>=15.0',
         'safetensors>=0.7',
         'scipy>=1.14',
         'tokenizers>=0.22',

@@ -1,6 +1,7 @@
 """Evaluates a trained reward model on the test split of its data, or of other data.
 
     qrm evaluate --workdir=results/run [--config.data.path=other.jsonl]
+    qrm evaluate --workdir=MODEL --config.data.path=pairs.jsonl --output=results/model
 """
 
 from absl import flags
@@ -8,7 +9,11 @@ from ml_collections import ConfigDict
 
 from qrm.commands import launch
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run.')
+_WORKDIR = flags.DEFINE_string(
+    'workdir', None, 'Folder of the run, or folder or hub name of another reward model.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'Folder to write into. Default: that of the run; of another model nothing is '
+    'written.')
 launch.define_print_config()
 launch.define_process_flags()
 
@@ -17,14 +22,15 @@ def main() -> None:
     from qrm.analysis import evaluate
     from qrm.training import config
 
-    print(evaluate.diagnose(launch.config(config.KEYS, config.check), _WORKDIR.value))
+    print(evaluate.diagnose(launch.config(config.KEYS, config.check), _WORKDIR.value,
+                            _OUTPUT.value))
 
 
 def stored() -> ConfigDict:
     """The run's own config: it says what `--config.…` can change."""
-    from qrm.training import workdir
+    from qrm.analysis import evaluate
 
-    return workdir.load_config(_WORKDIR.value)
+    return evaluate.stored_config(_WORKDIR.value)
 
 
 if __name__ == '__main__':

@@ -11,8 +11,19 @@ from qrm.commands import launch
 
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'Folder of a run, or folder or hub name of a Hugging Face checkpoint.')
-_INPUT = flags.DEFINE_string('input', None, 'File to score, .jsonl or .jsonl.gz.')
-_OUTPUT = flags.DEFINE_string('output', None, 'File to write, one row for each row read.')
+_INPUT = flags.DEFINE_string(
+    'input', None, 'File to score: .jsonl, .json, either with .gz, or .parquet.')
+_OUTPUT = flags.DEFINE_string(
+    'output', None, 'File to write, a line for each row read; with gzip if it ends in .gz.')
+_OUTPUTS = flags.DEFINE_string(
+    'outputs', '', "Of a model that is no run, what its outputs mean: 'quantiles', 'gaussian', or "
+    'the name or number of the one that is the reward. Default: as its config.json says.')
+_DATE = flags.DEFINE_string(
+    'date', '', 'Of a model that is no run, the day (YYYY-MM-DD) that its chat template prints, if '
+    'it prints any. Default: today.')
+_READ_BEFORE = flags.DEFINE_string(
+    'read_before', None, 'Token that dialogues are read without at their end, as padding is; '
+    "'none': no such token. Default: as the model was trained.")
 _APPEND_EOS = flags.DEFINE_bool(
     'append_eos', None, 'Append EOS to each dialogue. Default: as the model was trained, else yes.')
 _MAX_LENGTH = flags.DEFINE_integer(
@@ -27,10 +38,11 @@ def main() -> None:
     from qrm.serving import score
     from qrm.training import reward_model
 
-    model = reward_model.load(_CHECKPOINT.value, max_length=_MAX_LENGTH.value)
-    if _APPEND_EOS.value is not None:
-        model = dataclasses.replace(model, reading=dataclasses.replace(
-            model.reading, append_eos=_APPEND_EOS.value))
+    model = reward_model.load(
+        _CHECKPOINT.value, max_length=_MAX_LENGTH.value, outputs=_OUTPUTS.value,
+        date=_DATE.value)
+    model = reward_model.read_otherwise(model, append_eos=_APPEND_EOS.value,
+                                        read_before=_READ_BEFORE.value)
     if _ROW_LENGTH.value:
         model = dataclasses.replace(model, row_length=_ROW_LENGTH.value)
     print(score.score_file(model, _INPUT.value, _OUTPUT.value))

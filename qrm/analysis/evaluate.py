@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 from typing import Any, NamedTuple
 
 import jax
@@ -10,16 +11,19 @@ import numpy as np
 
 from qrm.analysis import diagnostics, figures, winrate
 from qrm.analysis.verdict import verdict
-from qrm.data import tokens
-from qrm.data.comparisons import Comparison, DataError, DataReport
-from qrm.data.sources import is_jsonl, load_splits, load_whole
+from qrm.data import sources, tokens
+from qrm.data.comparisons import Comparison, DataError, DataReport, check_malformed
+from qrm.data.files import is_rows
+from qrm.data.seen import Seen
 from qrm.data.tokens import Encoded
+from qrm.models import adapters, families, weights
 from qrm.rewards import metrics, resampling, selection
 from qrm.rewards.metrics import Predictions
 from qrm.training import config as config_lib
-from qrm.training import features, reward_model, workdir
+from qrm.training import features, reward_model, schema, workdir
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
+from qrm.training.workdir import WorkdirError
 
 
 class Evaluation(NamedTuple):
@@ -39,10 +43,11 @@ class Evaluation(NamedTuple):
 def evaluate(config: Any, folder: str) -> Evaluation:
     """Evaluates a run's chosen checkpoint on the test split of `config.data`.
 
-    A JSON Lines file other than the one trained on is evaluated whole. Writes
-    `predictions.npz` and `evaluation.json`, which says what they are of, into the folder. Of a
-    model whose head alone was trained hidden states are read from where the run keeps them, see
-    `features`, and added there.
+    Data are recognised by what they say, wherever they are: of those that the run was trained on
+    its own test split is taken, while another single file is evaluated whole; how many of the rows
+    and opening questions the run was trained on is noted. Writes `predictions.npz` and
+    `evaluation.json`, which says what they are of, into the folder. Of a model whose head alone was
+    trained hidden states are read from where the run keeps them, see `features`, and added there.
 
     Args:
       config: the run's config, in which `workload`, `data` and `evaluation` may differ.
@@ -55,7 +60,28 @@ def evaluate(config: Any, folder: str) -> Evaluation:
     return _evaluate(config, folder, _load(config, folder, validation=False))
 
 
-def diagnose(config: Any, folder: str) -> str:
+def stored_config(place: str) -> Any:
+    """The config of a run; of any other reward model the default one, to say what it is judged on.
+
+    Args:
+      place: folder of a run, or a model as `reward_model.load` takes it.
+
+    Raises:
+      DataError, WorkdirError: it is neither.
+    """
+    path = os.path.join(place, 'config.json')
+    foreign = (os.path.exists(os.path.join(place, adapters.CONFIG))
+               or (os.path.exists(path) and 'model_type' in weights.read_json(path)))
+    of_the_hub = re.fullmatch(r'[\w.-]+/[\w.-]+', place) and not os.path.exists(place)
+    if not foreign and not of_the_hub:
+        return workdir.load_config(place)
+    settings = weights.read_settings(adapters.find(place).model)
+    causal = families.architecture(settings, place).causal
+    return schema.build(config_lib.KEYS, {
+        'data.append_eos': settings.get('qrm_append_eos', causal) is True})
+
+
+def diagnose(config: Any, place: str, output: str = '') -> str:
     """`evaluate`, with everything that says what the spread of the rewards is worth.
 
     Also writes `diagnostics.json`, `verdict.txt` and `figures/diagnostics.png`; where responses to
@@ -64,7 +90,9 @@ def diagnose(config: Any, folder: str) -> str:
     split, which data other than those trained on do not have.
 
     Args:
-      config, folder: as `evaluate`.
+      config: as of `evaluate`; of a model that is no run, as `stored_config` gives it.
+      place: workdir of the run, or another reward model as `reward_model.load` takes it.
+      output: folder to write into; '': the run's, and of another model nothing is written.
 
     Returns:
       The metrics and the verdict, for the terminal.
@@ -76,28 +104,40 @@ def diagnose(config: Any, folder: str) -> str:
     rules = [selection.parse_rule(text) for text in config.evaluation.rules]
     settings = config.analysis
     resampled = {'replicates': settings.bootstrap, 'level': settings.level, 'seed': settings.seed}
-    subject = _load(config, folder, validation=True)
+    subject = _load(config, place, validation=True)
+    folder = output or (place if reward_model.is_run(place) else '')
+    if folder:
+        workdir.make(folder)
     evaluation = _evaluate(config, folder, subject)
     diagnosis = diagnostics.diagnose(
         evaluation.predictions, subject.validation and subject.predict(subject.validation),
         **resampled, fits_ratings=subject.model.loss.reads != 'preferences')
     parts = [evaluation.report.format(), json.dumps(evaluation.metrics, indent=2)]
-    workdir.write_json(os.path.join(folder, 'diagnostics.json'), diagnosis)
+    files = {'diagnostics.json': diagnosis}
     if (found := _choices(evaluation.predictions, rules, resampled)) is not None:
-        workdir.write_json(os.path.join(folder, 'choices.json'), found)
+        files['choices.json'] = found
         parts.append(selection.describe(found))
+    text = verdict(diagnosis)
+    if folder:
+        _write(folder, files, text)
+        if not jax.process_index():
+            figures.save(folder, {
+                'diagnostics': figures.draw_diagnostics(diagnosis, evaluation.predictions)})
     if config.evaluation.candidates:
         found = winrate.win_rates(
             subject.model, config.evaluation.candidates, config.evaluation.references,
-            os.path.join(folder, 'reference_scores'), **resampled)
-        workdir.write_json(os.path.join(folder, 'win_rates.json'), found)
+            os.path.join(folder, 'reference_scores') if folder else '', **resampled)
+        if folder:
+            _write(folder, {'win_rates.json': found})
         parts.append(winrate.describe(found))
-    text = verdict(diagnosis)
-    workdir.write_text(os.path.join(folder, 'verdict.txt'), text)
-    if not jax.process_index():
-        figures.save(folder, {
-            'diagnostics': figures.draw_diagnostics(diagnosis, evaluation.predictions)})
     return '\n\n'.join([*parts, text])
+
+
+def _write(folder: str, files: dict[str, Any], text: str = '') -> None:
+    for name, value in files.items():
+        workdir.write_json(os.path.join(folder, name), value)
+    if text:
+        workdir.write_text(os.path.join(folder, 'verdict.txt'), text)
 
 
 def _choices(predictions: Predictions, rules: list[selection.Rule],
@@ -124,20 +164,32 @@ class _Subject(NamedTuple):
                                       self.model.network.head, self.model.loss)
 
 
-def _load(config: Any, folder: str, *, validation: bool) -> _Subject:
+def _load(config: Any, place: str, *, validation: bool) -> _Subject:
     """Everything that evaluation reads of the config and of files."""
-    trained = workdir.load_config(folder)
-    _check_changes(trained, config)
-    model = reward_model.load(folder, step=config.evaluation.checkpoint,
-                              keep=features.place(config, folder))
-    same = _same_source(config.data.path, trained.data.path)
-    if is_jsonl(config.data.path) and not same:
-        test, held_out = load_whole(config.data, config.workload), None
+    is_run = reward_model.is_run(place)
+    stored = stored_config(place)
+    _check_changes(stored, config)
+    model = reward_model.load(place, step=config.evaluation.checkpoint,
+                              keep=features.place(config, place) if is_run else '')
+    source = sources.read(config.data, config.workload)
+    seen, same = None, False
+    if is_run:
+        path = os.path.join(place, 'seen.npz')
+        try:
+            seen = Seen.from_arrays(workdir.read_arrays(path))
+        except (KeyError, ValueError) as error:
+            raise WorkdirError(f'{path}: not what a run has read ({error!r})') from error
+        same = source.digest == seen.source
+        _check_fractions(stored, config, same)
+    held_out = None
+    if is_rows(config.data.path) and not same:
+        test = sources.whole(source)
     else:
-        splits = load_splits(config.data, config.workload)
+        splits = sources.divide(source, config.data)
         # Only of the data trained on it is held out by construction.
-        own = validation and same and config.workload == trained.workload
-        test, held_out = splits['test'], splits['validation'] if own else None
+        test, held_out = splits['test'], splits['validation'] if validation and same else None
+    if seen:
+        seen.note(*test)
     return _Subject(model, _encode(config.data, model, *test),
                     held_out and _encode(config.data, model, *held_out), test[1])
 
@@ -145,10 +197,12 @@ def _load(config: Any, folder: str, *, validation: bool) -> _Subject:
 def _encode(data: Any, model: RewardModel, comparisons: list[Comparison],
             report: DataReport) -> list[Encoded]:
     rated, head = model.loss.reads != 'preferences', model.network.head
-    reading = dataclasses.replace(model.reading, append_eos=data.append_eos,
-                                  max_length=data.max_length or model.reading.max_length)
+    reading = reward_model.limited(
+        dataclasses.replace(model.reading, append_eos=data.append_eos), data.max_length,
+        model.network.architecture, 'config.data.max_length')
     encoded = tokens.encode(comparisons, model.tokenizer, report, reading,
                             overlong=data.overlong, ratings=rated, attributes=head.attributes)
+    check_malformed([report], data.max_malformed)
     if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):
         raise DataError(f'no comparison with a preferred {"or rated " * rated}response to evaluate '
                         'on\n' + report.format())
@@ -158,29 +212,37 @@ def _encode(data: Any, model: RewardModel, comparisons: list[Comparison],
 def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
     predictions = subject.predict(subject.test)
     summary = metrics.summarise(predictions)
-    if not jax.process_index():
-        metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions)
-    workdir.write_json(os.path.join(folder, 'evaluation.json'), {
-        'data': config.data.path, 'workload': config.workload, 'head': config.head.name,
-        'checkpoint': config.evaluation.checkpoint, 'metrics': summary,
-        'data_report': subject.report.as_dict(),
-    })
+    if folder:
+        if not jax.process_index():
+            metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions)
+        workdir.write_json(os.path.join(folder, 'evaluation.json'), {
+            'data': config.data.path, 'workload': config.workload,
+            'head': subject.model.network.head.name, 'checkpoint': config.evaluation.checkpoint,
+            'metrics': summary, 'data_report': subject.report.as_dict(),
+        })
     return Evaluation(predictions, summary, subject.report)
 
 
-def _same_source(path: str, other: str) -> bool:
-    """Whether two values of `data.path` name the same data."""
-    return path == other or os.path.realpath(path) == os.path.realpath(other)
+def _check_changes(stored: Any, config: Any) -> None:
+    """Refuses changes that mean nothing here."""
+    changed = _changed(stored, config)
+    _refuse([key for key in changed if not key.startswith(('data.', 'workload'))])
 
 
-def _check_changes(trained: Any, config: Any) -> None:
-    """Refuses changes that mean nothing here, or would put training rows into the test split."""
-    changed = workdir.config_changes(trained.to_dict(), config.to_dict())
-    keys = [line.split(':')[0].removeprefix('config.') for line in changed]
-    fixed = [key for key in keys if not key.startswith(('data.', 'workload'))]
-    if _same_source(config.data.path, trained.data.path):
-        fixed += [key for key in keys if key in ('data.test_fraction', 'data.validation_fraction')
-                  or key.startswith('data.demo.')]
-    if fixed:
-        raise ConfigError(f'config.{", config.".join(fixed)}: cannot be changed to '
+def _check_fractions(trained: Any, config: Any, same: bool) -> None:
+    """Refuses changes that would put training rows into the test split."""
+    demo = trained.data.path == config.data.path == 'demo'
+    _refuse([key for key in _changed(trained, config)
+             if (same and key in ('data.test_fraction', 'data.validation_fraction'))
+             or (demo and key.startswith('data.demo.'))])
+
+
+def _changed(stored: Any, config: Any) -> list[str]:
+    changed = workdir.config_changes(stored.to_dict(), config.to_dict())
+    return [line.split(':')[0].removeprefix('config.') for line in changed]
+
+
+def _refuse(keys: list[str]) -> None:
+    if keys:
+        raise ConfigError(f'config.{", config.".join(keys)}: cannot be changed to '
                           'evaluate a run that was trained with other values')

@@ -13,8 +13,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from qrm.data.comparisons import Comparison, DataError, read_comparisons
+from qrm.data.comparisons import Comparison, DataError
+from qrm.data.sources import read_comparisons
 from qrm.rewards import losses, resampling, statistics
+from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
 
 
@@ -30,20 +32,21 @@ def win_rates(
 
     Args:
       model: the reward model.
-      candidates, references: JSON Lines files of `prompt` + `response` or `responses`; a prompt is
+      candidates, references: files of rows with `prompt` + `response` or `responses`; a prompt is
         matched by its text.
-      cache: folder for the scores of the references, by the content of file and model.
+      cache: folder for the scores of the references, by the content of file and model; '': none.
       replicates: of the bootstrap over opening questions.
       level: of the intervals.
       seed: of the resampling.
 
     Returns:
       'prompts', 'candidates', 'unmatched' (candidate rows without a reference), 'cached',
-      'win_rate' and 'win_probability', ready for JSON.
+      'win_rate' and 'win_probability', ready for JSON; intervals are null where there are too few
+      opening questions for any.
 
     Raises:
       DataError: a row that cannot be read, named by file and line; a prompt that stands twice among
-        the references; or too few prompts with both.
+        the references; or no prompt has both.
     """
     known = read_comparisons(references)
     by_prompt: dict[str, int] = {}
@@ -55,7 +58,6 @@ def win_rates(
     matched = [row for row in given if str(row.prompt) in by_prompt]
     if not matched:
         raise DataError(f'{candidates}: none of its {len(given)} prompts is in {references}')
-    resampling.check_groups(row.group for row in matched)
     reference_outputs, cached = _reference_outputs(model, known, cache)
     own_outputs = model.predict(model.encode(matched)[0])
     rates, probabilities = [], []
@@ -65,9 +67,12 @@ def win_rates(
         rates.append(rate)
         probabilities.append(probability)
     groups = np.unique([row.group for row in matched], return_inverse=True)[1]
-    weights = resampling.cluster_bootstrap_weights(groups, replicates, seed)
+    enough = len(np.unique(groups)) >= resampling.MIN_GROUPS
+    weights = resampling.cluster_bootstrap_weights(groups, replicates, seed) if enough else None
 
-    def number(values: list[float]) -> dict[str, float]:
+    def number(values: list[float]) -> dict[str, float | None]:
+        if not enough:
+            return {'value': float(np.mean(values)), 'low': None, 'high': None}
         found = resampling.bootstrap(statistics.mean(np.array(values)), weights, level)
         return {'value': found.value, 'low': found.low, 'high': found.high}
 
@@ -79,12 +84,16 @@ def win_rates(
 def describe(found: dict[str, Any]) -> str:
     """The result of `win_rates` in a sentence, for the terminal."""
     rate, probability = (
-        f'{found[key]["value"]:.3f} [{found[key]["low"]:.3f}, {found[key]["high"]:.3f}]'
+        f'{found[key]["value"]:.3f} ' + (
+            'without an interval' if found[key]['low'] is None else
+            f'[{found[key]["low"]:.3f}, {found[key]["high"]:.3f}]')
         for key in ('win_rate', 'win_probability'))
+    few = ('' if found['win_rate']['low'] is not None else
+           f'; fewer than {resampling.MIN_GROUPS} opening questions have no interval')
     kept = 'from the cache' if found['cached'] else 'computed and kept'
     return (f'{found["candidates"]} candidates for {found["prompts"]} prompts '
             f'({found["unmatched"]} rows without a reference left out): win rate {rate}, win '
-            f'probability {probability}; scores of the references {kept}')
+            f'probability {probability}{few}; scores of the references {kept}')
 
 
 def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
@@ -110,12 +119,11 @@ def _reference_outputs(
     digest.update(f'{model.reading}'.encode())
     path = os.path.join(cache, f'{digest.hexdigest()[:16]}.npz')
     sizes = np.cumsum([len(row.responses) for row in references])[:-1]
-    if os.path.exists(path):
+    if cache and os.path.exists(path):
         with np.load(path, allow_pickle=False) as file:
             return np.split(file['outputs'], sizes), True
     outputs = np.concatenate(model.predict(model.encode(references)[0]))
-    os.makedirs(cache, exist_ok=True)
-    with open(path + '.tmp', 'wb') as file:
-        np.savez_compressed(file, outputs=outputs)
-    os.replace(path + '.tmp', path)
+    if cache:
+        workdir.make(cache)
+        workdir.write_arrays(path, {'outputs': outputs})
     return np.split(outputs, sizes), False

@@ -26,6 +26,9 @@ import numpy as np
 from qrm.data.tokens import Encoded
 
 _FEW = 3  # micro-batches of a quarter; four would be no smaller than a whole one
+# Comparisons of up to 8 responses share layouts, those of up to 64, and so on: what is known of all
+# pairs of a comparison takes [K, K], and K is that of the largest of its layout.
+_FIRST_CLASS, _CLASS_FACTOR = 8, 8
 
 
 class MicroBatch(NamedTuple):
@@ -93,6 +96,8 @@ class Layout:
       slots: comparisons at most (C).
       responses: responses of a comparison at most (K).
       attributes: ratings of a response (A).
+      most, examples: how many of how many comparisons have this layout, which bounds how many
+        there are in a step; 0: all may have it.
     """
 
     length: int
@@ -100,6 +105,8 @@ class Layout:
     slots: int
     responses: int
     attributes: int = 1
+    most: int = 0
+    examples: int = 0
 
 
 class Packed(NamedTuple):
@@ -140,7 +147,8 @@ def plan_layouts(
     """The shapes that hold any of these comparisons: one, and one of a quarter of its tokens.
 
     The second has a quarter of the rows, or one short row; it takes what is left over at the end
-    of a step. More shapes would save little more and take longer to compile.
+    of a step. More shapes would save little more and take longer to compile. Only comparisons of
+    many responses have shapes of their own, so that memory follows tokens: see `classes`.
 
     Args:
       encoded: all comparisons that will ever be packed into these layouts.
@@ -153,38 +161,72 @@ def plan_layouts(
     if not encoded:
         raise ValueError('no comparisons to lay out')
     length = fit_row_length(encoded, row_length)
-    needed = max(len(runs(item, length)) for item in encoded)
-    count = max(needed, rows * row_length // length, 1)
-    sizes = [item.size for item in encoded]
-    # Powers of two, again so that similar data have the same shapes.
-    responses = 1 << (max(len(item.responses) for item in encoded) - 1).bit_length()
-    typical = max(1, int(np.percentile(sizes, 5)))
-    shapes = [(count, length), (count // 4, length) if count >= 4 else (1, count * length // 4)]
-    return tuple(
-        Layout(length, count, 1 << (max(1, count * length // typical)).bit_length() - 1, responses,
-               encoded[0].ratings.shape[1])
-        for count, length in shapes if min(sizes) <= length
-    )
+    layouts = []
+    for number, members in enumerate(classes([len(item.responses) for item in encoded])):
+        some = [encoded[i] for i in members]
+        needed = max(len(runs(item, length)) for item in some)
+        count = max(needed, rows * row_length // length, 1)
+        sizes = [item.size for item in some]
+        # Powers of two, again so that similar data have the same shapes.
+        responses = 1 << (max(len(item.responses) for item in some) - 1).bit_length()
+        typical = max(1, int(np.percentile(sizes, 5)))
+        shapes = [(count, length)]
+        smaller = (count // 4, length) if count >= 4 else (1, count * length // 4)
+        if not number and min(sizes) <= smaller[1]:
+            shapes.append(smaller)
+        bound = (len(some), len(encoded)) if number else (0, 0)
+        layouts += [
+            Layout(size, count, 1 << (max(1, count * size // typical)).bit_length() - 1, responses,
+                   encoded[0].ratings.shape[1], *bound)
+            for count, size in shapes
+        ]
+    return tuple(layouts)
+
+
+def classes(responses: Sequence[int]) -> list[list[int]]:
+    """Indices of comparisons with these numbers of responses, together those that share shapes.
+
+    Of pairs and a few comparisons of a thousand responses each has its own: a thousand squared for
+    every pair would be far more than its tokens. Most data have one class.
+    """
+    found: dict[int, list[int]] = {}
+    for index, count in enumerate(responses):
+        largest = _FIRST_CLASS
+        while count > largest:
+            largest *= _CLASS_FACTOR
+        found.setdefault(largest, []).append(index)
+    return [found[largest] for largest in sorted(found)]
 
 
 def pack(encoded: Sequence[Encoded], layouts: Sequence[Layout]) -> list[Packed]:
     """Packs comparisons into as few micro-batches as first-fit-decreasing finds.
 
-    All have the first layout, but for the comparisons of one that fit a few of the second.
+    All of a class have its first layout, but for the comparisons of one that fit a few of the
+    second.
 
     Raises:
-      ValueError: a comparison fits no micro-batch of the first layout.
+      ValueError: a comparison fits no micro-batch of the layout that holds its responses.
     """
     order = sorted(range(len(encoded)), key=lambda i: (-encoded[i].size, i))
-    placed = [(0, one) for one in _first_fit(encoded, order, layouts[0])]
-    for number, layout in enumerate(layouts[1:], start=1):
-        for i in reversed(range(len(placed))):  # the last ones are the emptiest
-            smaller = _in_few(encoded, placed[i][1].indices, layout)
-            if smaller:
-                placed[i:i + 1] = [(number, one) for one in smaller]
-                break
+    packed = []
+    below = 0  # responses that the layouts before can hold
+    for most in sorted({layout.responses for layout in layouts}):
+        last = most == max(layout.responses for layout in layouts)
+        own = [i for i in order
+               if below < len(encoded[i].responses) and (last or len(encoded[i].responses) <= most)]
+        (first, whole), *rest = [(number, layout) for number, layout in enumerate(layouts)
+                                 if layout.responses == most]
+        placed = [(first, one) for one in _first_fit(encoded, own, whole)]
+        for number, layout in rest:
+            for i in reversed(range(len(placed))):  # the last ones are the emptiest
+                smaller = _in_few(encoded, placed[i][1].indices, layout)
+                if smaller:
+                    placed[i:i + 1] = [(number, one) for one in smaller]
+                    break
+        packed += placed
+        below = most
     return [Packed(number, _fill(one, encoded, layouts[number]), one.indices)
-            for number, one in placed]
+            for number, one in packed]
 
 
 def make_batch(
@@ -201,7 +243,8 @@ def make_batch(
     stacks = []
     for number, layout in enumerate(layouts):
         filled = [item.micro_batch for item in packed if item.layout == number]
-        size = _FEW if number else stack_size(layout, batch_size)
+        small = number and layouts[number - 1].responses == layout.responses
+        size = _FEW if small else stack_size(layout, batch_size)
         padding = [empty_micro_batch(layout)] * (size - len(filled))
         micro_batches = MicroBatch(*map(np.stack, zip(*filled, *padding, strict=True)))
         stacks.append(Stack(np.asarray(len(filled), np.int32), micro_batches))
@@ -214,6 +257,8 @@ def stack_size(layout: Layout, batch_size: int) -> int:
     A comparison takes at most min(R, K) rows and opens a new micro-batch only if every open one
     has fewer empty rows than that or no free slot.
     """
+    if layout.most:  # of each epoch that a step may touch
+        batch_size = min(batch_size, layout.most * (batch_size // layout.examples + 2))
     needed = min(layout.rows, layout.responses)
     at_least = min(layout.slots, -(-(layout.rows - needed + 1) // needed))
     return -(-batch_size // at_least)

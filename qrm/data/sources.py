@@ -1,11 +1,14 @@
 """Where comparisons come from, and how they are divided into train, validation and test."""
 
-import collections
+import dataclasses
 import hashlib
+import itertools
+import json
 import math
 import os
-from collections.abc import Iterable, Iterator
-from typing import Any
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,10 +18,10 @@ from qrm.data.comparisons import (
     DataError,
     DataReport,
     MalformedRow,
-    ignored_keys,
-    parse_row,
-    read_jsonl,
+    check_malformed,
 )
+from qrm.data.files import SUFFIXES, is_rows, read_rows
+from qrm.data.rows import parse_row
 
 # Workload -> folder (`data_dir`) of the HH release (Bai et al. 2022, arXiv 2204.05862).
 HH_FOLDERS = {
@@ -27,15 +30,39 @@ HH_FOLDERS = {
     'helpful-online': 'helpful-online',
     'helpful-rejection-sampled': 'helpful-rejection-sampled',
 }
-_SUFFIXES = ('.jsonl', '.jsonl.gz')
+# Split -> how files and hub data sets call it.
+_NAMES = {'train': ('train',), 'validation': ('validation', 'valid', 'val', 'dev'),
+          'test': ('test',)}
+_SHARD = re.compile(r'-(\d{5})-of-(\d{5})')
 
 Split = tuple[list[Comparison], DataReport]
 Row = tuple[str, Any]
 
 
-def is_jsonl(path: str) -> bool:
-    """Whether `data.path` names a single JSON Lines file."""
-    return path.endswith(_SUFFIXES)
+class Source(NamedTuple):
+    """All comparisons of a source, as it divides them.
+
+    Attributes:
+      splits: 'train', 'validation', 'test', those that there are -> (comparisons, report).
+      digest: of all that is said of the comparisons, wherever they stand.
+    """
+
+    splits: dict[str, Split]
+    digest: str
+
+
+class _Found(NamedTuple):
+    """Rows of a split before they are read.
+
+    Attributes:
+      name: of the file, or of the data set.
+      rows: the rows.
+      unread: what stands beside them and is not read.
+    """
+
+    name: str
+    rows: Iterable[Row]
+    unread: tuple[str, ...] = ()
 
 
 def workloads_of(path: str) -> tuple[str, ...]:
@@ -43,24 +70,21 @@ def workloads_of(path: str) -> tuple[str, ...]:
     if path == 'demo':
         return demo.WORKLOADS
     if os.path.isdir(path):
-        return () if _file(path, 'train') or _file(path, 'test') else tuple(HH_FOLDERS)
+        return () if any(_files(path, split) for split in _NAMES) else tuple(HH_FOLDERS)
     return tuple(HH_FOLDERS) if path.endswith('hh-rlhf') else ()
 
 
-def load_splits(data: Any, workload: str) -> dict[str, Split]:
-    """Loads the comparisons of a workload.
+def read(data: Any, workload: str) -> Source:
+    """Reads all comparisons of a workload.
 
-    `data.path` is 'demo' (generated), a JSON Lines file, a folder with train/test files or with
-    folders of the HH release, or the name of a data set on the hub. The validation split is
-    taken from the training rows, and so is the test split where the source has none; both take
-    whole groups, so that no opening question stands on two sides.
+    `data.path` is 'demo' (generated), a file of rows (see `files.read_rows`), a folder with such
+    files called train, validation and test (also in numbered parts, as the hub names them) or with
+    folders of the HH release, or the name of a data set on the hub. A single file, or a data set
+    without these splits, is all 'train'.
 
     Args:
       data: the `data` section of a config.
       workload: which part of the source to load.
-
-    Returns:
-      'train', 'validation' and 'test' -> (comparisons, report).
 
     Raises:
       DataError: the source is missing, damaged or has too many malformed rows.
@@ -69,39 +93,72 @@ def load_splits(data: Any, workload: str) -> dict[str, Split]:
     if names and workload not in names:
         raise DataError(f'workload {workload!r} is not in {data.path}, expected one of {names}')
     if data.path == 'demo':
-        splits = {
-            split: _collect(_demo_rows(data, workload, split), data, f'demo {workload}', split)
-            for split in ('train', 'test')
-        }
+        found = {split: _Found(f'demo {workload}', _demo_rows(data, workload, split))
+                 for split in ('train', 'test')}
     else:
-        splits = {
-            split: _collect(rows, data, source, split)
-            for split, (source, rows) in _sources(data.path, workload).items()
-        }
+        found = _sources(data.path, workload)
+    splits = {split: _collect(one, data, split) for split, one in found.items()}
+    return Source(splits, _digest({split: c for split, (c, _) in splits.items()}))
+
+
+def divide(source: Source, data: Any) -> dict[str, Split]:
+    """The three splits of a source.
+
+    Validation and test splits that the source does not have are taken from its training rows; they
+    take whole groups, so that no opening question stands on two sides.
+
+    Args:
+      source: what was read.
+      data: the `data` section of a config, which says how much is taken.
+
+    Returns:
+      'train', 'validation' and 'test' -> (comparisons, report).
+    """
+    splits = {split: (comparisons, dataclasses.replace(
+        report, dropped=report.dropped.copy(), notes=report.notes.copy()))
+        for split, (comparisons, report) in source.splits.items()}
     if 'train' not in splits:  # A folder with test rows alone can still be evaluated on.
-        splits['train'] = ([], DataReport(splits['test'][1].source, 'train'))
-    if 'test' not in splits:
-        splits['train'], splits['test'] = _divide(splits['train'], data.test_fraction, 'test')
-    train, validation = _divide(splits['train'], data.validation_fraction, 'validation')
-    splits = {'train': train, 'validation': validation, 'test': splits['test']}
-    groups = {c.group for split in ('train', 'validation') for c in splits[split][0]}
-    comparisons, report = splits['test']
-    if overlap := sum(c.group in groups for c in comparisons):
-        report.notes['opening question also in the training rows'] = overlap
+        _, report = next(iter(splits.values()))
+        splits['train'] = ([], DataReport(report.source, 'train'))
+    for name, fraction in (('test', data.test_fraction), ('validation', data.validation_fraction)):
+        if name not in splits:
+            splits['train'], splits[name] = _divide(splits['train'], fraction, name)
+    splits = {split: splits[split] for split in _NAMES}
+    for comparisons, report in splits.values():
+        report.notes.update(itertools.chain.from_iterable(c.remarks for c in comparisons))
+    groups: set[str] = set()
+    for split, (comparisons, report) in splits.items():
+        if split != 'train' and (overlap := sum(c.group in groups for c in comparisons)):
+            report.notes['opening question also in the training rows'] = overlap
+        groups |= {c.group for c in comparisons}
     return splits
 
 
-def load_whole(data: Any, workload: str) -> Split:
-    """Loads all comparisons of an undivided source, for a model that was not trained on them.
+def load_splits(data: Any, workload: str) -> dict[str, Split]:
+    """Reads and divides, see `read` and `divide`."""
+    return divide(read(data, workload), data)
 
-    Args:
-      data, workload: as `load_splits`, with the path of a JSON Lines file.
+
+def whole(source: Source) -> Split:
+    """All comparisons of an undivided source, for a model that was not trained on them."""
+    (comparisons, report), = source.splits.values()
+    report = dataclasses.replace(report, split='test', notes=report.notes.copy())
+    report.notes.update(itertools.chain.from_iterable(c.remarks for c in comparisons))
+    return comparisons, report
+
+
+def read_comparisons(path: str) -> list[Comparison]:
+    """Reads a file of rows to be scored.
 
     Raises:
-      DataError: as `load_splits`.
+      DataError: see `files.read_rows`; or a row is malformed.
     """
-    (source, rows), = _sources(data.path, workload).values()
-    return _collect(rows, data, source, 'test')
+    comparisons = []
+    for where, row in read_rows(path):
+        if isinstance(row, MalformedRow):
+            raise row
+        comparisons.append(parse_row(row, where))
+    return comparisons
 
 
 def _demo_rows(data: Any, workload: str, split: str) -> Iterator[tuple[str, Comparison]]:
@@ -110,26 +167,32 @@ def _demo_rows(data: Any, workload: str, split: str) -> Iterator[tuple[str, Comp
     return ((comparison.id, comparison) for comparison in generated.comparisons)
 
 
-def _sources(path: str, workload: str) -> dict[str, tuple[str, Iterable[Row]]]:
-    """Split -> (name, rows); a single file or an undivided hub data set is all 'train'."""
-    if is_jsonl(path):
-        return {'train': (path, read_jsonl(path))}
+def _sources(path: str, workload: str) -> dict[str, _Found]:
+    """Split -> its rows."""
+    if is_rows(path):
+        return {'train': _Found(path, read_rows(path))}
     if os.path.isdir(path):
         folder = os.path.join(path, HH_FOLDERS[workload]) if workloads_of(path) else path
-        files = {split: _file(folder, split) for split in ('train', 'test')}
-        if not any(files.values()):
+        files = {split: names for split in _NAMES if (names := _files(folder, split))}
+        if not files:
             raise DataError(
-                f'{path}: no comparisons found; expected train.jsonl(.gz) and test.jsonl(.gz), or '
-                f'those in a folder {os.path.basename(folder)}'
+                f'{path}: no comparisons found; expected train.jsonl and test.jsonl (or .json, '
+                '.parquet, .jsonl.gz, .json.gz), or those in a folder '
+                f'{os.path.basename(folder)}'
             )
-        return {split: (name, read_jsonl(name)) for split, name in files.items() if name}
+        read = {name for names in files.values() for name in names}
+        beside = tuple(f'file {name!r}' for name in sorted(os.listdir(folder))
+                       if is_rows(name) and os.path.join(folder, name) not in read)
+        return {split: _Found(
+            names[0], itertools.chain.from_iterable(map(read_rows, names)),
+            beside if number == 0 else ()) for number, (split, names) in enumerate(files.items())}
     if path.startswith(('/', '.', '~')) or path.count('/') > 1 or os.path.exists(path):
-        raise DataError(f'{path}: no such folder; expected a folder, a file that ends in .jsonl or '
-                        ".jsonl.gz, the name of a data set on the hub, or 'demo'")
+        raise DataError(f'{path}: no such folder; expected a folder, a file that ends in '
+                        f"{', '.join(SUFFIXES)}, the name of a data set on the hub, or 'demo'")
     return _hub_sources(path, HH_FOLDERS[workload] if workloads_of(path) else None)
 
 
-def _hub_sources(name: str, data_dir: str | None) -> dict[str, tuple[str, Iterable[Row]]]:
+def _hub_sources(name: str, data_dir: str | None) -> dict[str, _Found]:
     import datasets  # Takes half a second, which other sources need not wait for.
 
     try:
@@ -137,75 +200,107 @@ def _hub_sources(name: str, data_dir: str | None) -> dict[str, tuple[str, Iterab
     except Exception as error:  # The library raises a different type for each way to fail.
         raise DataError(
             f'{name}: could not be loaded from the hub ({type(error).__name__}: {error}); for '
-            'local data set config.data.path to a folder or a .jsonl file'
+            'local data set config.data.path to a folder or a file of rows'
         ) from error
     where = name if data_dir is None else f'{name}/{data_dir}'
-    found = {split: loaded[split] for split in ('train', 'test') if split in loaded}
-    if not found:
+    found = {split: given for split, names in _NAMES.items()
+             if (given := next((one for one in names if one in loaded), None))}
+    if not found.keys() & {'train', 'test'}:
         raise DataError(f'{where}: splits {sorted(loaded)}, expected train or test')
-    return {split: (where, _numbered(f'{where}[{split}]', rows)) for split, rows in found.items()}
+    beside = tuple(f'split {split!r}' for split in loaded if split not in found.values())
+    return {split: _Found(where, _numbered(f'{where}[{given}]', loaded[given]),
+                          beside if number == 0 else ())
+            for number, (split, given) in enumerate(found.items())}
 
 
 def _numbered(where: str, rows: Iterable[Any]) -> Iterator[Row]:
     return ((f'{where}:{i}', row) for i, row in enumerate(rows))
 
 
-def _file(folder: str, split: str) -> str | None:
-    names = (os.path.join(folder, split + suffix) for suffix in _SUFFIXES)
-    return next((name for name in names if os.path.isfile(name)), None)
+def _files(folder: str, split: str) -> list[str]:
+    """The file of a split, or its numbered parts; none if there is none.
+
+    Raises:
+      DataError: there are several files that may be it, or a part is missing.
+    """
+    parts: dict[tuple[str, str], list[str]] = {}
+    for name in sorted(os.listdir(folder)) if os.path.isdir(folder) else ():
+        suffix = next((end for end in SUFFIXES if name.endswith(end)), None)
+        if suffix is None or not os.path.isfile(os.path.join(folder, name)):
+            continue
+        stem = name.removesuffix(suffix)
+        if _SHARD.sub('', stem) in _NAMES[split]:
+            count = _SHARD.search(stem)
+            kind = (_SHARD.sub('', stem) + suffix, count.group(2) if count else '')
+            parts.setdefault(kind, []).append(name)
+    if len(parts) > 1:
+        first, second = [names[0] for names in parts.values()][:2]
+        raise DataError(f'{folder}: {first} and {second} may both be the {split} split, expected '
+                        'one of them')
+    for (_, count), names in parts.items():
+        if count and len(names) != int(count):
+            raise DataError(f'{folder}: {len(names)} parts of the {split} split, expected {count} '
+                            f'as {names[0]} says')
+    return [os.path.join(folder, name) for names in parts.values() for name in names]
 
 
-def _collect(rows: Iterable[Row], data: Any, source: str, split: str) -> Split:
-    """Parses rows, counts those that are malformed, and refuses contradictions in their ids."""
-    report = DataReport(source, split)
+def _collect(found: _Found, data: Any, split: str) -> Split:
+    """Parses rows, counts those that are malformed, and tells apart those of one id."""
+    report = DataReport(found.name, split)
+    report.notes.update(f'{one} not read' for one in found.unread)
     comparisons: list[Comparison] = []
     by_id: dict[str, Comparison] = {}
-    first_error = None
-    for where, row in rows:
+    for where, row in found.rows:
         report.read += 1
         try:
             if isinstance(row, MalformedRow):
                 raise row
-            if isinstance(row, Comparison):
-                comparison = row
-            else:
-                comparison = parse_row(row, where, attributes=data.attributes)
-                report.notes.update(f'key {key!r} not used'
-                                    for key in ignored_keys(row, data.attributes))
+            comparison = row if isinstance(row, Comparison) else parse_row(
+                row, where, attributes=data.attributes)
         except MalformedRow as error:
-            first_error = first_error or error
-            report.dropped['malformed row'] += 1
+            report.drop_malformed(error)
             continue
         known = by_id.setdefault(comparison.id, comparison)
         if known != comparison:
-            raise DataError(f'{where}: id {comparison.id!r} stands on another row with other '
-                            'content, expected unique ids')
-        if any(isinstance(r, str) and not r.strip() for r in comparison.responses):
-            report.notes['blank response'] += 1
+            comparison = dataclasses.replace(comparison, id=comparison.place, remarks=(
+                *comparison.remarks, 'id of an earlier row, told apart by line'))
         comparisons.append(comparison)
-    malformed = report.dropped['malformed row']
-    if malformed and malformed / report.read > data.max_malformed:
-        raise DataError(
-            f'{first_error}; {malformed} of {report.read} rows are malformed, more than '
-            f'config.data.max_malformed={data.max_malformed} allows'
-        )
-    report.dropped += collections.Counter()  # Counting a missing key must not leave a zero.
-    _note_duplicates(comparisons, report)
-    return comparisons, report
+    check_malformed([report], data.max_malformed)
+    return _note_duplicates(comparisons), report
 
 
-def _note_duplicates(comparisons: list[Comparison], report: DataReport) -> None:
-    """Counts rows with the texts of an earlier one, in any order, by whether the two agree."""
-    seen: dict[tuple[str, ...], np.ndarray] = {}
+def _note_duplicates(comparisons: Sequence[Comparison]) -> list[Comparison]:
+    """Remarks on rows with the texts of an earlier one, in any order, by whether the two agree.
+
+    What two people say of the same texts are two judgements.
+    """
+    seen: dict[tuple[Any, ...], np.ndarray] = {}
+    noted = []
     for comparison in comparisons:
         texts = [str(response) for response in comparison.responses]
         order = sorted(range(len(texts)), key=texts.__getitem__)
         matrix = comparison.preference_matrix()[np.ix_(order, order)]
         judged = np.sign(matrix - matrix.T)
-        first = seen.setdefault((str(comparison.prompt), *(texts[i] for i in order)), judged)
+        first = seen.setdefault((comparison.annotator, str(comparison.prompt),
+                                 *(texts[i] for i in order)), judged)
         if first is not judged:
             opposed = (first * judged < 0).any()
-            report.notes[f'{"contradicts" if opposed else "repeats"} an earlier row'] += 1
+            remark = f'{"contradicts" if opposed else "repeats"} an earlier row'
+            comparison = dataclasses.replace(comparison, remarks=(*comparison.remarks, remark))
+        noted.append(comparison)
+    return noted
+
+
+def _digest(splits: dict[str, list[Comparison]]) -> str:
+    """Hexadecimal digest of everything that comparisons say, but for places in files."""
+    found = hashlib.sha256()
+    for split, comparisons in splits.items():
+        found.update(f'{split} {len(comparisons)}\n'.encode())
+        for c in comparisons:
+            said = {**vars(c), 'attributes': dict(c.attributes), 'where': '', 'remarks': (),
+                    'id': c.id.replace(c.where, '') if c.where else c.id}
+            found.update(json.dumps(said, sort_keys=True, default=str).encode())
+    return found.hexdigest()
 
 
 def _divide(split: Split, fraction: float, name: str) -> tuple[Split, Split]:

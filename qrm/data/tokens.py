@@ -6,17 +6,19 @@ dialogue stood alone; the longest common token prefix of the dialogues is the sh
 
 import collections
 import dataclasses
+import datetime
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
-import jinja2
 import numpy as np
 import tokenizers
 import transformers
 
-from qrm.data.comparisons import Comparison, DataError, DataReport, Text
+from qrm.data.comparisons import Comparison, DataError, DataReport, MalformedRow, Text
 
 Tokenizer = transformers.PreTrainedTokenizerBase
 Ids = np.ndarray  # [length] int32
@@ -88,25 +90,74 @@ class Reading:
     size_prompt: bool = False
 
 
-def load_tokenizer(path: str) -> Tokenizer:
+def load_tokenizer(path: str, now: datetime.datetime | None = None) -> Tokenizer:
     """Loads a tokenizer from a local folder or the Hugging Face hub; runs no remote code.
 
     A `tokenizer.json` is taken as it is. Of some families, such as qwen2, AutoTokenizer of
     transformers 5 keeps only its vocabulary, and splits texts in its own way.
 
+    Args:
+      path: of the folder, or name on the hub.
+      now: what the clock of a chat template stands at from now on, see `stop_clock`; None: at the
+        time of this call.
+
     Raises:
-      DataError: there is none at `path`.
+      DataError: there is none at `path`, or its chat template is no function of the chat.
     """
     kind = transformers.AutoTokenizer
     if os.path.isfile(os.path.join(path, 'tokenizer.json')):
         kind = transformers.PreTrainedTokenizerFast
     try:
-        return kind.from_pretrained(path, trust_remote_code=False)
+        tokenizer = kind.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # The library raises a different type for each way to fail.
         raise DataError(
             f'{path}: no tokenizer could be loaded ({error}); expected tokenizer.json, or '
             'vocab.json and merges.txt, or set config.model.tokenizer to where it is'
         ) from error
+    if isinstance(tokenizer.chat_template, str):
+        now = now or datetime.datetime.now()
+        try:
+            stopped = stop_clock(tokenizer.chat_template, now)
+        except ValueError as error:
+            raise DataError(f'{path}: the chat template {error}') from error
+        if stopped != tokenizer.chat_template:
+            print(f'note: the chat template of {path} prints the time, which stands at '
+                  f'{now:%Y-%m-%d %H:%M}', flush=True)
+            tokenizer.chat_template = stopped
+    return tokenizer
+
+
+_CLOCK = 'strftime_now'
+_CLOCK_CALL = re.compile(
+    _CLOCK + r"""\s*\(\s*(?:format\s*=\s*)?(?:'([^'"\\{}]*)'|"([^'"\\{}]*)")\s*\)""")
+_CHANCE = re.compile(r'\|\s*random\b|\blipsum\s*\(')
+
+
+def stop_clock(template: str, now: datetime.datetime) -> str:
+    """A chat template that prints one time, whenever it is rendered.
+
+    Templates of Llama 3 and others print the day on which they are rendered, so that the same chat
+    has other tokens, and another reward, on the next. The clock is replaced inside of the template,
+    which is kept with the run and exported, by a macro of its name.
+
+    Raises:
+      ValueError: what the template prints depends on chance, or on the clock in a way that cannot
+        be known beforehand.
+    """
+    if _CHANCE.search(template):
+        raise ValueError('prints random words, expected a function of the chat')
+    if f'macro {_CLOCK}(' in template:
+        return template
+    formats = [single or double for single, double in _CLOCK_CALL.findall(template)]
+    if len(formats) != len(re.findall(rf'\b{_CLOCK}\s*\(', template)):
+        raise ValueError(f'calls {_CLOCK} with a format that is not written out, expected one in '
+                         'quotes')
+    if not formats:
+        return template
+    times = {text: now.strftime(text) for text in dict.fromkeys(formats)}
+    cases = ''.join(f"{{%- {'elif' if i else 'if'} format == '{text}' -%}}{{{{ '{time}' }}}}"
+                    for i, (text, time) in enumerate(times.items()))
+    return f'{{%- macro {_CLOCK}(format) -%}}{cases}{{%- endif -%}}{{%- endmacro -%}}{template}'
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str) -> None:
@@ -153,7 +204,7 @@ def texts_of(comparisons: Iterable[Comparison]) -> Iterable[str]:
 
 def tokenize(
     comparisons: Sequence[Comparison], tokenizer: Tokenizer, reading: Reading
-) -> list[list[Ids]]:
+) -> list[list[Ids] | MalformedRow]:
     """Tokenises every dialogue of every comparison as a whole.
 
     Chats are rendered by the tokenizer's chat template, which brings its own special tokens;
@@ -161,39 +212,49 @@ def tokenize(
     dialogues end, the reading says; here none is cut.
 
     Returns:
-      One list of K arrays [length] int32 for each comparison.
+      One list of K arrays [length] int32 for each comparison; or what is wrong with it, if the
+      template or the tokenizer refuses it, or a dialogue has no tokens.
 
     Raises:
-      DataError: EOS or a chat template is needed and missing, or a dialogue has no tokens.
+      DataError: EOS or a chat template is needed and missing.
     """
     if reading.append_eos and tokenizer.eos_token_id is None:
         raise DataError(f'{tokenizer.name_or_path}: the tokenizer has no EOS token, and '
                         'append_eos is set; for BERT and others of its kind set '
                         'data.append_eos=False')
-    chats: list[str] = []
-    plain: list[str] = []
-    for comparison in comparisons:
-        for response in comparison.responses:
-            if isinstance(comparison.prompt, str):
-                plain.append(comparison.prompt + response)
-            else:
-                chats.append(_render(comparison, response, tokenizer,
-                                     whole=reading.rendered_chats))
-    chat_ids = _ids(chats, tokenizer, add_special_tokens=False)
-    plain_ids = _ids(plain, tokenizer, add_special_tokens=True)
-    result = []
-    for comparison in comparisons:
+    texts: dict[bool, list[str]] = {True: [], False: []}  # plain or not -> dialogues
+    faults: dict[int, MalformedRow] = {}
+    for i, comparison in enumerate(comparisons):
         plainly = isinstance(comparison.prompt, str)
-        source = plain_ids if plainly else chat_ids
-        dialogues = [next(source) for _ in comparison.responses]
+        try:
+            texts[plainly] += [
+                comparison.prompt + response if plainly else
+                _render(comparison, response, tokenizer, whole=reading.rendered_chats)
+                for response in comparison.responses]
+        except MalformedRow as error:
+            faults[i] = error
+    source = {plainly: _ids(some, tokenizer, add_special_tokens=plainly)
+              for plainly, some in texts.items()}
+    result: list[list[Ids] | MalformedRow] = []
+    for i, comparison in enumerate(comparisons):
+        if i in faults:
+            result.append(faults[i])
+            continue
+        plainly = isinstance(comparison.prompt, str)
+        dialogues = [next(source[plainly]) for _ in comparison.responses]
+        refused = [ids for ids in dialogues if isinstance(ids, Exception)]
+        if refused:
+            result.append(MalformedRow(f'{comparison.place}: the tokenizer refuses it '
+                                       f'({_reason(refused[0])})'))
+            continue
         if reading.append_eos and (plainly or not reading.rendered_chats):
             eos = tokenizer.eos_token_id
             dialogues = [[*_without_end(ids, eos), eos] for ids in dialogues]
         if reading.skipped is not None:
             dialogues = [_without_end(ids, reading.skipped) for ids in dialogues]
-        if not all(map(len, dialogues)):
-            raise DataError(f'{comparison.id}: a dialogue has no tokens, expected text')
-        result.append([np.asarray(ids, np.int32) for ids in dialogues])
+        result.append(
+            [np.asarray(ids, np.int32) for ids in dialogues] if all(map(len, dialogues)) else
+            MalformedRow(f'{comparison.place}: a dialogue has no tokens, expected text'))
     return result
 
 
@@ -204,16 +265,55 @@ def prompt_sizes(
 
     A function of the prompt and the one response: the tokens that all of them share may reach
     into the responses. It is 0 where there is no prompt.
+
+    Raises:
+      MalformedRow: the chat template or the tokenizer refuses the prompt alone.
     """
-    if isinstance(comparison.prompt, str):
-        alone = next(_ids([comparison.prompt], tokenizer, add_special_tokens=True))
-    elif comparison.prompt:
-        alone = next(_ids([_render(comparison, (), tokenizer)], tokenizer,
-                          add_special_tokens=False))
-    else:
-        alone = []
+    plainly = isinstance(comparison.prompt, str)
+    alone = []
+    if comparison.prompt or plainly:
+        text = comparison.prompt if plainly else _render(comparison, (), tokenizer)
+        alone = next(_ids([text], tokenizer, add_special_tokens=plainly))
+        if isinstance(alone, Exception):
+            raise MalformedRow(f'{comparison.place}: the tokenizer refuses its prompt '
+                               f'({_reason(alone)})')
     alone = np.asarray(alone, np.int32)
     return tuple(_common_length((alone, ids)) for ids in dialogues)
+
+
+def unread_keys(comparison: Comparison, tokenizer: Tokenizer) -> list[str]:
+    """Keys of a chat's messages, and 'tools', that hold something and change none of its dialogues.
+
+    So a template that prints no tool calls, say, is found by what it prints.
+    """
+    if isinstance(comparison.prompt, str):
+        return []
+    chats = [comparison.prompt, *comparison.responses]
+    keys = {key for chat in chats for message in chat for key, value in message.items()
+            if key not in ('role', 'content') and value not in ('', (), [], {})}
+    variants = {f'message key {key!r}': dataclasses.replace(
+        comparison, prompt=_without_key(comparison.prompt, key),
+        responses=tuple(_without_key(response, key) for response in comparison.responses))
+        for key in sorted(keys)}
+    if comparison.tools:
+        variants["key 'tools'"] = dataclasses.replace(comparison, tools=())
+    if not variants:
+        return []
+    whole = _rendered(comparison, tokenizer)
+    return [name for name, variant in variants.items() if _rendered(variant, tokenizer) == whole]
+
+
+def _without_key(chat: Text, key: str) -> Text:
+    return tuple({name: value for name, value in message.items() if name != key}
+                 for message in chat)
+
+
+def _rendered(comparison: Comparison, tokenizer: Tokenizer) -> list[str] | None:
+    """All dialogues of a chat as texts; None if the template refuses one."""
+    try:
+        return [_render(comparison, response, tokenizer) for response in comparison.responses]
+    except MalformedRow:
+        return None
 
 
 def split_prompt(
@@ -244,10 +344,11 @@ def encode(
     """Encodes comparisons to learn from or to evaluate on.
 
     A comparison with a dialogue longer than `reading.max_length` tokens (EOS included) loses the
-    left end of its shared prompt, after BOS or CLS ('truncate_prompt'), is dropped ('drop') or
+    left end of its prompt, after BOS or CLS ('truncate_prompt'), is dropped ('drop') or
     raises ('error'); responses always stay whole. Comparisons that say nothing are dropped: those
     without any known preference or with identical responses, unless ratings are read and there is
-    one. All is counted in `report`.
+    one. All is counted in `report`, as are rows that the chat template or the tokenizer refuses,
+    which are malformed.
 
     Args:
       comparisons: what to encode.
@@ -270,7 +371,12 @@ def encode(
     index_of = {name: i for i, name in enumerate(annotators)}
     kept = []
     tokens_of = _remembered(comparisons, tokenizer, reading)
-    for comparison, (dialogues, sizes) in zip(comparisons, tokens_of, strict=True):
+    for comparison, tokenised in zip(comparisons, tokens_of, strict=True):
+        if isinstance(tokenised, MalformedRow):
+            report.drop_malformed(tokenised)
+            continue
+        dialogues, sizes, unread = tokenised
+        report.notes.update(f'{key} not used by the chat template' for key in unread)
         preference = comparison.preference_matrix()
         rating = comparison.rating_matrix(attributes)
         rated = ratings and np.isfinite(rating).any()
@@ -290,9 +396,11 @@ def encode(
         excess = len(prompt) + max(map(len, responses)) - max_length
         if excess > 0:
             if overlong == 'error':
-                raise DataError(f"{comparison.id}: a dialogue of {max_length + excess} tokens, "
+                raise DataError(f"{comparison.place}: a dialogue of {max_length + excess} tokens, "
                                 f"expected at most {max_length} (overlong is 'error')")
-            if overlong == 'drop' or excess > len(prompt) - lead:
+            # What responses have in common, or the one there is, is no part of the prompt.
+            known = min(sizes or prompt_sizes(comparison, dialogues, tokenizer))
+            if overlong == 'drop' or excess > min(known, len(prompt)) - lead:
                 reason = 'a dialogue' if overlong == 'drop' else 'a response alone'
                 report.dropped[f'{reason} is longer than {max_length} tokens'] += 1
                 continue
@@ -330,10 +438,15 @@ def encode_to_score(
 
     Returns:
       The encoded comparisons, in order, and how many dialogues were cut.
+
+    Raises:
+      DataError: see `tokenize`; or the chat template or the tokenizer refuses one.
     """
     result, cut, max_length = [], 0, reading.max_length
     dialogues_of = tokenize(comparisons, tokenizer, reading)
     for comparison, dialogues in zip(comparisons, dialogues_of, strict=True):
+        if isinstance(dialogues, MalformedRow):
+            raise dialogues
         leads = [min(_lead(ids, tokenizer), max_length - 1) for ids in dialogues]
         excesses = [len(ids) - max_length for ids in dialogues]
         cut += sum(excess > 0 for excess in excesses)
@@ -370,35 +483,57 @@ def fingerprint(encoded: Sequence[Encoded]) -> str:
     return digest.hexdigest()
 
 
-_memory: collections.OrderedDict[str, list[tuple[list[Ids], tuple[int, ...]]]] = (
-    collections.OrderedDict())
+class _Tokenised(NamedTuple):
+    """A comparison in tokens, before anything is cut.
+
+    Attributes:
+      dialogues: see `tokenize`.
+      sizes: `prompt_sizes`, if the reading says so.
+      unread: see `unread_keys`.
+    """
+
+    dialogues: list[Ids]
+    sizes: tuple[int, ...]
+    unread: list[str]
+
+
+_memory: collections.OrderedDict[str, list[_Tokenised | MalformedRow]] = collections.OrderedDict()
 
 
 def _remembered(
     comparisons: Sequence[Comparison], tokenizer: Tokenizer, reading: Reading
-) -> list[tuple[list[Ids], tuple[int, ...]]]:
-    """Dialogues from `tokenize` and, if the reading says so, `prompt_sizes` of each comparison.
+) -> list[_Tokenised | MalformedRow]:
+    """Each comparison in tokens, or what is wrong with it.
 
     Those of the last few texts are remembered, by everything that they depend on.
     """
 
-    def make() -> list[tuple[list[Ids], tuple[int, ...]]]:
-        return [
-            (dialogues, prompt_sizes(comparison, dialogues, tokenizer)
-             if reading.size_prompt else ())
-            for comparison, dialogues
-            in zip(comparisons, tokenize(comparisons, tokenizer, reading), strict=True)]
+    def complete(comparison: Comparison, dialogues: list[Ids] | MalformedRow):
+        if isinstance(dialogues, MalformedRow):
+            return dialogues
+        try:
+            sizes = (prompt_sizes(comparison, dialogues, tokenizer) if reading.size_prompt
+                     else ())
+        except MalformedRow as error:
+            return error
+        return _Tokenised(dialogues, sizes, unread_keys(comparison, tokenizer))
+
+    def make() -> list[_Tokenised | MalformedRow]:
+        return list(map(complete, comparisons, tokenize(comparisons, tokenizer, reading)))
 
     backend = getattr(tokenizer, 'backend_tokenizer', None)
     if backend is None:  # what one in Python does depends on its code
         return make()
     digest = hashlib.sha256(repr((
         reading, backend.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map)).encode())
-    for comparison in comparisons:
-        digest.update(repr((comparison.prompt, comparison.responses)).encode())
+    for c in comparisons:
+        digest.update(repr((c.prompt, c.responses, c.tools)).encode())
     key = digest.hexdigest()
     if key not in _memory:
-        _memory[key] = make()
+        made = make()
+        if any(isinstance(one, MalformedRow) for one in made):  # which name the place of the row
+            return made
+        _memory[key] = made
         while len(_memory) > _REMEMBERED:
             _memory.popitem(last=False)
     _memory.move_to_end(key)
@@ -428,13 +563,16 @@ def _render(
     comparison: Comparison, response: Text, tokenizer: Tokenizer, *, whole: bool = False
 ) -> str:
     if tokenizer.chat_template is None:
-        raise DataError(f'{comparison.id}: chat messages, but the tokenizer '
+        raise DataError(f'{comparison.place}: chat messages, but the tokenizer '
                         f'{tokenizer.name_or_path!r} has no chat template')
     messages = [*comparison.prompt, *response]
     try:
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=False)
-    except jinja2.TemplateError as error:
-        raise DataError(f'{comparison.id}: the chat template refuses it ({error})') from error
+        text = tokenizer.apply_chat_template(
+            messages, tools=list(comparison.tools) or None, tokenize=False,
+            add_generation_prompt=False)
+    except Exception as error:  # A template is a program, and fails in any way.
+        raise MalformedRow(f'{comparison.place}: the chat template refuses it '
+                           f'({_reason(error)})') from error
     if whole:
         return text
     # Some templates end in EOS and a line feed: EOS is then the end, not to be appended again.
@@ -442,16 +580,34 @@ def _render(
     return stripped if stripped.endswith(tokenizer.eos_token or '\0') else text
 
 
+def _reason(error: Exception) -> str:
+    """What an error of another program says, in one line."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
 def _ids(
     texts: list[str], tokenizer: Tokenizer, *, add_special_tokens: bool
-) -> Iterator[list[int]]:
-    for start in range(0, len(texts), _BATCH):
-        yield from tokenizer(
-            texts[start:start + _BATCH],
-            add_special_tokens=add_special_tokens,
-            return_attention_mask=False,
+) -> Iterator[list[int] | Exception]:
+    """Tokens of each text, or why there are none."""
+
+    def of(some: list[str]) -> list[list[int]]:
+        return tokenizer(
+            some, add_special_tokens=add_special_tokens, return_attention_mask=False,
             verbose=False,  # lengths beyond the model's are cut, and counted, later
         )['input_ids']
+
+    for start in range(0, len(texts), _BATCH):
+        some = texts[start:start + _BATCH]
+        try:
+            found = of(some)
+        except Exception:  # One of them is at fault, which only it alone will tell.
+            found = []
+            for text in some:
+                try:
+                    found += of([text])
+                except Exception as error:  # each tokenizer has its own errors
+                    found.append(error)
+        yield from found
 
 
 def _without_end(ids: list[int], last: int) -> list[int]:

@@ -205,13 +205,13 @@ def find(name: str) -> Source:
 
 
 def load_pretrained(
-    source: Source, *, output: bool = False, gaussian: bool = False, dtype: str = 'float32'
+    source: Source, *, output: bool = False, dtype: str = 'float32'
 ) -> Pretrained:
     """A checkpoint, with its adapter merged.
 
     Args:
       source: from `find`.
-      output, gaussian, dtype: see `weights.load_pretrained`.
+      output, dtype: see `weights.load_pretrained`.
 
     Raises:
       DataError: see `weights.load_pretrained`; or tensors of the adapter that are missing,
@@ -219,7 +219,7 @@ def load_pretrained(
     """
     adapter = source.adapter
     read = functools.partial(weights.load_pretrained, source.model, output=output,
-                             gaussian=gaussian, dtype=dtype)
+                             dtype=dtype)
     if adapter is None:
         return read()
     settings = weights.read_settings(source.model)

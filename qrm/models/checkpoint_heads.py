@@ -8,6 +8,7 @@
 Axes: N outputs, D features, A attributes.
 """
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -32,7 +33,6 @@ def take(
     problems: list[str],
     *,
     reads: tuple[str, ...] = ('last',),
-    gaussian: bool = False,
 ) -> tuple[HeadConfig, dict[str, Any]] | None:
     """Takes the tensors of a reward head out of those of a checkpoint.
 
@@ -42,11 +42,10 @@ def take(
       width: D of the backbone.
       problems: gets what is wrong with them.
       reads: what the head reads, see `HeadConfig`.
-      gaussian: two outputs are mean and width of a Gaussian (Siththaranjan et al. 2023), not
-        two quantiles.
 
     Returns:
-      Config and parameters, float32; None if there is no head, or none that can be used.
+      Config and parameters, float32; None if there is no head, or none that can be used. Several
+      outputs are taken for quantiles, which `interpret` decides.
     """
     if 'regression_layer.weight' in tensors:
         return _take_gated(tensors, settings, width, problems)
@@ -74,15 +73,67 @@ def take(
         return None
     last = _normalised(last, settings)
     kind = 'scalar' if outputs == 1 else 'quantile'
-    if gaussian:
-        if outputs != 2:
-            problems.append(f'{name}.weight has {outputs} rows, expected the 2 of a Gaussian')
-        if settings.get('normalize_reward'):
-            problems.append('normalize_reward, which is of no meaning for the width of a Gaussian')
-        kind = 'gaussian'
     config = HeadConfig(kind, outputs if kind == 'quantile' else 10, reads=reads,
                         hidden_layers=tuple(layers), bias='bias' in last)
     return config, params | last
+
+
+def interpret(
+    head: tuple[HeadConfig, dict[str, Any]], settings: Mapping[str, Any], outputs: str = ''
+) -> tuple[HeadConfig, dict[str, Any]]:
+    """A head that `take` gave, with the meaning that its outputs have.
+
+    Args:
+      head: config and parameters.
+      settings: of the checkpoint.
+      outputs: what several outputs mean: 'quantiles'; 'gaussian', mean and width of a Gaussian
+        (Siththaranjan et al. 2023); or the name or number of the one that is the reward. '': what
+        the checkpoint says; quantiles, and a note is printed, if it says nothing at all.
+
+    Raises:
+      ValueError: the checkpoint calls its outputs classes or by names of their own, or the head has
+        no such outputs.
+    """
+    config, params = head
+    count = params['kernel'].shape[-1]
+    names = _label_names(settings, count)
+    if not outputs and (count == 1 or config.gated):
+        return head
+    outputs = outputs or settings.get('qrm_outputs', '')
+    if not outputs:
+        kind = settings.get('problem_type')
+        if names != _label_names({}, count) or str(kind).endswith('_label_classification'):
+            raise ValueError(
+                f'{count} outputs ({", ".join(names)}{f"; {kind}" if kind else ""}) that are not '
+                "said to be quantiles; expected outputs='quantiles', 'gaussian', or the name or "
+                'number of the one that is the reward')
+        print(f'note: {count} outputs, of which the checkpoint does not say what they are, are '
+              'taken for quantiles', flush=True)
+        return head
+    if config.gated:
+        raise ValueError(f'outputs={outputs!r} of a head with a gate, which says itself what its '
+                         'outputs mean')
+    if outputs == 'quantiles':
+        return head
+    if outputs == 'gaussian':
+        if count != 2:
+            raise ValueError(f'{count} outputs, expected the 2 of a Gaussian')
+        if settings.get('normalize_reward'):
+            raise ValueError('normalize_reward, which is of no meaning for the width of a Gaussian')
+        return dataclasses.replace(config, name='gaussian', num_quantiles=10), params
+    if outputs not in names and not (outputs.isdecimal() and int(outputs) < count):
+        raise ValueError(f'outputs={outputs!r}, expected \'quantiles\', \'gaussian\', one of '
+                         f'{names} or a number below {count}')
+    number = names.index(outputs) if outputs in names else int(outputs)
+    one = {key: params[key][..., number:number + 1] for key in ('kernel', 'bias') if key in params}
+    return dataclasses.replace(config, name='scalar', num_quantiles=10), params | one
+
+
+def _label_names(settings: Mapping[str, Any], count: int) -> list[str]:
+    """Names of a classifier's outputs."""
+    labels = settings.get('id2label')
+    labels = labels if isinstance(labels, Mapping) else {}
+    return [str(labels.get(str(i), f'LABEL_{i}')) for i in range(count)]
 
 
 def _take_dense(

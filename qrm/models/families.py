@@ -112,7 +112,7 @@ _SILENT = re.compile(
     r'summary_\w+|reorder_and_upcast_attn|n_ctx|tie_word_embeddings|vhead_\w+|auto_map|'
     r'is_llama_config|'
     # Of heads, which `checkpoint_heads` reads.
-    r'qrm_append_eos|value_head_prefix|normalize_reward|mean|std|num_(objectives|quantiles)|gating_\w+')
+    r'qrm_append_eos|qrm_outputs|value_head_prefix|normalize_reward|mean|std|num_(objectives|quantiles)|gating_\w+')
 
 
 def family_of(settings: Settings, where: str) -> Family:
@@ -487,6 +487,7 @@ FAMILIES: Mapping[str, Family] = {
             'activation': ('activation_function', 'gelu_new'),
             'norm_epsilon': ('layer_norm_epsilon', 1e-5),
             'initializer_range': ('initializer_range', 0.02),
+            'tied': ('tie_word_embeddings', True),
         },
         fixed=_PLAIN_HEADS | {
             'norm': 'layer', 'norm_bias': True, 'learned_positions': True, 'qkv_bias': True,
@@ -494,7 +495,6 @@ FAMILIES: Mapping[str, Family] = {
         },
         required={
             'scale_attn_weights': (True,), 'scale_attn_by_inverse_layer_idx': (False,),
-            'tie_word_embeddings': (True,),
         },
         # GPT-2's Conv1D stores [in, out], as here.
         tensors={

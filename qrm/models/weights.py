@@ -65,7 +65,7 @@ def resolve(name: str) -> str:
 
 
 def load_pretrained(
-    folder: str, *, output: bool = False, gaussian: bool = False, dtype: str = 'float32',
+    folder: str, *, output: bool = False, dtype: str = 'float32',
     change: Callable[[dict[str, Any]], None] = lambda tensors: None,
 ) -> Pretrained:
     """Reads a language model or a reward model of any of `families.FAMILIES`.
@@ -73,7 +73,6 @@ def load_pretrained(
     Args:
       folder: in the Hugging Face layout.
       output: with the output embedding, if it is not tied.
-      gaussian: see `checkpoint_heads.take`.
       dtype: of tables and of the blocks' kernels; all else is float32.
       change: changes the tensors, by their names without the family's prefix, before anything is
         made of them.
@@ -86,17 +85,21 @@ def load_pretrained(
     a, family = families.architecture(settings, folder), families.FAMILIES[settings['model_type']]
     tensors: dict[str, jax.Array] = {}
     for given, tensor in _read_tensors(folder).items():
-        name = given.removeprefix(family.prefix)
+        # `torch.compile` and data parallel wrappers leave their names before and inside of others.
+        name = given.replace('_orig_mod.', '').removeprefix('module.').removeprefix(family.prefix)
         for old, new in family.renamed.items():
             name = name.removesuffix(old) + new if name.endswith(old) else name
         if tensors.setdefault(name, tensor) is not tensor:
-            raise DataError(f'{folder}: {given} is there with and without {family.prefix!r}')
+            raise DataError(f'{folder}: {given} is there with and without a prefix, as of '
+                            f'{family.prefix!r}')
     change(tensors)
     problems: list[str] = []
     before = len(tensors)
+    if 'quantile_head.weight' in tensors:  # Kim et al., whose config.json does not say it
+        settings['qrm_outputs'] = 'quantiles'
     try:
         head = checkpoint_heads.take(
-            tensors, settings, a.hidden_size, problems, gaussian=gaussian,
+            tensors, settings, a.hidden_size, problems,
             reads=families.classifier_reads(settings))
     except ValueError as error:
         raise DataError(f'{folder}: config.json: {error}') from error
@@ -117,8 +120,12 @@ def load_pretrained(
     unused = re.compile(f'{family.buffers or "$^"}|{family.language_head or "$^"}')
     read = {name: tensor for name, tensor in tensors.items() if not unused.fullmatch(name)}
     del tensors
+    others = sorted(read)
     backbone = map_tensors(read, {path: table[path] for path in wanted}, a, problems, dtype)
     if problems:
+        if not backbone and others:
+            raise DataError(f'{folder}: no tensor of a {settings["model_type"]}, which config.json '
+                            f'says it is, but {len(others)} others such as {others[0]}')
         raise DataError(f'{folder}: the weights do not fit the architecture of config.json:\n  '
                         + '\n  '.join(problems))
     return Pretrained(settings, a, backbone, head)
@@ -155,7 +162,8 @@ def read_file(path: str) -> dict[str, jax.Array]:
     """The tensors of a safetensors file.
 
     Raises:
-      DataError: there is none, and perhaps a pickle in its place, or it is damaged.
+      DataError: there is none, and perhaps a pickle in its place, it is damaged, or has numbers
+        that are not finite.
     """
     if not os.path.isfile(path):
         files = sorted(os.listdir(os.path.dirname(path)))
@@ -166,9 +174,18 @@ def read_file(path: str) -> dict[str, jax.Array]:
         )
         raise DataError(f'{path}: no such file{hint}')
     try:
-        return safetensors_flax.load_file(path)
+        tensors = safetensors_flax.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise DataError(f'{path}: damaged safetensors file ({error})') from error
+    if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
+        raise DataError(f'{path}: {wrong[0]}'
+                        + (f' and {len(wrong) - 1} more' if wrong[1:] else '')
+                        + ' not finite, expected numbers')
+    return tensors
+
+
+def _is_finite(tensor: jax.Array) -> bool:
+    return not jnp.issubdtype(tensor.dtype, jnp.inexact) or bool(jnp.isfinite(tensor).all())
 
 
 def stored_dtypes(folder: str) -> set[str]:
@@ -315,17 +332,26 @@ def _parts(a: Architecture, path: str, row: Tensor, shape: tuple[int, ...]) -> t
 
 
 def _read_tensors(folder: str) -> dict[str, np.ndarray]:
-    """All tensors of a folder, from one file or from the shards its index names."""
+    """All tensors of a folder, from one file or else from the shards its index names.
+
+    So does transformers, which leaves the index of before when it saves to one file later.
+    """
     index = os.path.join(folder, 'model.safetensors.index.json')
-    if os.path.isfile(index):
+    single = os.path.isfile(os.path.join(folder, 'model.safetensors'))
+    if single and os.path.isfile(index):
+        print(f'note: {folder} has two sets of weights, of which model.safetensors is read and '
+              'model.safetensors.index.json is not', flush=True)
+    if os.path.isfile(index) and not single:
         weight_map = read_json(index).get('weight_map')
         if not isinstance(weight_map, dict):
             raise DataError(f'{index}: no weight_map, expected tensor names and their files')
-        if wrong := [name for name, shard in weight_map.items() if not isinstance(shard, str)]:
-            raise DataError(f'{index}: weight_map of {wrong[0]!r}, expected the name of a file')
+        if wrong := [name for name, shard in weight_map.items()
+                     if not isinstance(shard, str) or shard != os.path.basename(shard)]:
+            raise DataError(f'{index}: weight_map of {wrong[0]!r}: {weight_map[wrong[0]]!r}, '
+                            'expected the name of a file in this folder')
         shards = collections.defaultdict(set)
         for name, shard in weight_map.items():
-            shards[os.path.basename(shard)].add(name)
+            shards[shard].add(name)
     else:
         shards = {'model.safetensors': None}
     if os.path.isfile(os.path.join(folder, VALUE_HEAD)):

@@ -24,6 +24,9 @@ from qrm.rewards.heads import HEADS, QUANTILE_HEADS, HeadConfig, Reward
 TARGETS = ('label', 'margin', 'teacher')
 
 
+_TOGETHER = 64  # responses of a comparison whose pairs are all computed at once
+
+
 class Objective(NamedTuple):
     """What an objective needs, and what it says of a pair.
 
@@ -555,8 +558,18 @@ def _expected(loss: Callable[[Any, Any], jax.Array], sides: Any,
     label p it is p loss(a over b) + (1 - p) loss(b over a), a tie being p = 1/2; for a ranking
     of K responses the mean over its pairs (Ouyang et al. 2022, eq. 1).
     """
-    table = jax.vmap(jax.vmap(loss, in_axes=(None, 0)), in_axes=(0, None))(sides, sides)
-    total = jnp.sum(jnp.where(preference > 0, preference * table, 0.0))
+
+    def over(side: Any, row: jax.Array) -> jax.Array:
+        """Preference row [K] times the loss of one response over each."""
+        losses = jax.vmap(loss, in_axes=(None, 0))(side, sides)
+        return jnp.where(row > 0, row * losses, 0.0)
+
+    if len(preference) > _TOGETHER:
+        # One after the other, and again for the gradient: a pair may take N x N numbers.
+        total = jnp.sum(jax.lax.map(jax.checkpoint(lambda x: jnp.sum(over(*x))),
+                                    (sides, preference)))
+    else:
+        total = jnp.sum(jax.vmap(over)(sides, preference))
     return total / jnp.maximum(jnp.sum(preference), jnp.finfo(jnp.float32).tiny)
 
 

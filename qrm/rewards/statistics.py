@@ -30,8 +30,12 @@ class Undefined(ValueError):
 
 def mean(values: np.ndarray) -> Statistic:
     """Mean of values [m], in their units."""
-    return lambda weights: float(values.mean() if weights is None
-                                 else normalised(weights, len(values)) @ values)
+
+    def statistic(weights: np.ndarray | None) -> float:
+        # Divided at the end: a share of 1 is a count over the same count.
+        return float(values.mean() if weights is None else weights @ values / _total(weights))
+
+    return statistic
 
 
 def accuracy(margin: np.ndarray) -> Statistic:
@@ -71,7 +75,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> Statistic:
             raise Undefined('one of the two is constant')
         x, y = (middle_ranks(place, share) for place in places)
         (x_mean, x_std), (y_mean, y_std) = moments(x, share), moments(y, share)
-        return float(share @ ((x - x_mean) * (y - y_mean)) / (x_std * y_std))
+        found = float(share @ ((x - x_mean) * (y - y_mean)) / (x_std * y_std))
+        return min(max(found, -1.0), 1.0)  # rounding goes beyond
 
     return statistic
 
@@ -271,10 +276,14 @@ def normalised(weights: np.ndarray | None, m: int) -> np.ndarray:
     """Multiplicities as weights [m] of sum 1."""
     if weights is None:
         return np.full(m, 1.0 / m)
+    return weights / _total(weights)
+
+
+def _total(weights: np.ndarray) -> float:
     total = weights.sum()
     if total <= 0:
         raise Undefined('none of the items is in a resample')
-    return weights / total
+    return total
 
 
 def moments(values: np.ndarray, share: np.ndarray) -> tuple[float, float]:

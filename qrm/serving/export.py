@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
-from qrm.data.comparisons import DataError, parse_row
+from qrm.data.comparisons import Comparison, DataError
 from qrm.data.tokens import Tokenizer, save_tokenizer, tokenize
 from qrm.models import adapters, families, weights
 from qrm.models.families import Family
@@ -189,7 +189,8 @@ def _write_classifier(model: RewardModel, folder: str, outputs: str, dtype: str)
         'architectures': [family.classifier], 'pad_token_id': pad, 'torch_dtype': dtype,
         'num_labels': len(names), 'id2label': {str(i): name for i, name in enumerate(names)},
         'label2id': {name: i for i, name in enumerate(names)},
-        'qrm_append_eos': model.reading.append_eos,  # read by us alone
+        # Read by us alone.
+        'qrm_append_eos': model.reading.append_eos, 'qrm_outputs': outputs,
     }
     text = card(model, outputs, names, _suffix(tokenizer, model), _LOADING)
     weights.write_folder(folder, settings, tensors)
@@ -236,7 +237,8 @@ or what the padding token is: both must be given as above. Labels, in order: {',
                 f'{" and ".join(sorted(wider))}: beside these, rewards differ by that rounding')
         text += f'\nNote: {note}.\n'
     adapters.write_folder(folder, settings, lora, base.checkpoint, tensors)
-    tokenizer.init_kwargs['qrm_append_eos'] = model.reading.append_eos  # read by us alone
+    # Read by us alone.
+    tokenizer.init_kwargs |= {'qrm_append_eos': model.reading.append_eos, 'qrm_outputs': outputs}
     _write_tokenizer(tokenizer, model, folder)
     write_text(os.path.join(folder, 'README.md'), text)
     return (f'adapter to {base.checkpoint}, {family.classifier} with {_count(names)} ({outputs}), '
@@ -344,7 +346,7 @@ def _suffix(tokenizer: Tokenizer, model: RewardModel) -> str:
     Raises:
       DataError: nothing does, as the tokenizer ends texts in its own way.
     """
-    comparison = parse_row({'prompt': 'a b', 'responses': [' c']}, 'text', allow_blank=True)
+    comparison = Comparison('text', 'a b', (' c',), 'a b')
     [[expected]] = tokenize([comparison], model.tokenizer, model.reading)
     for suffix in ('', tokenizer.eos_token or ''):
         ids = tokenizer('a b c' + suffix)['input_ids']

@@ -1,28 +1,33 @@
 """Scoring files of comparisons with a reward model."""
 
+import collections
+import gzip
 import json
 import os
 
 import numpy as np
 
-from qrm.data.comparisons import DataError, read_comparisons
+from qrm.data.comparisons import DataError
+from qrm.data.files import SUFFIXES
+from qrm.data.sources import read_comparisons
+from qrm.data.tokens import unread_keys
 from qrm.training.reward_model import RewardModel
-from qrm.training.workdir import write_text
+from qrm.training.workdir import write_bytes
 
 
 def score_file(model: RewardModel, source: str, target: str) -> str:
-    """Scores every row of a JSON Lines file, and writes one row for each, in order.
+    """Scores every row of a file, and writes a line for each, in order.
 
     A row has `prompt` + `response`, `prompt` + `responses` or `chosen` + `rejected`; its scores
     are `{"rewards": [K], "quantiles": [K][N]}` in the order of the responses, chosen first.
 
     Args:
       model: the reward model.
-      source: `.jsonl` or `.jsonl.gz` file to read.
-      target: file to write; it appears when all rows are scored.
+      source: file of rows to read, see `files.read_rows`.
+      target: file to write, with gzip if it ends in `.gz`; it appears when all rows are scored.
 
     Returns:
-      A line that says what was done.
+      A line that says what was done, and one for each remark on rows.
 
     Raises:
       DataError: a row that cannot be scored, named by file and line, or a target that cannot be
@@ -31,15 +36,22 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
     _check_target(source, target)
     comparisons = read_comparisons(source)
     scores, cut = model.score_comparisons(comparisons)
-    write_text(target, ''.join(
+    content = ''.join(
         json.dumps({'rewards': r.tolist(), 'quantiles': q.tolist()}, allow_nan=False) + '\n'
         for r, q in zip(scores.rewards, scores.quantiles, strict=True)
-    ))
+    ).encode()
+    write_bytes(target, gzip.compress(content, mtime=0) if target.endswith('.gz') else content)
     crossed = np.concatenate([np.diff(q, axis=1) < 0 for q in scores.quantiles])
     crossing = f', {crossed.mean():.1%} of neighbouring quantiles cross' if crossed.size else ''
     count = sum(map(len, scores.rewards))
-    return (f'{target}: {len(comparisons)} rows, {count} responses scored, {cut} dialogues cut to '
-            f'{model.reading.max_length} tokens{crossing}')
+    notes = collections.Counter(
+        remark for comparison in comparisons for remark in (*comparison.remarks, *(
+            f'{key} not used by the chat template'
+            for key in unread_keys(comparison, model.tokenizer))))
+    return '\n'.join([
+        f'{target}: {len(comparisons)} rows, {count} responses scored, {cut} dialogues cut to '
+        f'{model.reading.max_length} tokens{crossing}',
+        *(f'  note {number}: {note}' for note, number in notes.items())])
 
 
 def _check_target(source: str, target: str) -> None:
@@ -49,6 +61,9 @@ def _check_target(source: str, target: str) -> None:
             raise DataError(f'{target}: is the file to be scored, expected another one to write')
         if not os.path.isfile(target):
             raise DataError(f'{target}: cannot be written, expected a file')
+    if target.endswith(tuple(end for end in SUFFIXES if not end.startswith('.jsonl'))):
+        raise DataError(f'{target}: cannot be written, expected a name that ends in .jsonl or '
+                        '.jsonl.gz')
     try:
         with open(target + '.tmp', 'w', encoding='utf-8'):
             pass

@@ -28,7 +28,7 @@ from qrm.studies import figures, worlds
 from qrm.training import config as config_lib
 from qrm.training import features, schema, workdir
 from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, Table
-from qrm.training.train import prepare, train
+from qrm.training.train import read_data, train
 
 _PAPER = 'bradley_terry_quantile_huber'
 
@@ -137,12 +137,14 @@ def compare(config: Any, folder: str) -> str:
     for member in members.values():
         features.share(member, folder)
     settings = config.analysis
+    for (*_, seed), member in members.items():
+        # What each model and the analysis need of the data is checked before the first is trained.
+        if seed == config.compare.seeds[0]:
+            resampling.check_groups(item.group for item in read_data(member).encoded['test']
+                                    if (item.preference > 0.5).any())
     results = []
     for workload in config.compare.workloads:
         first = next(m for (name, *_), m in members.items() if name == workload)
-        resampling.check_groups(
-            item.group for item in prepare(first, None).encoded['test']
-            if (item.preference > 0.5).any())
         runs, costs = {}, {}
         for (name, model, seed), member in members.items():
             if name != workload:

@@ -10,12 +10,13 @@ from qrm.analysis import figures, tables
 from qrm.analysis.evaluate import evaluate
 from qrm.data import demo
 from qrm.data.comparisons import DataError
-from qrm.data.sources import is_jsonl, workloads_of
+from qrm.data.files import is_rows
+from qrm.data.sources import workloads_of
 from qrm.rewards import resampling
 from qrm.training import config as config_lib
 from qrm.training import features, workdir
 from qrm.training.schema import ConfigError
-from qrm.training.train import prepare, train
+from qrm.training.train import read_data, train
 
 
 def reproduce(config: Any, folder: str) -> str:
@@ -37,7 +38,7 @@ def reproduce(config: Any, folder: str) -> str:
     for workload in dict.fromkeys(workload for workload, _ in members):
         # What the analysis will need is checked before hours of training, not after.
         member = next(m for (name, _), m in members.items() if name == workload)
-        test = prepare(member, None).encoded['test']
+        test = read_data(member).encoded['test']
         resampling.check_groups(item.group for item in test if (item.preference > 0.5).any())
     runs = {}
     for (workload, head), member in members.items():
@@ -77,7 +78,7 @@ def run_configs(config: Any) -> dict[tuple[str, str], Any]:
     workloads = tuple(config.reproduce.workloads)
     if not names:  # One set of rows: one workload, named after the file or data set.
         stem = os.path.basename(os.path.normpath(config.data.path))
-        workloads = (stem.split('.')[0] if is_jsonl(config.data.path) else stem,)
+        workloads = (stem.split('.')[0] if is_rows(config.data.path) else stem,)
     elif unknown := [name for name in workloads if name not in names]:
         raise DataError(f'config.reproduce.workloads: {unknown} not in {config.data.path}, '
                         f'expected some of {names}')

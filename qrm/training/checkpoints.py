@@ -1,21 +1,50 @@
-"""Checkpoints of a training run: asynchronous, atomic, the last few and the best.
+"""Checkpoints of a training run: asynchronous, atomic, verified, the last few and the best.
 
-A checkpoint holds three items: `params`, `state` (optimiser, step, RNG key) and `meta` (data
-position and fingerprint). The metric that ranks checkpoints is a held-out loss, see
-`metrics.criterion`.
+    checkpoints/STEP/params, state     parameters; optimiser, step, RNG key
+    checkpoints/STEP/manifest.json     what else belongs to it, and what its files are
+    damaged/STEP                       one that was set aside
+
+A checkpoint is what its manifest says. The manifest is written before the checkpoint appears, has
+the digest of every file and one of itself, so that a flipped bit, a cut or exchanged file, and a
+folder that merely has a number for a name are found before anything is read of them. The metric
+that ranks checkpoints is a held-out loss, see `metrics.criterion`.
 """
 
+import glob
+import hashlib
+import json
 import os
-from typing import Any, Self
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from qrm.training.workdir import WorkdirError
+from qrm.models.architecture import flat
+from qrm.training.workdir import WorkdirError, write_bytes
 
 _METRIC = 'loss'
+_MANIFEST = 'manifest.json'
+# What orbax writes after the manifest, and reads nothing of.
+_UNVERIFIED = ('commit_success.txt', '_CHECKPOINT_METADATA')
+_ITEMS = ('params', 'state')
+
+
+class Manifest(NamedTuple):
+    """What belongs to a checkpoint beside its arrays.
+
+    Attributes:
+      loss: held-out loss; None if it was not evaluated.
+      meta: whatever the run needs to go on.
+      files: path within the checkpoint -> SHA-256.
+    """
+
+    loss: float | None
+    meta: dict[str, Any]
+    files: dict[str, str]
 
 
 class Checkpoints:
@@ -28,10 +57,24 @@ class Checkpoints:
 
     With several processes all of them save and restore together. If one of them leaves by an
     exception, which the others may not have, it does not wait for saves to be finished.
+
+    Raises:
+      WorkdirError: there is nothing to read.
     """
 
     def __init__(self, workdir: str, *, keep: int = 1, read_only: bool = False):
+        self._workdir = workdir
         self._path = os.path.abspath(os.path.join(workdir, 'checkpoints'))
+        self._saving: tuple[int, float | None, dict[str, Any]] | None = None
+        self._manager = None
+        if read_only:
+            if not os.path.isdir(self._path):
+                raise WorkdirError(f'{self._path}: no such folder; expected the checkpoints of a '
+                                   'run')
+            return
+        if not jax.process_index():
+            self._set_aside()
+        multihost_utils.sync_global_devices('checkpoints are verified')
         policies = [
             checkpoint_managers.LatestN(keep),
             checkpoint_managers.BestN(
@@ -39,46 +82,68 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             ),
         ]
-        this = jax.process_index()
-        alone = ocp.options.MultiprocessingOptions(
-            primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'alone{this}')
-        options = ocp.CheckpointManagerOptions(
+        self._manager = ocp.CheckpointManager(self._path, options=ocp.CheckpointManagerOptions(
             best_fn=lambda metrics: metrics[_METRIC],
             best_mode='min',
             preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
-            cleanup_tmp_directories=not read_only,
-            create=not read_only,
-            multiprocessing_options=alone if read_only else ocp.options.MultiprocessingOptions(),
-        )
-        if read_only and not os.path.isdir(self._path):
-            raise WorkdirError(f'{self._path}: no such folder; expected the checkpoints of a run')
-        self._manager = ocp.CheckpointManager(self._path, options=options)
+            cleanup_tmp_directories=True,
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._write_manifest),
+        ))
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *unused) -> None:
-        if kind is None or jax.process_count() == 1:
+        if self._manager is None or (kind is not None and jax.process_count() > 1):
+            return
+        try:
             self._manager.close()
-
-    @property
-    def latest(self) -> int | None:
-        """Step of the newest checkpoint."""
-        return self._manager.latest_step()
+        except Exception as error:
+            if kind is None:  # else it is said already, or follows from what is
+                raise self._not_saved(error) from error
 
     @property
     def steps(self) -> list[int]:
         """Steps of all checkpoints."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manifests())
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint."""
+        return max(self.steps, default=None)
 
     @property
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest held-out loss, the latest of equals."""
-        found = [
-            (-info[_METRIC], step) for step in self._manager.all_steps()
-            if (info := self._manager.metrics(step)) is not None
-        ]
-        return max(found)[1] if found else None
+        return next(iter(self._ranked()), None)
+
+    def holds(self, step: int) -> bool:
+        """Whether a checkpoint is still in the folder."""
+        return os.path.isdir(self._folder(step))
+
+    def choose(self, which: int | str) -> int:
+        """Step of a checkpoint whose parameters are as they were saved.
+
+        Args:
+          which: 'best', 'last' or a step. In place of a best or last one that is damaged the next
+            good one is taken, and a note is printed.
+
+        Raises:
+          WorkdirError: there is none, or the one that is asked for is damaged.
+        """
+        steps = self.steps
+        order = {'best': self._ranked(), 'last': steps[::-1]}.get(
+            which, [which] if which in steps else [])
+        problem = ''
+        for step in order:
+            problem = self._problem(step, ('params',))
+            if not problem:
+                return step
+            if self.holds(step):  # else a run that goes on has deleted it
+                print(f'note: {problem}', flush=True)
+        raise WorkdirError(problem or (
+            f'{self._workdir}: no checkpoint {which!r}; there are {steps}, expected one of them, '
+            "'best' or 'last'"))
 
     def save(
         self, step: int, params: Any, state: Any, meta: dict[str, Any], loss: float | None
@@ -88,38 +153,175 @@ class Checkpoints:
         Raises:
           ValueError: a step that is not newer than the latest, or a loss that is not finite,
             which would rank this checkpoint above all others.
+          WorkdirError: this checkpoint, or the one before, cannot be written.
         """
         if loss is not None and not np.isfinite(loss):
             raise ValueError(f'held-out loss {loss} at step {step}, expected a finite number')
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                state=ocp.args.StandardSave(state),
-                meta=ocp.args.JsonSave(meta),
-            ),
-            metrics=None if loss is None else {_METRIC: loss},
-            force=True,
-        )
+        try:
+            self._manager.wait_until_finished()
+            self._saving = step, loss, meta
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params), state=ocp.args.StandardSave(state)),
+                metrics=None if loss is None else {_METRIC: loss},
+                force=True,
+            )
+        except Exception as error:  # of files and of many layers above them
+            raise self._not_saved(error) from error
         if not saved:
             raise ValueError(f'step {step} is not newer than the latest checkpoint {self.latest}')
 
     def restore(self, step: int, params: Any, state: Any) -> tuple[Any, Any, dict[str, Any]]:
-        """Restores (params, state, meta); the arguments give shapes, dtypes and how to split."""
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(_abstract(params)),
-                state=ocp.args.StandardRestore(_abstract(state)),
-                meta=ocp.args.JsonRestore(),
-            ),
-        )
-        return restored['params'], restored['state'], restored['meta']
+        """Restores (params, state, meta); the arguments give shapes, dtypes and how to split.
+
+        Raises:
+          ValueError: the checkpoint has other parameters.
+          WorkdirError: there is none, or it is damaged.
+        """
+        if problem := self._problem(step, _ITEMS):
+            raise WorkdirError(problem)
+        return (self._restore(step, 'params', params), self._restore(step, 'state', state),
+                self._manifests()[step].meta)
 
     def restore_params(self, step: int, params: Any) -> Any:
-        """Restores the parameters alone; `params` gives shapes and dtypes."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(_abstract(params)))
-        return self._manager.restore(step, args=args)['params']
+        """Restores the parameters alone, of a step from `choose`; else as `restore`."""
+        return self._restore(step, 'params', params)
+
+    def _restore(self, step: int, item: str, like: Any) -> Any:
+        # Reading alone no other process is waited for; a run restores in all of them together.
+        alone = ocp.options.MultiprocessingOptions()
+        if self._manager is None:
+            this = jax.process_index()
+            alone = ocp.options.MultiprocessingOptions(
+                primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'alone{this}')
+        path = os.path.join(self._folder(step), item)
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone),
+                              multiprocessing_options=alone) as reader:
+            if item == 'params':
+                _check_shapes(reader.metadata(path).item_metadata.tree, like)
+            return reader.restore(path, args=ocp.args.StandardRestore(_abstract(like)))
+
+    def _folder(self, step: int) -> str:
+        return os.path.join(self._path, str(step))
+
+    def _manifests(self) -> dict[int, Manifest]:
+        """Step -> manifest of all folders that have one which is whole."""
+        found = {}
+        for name in os.listdir(self._path) if os.path.isdir(self._path) else ():
+            if name.isdecimal() and str(int(name)) == name:
+                manifest = _read_manifest(self._folder(int(name)))
+                if manifest is not None:
+                    found[int(name)] = manifest
+        return found
+
+    def _ranked(self) -> list[int]:
+        """Steps with a held-out loss, the lowest first, of equals the latest."""
+        losses = {step: manifest.loss for step, manifest in self._manifests().items()
+                  if manifest.loss is not None}
+        return sorted(losses, key=lambda step: (losses[step], -step))
+
+    def _problem(self, step: int, items: Sequence[str]) -> str:
+        """What is wrong with these items of a checkpoint; '' if nothing is."""
+        folder = self._folder(step)
+        manifest = _read_manifest(folder)
+        if manifest is None:
+            return f'{folder}: no checkpoint, or its {_MANIFEST} is damaged'
+        def own(files):
+            return {name for name in files if name.split('/')[0] in items}
+
+        expected, found = own(manifest.files), own(_files(folder))
+        if not expected:
+            return f'{folder}: no {" and ".join(items)}'
+        for name in sorted(expected | found):
+            path = os.path.join(folder, name)
+            if name not in expected:
+                return f'{path}: a file that does not belong to the checkpoint'
+            if name not in found:
+                return f'{path}: missing'
+            if _sha256(path) != manifest.files[name]:
+                return f'{path}: damaged, its SHA-256 is not that of {_MANIFEST}'
+        return ''
+
+    def _set_aside(self) -> None:
+        """Moves what is no checkpoint out of the way, and damaged ones that are the newest."""
+        names = os.listdir(self._path) if os.path.isdir(self._path) else []
+        steps = sorted((int(name) for name in names if name.isdecimal()), reverse=True)
+        verified = False
+        for step in steps:
+            # Of older ones only what ranks them is read here.
+            items = ('metrics',) if verified else (*_ITEMS, 'metrics')
+            problem = self._problem(step, items)
+            if verified and 'no metrics' in problem:
+                continue
+            if not problem:
+                verified = True
+                continue
+            place = os.path.join(self._workdir, 'damaged', str(step))
+            while os.path.exists(place):
+                place += '-again'
+            os.makedirs(os.path.dirname(place), exist_ok=True)
+            os.rename(self._folder(step), place)
+            print(f'note: {problem}; it is now {place}', flush=True)
+
+    def _write_manifest(self) -> None:
+        """Writes the manifest of the checkpoint that is being saved; called before it appears."""
+        if jax.process_index():
+            return
+        step, loss, meta = self._saving
+        folder, = glob.glob(os.path.join(glob.escape(self._path), f'{step}.orbax-checkpoint-tmp*'))
+        files = {name: _sha256(os.path.join(folder, name)) for name in _files(folder)}
+        content = json.dumps(Manifest(loss, meta, files)._asdict(), sort_keys=True).encode() + b'\n'
+        digest = hashlib.sha256(content).hexdigest().encode()
+        write_bytes(os.path.join(folder, _MANIFEST), digest + b'\n' + content)
+
+    def _not_saved(self, error: Exception) -> WorkdirError:
+        reason = ' '.join(str(error).split())[:300] or type(error).__name__
+        return WorkdirError(f'{self._path}: a checkpoint could not be saved ({reason}); older ones '
+                            'are as they were')
+
+
+def _read_manifest(folder: str) -> Manifest | None:
+    """The manifest of a checkpoint; None if it has none that is whole."""
+    try:
+        with open(os.path.join(folder, _MANIFEST), 'rb') as file:
+            digest, _, content = file.read().partition(b'\n')
+    except OSError:
+        return None
+    if hashlib.sha256(content).hexdigest().encode() != digest:
+        return None
+    return Manifest(**json.loads(content))
+
+
+def _files(folder: str) -> list[str]:
+    """Paths within a folder of all files that a manifest speaks of."""
+    found = [os.path.relpath(os.path.join(place, name), folder)
+             for place, _, names in os.walk(folder) for name in names]
+    return sorted(name for name in found if name != _MANIFEST
+                  and os.path.basename(name) not in _UNVERIFIED)
+
+
+def _sha256(path: str) -> str:
+    """Hexadecimal digest of a file; '' if it cannot be read."""
+    try:
+        with open(path, 'rb') as file:
+            return hashlib.file_digest(file, 'sha256').hexdigest()
+    except OSError:
+        return ''
+
+
+def _check_shapes(found: Any, expected: Any) -> None:
+    """Checks that saved parameters have the paths, shapes and dtypes that are expected.
+
+    Raises:
+      ValueError: names the first that has not.
+    """
+    saved, wanted = ({path: (tuple(leaf.shape), np.dtype(leaf.dtype).name)
+                      for path, leaf in flat(tree).items()} for tree in (found, expected))
+    for path in sorted(saved.keys() | wanted.keys()):
+        if saved.get(path) != wanted.get(path):
+            raise ValueError(f'{path}: {saved.get(path, "nothing")}, expected '
+                             f'{wanted.get(path, "nothing")}')
 
 
 def _abstract(tree: Any) -> Any:

@@ -5,6 +5,8 @@
 turned into the frozen objects that the rest of the package takes.
 """
 
+import copy
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -46,7 +48,8 @@ KEYS: Table = {
     # --- Comparisons -----------------------------------------------------------------------------
     'data.path': Key(
         'Anthropic/hh-rlhf', ANY,
-        "'demo', a .jsonl or .jsonl.gz file, a folder of the HH layout, or a hub data set"),
+        "'demo', a file of rows (.jsonl, .json, either with .gz, .parquet), a folder with train "
+        'and test files or of the HH layout, or a hub data set'),
     'data.max_length': Key(
         0, NOT_NEGATIVE, "tokens of a dialogue with EOS; 0: the model's number of positions"),
     'data.overlong': Key(
@@ -268,6 +271,19 @@ def check(config: Any, more: Table | None = None) -> None:
         except ValueError as error:
             problems.append(f'config.{section}: {error}')
     schema.raise_all(problems)
+
+
+_PATHS = ('data.path', 'model.checkpoint', 'model.tokenizer', 'train.features',
+          'evaluation.candidates', 'evaluation.references')
+
+
+def absolute(config: Any) -> Any:
+    """The same config with absolute paths of files and folders, so that it holds everywhere."""
+    found, values = copy.deepcopy(config), dict(schema.flatten(config, {}))
+    found.update_from_flattened_dict({
+        key: os.path.abspath(values[key]) for key in _PATHS
+        if values[key] and os.path.exists(values[key])})
+    return found
 
 
 def random_settings(config: Any) -> dict[str, Any]:

@@ -30,6 +30,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from qrm.data import packing
 from qrm.data.packing import Batch, Stack
 from qrm.data.tokens import Encoded
 from qrm.models.network import Hidden, Params, RewardNetwork
@@ -38,7 +39,7 @@ from qrm.training.base import Base, restore_frozen
 from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.workdir import WorkdirError
 
-_SLOTS = 64  # comparisons of a micro-batch, which bounds what a head with many outputs takes
+_SLOTS = 64  # pairs of a micro-batch, which bounds what a head with many outputs takes
 _ROWS = 256  # responses that a head is applied to at once
 _SECONDS = 30  # between lines that say how far an extraction is
 
@@ -71,7 +72,7 @@ class FeatureBatch(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """Shape of the micro-batches of a step of one device.
+    """Shape of the micro-batches of one class of comparisons of a step, see `packing.classes`.
 
     Attributes:
       micro_batches: at most (M).
@@ -204,20 +205,35 @@ def share(config: Any, folder: str) -> None:
         config.train.features = place(config, folder)
 
 
-def plan_layout(items: Sequence[Featured], batch_size: int) -> Layout:
-    """The shape that holds any `batch_size` of these comparisons.
+def plan_layouts(items: Sequence[Featured], batch_size: int) -> tuple[Layout, ...]:
+    """The shapes that hold any `batch_size` of these comparisons.
 
     Args:
       items: all comparisons that will ever be put into it, at least one.
       batch_size: the most comparisons of a step of one device.
     """
-    slots = min(batch_size, _SLOTS)
-    return Layout(-(-batch_size // slots), slots, max(len(item.features) for item in items),
-                  items[0].ratings.shape[1], items[0].features.shape[1])
+    layouts = []
+    for members in packing.classes([len(item.features) for item in items]):
+        # Of each epoch that a step may touch.
+        most = min(batch_size, len(members) * (batch_size // len(items) + 2))
+        responses = max(len(items[i].features) for i in members)
+        slots = min(most, max(1, 2 * _SLOTS // responses))
+        layouts.append(Layout(-(-most // slots), slots, responses, items[0].ratings.shape[1],
+                              items[0].features.shape[1]))
+    return tuple(layouts)
 
 
-def make_batch(items: Sequence[Featured], layout: Layout) -> Batch:
+def make_batch(items: Sequence[Featured], layouts: Sequence[Layout]) -> Batch:
     """The comparisons of one step of one device, as `packing.make_batch` gives them in tokens."""
+    stacks, below = [], 0
+    for layout in layouts:
+        stacks.append(_stack([item for item in items
+                              if below < len(item.features) <= layout.responses], layout))
+        below = layout.responses
+    return tuple(stacks)
+
+
+def _stack(items: Sequence[Featured], layout: Layout) -> Stack:
     m, c, k, a, w = layout
     batch = FeatureBatch(
         features=np.zeros((m, c, k, w), np.float32),
@@ -236,7 +252,7 @@ def make_batch(items: Sequence[Featured], layout: Layout) -> Batch:
         batch.ratings[at][:n] = item.ratings
         batch.margin[at], batch.annotator[at] = item.margin, item.annotator
         batch.weight[at] = item.weight
-    return (Stack(np.asarray(-(-len(items) // c), np.int32), batch),)
+    return Stack(np.asarray(-(-len(items) // c), np.int32), batch)
 
 
 def predict(

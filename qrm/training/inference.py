@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
+from qrm.data.comparisons import DataError
 from qrm.data.packing import (
     Layout,
     MicroBatch,
@@ -31,6 +32,33 @@ from qrm.training.devices import Spread, own_devices
 _AHEAD = 1  # micro-batches that run while the host prepares the next
 _CHUNK = 4096  # comparisons packed together; bounds memory and the time spent on packing
 _FEW = 64  # of them for each row, where what is done is to be kept soon
+
+
+def check_look_ups(network: RewardNetwork, encoded: Sequence[Encoded]) -> None:
+    """Checks everything that a network looks up by a number that comes from data.
+
+    An index beyond a table would read the last row of it, and nothing would be said.
+
+    Raises:
+      DataError: names the first comparison with a token, a position or an annotator that the
+        network does not have.
+    """
+    a = network.architecture
+    for item in encoded:
+        known = len(network.head.annotators)
+        tokens = [ids for ids in (item.prompt, *item.responses) if len(ids)]
+        low, high = min(map(np.min, tokens)), max(map(np.max, tokens))
+        if low < 0 or high >= a.vocab_size:
+            problem = (f'token {low if low < 0 else high}, but the embedding has {a.vocab_size} '
+                       'rows')
+        elif item.longest > a.max_positions:
+            problem = (f'a dialogue of {item.longest} tokens, but the model has {a.max_positions} '
+                       'positions')
+        elif not -1 <= item.annotator < known:
+            problem = f'annotator {item.annotator}, but the head knows {known}'
+        else:
+            continue
+        raise DataError(f'{item.id}: {problem}')
 
 
 def predict(

@@ -5,6 +5,7 @@
 """
 
 import dataclasses
+import datetime
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from qrm.data.comparisons import Comparison, DataError, parse_row
+from qrm.data.comparisons import Comparison, DataError
+from qrm.data.rows import parse_row
 from qrm.data.tokens import (
     Encoded,
     Reading,
@@ -22,8 +24,8 @@ from qrm.data.tokens import (
     load_tokenizer,
     save_tokenizer,
 )
-from qrm.models import adapters, families
-from qrm.models.architecture import Architecture
+from qrm.models import adapters, checkpoint_heads, families
+from qrm.models.architecture import Architecture, flat
 from qrm.models.lora import Lora, Module
 from qrm.models.lora import merge as merge_adapters
 from qrm.models.network import Params, RewardNetwork
@@ -34,9 +36,12 @@ from qrm.training import features, inference
 from qrm.training.base import Base, restore_frozen
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.features import Features
+from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.workdir import WorkdirError, read_json, runs_hint, write_json
 
 _ROWS = 1  # of `row_length` tokens
+_NAMED = 3  # comparisons in a message
+_TRIES = 5  # at a checkpoint, while a run deletes old ones
 # What a foreign head is taken to have learnt, which says how likely one response is to win.
 _OBJECTIVES = {'scalar': 'bradley_terry', 'quantile': 'bradley_terry_quantile_huber',
                'gaussian': 'distributional_bradley_terry'}
@@ -105,7 +110,7 @@ class RewardModel:
         comparisons = []
         for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
             row = {'prompt': prompt, 'responses': [given] if single[i] else given}
-            comparisons.append(parse_row(row, f'prompts[{i}]', allow_blank=True))
+            comparisons.append(parse_row(row, f'prompts[{i}]'))
         scores, _ = self.score_comparisons(comparisons)
         return Scores(
             rewards=[float(r[0]) if one else r
@@ -130,16 +135,28 @@ class RewardModel:
                                attributes=self.network.head.attributes)
 
     def predict(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
-        """Raw outputs [K, outputs] of each encoded comparison, in order."""
+        """Raw outputs [K, outputs] of each encoded comparison, in order.
+
+        Raises:
+          DataError: tokens that the network does not have.
+          NonFiniteLoss: an output is not finite; names the comparisons.
+        """
+        inference.check_look_ups(self.network, encoded)
         if self.features is not None:
-            return features.predict(self.network, self.params, self.features.of(encoded))
-        return inference.predict(self.network, self.params, encoded, row_length=self.row_length,
-                                 rows=_ROWS)
+            outputs = features.predict(self.network, self.params, self.features.of(encoded))
+        else:
+            outputs = inference.predict(self.network, self.params, encoded,
+                                        row_length=self.row_length, rows=_ROWS)
+        if wrong := [item.id for item, found in zip(encoded, outputs, strict=True)
+                     if not np.isfinite(found).all()]:
+            more = f' and {len(wrong) - _NAMED} more' if len(wrong) > _NAMED else ''
+            raise NonFiniteLoss(f'{", ".join(wrong[:_NAMED])}{more}: a reward that is not finite')
+        return outputs
 
 
 def load(
-    path: str, *, step: int | str = 'best', max_length: int = 0, gaussian: bool = False,
-    merge: bool = True, keep: str = '',
+    path: str, *, step: int | str = 'best', max_length: int = 0, outputs: str = '',
+    date: str = '', merge: bool = True, keep: str = '',
 ) -> RewardModel:
     """Loads a reward model from a workdir, or a sequence classifier of `transformers`.
 
@@ -147,11 +164,13 @@ def load(
 
     Args:
       path: workdir of a training run, or folder or hub name in the Hugging Face layout, of any of
-        `families.FAMILIES`, or of an adapter to one, see `adapters`; with one output it has a
-        scalar head, with N a quantile head.
+        `families.FAMILIES`, or of an adapter to one, see `adapters`.
       step: of a workdir, which checkpoint: 'best', 'last' or a number.
       max_length: tokens of the longest dialogue; 0: the model's number of positions.
-      gaussian: the two outputs of a foreign head are mean and width of a Gaussian.
+      outputs: of a foreign head, what its outputs mean where there are several and the checkpoint
+        does not say it, see `checkpoint_heads.interpret`.
+      date: of a foreign model, the day (YYYY-MM-DD) that its chat template prints if it prints any;
+        '': today.
       merge: make one kernel of each kernel with adapters; else they stay beside each other.
       keep: of a run that trained its head alone, a folder where hidden states are kept, so that
         none is computed twice; '': none, and of other models none is.
@@ -159,19 +178,60 @@ def load(
     Raises:
       DataError, WorkdirError: there is no reward model, or it cannot be used.
     """
-    if os.path.isdir(path) and os.path.exists(os.path.join(path, 'model.json')):
+    if is_run(path):
+        if outputs or date:
+            raise DataError(f'{path}: a run, which keeps what its outputs mean and its date; '
+                            f'expected outputs={outputs!r} and date={date} of other models only')
         model = _load_workdir(path, step, keep)
     else:
-        model = _load_hugging_face(path, gaussian)
-    positions = model.network.architecture.max_positions
-    if not 0 <= max_length <= positions:
-        raise DataError(f'max_length={max_length}, but the model has {positions} positions')
+        model = _load_hugging_face(path, outputs, date)
     # In bfloat16 a score would depend on what shares its row, by about .003.
     network = dataclasses.replace(model.network, dtype='float32')
-    reading = dataclasses.replace(model.reading, max_length=max_length or positions)
+    reading = limited(model.reading, max_length, network.architecture, 'max_length')
     kept = model.features and dataclasses.replace(model.features, network=network)
     model = dataclasses.replace(model, network=network, reading=reading, features=kept)
     return merged(model) if merge and not kept else model
+
+
+def is_run(path: str) -> bool:
+    """Whether a path is the folder of a training run."""
+    return os.path.isdir(path) and os.path.exists(os.path.join(path, 'model.json'))
+
+
+def limited(reading: Reading, max_length: int, architecture: Architecture, name: str) -> Reading:
+    """A reading with dialogues of at most `max_length` tokens; 0: of as many as has the model.
+
+    Raises:
+      DataError: the model has fewer; calls the limit by its name.
+    """
+    positions = architecture.max_positions
+    if not 0 <= max_length <= positions:
+        raise DataError(f'{name}={max_length}, but the model has {positions} positions')
+    return dataclasses.replace(reading, max_length=max_length or positions)
+
+
+def read_otherwise(
+    model: RewardModel, *, append_eos: bool | None = None, read_before: str | None = None
+) -> RewardModel:
+    """The same model with another way of reading the end of dialogues.
+
+    Args:
+      model: the model.
+      append_eos: see `Reading`; None: as it is.
+      read_before: text of the token that dialogues are read without at their end, 'none' for no
+        such token; None: as it is.
+
+    Raises:
+      DataError: no such token.
+    """
+    changes = {} if append_eos is None else {'append_eos': append_eos}
+    if read_before is not None:
+        known = model.tokenizer.get_vocab()
+        if read_before != 'none' and read_before not in known:
+            raise DataError(f'read_before={read_before!r}: no token of {len(known)}, expected one, '
+                            "or 'none'")
+        changes['skipped'] = known.get(read_before)
+    return dataclasses.replace(model, reading=dataclasses.replace(model.reading, **changes))
 
 
 def merged(model: RewardModel) -> RewardModel:
@@ -225,16 +285,7 @@ def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
         raise WorkdirError(f'{folder}: no such folder; expected the tokenizer of the run')
     params, _ = jax.eval_shape(
         lambda key: network.tuning.split(network.init(key)), jax.random.key(0))
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        number = {'best': checkpoints.best, 'last': checkpoints.latest}.get(step, step)
-        if number not in checkpoints.steps:
-            raise WorkdirError(f'{workdir}: no checkpoint {step!r}; there are {checkpoints.steps}, '
-                               "expected one of them, 'best' or 'last'")
-        try:
-            params = checkpoints.restore_params(number, params)
-        except ValueError as error:
-            raise WorkdirError(f'{path}: describes other parameters than checkpoint {number} has '
-                               f'({str(error).splitlines()[0]})') from error
+    params = _restore_params(workdir, step, params)
     kept = None
     if keep and network.tuning.kind == 'head':
         kept = Features(network, base, keep, rest[1], _ROWS)
@@ -247,6 +298,27 @@ def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
     return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest, base, kept)
 
 
+def _restore_params(workdir: str, step: int | str, params: Params) -> Params:
+    """Parameters of a checkpoint of a run, which may be going on and delete what is read."""
+    for _ in range(_TRIES):
+        with Checkpoints(workdir, read_only=True) as checkpoints:
+            number = checkpoints.choose(step)
+            try:
+                found = checkpoints.restore_params(number, params)
+            except Exception as error:  # of files that vanish, and of many layers above them
+                if checkpoints.holds(number):
+                    raise WorkdirError(
+                        f'{workdir}: model.json describes other parameters than checkpoint '
+                        f'{number} has ({str(error).splitlines()[0]})') from error
+                continue
+            if wrong := [name for name, leaf in flat(found).items()
+                         if not np.isfinite(np.asarray(leaf, np.float32)).all()]:
+                raise WorkdirError(f'{workdir}: checkpoint {number}: {wrong[0]} is not finite')
+            return found
+    raise WorkdirError(f'{workdir}: checkpoint {number} was deleted while it was read, by the run '
+                       'that goes on there')
+
+
 def _tuning(values: Mapping[str, Any]) -> Tuning:
     """What `dataclasses.asdict` made of it, JSON in between."""
     lora = values['lora']
@@ -255,24 +327,36 @@ def _tuning(values: Mapping[str, Any]) -> Tuning:
     return Tuning(**values | {'lora': lora})
 
 
-def _load_hugging_face(path: str, gaussian: bool) -> RewardModel:
+def _load_hugging_face(path: str, outputs: str, date: str) -> RewardModel:
+    try:
+        now = datetime.datetime.fromisoformat(date) if date else None
+    except ValueError as error:
+        raise DataError(f'date={date!r}, expected a day as 2024-07-26') from error
     source = adapters.find(path)
     if not source.adapter and not os.path.exists(os.path.join(source.model, 'config.json')):
         raise DataError(f'{path}: neither the folder of a run (model.json) nor a Hugging Face '
                         f'checkpoint (config.json){runs_hint(source.model)}')
-    pretrained = adapters.load_pretrained(source, gaussian=gaussian)
+    pretrained = adapters.load_pretrained(source)
     if pretrained.head is None:
         raise DataError(f'{path}: no {families.FAMILIES[pretrained.settings["model_type"]].head}'
                         '.weight or other reward head; this is a language model, not a reward '
                         'model')
-    (head, params), a, settings = pretrained.head, pretrained.architecture, pretrained.settings
-    tokenizer = load_tokenizer(source.tokenizer)
+    a, settings = pretrained.architecture, pretrained.settings
+    tokenizer = load_tokenizer(source.tokenizer, now)
     check_vocabulary(tokenizer, a)
     if source.tokenizer != source.model:
         # An adapter has no config.json: trainers give its model the padding of this tokenizer.
         own = {'pad_token_id': tokenizer.pad_token_id,
-               'qrm_append_eos': tokenizer.init_kwargs.get('qrm_append_eos')}
+               **{key: tokenizer.init_kwargs.get(key) for key in ('qrm_append_eos', 'qrm_outputs')}}
         settings = settings | {key: value for key, value in own.items() if value is not None}
+    try:
+        head, params = checkpoint_heads.interpret(pretrained.head, settings, outputs)
+    except ValueError as error:
+        raise DataError(f'{path}: {error}') from error
+    skipped = _skipped(settings, a)
+    if skipped is not None and skipped == tokenizer.eos_token_id:
+        print(f'note: {path} pads with its EOS token, so that its rewards are read at the last '
+              'token before EOS, as transformers reads them', flush=True)
     objective = _OBJECTIVES[head.name]
     return RewardModel(
         RewardNetwork(a, head), settings,
@@ -281,7 +365,7 @@ def _load_hugging_face(path: str, gaussian: bool) -> RewardModel:
             a.max_positions,
             # An encoder's dialogues end as its tokenizer ends them.
             append_eos=settings.get('qrm_append_eos', a.causal) is True,
-            rendered_chats=True, skipped=_skipped(settings, a),
+            rendered_chats=True, skipped=skipped,
             share_prompt=a.causal, size_prompt=head.sizes_prompts),
     )
 

@@ -1,5 +1,6 @@
 """Training, read from top to bottom: data, model, resume, loop, checkpoints."""
 
+import datetime
 import functools
 import hashlib
 import importlib.util
@@ -16,11 +17,11 @@ import tqdm
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from qrm.data import packing, tokens
-from qrm.data.comparisons import DataError, DataReport
-from qrm.data.sources import load_splits
-from qrm.data.tokens import Encoded, Reading
-from qrm.models import adapters, families, sharding, tuning, weights
+from qrm.data import packing, sources, tokens
+from qrm.data.comparisons import DataError, DataReport, check_malformed
+from qrm.data.seen import Seen
+from qrm.data.tokens import Encoded, Reading, Tokenizer
+from qrm.models import adapters, families, sharding, weights
 from qrm.models.network import Params, RewardNetwork, parameter_count
 from qrm.rewards import heads, metrics
 from qrm.training import base, features, inference, reward_model, step, workdir
@@ -67,21 +68,43 @@ class Initial(NamedTuple):
         return self.network.tuning.join(self.trained, self.frozen)
 
 
+class Data(NamedTuple):
+    """What a run reads, before any weights.
+
+    Attributes:
+      tokenizer, reading: how it reads texts.
+      encoded: 'train', 'validation', 'test' -> comparisons in tokens.
+      reports: the same keys -> what became of the rows.
+      seen: by which the training comparisons are recognised.
+      annotators: names of those whom the annotator head knows.
+    """
+
+    tokenizer: Tokenizer
+    reading: Reading
+    encoded: dict[str, list[Encoded]]
+    reports: dict[str, DataReport]
+    seen: Seen
+    annotators: tuple[str, ...]
+
+
 class Prepared(NamedTuple):
     """What a run starts from.
 
     Attributes:
       model: the reward model with its initial parameters; with `features`, if its head alone is
         trained.
-      encoded: 'train', 'validation', 'test' -> comparisons in tokens.
-      reports: the same keys -> what became of the rows.
+      data: what it reads.
       initial: the parts of the model that are trained and those that are not.
     """
 
     model: RewardModel
-    encoded: dict[str, list[Encoded]]
-    reports: dict[str, DataReport]
+    data: Data
     initial: Initial
+
+    @property
+    def encoded(self) -> dict[str, list[Encoded]]:
+        """'train', 'validation', 'test' -> comparisons in tokens."""
+        return self.data.encoded
 
 
 class Outcome(NamedTuple):
@@ -129,35 +152,58 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
         if the config does not say it.
 
     Raises:
-      DataError: see `sources.load_splits`, `tokens.encode` and `adapters.load_pretrained`; or no
-        comparisons are left to learn from or to hold out.
+      DataError: see `read_data` and `initial_network`.
     """
-    splits = load_splits(config.data, config.workload)
+    data = read_data(config, folder)
+    initial = initial_network(config, data.annotators)
+    network, kept = initial.network, None
+    if network.tuning.kind == 'head':
+        kept = Features(network, initial.base, features.place(config, folder),
+                        config.train.row_length, config.train.rows)
+    return Prepared(
+        RewardModel(network, initial.settings, initial.trained if kept else initial.params,
+                    data.tokenizer, config_lib.loss_config(config), data.reading,
+                    config.train.row_length, initial.base, kept),
+        data, initial,
+    )
+
+
+def read_data(config: Any, folder: str | None = None) -> Data:
+    """Loads data and tokenizer; all that can be wrong with them is found without any weights.
+
+    Args:
+      config, folder: as `prepare`.
+
+    Raises:
+      DataError: see `sources.read`, `tokens.encode` and `adapters.find`; or no comparisons are
+        left to learn from or to hold out.
+      ConfigError: see `initial_network`.
+    """
+    source = sources.read(config.data, config.workload)
+    splits = sources.divide(source, config.data)
     annotators = ()
     if config.head.name == 'annotator':
-        annotators = sorted({c.annotator for c in splits['train'][0]} - {None})
+        annotators = tuple(sorted({c.annotator for c in splits['train'][0]} - {None}))
         if not annotators:
             raise DataError(f"{config.data.path}: no training comparison has an 'annotator', "
                             'which the annotator head learns from')
-    initial = initial_network(config, annotators)
-    network, a, loss = (initial.network, initial.network.architecture,
-                        config_lib.loss_config(config))
+    network, _ = _describe_network(config, annotators)
+    a, loss = network.architecture, config_lib.loss_config(config)
     saved = os.path.join(folder, 'tokenizer') if folder else ''
     if os.path.isdir(saved):
         tokenizer = tokens.load_tokenizer(saved)
     elif config.model.tokenizer or config.model.checkpoint:
         tokenizer = tokens.load_tokenizer(
-            config.model.tokenizer or adapters.find(config.model.checkpoint).tokenizer)
+            config.model.tokenizer or adapters.find(config.model.checkpoint).tokenizer,
+            _common_time())
     else:
         texts = tokens.texts_of(splits['train'][0])
         tokenizer = tokens.train_tokenizer(texts, a.vocab_size)
     reward_model.check_vocabulary(tokenizer, a)
-    max_length = config.data.max_length or a.max_positions
-    if max_length > a.max_positions:
-        raise DataError(f'config.data.max_length={max_length}, but the model has '
-                        f'{a.max_positions} positions')
-    reading = Reading(max_length, append_eos=config.data.append_eos, share_prompt=a.causal,
-                      size_prompt=network.head.sizes_prompts)
+    reading = reward_model.limited(
+        Reading(a.max_positions, append_eos=config.data.append_eos, share_prompt=a.causal,
+                size_prompt=network.head.sizes_prompts),
+        config.data.max_length, a, 'config.data.max_length')
     encoded = {
         split: tokens.encode(
             comparisons, tokenizer, report, reading, overlong=config.data.overlong,
@@ -168,7 +214,10 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
             attributes=network.head.attributes, annotators=network.head.annotators)
         for split, (comparisons, report) in splits.items()
     }
+    for items in encoded.values():
+        inference.check_look_ups(network, items)
     reports = {split: report for split, (_, report) in splits.items()}
+    check_malformed(reports.values(), config.data.max_malformed)
     by_ratings = metrics.criterion(loss) == 'crps'
     for split, items in encoded.items():
         if not (tokens.has_rating if by_ratings else tokens.has_preferred)(items):
@@ -176,15 +225,15 @@ def prepare(config: Any, folder: str | None = None) -> Prepared:
             raise DataError(f'no comparison with a {known} response is left in the {split} split '
                             '(rows with the same opening question stay in one split)\n'
                             + format_reports(reports))
-    kept = None
-    if network.tuning.kind == 'head':
-        kept = Features(network, initial.base, features.place(config, folder),
-                        config.train.row_length, config.train.rows)
-    return Prepared(
-        RewardModel(network, initial.settings, initial.trained if kept else initial.params,
-                    tokenizer, loss, reading, config.train.row_length, initial.base, kept),
-        encoded, reports, initial,
-    )
+    return Data(tokenizer, reading, encoded, reports,
+                Seen.of(source.digest, splits['train'][0]), annotators)
+
+
+def _common_time() -> datetime.datetime:
+    """The time at which the first process is."""
+    now = np.frombuffer(np.float64(time.time()).tobytes(), np.uint8)
+    first = np.asarray(multihost_utils.broadcast_one_to_all(now), np.uint8)
+    return datetime.datetime.fromtimestamp(np.frombuffer(first.tobytes(), np.float64).item())
 
 
 def initial_network(config: Any, annotators: Sequence[str] = ()) -> Initial:
@@ -200,31 +249,16 @@ def initial_network(config: Any, annotators: Sequence[str] = ()) -> Initial:
       DataError: see `base.read` and `base.start`.
     """
     mesh = sharding.make_mesh() if config.train.sharding == 'fsdp' else None
-    kind, _ = tuning.parse(config.train.tune)
-    language_model, pretrained = bool(config.loss.lm_weight), None
+    network, settings = _describe_network(config, annotators)
+    kind, pretrained = network.tuning.kind, None
     origin = base.find(config.model.checkpoint, config.seed, config.train.frozen_dtype,
                        frozen=kind != 'all')
-    if not origin.checkpoint:
-        settings = config_lib.random_settings(config)
-    elif kind == 'head':
-        settings = weights.read_settings(adapters.find(origin.checkpoint).model)
-    else:
+    if origin.checkpoint and kind != 'head':
         # What is going to be split need not fit into one accelerator.
         with jax.default_device(mesh and jax.local_devices(backend='cpu')[0]):
-            pretrained = base.read(origin, whole=kind in ('all', 'last'), output=language_model)
+            pretrained = base.read(origin, whole=kind in ('all', 'last'),
+                                   output=network.language_model)
         settings = pretrained.settings
-    architecture = families.architecture(settings, origin.checkpoint or 'config.model.sizes')
-    try:
-        tuned = config_lib.tuning_config(config, settings)
-    except ValueError as error:
-        raise ConfigError(f'config.{error}') from error
-    try:
-        network = RewardNetwork(
-            architecture, config_lib.head_config(config, annotators), config.model.dtype,
-            config.model.attention, config.model.remat, config.model.dropout, language_model,
-            tuned)
-    except ValueError as error:
-        raise ConfigError(f'config: {error}') from error
     if kind == 'head':
         return Initial(network, settings, base.start_head(network, origin),
                        functools.cache(lambda: base.restore_frozen(network, origin)), origin, mesh)
@@ -238,6 +272,28 @@ def initial_network(config: Any, annotators: Sequence[str] = ()) -> Initial:
     frozen = start.frozen if mesh else step.place_frozen(network, start.frozen)
     return Initial(network, settings, start.trained, lambda: frozen,
                    None if kind == 'all' else origin, mesh)
+
+
+def _describe_network(
+    config: Any, annotators: Sequence[str]
+) -> tuple[RewardNetwork, dict[str, Any]]:
+    """The configured network, without parameters, and the settings of its backbone."""
+    checkpoint = config.model.checkpoint
+    settings = (weights.read_settings(adapters.find(checkpoint).model) if checkpoint
+                else config_lib.random_settings(config))
+    architecture = families.architecture(settings, checkpoint or 'config.model.sizes')
+    try:
+        tuned = config_lib.tuning_config(config, settings)
+    except ValueError as error:
+        raise ConfigError(f'config.{error}') from error
+    try:
+        network = RewardNetwork(
+            architecture, config_lib.head_config(config, annotators), config.model.dtype,
+            config.model.attention, config.model.remat, config.model.dropout,
+            bool(config.loss.lm_weight), tuned)
+    except ValueError as error:
+        raise ConfigError(f'config: {error}') from error
+    return network, settings
 
 
 def format_reports(reports: dict[str, DataReport]) -> str:
@@ -262,6 +318,7 @@ def train(config: Any, folder: str) -> Outcome:
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
     config_lib.check(config)
+    config = config_lib.absolute(config)
     if config.train.tensorboard and not importlib.util.find_spec('tensorboardX'):
         raise ConfigError('config.train.tensorboard=True needs tensorboardX: pip install '
                           "'qrm-jax[tensorboard]'")
@@ -270,7 +327,7 @@ def train(config: Any, folder: str) -> Outcome:
         workdir.check_claim(folder, config)
         prepared = prepare(config, folder)
         _check_same_base(folder, prepared.initial.base)
-        print(format_reports(prepared.reports), flush=True)
+        print(format_reports(prepared.data.reports), flush=True)
         per_device = -(-config.train.batch_size // jax.device_count())
         course = (_with_features(prepared, per_device) if prepared.model.features
                   else _with_tokens(config, prepared, per_device))
@@ -329,13 +386,13 @@ def _with_features(prepared: Prepared, per_device: int) -> _Course:
     """A run whose steps compute the head on features, which are read or computed here."""
     model, count = prepared.model, len(prepared.encoded['train'])
     items = model.features.of([*prepared.encoded['train'], *prepared.encoded['validation']])
-    layout = features.plan_layout(items[:count], per_device)
+    layouts = features.plan_layouts(items[:count], per_device)
     return _Course(
         items[:count], items[count:], FeatureNetwork(**vars(model.network)), {},
-        lambda items: features.make_batch(items, layout),
+        lambda items: features.make_batch(items, layouts),
         functools.partial(features.predict, model.network),
         lambda items: [item.features for item in items],
-        f'{layout.slots} comparisons')
+        f'{", ".join(str(layout.slots) for layout in layouts)} comparisons')
 
 
 def _train(config: Any, folder: str, prepared: Prepared, course: _Course) -> Outcome:
@@ -344,7 +401,8 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course) -> Out
     reward_model.describe(folder, prepared.model)
     workdir.write_json(os.path.join(folder, 'versions.json'), workdir.versions())
     workdir.write_json(os.path.join(folder, 'data_report.json'),
-                       {split: r.as_dict() for split, r in prepared.reports.items()})
+                       {split: r.as_dict() for split, r in prepared.data.reports.items()})
+    workdir.write_arrays(os.path.join(folder, 'seen.npz'), prepared.data.seen.arrays())
 
     # Shapes and length of the run.
     batch_size, devices = config.train.batch_size, jax.device_count()

@@ -4,6 +4,7 @@
     data_report.json   what became of the rows       model.json      architecture
     metrics.jsonl      one object a step             tokenizer/      tokenizer files
     checkpoints/       see `checkpoints`             features/       hidden states, see `features`
+    seen.npz           what training rows are recognised by, see `seen`
 
 Of several processes, which share the folder, the first one writes and the others read.
 """
@@ -11,19 +12,24 @@ Of several processes, which share the folder, the first one writes and the other
 import contextlib
 import fcntl
 import importlib.metadata
+import io
 import json
 import os
 import platform
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import ml_collections
+import numpy as np
 
-# Sections and keys that may differ when a run is resumed, as they do not change its course; with
-# another sharding, as on another number of devices, it rounds differently.
+# Sections and keys that may differ when a run is resumed, as they do not change its course: data
+# and frozen weights are known by their content, wherever they are; with another sharding, as on
+# another number of devices, it rounds differently.
 _FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
-              'train.tensorboard', 'train.sharding', 'train.features')
+              'train.tensorboard', 'train.sharding', 'train.features', 'data.path',
+              'data.max_malformed', 'model.checkpoint', 'model.tokenizer')
 _PACKAGES = ('qrm-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers',
              'tokenizers', 'datasets', 'safetensors', 'numpy', 'scipy')
 
@@ -65,6 +71,18 @@ def lock(workdir: str, *, wait: bool = False) -> Iterator[None]:
         yield
 
 
+def make(folder: str) -> None:
+    """Makes a folder, if there is none.
+
+    Raises:
+      WorkdirError: it cannot be made.
+    """
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise WorkdirError(f'{folder}: no folder to write into ({error.strerror})') from error
+
+
 def write_json(path: str, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the new one, never a part."""
     write_text(path, json.dumps(value, indent=2, allow_nan=False) + '\n')
@@ -72,10 +90,40 @@ def write_json(path: str, value: Any) -> None:
 
 def write_text(path: str, text: str) -> None:
     """Writes text atomically; of several processes the first one does."""
+    write_bytes(path, text.encode())
+
+
+def write_arrays(path: str, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays to an `.npz` file, as `write_bytes` does."""
+    file = io.BytesIO()
+    np.savez_compressed(file, **arrays)
+    write_bytes(path, file.getvalue())
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+    """Reads arrays; no pickled objects are read.
+
+    Raises:
+      WorkdirError: the file is missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return dict(file)
+    except FileNotFoundError as error:
+        raise WorkdirError(f'{path}: no such file; expected the folder of a run') from error
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise WorkdirError(f'{path}: damaged ({error})') from error
+
+
+def write_bytes(path: str, content: bytes) -> None:
+    """Writes a file so that a reader sees the old one or the new one, never a part.
+
+    Of several processes the first one does.
+    """
     if jax.process_index():
         return
-    with open(path + '.tmp', 'w', encoding='utf-8') as file:
-        file.write(text)
+    with open(path + '.tmp', 'wb') as file:
+        file.write(content)
         file.flush()
         os.fsync(file.fileno())
     os.replace(path + '.tmp', path)

@@ -96,5 +96,11 @@ def test_errors_name_file_and_row(model, files, tmp_path):
     with pytest.raises(DataError, match=r'twice.jsonl:2: the prompt stands in an earlier row'):
         winrate.win_rates(model, files[0], twice, str(tmp_path), **SETTINGS)
     few = write(tmp_path / 'few.jsonl', [{'prompt': p, 'response': ' y'} for p in PROMPTS[:9]])
-    with pytest.raises(DataError, match='9 opening questions'):
-        winrate.win_rates(model, few, files[1], str(tmp_path), **SETTINGS)
+    found = winrate.win_rates(model, few, files[1], '', **SETTINGS)
+    assert found['prompts'] == 9
+    for key in ('win_rate', 'win_probability'):
+        assert (found[key]['low'], found[key]['high']) == (None, None)
+        assert 0.0 <= found[key]['value'] <= 1.0
+    text = winrate.describe(found)
+    assert 'without an interval' in text
+    assert 'fewer than 30 opening questions have no interval' in text

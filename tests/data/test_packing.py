@@ -206,6 +206,48 @@ def test_packing_keeps_every_comparison_once(row_length, rows, seed):
     assert sorted(found) == list(range(80))
 
 
+def _wide():
+    """Pairs, and a few comparisons of many responses."""
+    rng = np.random.default_rng(0)
+    return [*random_comparisons(100, responses=(2, 3)),
+            *(encoded(f'wide {i}', 5, rng.integers(1, 12, count))
+              for i, count in enumerate((130, 9, 130, 1000, 1000)))]
+
+
+def test_comparisons_of_many_responses_have_shapes_of_their_own():
+    items = _wide()
+    layouts = packing.plan_layouts(items, row_length=64, rows=4)
+    assert [layout.responses for layout in layouts] == [2, 2, 16, 256, 1024]
+    assert [(layout.most, layout.examples) for layout in layouts] == [
+        (0, 0), (0, 0), (1, 105), (2, 105), (2, 105)]
+    assert [layout.slots for layout in layouts[2:]] == [2, 1, 1]
+    # Any batch fits, also one with all of them and over several epochs.
+    for indices in (range(105), [*range(100, 105)] * 2, [104, 0, 103, 1]):
+        batch = packing.make_batch([items[i] for i in indices], layouts, 16)
+        held = sum(int(stack.micro_batches.present.any(axis=-1).sum()) for stack in batch)
+        assert held == len(indices)
+    # What is known of pairs of responses takes memory as the comparisons of its shape do.
+    batch = packing.make_batch([items[i] for i in range(16)], layouts, 16)
+    sizes = [stack.micro_batches.preference.nbytes for stack in batch]
+    assert sum(sizes[:3]) < 2**18
+    assert sizes[3:] == [4 * 256**2 * 4, 4 * 1024**2 * 4]
+
+
+def test_comparisons_of_many_responses_are_packed_once():
+    items = _wide()
+    layouts = packing.plan_layouts(items, row_length=64, rows=4)
+    found = []
+    for packed in packing.pack(items, layouts):
+        for slot, index in enumerate(packed.indices):
+            found.append(index)
+            count = len(items[index].responses)
+            assert packed.micro_batch.present[slot].sum() == count
+            np.testing.assert_array_equal(
+                packed.micro_batch.preference[slot, :count, :count], items[index].preference)
+            assert layouts[packed.layout].responses < max(9, 8 * count)
+    assert sorted(found) == list(range(105))
+
+
 def _alone(item):
     """Each dialogue of a comparison by itself, without a shared prompt."""
     return [
@@ -370,6 +412,14 @@ def test_a_response_that_was_compared_with_none_is_no_language_model_target():
     batch = single_batch(rated, 8)
     assert not batch.lm_weights.any()
     np.testing.assert_array_equal(batch.ratings, [[[-4]]])
+
+
+def test_comparisons_that_all_are_larger_than_a_row_have_a_shape():
+    items = [encoded(i, 5, (6,) * 20) for i in range(3)]
+    layout, = packing.plan_layouts(items, row_length=16, rows=2)
+    assert layout.length < items[0].size
+    assert sorted(i for packed in packing.pack(items, [layout]) for i in packed.indices) == [
+        0, 1, 2]
 
 
 def test_what_cannot_be_packed_is_refused():

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from qrm.data import demo
 from qrm.data import sources as data_lib
-from qrm.data.comparisons import DataError, MalformedRow, read_jsonl
-from qrm.data.sources import is_jsonl, load_splits, workloads_of
+from qrm.data.comparisons import DataError, MalformedRow
+from qrm.data.files import read_rows
+from qrm.data.sources import load_splits, workloads_of
 from tests.helpers import ROOT
 
 HH = ROOT / '../shared/hh'
@@ -69,14 +70,6 @@ def offline(tmp_path, monkeypatch):
 # Names of sources.
 
 
-@pytest.mark.parametrize(('path', 'expected'), [
-    ('a/rows.jsonl', True), ('rows.jsonl.gz', True), ('rows.json', False), ('rows.gz', False),
-    ('demo', False), ('Anthropic/hh-rlhf', False),
-])
-def test_is_jsonl(path, expected):
-    assert is_jsonl(path) is expected
-
-
 def test_workloads_of_each_kind_of_source(tmp_path):
     assert workloads_of('demo') == ('helpful', 'harmless')
     assert workloads_of('rows.jsonl') == ()
@@ -108,7 +101,7 @@ def test_missing_and_unreadable_sources_are_refused(tmp_path):
     with pytest.raises(DataError, match=r'expected train\.jsonl.*folder helpful-base'):
         load_splits(_settings(tmp_path / 'empty'), 'helpful')
     (tmp_path / 'rows.csv').write_text('a,b\n')
-    with pytest.raises(DataError, match=r'ends in \.jsonl or \.jsonl\.gz'):
+    with pytest.raises(DataError, match=r'ends in \.jsonl, .*\.parquet'):
         load_splits(_settings(tmp_path / 'rows.csv'), 'helpful')
     _write(tmp_path / 'web.jsonl', ['<!DOCTYPE html>', '<p>Not found</p>'])
     with pytest.raises(DataError, match='web page'):
@@ -156,6 +149,69 @@ def test_folders_with_training_rows_alone_are_divided_in_three(tmp_path):
     splits = load_splits(_settings(tmp_path), 'any')
     # A quarter of 8 questions, then a quarter of the other 6, rounded up.
     assert [len(splits[name][0]) for name in ('train', 'validation', 'test')] == [4, 2, 2]
+
+
+@pytest.mark.parametrize('name', ['validation', 'valid', 'val', 'dev'])
+def test_validation_files_are_the_validation_split(tmp_path, name):
+    _write(tmp_path / 'train.jsonl', [_pair(f'train {i}') for i in range(8)])
+    _write(tmp_path / f'{name}.json', [json.dumps([_pair('train 0'), _pair('other', note=1)])])
+    splits = load_splits(_settings(tmp_path), 'any')
+    assert [len(splits[name][0]) for name in ('train', 'validation', 'test')] == [6, 2, 2]
+    report = splits['validation'][1]
+    assert report.source == str(tmp_path / f'{name}.json')
+    assert report.read == 2
+    known = 'train 0' in _questions(splits['train'])
+    assert report.notes == {"key 'note' not used": 1} | (
+        {'opening question also in the training rows': 1} if known else {})
+    assert [c.id for c in splits['validation'][0]] == [f'{report.source}:1[{i}]' for i in (0, 1)]
+
+
+def test_files_beside_those_that_are_read_are_named(tmp_path):
+    _write(tmp_path / 'train.jsonl', [_pair(f'train {i}') for i in range(8)])
+    for name in ('extra.jsonl', 'holdout.parquet', 'README.md'):
+        (tmp_path / name).write_text('')
+    splits = load_splits(_settings(tmp_path), 'any')
+    assert splits['train'][1].notes == {"file 'extra.jsonl' not read": 1,
+                                        "file 'holdout.parquet' not read": 1}
+    assert not splits['test'][1].notes
+
+
+def test_parts_of_a_split_are_read_in_order(tmp_path):
+    for i in (1, 0):
+        rows = [_pair(f'part {i} row {j}') for j in range(3)]
+        datasets.Dataset.from_list(rows).to_parquet(tmp_path / f'train-0000{i}-of-00002.parquet')
+    comparisons, report = data_lib.read(_settings(tmp_path), 'any').splits['train']
+    assert [c.group for c in comparisons] == [f'part {i} row {j}' for i in (0, 1) for j in range(3)]
+    assert report.read == 6
+    (tmp_path / 'train-00000-of-00002.parquet').unlink()
+    with pytest.raises(DataError, match='1 parts of the train split, expected 00002'):
+        load_splits(_settings(tmp_path), 'any')
+
+
+def test_two_files_of_one_split_are_refused(tmp_path):
+    for name in ('train.jsonl', 'train.json', 'test.jsonl'):
+        _write(tmp_path / name, [_pair('A')])
+    with pytest.raises(DataError, match=r'train\.json and train\.jsonl may both be'):
+        load_splits(_settings(tmp_path), 'any')
+
+
+def test_sources_are_known_by_what_they_say(tmp_path):
+    rows = [_pair(f'question {i}', margin=i) for i in range(6)]
+    rows += [{'chosen': 'a', 'rejected': 'b'}]
+    digests = {}
+    for name, content in (('one.jsonl', rows), ('two.json', [json.dumps(rows)]),
+                          ('other.jsonl', [*rows[:-1], rows[-1] | {'margin': 1}]),
+                          ('order.jsonl', rows[::-1])):
+        source = data_lib.read(_settings(_write(tmp_path / name, content)), 'any')
+        digests[name] = source.digest
+        splits = data_lib.divide(source, _settings('x'))
+        if name == 'two.json':
+            # Also those without an opening question are divided alike.
+            first = data_lib.load_splits(_settings(tmp_path / 'one.jsonl'), 'any')
+            for split in splits:
+                assert _questions(splits[split]) == _questions(first[split])
+    assert digests['one.jsonl'] == digests['two.json']
+    assert len(set(digests.values())) == 3
 
 
 # One file, divided by opening question.
@@ -249,19 +305,29 @@ def _report(tmp_path, rows):
     return load_splits(_settings(tmp_path), 'any')['test'][1]
 
 
-def test_one_id_on_rows_with_other_content_stops(tmp_path):
-    rows = [_pair('A', id=1), _pair('B', id=2), _pair('C', id=1)]
-    with pytest.raises(DataError, match=r"test\.jsonl:3: id '1' stands on another row"):
-        _report(tmp_path, rows)
-    # Also where only the judgement differs.
-    with pytest.raises(DataError, match='expected unique ids'):
-        _report(tmp_path, [_pair('A', id=1), _pair('A', id=1, preference=0.3)])
+def test_rows_of_one_id_are_told_apart_by_line(tmp_path):
+    rows = [_pair('A', id=1), _pair('B', id=2), _pair('C', id=1), _pair('A', id=1, preference=0.3)]
+    path = _write(tmp_path / 'rows.jsonl', rows)
+    comparisons, report = data_lib.whole(data_lib.read(_settings(path), 'any'))
+    assert [c.id for c in comparisons] == ['1', '2', f'{path}:3 id=1', f'{path}:4 id=1']
+    assert report.notes == {'id of an earlier row, told apart by line': 2,
+                            'contradicts an earlier row': 1}
 
 
 def test_rows_repeated_with_their_id_are_kept_and_noted(tmp_path):
     report = _report(tmp_path, [_pair('A', id=1), _pair('B', id=2), _pair('A', id=1)])
     assert report.read == 3
     assert report.notes == {'repeats an earlier row': 1}
+
+
+def test_remarks_stand_under_the_split_of_their_row(tmp_path):
+    rows = [_pair(f'question {i}', good='' if i % 2 else 'good', note=i) for i in range(20)]
+    splits = load_splits(_settings(_write(tmp_path / 'rows.jsonl', rows)), 'any')
+    for comparisons, report in splits.values():
+        assert report.notes["key 'note' not used"] == len(comparisons) == report.read
+        assert report.notes['blank response'] == sum(
+            not c.responses[0].strip() for c in comparisons)
+    assert sum(report.notes['blank response'] for _, report in splits.values()) == 10
 
 
 def _rated(responses, ratings):
@@ -283,6 +349,11 @@ def _rated(responses, ratings):
      {'contradicts an earlier row': 1}),
     ([_pair('A', preference=0.7), _pair('A', preference=0.6)], {'repeats an earlier row': 1}),
     ([_pair('A', preference=0.7), _pair('A', preference=0.4)], {'contradicts an earlier row': 1}),
+    # What others say is another judgement.
+    ([_pair('A', annotator=name) for name in ('x', 'y', 'z')], {}),
+    ([_pair('A', annotator='x'), _pair('A', 'bad', 'good', annotator='y')], {}),
+    ([_pair('A', annotator='x'), _pair('A', 'bad', 'good', annotator='x')],
+     {'contradicts an earlier row': 1}),
 ])
 def test_duplicates_are_noted_by_whether_they_agree(tmp_path, rows, notes):
     report = _report(tmp_path, rows)
@@ -336,7 +407,7 @@ def test_hub_rows_name_their_split_and_number(tmp_path, offline):
     sources = data_lib._hub_sources(folder, 'helpful-base')
     assert list(sources) == ['train', 'test']
     for split, count in (('train', 6), ('test', 2)):
-        source, rows = sources[split]
+        source, rows, _ = sources[split]
         assert source == f'{folder}/helpful-base'
         assert list(rows) == [(f'{folder}/helpful-base[{split}]:{i}',
                                _pair(f'helpful-base {split} {i}?')) for i in range(count)]
@@ -381,6 +452,13 @@ def test_malformed_hub_rows_are_named(tmp_path, monkeypatch, offline):
         _from_hub(tmp_path / 'hub', monkeypatch)
 
 
+def test_hub_data_sets_with_a_validation_split(tmp_path, monkeypatch, offline):
+    for split in ('train', 'validation'):
+        _write(tmp_path / 'hub' / f'{split}.jsonl', [_pair(f'{split} {i}') for i in range(4)])
+    splits = _from_hub(tmp_path / 'hub', monkeypatch)
+    assert [len(splits[name][0]) for name in ('train', 'validation', 'test')] == [3, 4, 1]
+
+
 def test_hub_data_sets_without_train_and_test_are_refused(tmp_path, monkeypatch, offline):
     _write(tmp_path / 'hub' / 'validation.jsonl', [_pair('A')])
     with pytest.raises(DataError, match=r"splits \['validation'\], expected train or test"):
@@ -420,7 +498,7 @@ def test_real_hh_folders_are_read_whole(workload, train, test):
     assert not set(_questions(splits['train'])) & set(_questions(splits['validation']))
     # The folders were divided by opening question.
     assert 'opening question also in the training rows' not in splits['test'][1].notes
-    rows = [row for _, row in read_jsonl(str(HH / f'{workload}-base' / 'test.jsonl.gz'))]
+    rows = [row for _, row in read_rows(str(HH / f'{workload}-base' / 'test.jsonl.gz'))]
     for comparison, row in zip(splits['test'][0], rows, strict=True):
         chosen, rejected = (comparison.prompt + response for response in comparison.responses)
         assert (chosen, rejected) == (row['chosen'], row['rejected'])
@@ -428,7 +506,7 @@ def test_real_hh_folders_are_read_whole(workload, train, test):
 
 @needs_hh
 def test_real_hh_folders_read_alike_through_the_hub_library(offline):
-    _, rows = data_lib._hub_sources(str(HH), 'harmless-base')['test']
+    rows = data_lib._hub_sources(str(HH), 'harmless-base')['test'].rows
     with gzip.open(HH / 'harmless-base' / 'test.jsonl.gz', 'rt', encoding='utf-8') as file:
         assert [row for _, row in rows] == [json.loads(line) for line in file]
 
@@ -436,7 +514,8 @@ def test_real_hh_folders_read_alike_through_the_hub_library(offline):
 def test_a_file_as_a_whole_is_one_split_with_all_that_is_said_of_it(tmp_path):
     rows = [_pair(f'{i}?', note=1) for i in range(6)]
     path = _write(tmp_path / 'rows.jsonl', [*rows, rows[2], {'chosen': 'x'}])
-    comparisons, report = data_lib.load_whole(_settings(path, max_malformed=0.5), 'any')
+    comparisons, report = data_lib.whole(
+        data_lib.read(_settings(path, max_malformed=0.5), 'any'))
     assert [c.group for c in comparisons] == [*(f'{i}?' for i in range(6)), '2?']
     assert (report.split, report.read) == ('test', 8)
     assert report.dropped == {'malformed row': 1}

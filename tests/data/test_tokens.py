@@ -1,6 +1,7 @@
 """Tests of tokenised comparisons: shared prompts, special tokens, over-length, scoring."""
 
 import dataclasses
+import datetime
 import itertools
 import json
 
@@ -11,7 +12,9 @@ import transformers
 from ml_collections import ConfigDict
 
 from qrm.data import tokens
-from qrm.data.comparisons import Comparison, DataError, DataReport, parse_row, read_jsonl
+from qrm.data.comparisons import Comparison, DataError, DataReport, MalformedRow, check_malformed
+from qrm.data.files import read_rows
+from qrm.data.rows import parse_row
 from qrm.data.sources import load_splits
 from qrm.data.tokens import (
     Encoded,
@@ -183,9 +186,11 @@ def test_tokenizers_without_eos_are_refused_if_it_is_needed():
 
 
 def test_dialogues_without_tokens_are_refused():
-    with pytest.raises(DataError, match='row 5: a dialogue has no tokens'):
-        tokenize([_comparison('', '', name='row 5')], _tokenizer(''),
-                 Reading(100, append_eos=False))
+    rows = [_comparison('a', 'b'), _comparison('', '', name='row 5')]
+    first, second = tokenize(rows, _tokenizer(''), Reading(100, append_eos=False))
+    assert [len(ids) for ids in first] == [2]
+    assert isinstance(second, MalformedRow)
+    assert str(second) == 'row 5: a dialogue has no tokens, expected text'
 
 
 def test_chats_without_a_template_are_refused(tokenizer):
@@ -193,10 +198,113 @@ def test_chats_without_a_template_are_refused(tokenizer):
         tokenize([_comparison(_user('a'), _assistant('b'), name='row 5')], tokenizer, Reading(100))
 
 
-def test_chats_that_the_template_refuses_are_named():
-    tokenizer = _tokenizer(template="{{ raise_exception('roles must alternate') }}")
-    with pytest.raises(DataError, match='row 5: the chat template refuses it .*must alternate'):
-        tokenize([_comparison(_user('a'), _assistant('b'), name='row 5')], tokenizer, Reading(100))
+REFUSALS = {
+    "{{ raise_exception('no x') }}": 'no x',
+    "{{ messages[0].content + 1 }}": 'concatenate',  # any error of Python
+    "{{ missing.content }}": "'missing' is undefined",
+}
+
+
+@pytest.mark.parametrize(('refusal', 'reason'), REFUSALS.items())
+def test_rows_that_the_template_refuses_are_malformed(refusal, reason):
+    template = "{% if messages[0].content == 'x' %}" + refusal + '{% endif %}' + CHAT_TEMPLATE
+    tokenizer = _tokenizer(template=template)
+    good, bad = (dataclasses.replace(
+        _comparison(_user(text), _assistant('b'), _assistant('c'), name='row 5'), where='f:7')
+        for text in 'ax')
+    _, error = tokenize([good, bad], tokenizer, Reading(100))
+    assert isinstance(error, MalformedRow)
+    assert str(error).startswith('f:7 id=row 5: the chat template refuses it (')
+    assert reason in str(error)
+    # Counted with those that could not be read, up to the share that is allowed.
+    report = DataReport('rows', 'train', read=4)
+    report.drop_malformed(MalformedRow('f:1: not JSON'))
+    assert len(encode([good, bad, good], tokenizer, report, Reading(100))) == 2
+    assert report.dropped == {'malformed row': 2}
+    assert report.first_malformed == 'f:1: not JSON'
+    check_malformed([report], 0.5)
+    other = DataReport('rows', 'test', read=2)
+    encode([good, bad], tokenizer, other, Reading(100))
+    check_malformed([report, other], 0.5)
+    with pytest.raises(DataError, match=r'^f:1: not JSON; 3 of 6 rows are malformed, more than'):
+        check_malformed([report, other], 0.49)
+    with pytest.raises(DataError, match=r'^f:7 id=row 5: .*; 1 of 2 rows are malformed, more'):
+        check_malformed([other], 0.49)
+    with pytest.raises(DataError, match='f:7 id=row 5: the chat template refuses it'):
+        encode_to_score([good, bad], tokenizer, Reading(100))
+
+
+def test_rows_that_the_tokenizer_refuses_are_malformed(tokenizer, monkeypatch):
+    def refuse(texts, **kwargs):
+        if any('x' in text for text in texts):
+            raise OverflowError('too much')
+        return {'input_ids': [[5] * len(text) for text in texts]}
+
+    monkeypatch.setattr(type(tokenizer), '__call__', lambda self, *args, **kw: refuse(*args, **kw))
+    rows = [_comparison('a', 'b'), _comparison('a', 'b', 'x', name='row 5'), _comparison('', 'cd')]
+    first, second, third = tokenize(rows, tokenizer, Reading(100, append_eos=False))
+    assert str(second) == 'row 5: the tokenizer refuses it (too much)'
+    assert [len(first[0]), len(third[0])] == [2, 2]
+
+
+def _call(name):
+    return {'role': 'assistant', 'content': '', 'tool_calls': [{'function': {'name': name}}]}
+
+
+@pytest.mark.parametrize(('prints', 'kept', 'unread'), [
+    ('', 0, ["message key 'tool_calls'", "key 'tools'"]),
+    ('{{ message.tool_calls }}', 1, ["key 'tools'"]),
+    ('{{ tools }}', 0, ["message key 'tool_calls'"]),
+    ("{% if 'tool_calls' in message %}{{ message.tool_calls[0].function.name }}{% endif %}"
+     '{{ tools | tojson }}', 1, []),
+])
+def test_what_a_template_does_not_print_is_counted(prints, kept, unread):
+    template = CHAT_TEMPLATE.replace('{% endfor %}', prints + '{% endfor %}')
+    tokenizer = _tokenizer(template=template)
+    chat = dataclasses.replace(
+        _comparison(({'role': 'user', 'content': 'a', 'name': ''},), (_call('f'),), (_call('g'),)),
+        tools=({'name': 'f'},))
+    assert tokens.unread_keys(chat, tokenizer) == unread
+    report = DataReport('rows', 'train', read=1)
+    encode([chat], tokenizer, report, Reading(100))
+    assert (report.kept, report.identical) == (kept, 1 - kept)
+    assert report.notes == {f'{key} not used by the chat template': 1 for key in unread}
+    # Texts have none.
+    assert tokens.unread_keys(_comparison('a', 'b'), tokenizer) == []
+
+
+NOON = datetime.datetime(2024, 7, 26, 12, 5)
+DATED = "{{ 'On ' + strftime_now('%d %b %Y') + strftime_now( \"%H:%M\" ) }}" + CHAT_TEMPLATE
+
+
+def test_the_clock_of_a_template_stands_still(tmp_path, capsys):
+    stopped = tokens.stop_clock(DATED, NOON)
+    assert tokens.stop_clock(stopped, NOON.replace(year=2030)) == stopped
+    chat = [*_user('a'), *_assistant('b')]
+    expected = 'On 26 Jul 202412:05<s>[u]a[a]b'
+    assert _tokenizer(template=stopped).apply_chat_template(chat, tokenize=False) == expected
+    # As found in a folder; what was saved with a run stays as it is.
+    for folder, template, notes in (('given', DATED, 1), ('saved', stopped, 0)):
+        tokens.save_tokenizer(_tokenizer(template=template), str(tmp_path / folder))
+        found = tokens.load_tokenizer(str(tmp_path / folder), NOON)
+        assert found.apply_chat_template(chat, tokenize=False) == expected
+        assert capsys.readouterr().out.count('which stands at 2024-07-26 12:05') == notes
+    # Templates that ask whether there is a clock, and those without one.
+    asking = '{% if strftime_now is defined %}' + DATED + '{% endif %}'
+    asking = tokens.stop_clock(asking, NOON)
+    assert _tokenizer(template=asking).apply_chat_template(chat, tokenize=False) == expected
+    assert tokens.stop_clock(CHAT_TEMPLATE, NOON) == CHAT_TEMPLATE
+
+
+@pytest.mark.parametrize(('template', 'reason'), [
+    ("{% set f = '%d' %}{{ strftime_now(f) }}", 'a format that is not written out'),
+    ("{{ ['a', 'b'] | random }}", 'prints random words'),
+    ('{{ lipsum(2) }}', 'prints random words'),
+])
+def test_templates_that_are_no_functions_are_refused(tmp_path, template, reason):
+    tokens.save_tokenizer(_tokenizer(template=template), str(tmp_path))
+    with pytest.raises(DataError, match=f'^{tmp_path}: the chat template .*{reason}'):
+        tokens.load_tokenizer(str(tmp_path))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path):
@@ -323,8 +431,8 @@ def test_the_token_of_padding_is_skipped_at_the_end(tokenizer):
     other = Reading(100, skipped=tokenizer.pad_token_id)
     [[ids]] = tokenize([_comparison('a', 'b')], tokenizer, other)
     assert _spelt(tokenizer, ids) == [BOS, 'a', 'b', EOS]
-    with pytest.raises(DataError, match='row 5: a dialogue has no tokens'):
-        tokenize([_comparison('', '', name='row 5')], _tokenizer(''), reading)
+    [error] = tokenize([_comparison('', '', name='row 5')], _tokenizer(''), reading)
+    assert str(error) == 'row 5: a dialogue has no tokens, expected text'
 
 
 # What is dropped, cut, counted and noted.
@@ -381,6 +489,27 @@ def test_responses_longer_than_the_limit_are_dropped(tokenizer):
     assert encoded is None
     assert report.dropped == {'a response alone is longer than 2 tokens': 1}
     assert (report.truncated, report.dialogue_tokens) == (0, 0)
+
+
+def test_what_responses_share_is_no_part_of_the_prompt(tokenizer):
+    # The prompt is <s> a b, the responses begin alike: 'b' and more of the prompt can be cut.
+    alike = _comparison('ab', 'cccx', 'cccy')
+    encoded, report = _encode_one(alike, tokenizer, max_length=6)
+    assert [_spelt(tokenizer, ids) for ids in _dialogues(encoded)] == [
+        [BOS, *'cccx', EOS], [BOS, *'cccy', EOS]]
+    assert report.truncated == 1
+    encoded, report = _encode_one(alike, tokenizer, max_length=5)
+    assert report.dropped == {'a response alone is longer than 5 tokens': 1}
+
+
+def test_a_single_response_stays_whole_or_is_dropped(tokenizer):
+    rated = _comparison('abc', 'xyz', ratings=(1.0,))
+    encoded, report = _encode_one(rated, tokenizer, max_length=5, ratings=True)
+    assert [_spelt(tokenizer, ids) for ids in _dialogues(encoded)] == [[BOS, *'xyz', EOS]]
+    encoded, report = _encode_one(rated, tokenizer, max_length=4, ratings=True)
+    assert encoded is None
+    assert report.dropped == {'a response alone is longer than 4 tokens': 1}
+    assert report.truncated == 0
 
 
 def test_overlong_dialogues_can_be_dropped_or_refused(tokenizer):
@@ -726,7 +855,7 @@ def test_real_comparisons_with_the_gpt2_tokenizer():
     rows, expected = [], []
     for split in ('train', 'test'):
         path = str(SHARED / 'hh' / 'harmless-base' / f'{split}.jsonl.gz')
-        for where, row in read_jsonl(path):
+        for where, row in read_rows(path):
             rows.append(parse_row(row, where))
             # The whole texts by the `tokenizers` library, and their common beginning.
             pair = [[*reference.encode(row[side]).ids, 50256] for side in ('chosen', 'rejected')]

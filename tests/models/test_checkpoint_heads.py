@@ -182,17 +182,22 @@ def test_two_outputs_as_a_gaussian(layers):
     else:
         tensors = _random(_shapes('score.0', 6, True) | _shapes('score.2', 2, True, 6))
         raw = _linear(tensors, 'score.2', _relu(_linear(tensors, 'score.0', HIDDEN)))
-    config, params = _take(tensors, gaussian=True)
+    config, params = checkpoint_heads.interpret(_take(tensors), {}, 'gaussian')
     assert config == HeadConfig('gaussian', bias=True, hidden_layers=(6,) * (layers - 1))
     mean, width = raw[:, 0], 0.001 + np.log1p(np.exp(raw[:, 1]))  # .001: the floor of this head
     rewards, quantiles = _rewards((config, params))
     _close(rewards, mean)
     levels = [statistics.NormalDist().inv_cdf((i + 0.5) / 10) for i in range(10)]
     _close(quantiles, mean[:, None] + width[:, None] * np.array(levels))
-    # Without saying so they are two quantiles.
-    config, params = _take(tensors)
-    assert config.name == 'quantile'
-    _close(_rewards((config, params))[1], raw)
+    # Quantiles, or one that is the reward, by its name or number.
+    found = checkpoint_heads.interpret(_take(tensors), {}, 'quantiles')
+    assert found[0].name == 'quantile'
+    _close(_rewards(found)[1], raw)
+    labels = {'id2label': {'0': 'BAD', '1': 'GOOD'}}
+    for outputs, number in (('GOOD', 1), ('1', 1), ('0', 0)):
+        found = checkpoint_heads.interpret(_take(tensors), labels, outputs)
+        assert found[0] == HeadConfig('scalar', bias=True, hidden_layers=(6,) * (layers - 1))
+        _close(_rewards(found)[0], raw[:, number])
 
 
 @pytest.mark.parametrize('bias', [False, True])
@@ -292,7 +297,7 @@ def test_linear_heads_of_whole_models(tmp_path, form):
 
 def test_a_whole_model_with_a_gaussian(tmp_path):
     head = _random(_shapes('score', 2, False))
-    model = qrm.load(_write(tmp_path, head), gaussian=True)
+    model = qrm.load(_write(tmp_path, head), outputs='gaussian')
     assert model.network.head == HeadConfig('gaussian')
     assert model.loss.objective == 'distributional_bradley_terry'
     raw = _linear(head, 'score', np.stack([_states(model, ids)[-1] for ids in DIALOGUES]))
@@ -509,11 +514,39 @@ def test_malformed_heads(tmp_path, tensors, message):
     assert message in problems[0]
 
 
+CLASSES = {'id2label': {'0': 'NEGATIVE', '1': 'POSITIVE'}}
+
+
+@pytest.mark.parametrize(('settings', 'expected'), [
+    (CLASSES, r'2 outputs \(NEGATIVE, POSITIVE\) that are not said'),
+    ({'problem_type': 'single_label_classification'}, 'LABEL_1; single_label_classification'),
+    (CLASSES | {'problem_type': 'multi_label_classification'}, 'POSITIVE; multi_label'),
+])
+def test_outputs_that_are_called_classes_are_asked_about(tmp_path, settings, expected):
+    head = _random(_shapes('score', 2, False))
+    folder = _write(tmp_path, head, LLAMA | settings)
+    with pytest.raises(DataError, match=expected):
+        qrm.load(folder)
+    with pytest.raises(DataError, match="outputs='neutral', expected 'quantiles', 'gaussian', one"):
+        qrm.load(folder, outputs='neutral')
+    states = np.stack([_states(qrm.load(folder, outputs='1'), ids)[-1] for ids in DIALOGUES])
+    raw = _linear(head, 'score', states)
+    for outputs, rewards in (('1', raw[:, 1]), ('quantiles', raw.mean(axis=1))):
+        _close(_score(qrm.load(folder, outputs=outputs))[0], rewards)
+
+
+def test_outputs_of_which_nothing_is_said_are_quantiles_with_a_note(tmp_path, capsys):
+    for settings, notes in ((LLAMA, 1), (LLAMA | {'qrm_outputs': 'quantiles'}, 0)):
+        folder = _write(tmp_path, _random(_shapes('score', 2, False)), settings)
+        assert qrm.load(folder).network.head == HeadConfig('quantile', 2)
+        assert capsys.readouterr().out.count('taken for quantiles') == notes
+
+
 @pytest.mark.parametrize('outputs', [1, 3])
 def test_a_gaussian_has_two_outputs(tmp_path, outputs):
     folder = _write(tmp_path, _random(_shapes('score', outputs, True)))
-    with pytest.raises(DataError, match=f'score.weight has {outputs} rows, expected the 2 of a'):
-        qrm.load(folder, gaussian=True)
+    with pytest.raises(DataError, match=f'{outputs} outputs, expected the 2 of a Gaussian'):
+        qrm.load(folder, outputs='gaussian')
 
 
 @pytest.mark.parametrize('temperature', [None, 0, -1.0, '10', True, float('nan')])

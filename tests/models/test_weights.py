@@ -217,7 +217,45 @@ def test_misshapen_score(tmp_path, shape):
 def test_one_tensor_under_two_names_is_refused(tmp_path):
     tensors = _tensors()
     tensors['transformer.wte.weight'] = tensors['wte.weight'] + 1.0
-    _refused(_write(tmp_path, tensors), "wte.weight is there with and without 'transformer.'")
+    _refused(_write(tmp_path, tensors), 'wte.weight is there with and without a prefix')
+
+
+@pytest.mark.parametrize('wrap', [
+    '_orig_mod.{}'.format, '_orig_mod.transformer.{}'.format, 'module._orig_mod.{}'.format,
+    'module.transformer.{}'.format, 'transformer._orig_mod.{}'.format])
+def test_names_that_wrappers_leave_are_read(tmp_path, wrap):
+    plain = weights.load_pretrained(_write(tmp_path, _tensors()))
+    wrapped = weights.load_pretrained(_write(
+        tmp_path, {wrap(name): tensor for name, tensor in _tensors().items()}))
+    jax.tree.map(np.testing.assert_array_equal, wrapped.backbone, plain.backbone)
+
+
+def test_tensors_of_something_else_are_told_in_a_line(tmp_path):
+    tensors = {f'encoder.{name}': tensor for name, tensor in _tensors().items()}
+    message = _refused(_write(tmp_path, tensors), 'no tensor of a gpt2, which config.json says it',
+                       'others such as encoder.h.0')
+    assert len(message.splitlines()) == 1
+
+
+def test_a_flag_of_an_output_embedding_does_not_matter_to_a_reward_model(tmp_path):
+    plain = weights.load_pretrained(_write(tmp_path, _tensors()))
+    untied = weights.load_pretrained(
+        _write(tmp_path, _tensors(), CONFIG | {'tie_word_embeddings': False}))
+    jax.tree.map(np.testing.assert_array_equal, untied.backbone, plain.backbone)
+    with pytest.raises(DataError, match=r'missing lm_head\.weight'):
+        weights.load_pretrained(str(tmp_path), output=True)
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize('dtype', [np.float32, jnp.bfloat16])
+def test_weights_that_are_not_finite_are_named(tmp_path, value, dtype):
+    tensors = _tensors(dtype)
+    tensors['h.1.mlp.c_fc.weight'][3, 5] = value
+    tensors['wpe.weight'][0, 0] = value
+    folder = _write(tmp_path, tensors)
+    _refused(folder, 'model.safetensors: ', 'and 1 more not finite, expected numbers')
+    tensors['wpe.weight'][0, 0] = 0.0
+    _refused(_write(tmp_path, tensors), 'model.safetensors: h.1.mlp.c_fc.weight not finite')
 
 
 # config.json.
@@ -241,7 +279,6 @@ def test_another_familys_settings(tmp_path):
         ('scale_attn_weights', False),
         ('scale_attn_by_inverse_layer_idx', True),
         ('add_cross_attention', True),
-        ('tie_word_embeddings', False),
     ],
 )
 def test_unsupported_settings(tmp_path, key, value):
@@ -331,6 +368,18 @@ def test_shards_are_read_by_the_index(sharded, tmp_path_factory):
     jax.tree.map(np.testing.assert_array_equal, parts.backbone, whole.backbone)
 
 
+@pytest.mark.parametrize('complete', [True, False])
+def test_of_two_sets_of_weights_the_single_file_is_read(sharded, complete, capsys):
+    """As transformers does, which leaves the index when it saves to one file later."""
+    newer = {name: tensor + 1.0 for name, tensor in _tensors().items()}
+    folder = _write(sharded, newer)
+    if not complete:
+        (sharded / 'model-00002-of-00002.safetensors').unlink()
+    found = weights.load_pretrained(folder)
+    np.testing.assert_array_equal(found.backbone['tokens'], newer['wte.weight'])
+    assert 'two sets of weights, of which model.safetensors is read' in capsys.readouterr().out
+
+
 def test_missing_shard(sharded):
     (sharded / 'model-00002-of-00002.safetensors').unlink()
     _refused(sharded, 'model-00002-of-00002.safetensors: no such file')
@@ -354,17 +403,20 @@ def test_index_without_a_map(sharded):
     _refused(sharded, 'model.safetensors.index.json', 'weight_map')
 
 
-def test_index_does_not_lead_out_of_the_folder(sharded, tmp_path_factory):
-    outside = tmp_path_factory.mktemp('outside') / 'model-00001-of-00002.safetensors'
-    (sharded / outside.name).rename(outside)
+@pytest.mark.parametrize('place', ['{}', '../outside/{}', 'inner/{}', './{}'])
+def test_index_does_not_lead_out_of_the_folder(sharded, tmp_path_factory, place):
+    name = 'model-00001-of-00002.safetensors'
+    outside = tmp_path_factory.mktemp('outside') / name
+    (sharded / name).rename(outside)
+    place = place.format(outside if place == '{}' else name)
 
     def lead_out(index):
-        for name, shard in index['weight_map'].items():
-            if shard == outside.name:
-                index['weight_map'][name] = str(outside)
+        for tensor, shard in index['weight_map'].items():
+            if shard == name:
+                index['weight_map'][tensor] = place
 
     _edit_index(sharded, lead_out)
-    _refused(sharded, f'{sharded}/{outside.name}: no such file')
+    _refused(sharded, f'{place!r}, expected the name of a file in this folder')
 
 
 def test_pickles_are_refused_by_name(tmp_path):

@@ -476,6 +476,25 @@ def test_ranking_is_the_mean_of_its_pairs():
     assert _comparison([[0, 1, 1], [0, 0, 1], [0, 0, 0]]) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize('count', [64, 65, 90])
+def test_rankings_of_many_responses_are_the_mean_of_their_pairs(count):
+    rng = np.random.default_rng(count)
+    rewards = rng.normal(size=count)
+    preference = np.triu(rng.random((count, count)) < 0.3, 1).astype(np.float32)
+    logits = rewards[:, None] - rewards[None, :]
+    pairs = preference.sum()
+    expected = (preference * np.log1p(np.exp(-logits))).sum() / pairs
+    # d/dr_i of -log sigma(r_i - r_j) is sigma(r_i - r_j) - 1.
+    slope = preference * (1.0 / (1.0 + np.exp(-logits)) - 1.0) / pairs
+
+    def value(rewards):
+        return _comparison_loss(BT, rewards[:, None], preference, jnp.float32(0.0))[0]
+
+    found = jax.value_and_grad(value)(jnp.asarray(rewards, jnp.float32))
+    np.testing.assert_allclose(found[0], expected, rtol=1e-5)
+    np.testing.assert_allclose(found[1], slope.sum(axis=1) - slope.sum(axis=0), atol=1e-6)
+
+
 def test_unknown_pairs_are_ignored():
     assert _comparison([[0, 0, 1], [0, 0, 0], [0, 0, 0]]) == pytest.approx(
         _bt(1.0, -2.0), abs=1e-6)

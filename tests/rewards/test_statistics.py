@@ -238,3 +238,13 @@ def test_constant_values_define_no_correlation(values):
             statistic(left)
     with pytest.raises(Undefined, match='resample'):
         statistics.mean(values)(np.zeros(len(values), int))
+
+
+def test_shares_of_one_and_correlations_stay_within_their_bounds():
+    """A sum of weights goes beyond 1 by rounding, a count over a count does not."""
+    weights = np.random.default_rng(0).integers(0, 4, (200, 49))
+    ahead, ranks = statistics.accuracy(np.ones(49)), np.arange(49.0) ** 2
+    for row in weights:
+        assert ahead(row) == 1.0
+        assert statistics.rank_correlation(ranks, 3 * ranks)(row) <= 1.0
+        assert statistics.rank_correlation(ranks, -ranks)(row) >= -1.0

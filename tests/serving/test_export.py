@@ -17,7 +17,8 @@ from safetensors import numpy as safetensors_numpy
 
 import qrm
 from qrm.data import tokens
-from qrm.data.comparisons import DataError, parse_row
+from qrm.data.comparisons import DataError
+from qrm.data.rows import parse_row
 from qrm.data.tokens import Reading, tokenize
 from qrm.models import families, lora, weights
 from qrm.models.architecture import leaf_dtype, tree
@@ -208,7 +209,7 @@ def test_chat_templates_end_as_dialogues_are_read(tmp_path, template):
     model = make(chatty)
     export.export(model, str(tmp_path / 'model'))
     chat = [{'role': 'user', 'content': 'a b'}, {'role': 'assistant', 'content': 'yes '}]
-    row = parse_row({'prompt': chat[:1], 'responses': [chat[1:]]}, 'row', allow_blank=True)
+    row = parse_row({'prompt': chat[:1], 'responses': [chat[1:]]}, 'row')
     [[expected]] = tokenize([row], chatty, model.reading)
     back = tokens.load_tokenizer(str(tmp_path / 'model'))
     found = back.apply_chat_template(chat, tokenize=True)['input_ids']

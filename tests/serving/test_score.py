@@ -1,17 +1,22 @@
 """Files are scored whole or not at all, and nothing that stands there is lost."""
 
+import copy
 import dataclasses
+import gzip
 import json
 
 import numpy as np
 import pytest
 
+from qrm.commands import processes
 from qrm.data import demo, tokens
 from qrm.data.comparisons import DataError
 from qrm.data.tokens import Reading
 from qrm.models import families
 from qrm.rewards import losses
 from qrm.serving import score
+from qrm.training import reward_model
+from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.reward_model import RewardModel
 from tests.helpers import SETTINGS, init, network
 
@@ -74,3 +79,67 @@ def test_a_target_that_cannot_be_written_is_refused_before_anything_is_scored(tm
             score.score_file(None, str(source), str(target))
     assert source.read_text() == '{"prompt": "a", "response": " b"}\n'
     assert {path.name for path in tmp_path.iterdir()} == {'in.jsonl', 'link.jsonl'}
+
+
+def test_a_target_is_compressed_if_its_name_says_so(model, tmp_path):
+    source = tmp_path / 'in.jsonl'
+    source.write_text('{"prompt": "a", "response": " b"}\n')
+    targets = [tmp_path / 'out.jsonl', tmp_path / 'out.jsonl.gz']
+    for target in targets:
+        score.score_file(model, str(source), str(target))
+    content = targets[1].read_bytes()
+    assert gzip.decompress(content) == targets[0].read_bytes()
+    score.score_file(model, str(source), str(targets[1]))
+    assert targets[1].read_bytes() == content  # no time in it
+    with pytest.raises(DataError, match=r'a name that ends in \.jsonl or \.jsonl\.gz'):
+        score.score_file(model, str(source), str(tmp_path / 'out.parquet'))
+
+
+def test_what_was_noticed_about_rows_is_counted(model, tmp_path):
+    chatty = copy.deepcopy(model.tokenizer)
+    chatty.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    rows = [{'prompt': 'a', 'response': '', 'source': 'x'}, {'prompt': 'a', 'response': ' b'},
+            {'prompt': [{'role': 'user', 'content': 'a', 'name': 'Ann'}], 'response': 'b'}]
+    source = tmp_path / 'in.json'
+    source.write_text(json.dumps(rows))
+    message = score.score_file(dataclasses.replace(model, tokenizer=chatty), str(source),
+                               str(tmp_path / 'out.jsonl'))
+    assert message.splitlines()[1:] == [
+        '  note 1: blank response', "  note 1: key 'source' not used",
+        "  note 1: message key 'name' not used by the chat template"]
+
+
+def test_rewards_that_are_not_finite_are_errors_everywhere(model, comparisons, tmp_path):
+    head = model.params['head'] | {'kernel': model.params['head']['kernel'].at[3].set(np.inf)}
+    broken = dataclasses.replace(model, params=model.params | {'head': head})
+    source = tmp_path / 'in.jsonl'
+    source.write_text('{"prompt": "a", "response": " b", "id": "one"}\n' * 5)
+    with pytest.raises(NonFiniteLoss, match='one, one, one and 2 more: a reward that is'):
+        score.score_file(broken, str(source), str(tmp_path / 'out.jsonl'))
+    assert not (tmp_path / 'out.jsonl').exists()
+    with pytest.raises(NonFiniteLoss, match=r'prompts\[0\]: a reward that is not finite'):
+        broken.score(['a'], [' b'])
+    # It is raised as bad input is: a line, and exit code 2.
+    assert NonFiniteLoss in processes._EXPECTED
+
+
+@pytest.mark.parametrize(('changes', 'expected'), [
+    ({'prompt': np.array([300], np.int32)}, 'token 300, but the embedding has 300 rows'),
+    ({'prompt': np.array([-1], np.int32)}, 'token -1, but the embedding has 300 rows'),
+    ({'prompt': np.zeros(200, np.int32)}, r'a dialogue of \d+ tokens, but the model has 200'),
+    ({'annotator': 0}, 'annotator 0, but the head knows 0'),
+])
+def test_what_a_table_does_not_have_is_never_looked_up(model, comparisons, changes, expected):
+    [item], _ = model.encode(comparisons[:1])
+    assert len(model.predict([item])) == 1
+    with pytest.raises(DataError, match=f'^{item.id}: {expected}'):
+        model.predict([item, dataclasses.replace(item, **changes)])
+
+
+def test_the_end_of_dialogues_can_be_read_otherwise(model):
+    changed = reward_model.read_otherwise(model, append_eos=False, read_before='<|pad|>')
+    assert (changed.reading.append_eos, changed.reading.skipped) == (False, 1)
+    assert reward_model.read_otherwise(changed, read_before='none').reading.skipped is None
+    assert reward_model.read_otherwise(model) == model
+    with pytest.raises(DataError, match="read_before='<pad>': no token of"):
+        reward_model.read_otherwise(model, read_before='<pad>')

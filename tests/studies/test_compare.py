@@ -106,6 +106,18 @@ def test_models_that_set_anything_else_are_refused():
         compare.member_configs(load_config('compare', **{'compare.workloads': ('useful',)}))
 
 
+def test_what_a_model_needs_of_the_data_is_checked_before_any_is_trained(tmp_path, monkeypatch):
+    rows = [{'prompt': f'Question {i}?', 'chosen': ' yes', 'rejected': ' no'} for i in range(400)]
+    (tmp_path / 'rows.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    monkeypatch.setattr(compare, 'train', None)
+    config = load_config('compare', **TINY | {
+        'data.path': str(tmp_path / 'rows.jsonl'), 'compare.seeds': (0, 1),
+        'compare.models': ('scalar', 'ratings')})
+    with pytest.raises(DataError, match='no comparison with a rated response is left'):
+        compare.compare(config, str(tmp_path / 'compare'))
+    assert not (tmp_path / 'compare').exists()
+
+
 @pytest.fixture(scope='module')
 def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp('compare')

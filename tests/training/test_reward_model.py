@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
 from qrm.training import reward_model as qrm_model
 from qrm.training import workdir
+from qrm.training.checkpoints import Checkpoints
 from qrm.training.reward_model import RewardModel
 
 
@@ -123,3 +125,56 @@ def test_a_model_of_another_version_is_named(model, tmp_path, change):
     (tmp_path / 'model.json').write_text(json.dumps(values))
     with pytest.raises(workdir.WorkdirError, match=r'model\.json: not a model of this version'):
         qrm.load(str(tmp_path))
+
+
+@pytest.fixture
+def saved(model, tmp_path):
+    """The folder of a run with checkpoints 1 and 2, of which the first has the lower loss."""
+    qrm_model.describe(str(tmp_path), model)
+    with Checkpoints(str(tmp_path), keep=2) as checkpoints:
+        for number, loss in ((1, 0.5), (2, 0.6)):
+            params = jax.tree.map(lambda leaf, n=number: n * leaf, model.params)
+            checkpoints.save(number, params, {'step': np.int32(number)}, {}, loss)
+    return tmp_path
+
+
+def test_a_checkpoint_that_a_run_deletes_is_chosen_anew(saved, monkeypatch):
+    """A run that goes on deletes old checkpoints while its model is being loaded."""
+    restore = Checkpoints.restore_params
+
+    def vanish(self, number, params):
+        if number == 1:
+            shutil.rmtree(saved / 'checkpoints' / '1')
+        return restore(self, number, params)
+
+    first, second = qrm.load(str(saved)), qrm.load(str(saved), step=2)
+    monkeypatch.setattr(Checkpoints, 'restore_params', vanish)
+    np.testing.assert_allclose(second.params['head']['kernel'], 2 * first.params['head']['kernel'])
+    jax.tree.map(np.testing.assert_array_equal, qrm.load(str(saved)).params, second.params)
+    with pytest.raises(workdir.WorkdirError, match=r'no checkpoint 1; there are \[2\], expected'):
+        qrm.load(str(saved), step=1)
+
+
+def test_a_checkpoint_that_is_asked_for_and_vanishes_is_named(saved, monkeypatch):
+    def vanish(self, number, params):
+        shutil.rmtree(saved / 'checkpoints' / str(number))
+        raise FileNotFoundError('gone')
+
+    monkeypatch.setattr(Checkpoints, 'restore_params', vanish)
+    with pytest.raises(workdir.WorkdirError, match='no checkpoint 1'):
+        qrm.load(str(saved), step=1)
+
+
+def test_checkpoints_of_another_shape_or_not_finite_are_named(model, saved):
+    values = json.loads((saved / 'model.json').read_text())
+    values['network']['head']['num_quantiles'] = 7
+    (saved / 'model.json').write_text(json.dumps(values))
+    with pytest.raises(workdir.WorkdirError, match='describes other parameters than checkpoint 1'):
+        qrm.load(str(saved))
+    values['network']['head']['num_quantiles'] = 10
+    (saved / 'model.json').write_text(json.dumps(values))
+    params = model.params | {'head': jax.tree.map(lambda x: x * np.nan, model.params['head'])}
+    with Checkpoints(str(saved), keep=2) as checkpoints:
+        checkpoints.save(3, params, {'step': np.int32(3)}, {}, None)
+    with pytest.raises(workdir.WorkdirError, match=r'checkpoint 3: head/kernel is not finite'):
+        qrm.load(str(saved), step='last')

@@ -1,0 +1,129 @@
+"""What a run was trained on is known wherever it stands; other models are judged by files too."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from qrm.analysis import evaluate
+from qrm.data.comparisons import DataError
+from qrm.serving import export
+from qrm.training import reward_model, train, workdir
+from qrm.training.schema import ConfigError
+from tests.helpers import WORDS, load_config, word_pairs
+
+TRAINED = 'row this run was trained on'
+ASKED = 'opening question this run was trained on'
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    """A run on 40 pairs, and the config it was started with."""
+    folder = tmp_path_factory.mktemp('run')
+    words = {key: value for key, value in WORDS.items() if not key.startswith('benchmark')}
+    config = load_config('hh', 'helpful,scalar', **words | word_pairs(folder) | {
+        'train.max_steps': 2, 'data.test_fraction': 0.3, 'data.validation_fraction': 0.2,
+        'analysis.bootstrap': 20})
+    train.train(config, str(folder / 'run'))
+    return folder, config
+
+
+def _judged(folder, **changes):
+    """The evaluation of the run with changes to its config."""
+    config = workdir.load_config(str(folder / 'run'))
+    config.update_from_flattened_dict(changes)
+    return evaluate.evaluate(config, str(folder / 'run'))
+
+
+def test_data_are_known_by_what_they_say(run, tmp_path):
+    folder, _ = run
+    own = _judged(folder)
+    assert len(own.predictions.comparison_ids) == 12
+    assert not own.report.notes
+    rows = [json.loads(line) for line in (folder / 'pairs.jsonl').read_text().splitlines()]
+    moved = tmp_path / 'moved.json'
+    moved.write_text(json.dumps(rows, indent=1))
+    found = _judged(folder, **{'data.path': str(moved)})
+    np.testing.assert_array_equal(found.predictions.means, own.predictions.means)
+    # Other data are taken whole, and what of them the run was trained on is counted: rows in any
+    # order of their responses, and questions under other responses.
+    rows[0] |= {'margin': 1.0}
+    rows += [{'prompt': rows[i]['prompt'], 'chosen': ' w1 w2', 'rejected': ' w3'} for i in (0, 1)]
+    moved.write_text('\n'.join(json.dumps(row) for row in rows))
+    found = _judged(folder, **{'data.path': str(moved)})
+    assert found.report.read == 42
+    prepared = train.read_data(workdir.load_config(str(folder / 'run')))
+    trained = prepared.reports['train'].read
+    questions = {item.group for item in prepared.encoded['train']}
+    assert found.report.notes[TRAINED] == trained == len(prepared.seen.texts)
+    assert found.report.notes[ASKED] == sum(row['prompt'] in questions for row in rows) >= trained
+    for fraction in ('test', 'validation'):
+        with pytest.raises(ConfigError, match=f'data.{fraction}_fraction: cannot be changed'):
+            _judged(folder, **{f'data.{fraction}_fraction': 0.5})
+
+
+def test_a_run_goes_on_with_data_and_weights_that_were_moved(run, tmp_path):
+    folder, config = run
+    shutil.copytree(folder / 'run', tmp_path / 'run')
+    shutil.copy(folder / 'pairs.jsonl', tmp_path / 'there.jsonl')
+    shutil.copytree(config.model.checkpoint, tmp_path / 'weights')
+    config = config.copy_and_resolve_references()
+    config.update_from_flattened_dict({'data.path': str(tmp_path / 'there.jsonl'),
+                                       'model.checkpoint': str(tmp_path / 'weights')})
+    train.train(config, str(tmp_path / 'run'))
+    stored = workdir.load_config(str(tmp_path / 'run'))
+    assert stored.data.path == str(tmp_path / 'there.jsonl')
+    (tmp_path / 'there.jsonl').write_text(
+        (folder / 'pairs.jsonl').read_text().replace('w1', 'w2'))
+    with pytest.raises(DataError, match='the training comparisons are not those this run'):
+        train.train(config, str(tmp_path / 'run'))
+
+
+def test_paths_of_a_run_hold_in_every_folder(run, tmp_path, monkeypatch):
+    folder, config = run
+    shutil.copy(folder / 'pairs.jsonl', tmp_path / 'pairs.jsonl')
+    monkeypatch.chdir(tmp_path)
+    config = config.copy_and_resolve_references()
+    config.data.path = 'pairs.jsonl'
+    train.train(config, 'run')
+    monkeypatch.chdir(folder)
+    assert _judged(tmp_path).report.source == str(tmp_path / 'pairs.jsonl')
+
+
+def test_dialogues_longer_than_the_positions_are_refused(run):
+    folder, _ = run
+    with pytest.raises(DataError, match=r'config.data.max_length=1000, but the model has \d+ pos'):
+        _judged(folder, **{'data.max_length': 1000})
+
+
+def test_other_models_are_judged_by_files(run, tmp_path):
+    folder, _ = run
+    model = reward_model.load(str(folder / 'run'))
+    place = str(tmp_path / 'exported')
+    export.export(model, place, kind='mean')
+    before = sorted(path.name for path in (tmp_path / 'exported').iterdir())
+    config = evaluate.stored_config(place)
+    config.update_from_flattened_dict({'data.path': str(folder / 'pairs.jsonl'),
+                                       'analysis.bootstrap': 20})
+    text = evaluate.diagnose(config, place)
+    assert 'test: 40 read, 40 kept' in text
+    assert sorted(path.name for path in (tmp_path / 'exported').iterdir()) == before
+    evaluate.diagnose(config, place, str(tmp_path / 'judged'))
+    found = json.loads((tmp_path / 'judged' / 'evaluation.json').read_text())
+    # The same rewards as the run gives to the same rows.
+    rows = [json.loads(line) for line in (folder / 'pairs.jsonl').read_text().splitlines()]
+    scores = model.score([row['prompt'] for row in rows],
+                         [[row['chosen'], row['rejected']] for row in rows])
+    ahead = [rewards[0] > rewards[1] for rewards in scores.rewards]
+    assert found['metrics']['accuracy'] == pytest.approx(np.mean(ahead))
+    assert found['head'] == 'scalar'
+    config.train.batch_size = 3
+    with pytest.raises(ConfigError, match='train.batch_size: cannot be changed'):
+        evaluate.diagnose(config, place)
+
+
+def test_folders_that_hold_no_model_are_named(tmp_path):
+    for place in (tmp_path, tmp_path / 'none', 'none'):
+        with pytest.raises(workdir.WorkdirError, match='not the folder of a run'):
+            evaluate.stored_config(str(place))

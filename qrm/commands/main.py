@@ -2,6 +2,7 @@
 
 import difflib
 import runpy
+import signal
 import sys
 
 COMMANDS = {
@@ -13,6 +14,7 @@ COMMANDS = {
     'compare': 'every head on the same batches',
     'identifiability': 'what each objective learns where the truth is known',
     'best_of_n': 'what choosing by each rule and proxy is worth',
+    'campaign': 'breaks things on purpose, and counts what survives',
     'benchmark': 'how fast this machine trains and scores',
     'smollm2': 'makes a folder of a small pretrained model, without a hub',
     'scaling': 'what training on many accelerators would cost, by formulas',
@@ -21,6 +23,8 @@ COMMANDS = {
 
 def main() -> None:
     """Runs the command that the first argument names; exit code 2 if there is none."""
+    # Until `processes.run` has its own handlers: an interrupted import ends without a traceback.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     name, rest = sys.argv[1] if len(sys.argv) > 1 else '', sys.argv[2:]
     if name in ('-h', '-help', '--help', 'help'):
         print(usage())

@@ -6,6 +6,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from absl import logging as absl_logging
@@ -34,12 +35,12 @@ def run(main: Callable[[], None], coordinator: str | None, count: int | None,
       coordinator: host:port of the first of several processes, 'auto' to find it out, or None.
       count, own: how many they are and which one this is, with host:port.
     """
-    absl_logging.set_verbosity(absl_logging.ERROR)  # checkpointing warns of nothing of use
-    logging.getLogger('jax').setLevel(logging.WARNING)
+    _quiet()
     _cache_compilations()
     if coordinator:
         _join(coordinator, count, own)
-    signal.signal(signal.SIGTERM, interruptions.stop)  # not earlier: joining installs a handler too
+    for number in (signal.SIGTERM, signal.SIGINT):  # not earlier: joining installs a handler too
+        signal.signal(number, interruptions.stop)
     try:
         main()
     except Interrupted as stop:
@@ -48,12 +49,47 @@ def run(main: Callable[[], None], coordinator: str | None, count: int | None,
         if coordinator:
             _leave(2, f'error: {error}')
         _fail(str(error))
-    except BaseException:
+    except BaseException as error:
+        if reason := _of_the_machine(error):
+            if coordinator:
+                _leave(2, f'error: {reason}')
+            _fail(reason)
         if coordinator:
             _leave(1, traceback.format_exc())
         raise
     if coordinator:
         jax.distributed.shutdown()
+
+
+def _quiet() -> None:
+    """Keeps what libraries print of errors that they also raise, which is said in a line, from it.
+
+    A save that fails leaves tasks behind, each of which would print a traceback of its own.
+    """
+    absl_logging.set_verbosity(absl_logging.FATAL)
+    logging.getLogger('asyncio').setLevel(logging.CRITICAL)
+    logging.getLogger('jax').setLevel(logging.WARNING)
+    before = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if 'Event loop is closed' not in str(unraisable.exc_value):
+            before(unraisable)
+
+    sys.unraisablehook = hook
+
+
+def _of_the_machine(error: BaseException) -> str:
+    """What is said of a full disk or too little memory; '' if it is something else."""
+    if isinstance(error, OSError):
+        place = f'{error.filename}: ' if error.filename else ''
+        return f'{place}{error.strerror or error}'
+    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and (
+        'RESOURCE_EXHAUSTED' in str(error))
+    if isinstance(error, MemoryError) or exhausted:
+        reason = ' '.join(str(error).split())[:200] or 'MemoryError'
+        return (f'too little memory ({reason}); expected a smaller model, or fewer tokens at once: '
+                'train.rows, train.row_length, data.max_length, model.remat')
+    return ''
 
 
 def _join(coordinator: str, count: int | None, own: int | None) -> None:

@@ -33,6 +33,11 @@ class MalformedRow(DataError):
     """One row that cannot be used; a caller may skip and count such rows."""
 
 
+def in_a_line(error: Exception) -> str:
+    """What an error of another program says, in one line."""
+    return ' '.join(str(error).split()) or type(error).__name__
+
+
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """A prompt, its K responses and what is known about them.

@@ -20,6 +20,8 @@ _OTHER_ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'mo
 
 _HUMAN = '\n\nHuman:'
 _ASSISTANT = '\n\nAssistant:'
+_FORMS = {'chosen': ('chosen', 'rejected'), 'responses': ('responses',),
+          'response': ('response',)}
 _ROW_FORMS = "'chosen' + 'rejected', 'prompt' + 'responses' or 'prompt' + 'response'"
 # Where else a prompt may stand if there is no 'prompt'.
 _CHAT_PROMPTS = ('messages', 'conversations', 'conversation', 'context')
@@ -30,9 +32,12 @@ _UNREAD_PROMPTS = ('context', 'history', 'input', 'inputs', 'post', 'problem', '
 # A text that is shorter may well stand at the start of its own answer.
 _REPEATED_WORDS, _REPEATED_LETTERS = 3, 16
 _DEEPEST = 32  # levels of lists and objects in a message
+_LONGEST_LITERAL = 2**20  # letters, as Python's parser takes far more memory than JSON's
 
 
-def parse_row(row: Any, where: str, *, attributes: Sequence[str] = ()) -> Comparison:
+def parse_row(
+    row: Any, where: str, *, attributes: Sequence[str] = (), whole: bool = True
+) -> Comparison:
     """Turns one row of a data set into a `Comparison`.
 
     Accepted are rows with `chosen` + `rejected` (whole dialogues, or continuations of `prompt`),
@@ -54,23 +59,25 @@ def parse_row(row: Any, where: str, *, attributes: Sequence[str] = ()) -> Compar
       row: the decoded row.
       where: 'file:line', used in errors and as the id of rows without one.
       attributes: names of rated attributes to read.
+      whole: whether responses that begin with the prompt may be whole dialogues.
 
     Raises:
       MalformedRow: names `where`, the key and what was expected.
     """
     if not isinstance(row, Mapping):
         raise MalformedRow(f'{where}: got {_kind(row)}, expected an object with {_ROW_FORMS}')
-    fields = _Fields(row, where)
+    fields = _Fields(row, where, whole)
     name = fields.name('id')
     fields.where = where if name is None else f'{where} id={name}'
     known: dict[str, Any]
-    if fields.has('chosen') or fields.has('rejected'):
+    form = fields.form()
+    if form == 'chosen':
         prompt, responses, group = fields.pair()
         known = {'ranks': (0, 1)}
-    elif fields.has('responses'):
+    elif form == 'responses':
         prompt, responses, group = fields.continued(fields.texts('responses'))
         known = fields.judgements(len(responses))
-    elif fields.has('response'):
+    elif form == 'response':
         prompt, responses, group = fields.continued((fields.text('response'),))
         known = {'ratings': fields.rating('rating')}
     else:
@@ -122,8 +129,8 @@ class _Fields:
       remarks: what was noticed about it.
     """
 
-    def __init__(self, row: Mapping[str, Any], where: str):
-        self._row, self._used = row, set()
+    def __init__(self, row: Mapping[str, Any], where: str, whole: bool):
+        self._row, self._used, self._whole = row, set(), whole
         self.where, self.remarks = where, list[str]()
 
     def fail(self, key: str, problem: str):
@@ -132,6 +139,17 @@ class _Fields:
     def has(self, key: str) -> bool:
         """Whether the row has a key, be it null."""
         return key in self._row
+
+    def form(self) -> str:
+        """The key by which the row is a comparison; '' if it has none.
+
+        In tables the keys of other forms are null; where nothing else is there, they are missing.
+        """
+        for known in (lambda key: self._row.get(key) is not None, self.has):
+            for form, keys in _FORMS.items():
+                if any(map(known, keys)):
+                    return form
+        return ''
 
     def unused(self) -> list[str]:
         """Keys that hold something and were not read, in order."""
@@ -251,7 +269,7 @@ class _Fields:
 
     def attribute(self, key: str, k: int) -> tuple[float | None, ...] | None:
         """Ratings of an attribute: a number for a single response, else a list."""
-        if 'responses' not in self._row and k == 1:
+        if self._row.get('responses') is None and k == 1:
             return self.rating(key)
         return self.numbers(key, k, missing=True)
 
@@ -309,10 +327,11 @@ class _Fields:
             responses = tuple(({'role': 'assistant', 'content': response},)
                               if isinstance(response, str) else response for response in responses)
         elif any(not isinstance(response, str) for response in responses):
-            self.fail('responses' if self.has('responses') else 'response',
+            self.fail('responses' if self._row.get('responses') is not None else 'response',
                       'chat messages after a text prompt, expected both to be of a kind')
         n = len(prompt)
-        repeated = n > 0 and all(len(text) > n and text[:n] == prompt for text in responses)
+        repeated = self._whole and n > 0 and all(
+            len(text) > n and text[:n] == prompt for text in responses)
         if repeated and (not isinstance(prompt, str) or _unmistakable(prompt)):
             responses = tuple(text[n:] for text in responses)
             self.remarks.append('responses begin with the prompt, which stands once')
@@ -399,7 +418,8 @@ def _holds_messages(text: str) -> bool:
     """Whether a text is what JSON or Python writes for a message, or for a list of them."""
     if not _LIKE_MESSAGES.match(text):
         return False
-    for read in (json.loads, ast.literal_eval):
+    readers = (json.loads, ast.literal_eval) if len(text) <= _LONGEST_LITERAL else (json.loads,)
+    for read in readers:
         try:
             found = read(text.strip())
         except (ValueError, SyntaxError, RecursionError, MemoryError):

@@ -19,6 +19,7 @@ from qrm.data.comparisons import (
     DataReport,
     MalformedRow,
     check_malformed,
+    in_a_line,
 )
 from qrm.data.files import SUFFIXES, is_rows, read_rows
 from qrm.data.rows import parse_row
@@ -33,6 +34,7 @@ HH_FOLDERS = {
 # Split -> how files and hub data sets call it.
 _NAMES = {'train': ('train',), 'validation': ('validation', 'valid', 'val', 'dev'),
           'test': ('test',)}
+_MOST_PARTS = 10_000
 _SHARD = re.compile(r'-(\d{5})-of-(\d{5})')
 
 Split = tuple[list[Comparison], DataReport]
@@ -199,7 +201,8 @@ def _hub_sources(name: str, data_dir: str | None) -> dict[str, _Found]:
         loaded = datasets.load_dataset(name, data_dir=data_dir)
     except Exception as error:  # The library raises a different type for each way to fail.
         raise DataError(
-            f'{name}: could not be loaded from the hub ({type(error).__name__}: {error}); for '
+            f'{name}: could not be loaded from the hub ({type(error).__name__}: '
+            f'{in_a_line(error)}); for '
             'local data set config.data.path to a folder or a file of rows'
         ) from error
     where = name if data_dir is None else f'{name}/{data_dir}'
@@ -238,6 +241,9 @@ def _files(folder: str, split: str) -> list[str]:
         raise DataError(f'{folder}: {first} and {second} may both be the {split} split, expected '
                         'one of them')
     for (_, count), names in parts.items():
+        if len(names) > _MOST_PARTS:
+            raise DataError(f'{folder}: {len(names)} parts of the {split} split, expected at most '
+                            f'{_MOST_PARTS}')
         if count and len(names) != int(count):
             raise DataError(f'{folder}: {len(names)} parts of the {split} split, expected {count} '
                             f'as {names[0]} says')

@@ -18,7 +18,14 @@ import numpy as np
 import tokenizers
 import transformers
 
-from qrm.data.comparisons import Comparison, DataError, DataReport, MalformedRow, Text
+from qrm.data.comparisons import (
+    Comparison,
+    DataError,
+    DataReport,
+    MalformedRow,
+    Text,
+    in_a_line,
+)
 
 Tokenizer = transformers.PreTrainedTokenizerBase
 Ids = np.ndarray  # [length] int32
@@ -111,8 +118,8 @@ def load_tokenizer(path: str, now: datetime.datetime | None = None) -> Tokenizer
         tokenizer = kind.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # The library raises a different type for each way to fail.
         raise DataError(
-            f'{path}: no tokenizer could be loaded ({error}); expected tokenizer.json, or '
-            'vocab.json and merges.txt, or set config.model.tokenizer to where it is'
+            f'{path}: no tokenizer could be loaded ({in_a_line(error)}); expected tokenizer.json, '
+            'or vocab.json and merges.txt, or set config.model.tokenizer to where it is'
         ) from error
     if isinstance(tokenizer.chat_template, str):
         now = now or datetime.datetime.now()
@@ -245,7 +252,7 @@ def tokenize(
         refused = [ids for ids in dialogues if isinstance(ids, Exception)]
         if refused:
             result.append(MalformedRow(f'{comparison.place}: the tokenizer refuses it '
-                                       f'({_reason(refused[0])})'))
+                                       f'({in_a_line(refused[0])})'))
             continue
         if reading.append_eos and (plainly or not reading.rendered_chats):
             eos = tokenizer.eos_token_id
@@ -276,7 +283,7 @@ def prompt_sizes(
         alone = next(_ids([text], tokenizer, add_special_tokens=plainly))
         if isinstance(alone, Exception):
             raise MalformedRow(f'{comparison.place}: the tokenizer refuses its prompt '
-                               f'({_reason(alone)})')
+                               f'({in_a_line(alone)})')
     alone = np.asarray(alone, np.int32)
     return tuple(_common_length((alone, ids)) for ids in dialogues)
 
@@ -572,17 +579,12 @@ def _render(
             add_generation_prompt=False)
     except Exception as error:  # A template is a program, and fails in any way.
         raise MalformedRow(f'{comparison.place}: the chat template refuses it '
-                           f'({_reason(error)})') from error
+                           f'({in_a_line(error)})') from error
     if whole:
         return text
     # Some templates end in EOS and a line feed: EOS is then the end, not to be appended again.
     stripped = text.rstrip()
     return stripped if stripped.endswith(tokenizer.eos_token or '\0') else text
-
-
-def _reason(error: Exception) -> str:
-    """What an error of another program says, in one line."""
-    return ' '.join(str(error).split()) or type(error).__name__
 
 
 def _ids(

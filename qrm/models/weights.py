@@ -18,13 +18,15 @@ import safetensors
 from safetensors import flax as safetensors_flax
 from safetensors import numpy as safetensors_numpy
 
-from qrm.data.comparisons import DataError
+from qrm.data.comparisons import DataError, in_a_line
 from qrm.models import checkpoint_heads, families
 from qrm.models.architecture import Architecture, flat, leaf_dtype, leaves, tree
 from qrm.models.families import Tensor
 from qrm.rewards.heads import HeadConfig
 
 _FILES = ('*.json', '*.safetensors', 'merges.txt', 'vocab.txt', '*.model', '*.jinja')
+
+_MOST_SHARDS = 10_000
 
 VALUE_HEAD = 'value_head.safetensors'  # beside a language model, from LLaMA-Factory
 
@@ -60,7 +62,7 @@ def resolve(name: str) -> str:
     except Exception as error:  # The library raises a different type for each way to fail.
         raise DataError(
             f'{name}: no such folder, and not to be had from the hub ({type(error).__name__}: '
-            f'{error}); for local weights give the path of their folder'
+            f'{in_a_line(error)}); for local weights give the path of their folder'
         ) from error
 
 
@@ -352,6 +354,8 @@ def _read_tensors(folder: str) -> dict[str, np.ndarray]:
         shards = collections.defaultdict(set)
         for name, shard in weight_map.items():
             shards[shard].add(name)
+        if len(shards) > _MOST_SHARDS:
+            raise DataError(f'{index}: {len(shards)} files, expected at most {_MOST_SHARDS}')
     else:
         shards = {'model.safetensors': None}
     if os.path.isfile(os.path.join(folder, VALUE_HEAD)):

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, Self
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -196,10 +197,10 @@ class Checkpoints:
             alone = ocp.options.MultiprocessingOptions(
                 primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'alone{this}')
         path = os.path.join(self._folder(step), item)
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler(multiprocessing_options=alone),
-                              multiprocessing_options=alone) as reader:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
+        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
             if item == 'params':
-                _check_shapes(reader.metadata(path).item_metadata.tree, like)
+                _check_shapes(handler.metadata(epath.Path(path)).tree, like)
             return reader.restore(path, args=ocp.args.StandardRestore(_abstract(like)))
 
     def _folder(self, step: int) -> str:

@@ -97,7 +97,8 @@ class RewardModel:
 
         Args:
           prompts: n texts or lists of chat messages.
-          responses: for each prompt one response (text) or a list of K responses.
+          responses: for each prompt one response (text) or a list of K responses, which continue
+            it, also if they begin with the same words.
 
         Raises:
           DataError: the two differ in length, or hold something that is no text.
@@ -110,7 +111,7 @@ class RewardModel:
         comparisons = []
         for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
             row = {'prompt': prompt, 'responses': [given] if single[i] else given}
-            comparisons.append(parse_row(row, f'prompts[{i}]'))
+            comparisons.append(parse_row(row, f'prompts[{i}]', whole=False))
         scores, _ = self.score_comparisons(comparisons)
         return Scores(
             rewards=[float(r[0]) if one else r
@@ -180,8 +181,8 @@ def load(
     """
     if is_run(path):
         if outputs or date:
-            raise DataError(f'{path}: a run, which keeps what its outputs mean and its date; '
-                            f'expected outputs={outputs!r} and date={date} of other models only')
+            raise DataError(f'{path}: a run says itself what its outputs mean and which day its '
+                            'chat template prints; expected outputs and date of other models only')
         model = _load_workdir(path, step, keep)
     else:
         model = _load_hugging_face(path, outputs, date)

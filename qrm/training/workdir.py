@@ -16,6 +16,7 @@ import io
 import json
 import os
 import platform
+import shutil
 import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -23,6 +24,7 @@ from typing import Any
 import jax
 import ml_collections
 import numpy as np
+from jax.experimental import multihost_utils
 
 # Sections and keys that may differ when a run is resumed, as they do not change its course: data
 # and frozen weights are known by their content, wherever they are; with another sharding, as on
@@ -154,17 +156,32 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
 def check_claim(workdir: str, config: ml_collections.ConfigDict) -> None:
     """Checks that a run in this folder, if there is one, has the same config.
 
+    A run that has no checkpoint yet, as it ended before its first, gives way to another one.
+
     Raises:
       WorkdirError: the folder holds a run whose config differs; names each key with both values.
     """
     path = os.path.join(workdir, 'config.json')
+    changes = []
     if os.path.exists(path):
         changes = config_changes(read_json(path), json.loads(config.to_json()))
-        if changes:
-            raise WorkdirError(
-                f'{workdir} holds a run with another config; choose another --workdir or take '
-                'back these changes:\n  ' + '\n  '.join(changes)
-            )
+    if changes and _has_checkpoints(workdir):
+        raise WorkdirError(
+            f'{workdir} holds a run with another config; choose another --workdir or take '
+            'back these changes:\n  ' + '\n  '.join(changes)
+        )
+    multihost_utils.sync_global_devices('claims are read')
+    if changes and not jax.process_index():
+        shutil.rmtree(os.path.join(workdir, 'tokenizer'), ignore_errors=True)
+        for name in ('config.json', 'model.json', 'metrics.jsonl'):
+            with contextlib.suppress(FileNotFoundError):
+                os.remove(os.path.join(workdir, name))
+    multihost_utils.sync_global_devices('claims are given up')
+
+
+def _has_checkpoints(workdir: str) -> bool:
+    path = os.path.join(workdir, 'checkpoints')
+    return os.path.isdir(path) and any(name.isdecimal() for name in os.listdir(path))
 
 
 def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -176,13 +176,17 @@ def test_files_beside_those_that_are_read_are_named(tmp_path):
     assert not splits['test'][1].notes
 
 
-def test_parts_of_a_split_are_read_in_order(tmp_path):
+def test_parts_of_a_split_are_read_in_order(tmp_path, monkeypatch):
     for i in (1, 0):
         rows = [_pair(f'part {i} row {j}') for j in range(3)]
         datasets.Dataset.from_list(rows).to_parquet(tmp_path / f'train-0000{i}-of-00002.parquet')
     comparisons, report = data_lib.read(_settings(tmp_path), 'any').splits['train']
     assert [c.group for c in comparisons] == [f'part {i} row {j}' for i in (0, 1) for j in range(3)]
     assert report.read == 6
+    monkeypatch.setattr(data_lib, '_MOST_PARTS', 1)
+    with pytest.raises(DataError, match='2 parts of the train split, expected at most 1'):
+        load_splits(_settings(tmp_path), 'any')
+    monkeypatch.undo()
     (tmp_path / 'train-00000-of-00002.parquet').unlink()
     with pytest.raises(DataError, match='1 parts of the train split, expected 00002'):
         load_splits(_settings(tmp_path), 'any')

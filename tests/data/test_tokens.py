@@ -202,6 +202,7 @@ REFUSALS = {
     "{{ raise_exception('no x') }}": 'no x',
     "{{ messages[0].content + 1 }}": 'concatenate',  # any error of Python
     "{{ missing.content }}": "'missing' is undefined",
+    "{{ messages.__class__ }}": 'unsafe',  # what Jinja's sandbox keeps templates from
 }
 
 

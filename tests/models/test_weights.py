@@ -398,6 +398,11 @@ def test_index_that_forgets_a_tensor(sharded):
     _refused(sharded, 'holds other tensors than the index says', "['wpe.weight']")
 
 
+def test_index_with_too_many_files(sharded, monkeypatch):
+    monkeypatch.setattr(weights, '_MOST_SHARDS', 1)
+    _refused(sharded, 'model.safetensors.index.json: 2 files, expected at most 1')
+
+
 def test_index_without_a_map(sharded):
     _edit_index(sharded, lambda index: index.pop('weight_map'))
     _refused(sharded, 'model.safetensors.index.json', 'weight_map')

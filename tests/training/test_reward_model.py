@@ -93,6 +93,15 @@ def test_a_long_dialogue_is_cut_by_itself(model, comparisons):
     np.testing.assert_allclose(both.rewards[0], alone.rewards, atol=1e-4)
 
 
+def test_responses_are_continuations_whatever_they_begin_with(model):
+    """To repeat the question is not for free: an optimised policy would learn to."""
+    prompt = 'What is the answer to it?'
+    found = model.score([prompt], [[f'{prompt} No.', ' No.']])
+    again = model.score([prompt + prompt], [' No.'])
+    assert found.rewards[0][0] == pytest.approx(again.rewards[0], abs=1e-5)
+    assert abs(found.rewards[0][0] - found.rewards[0][1]) > 1e-3
+
+
 def test_prompts_and_responses_must_match(model):
     with pytest.raises(DataError, match='2 prompts and 1 lists'):
         model.score(['a', 'b'], [' c'])

@@ -1,6 +1,7 @@
 """Runs resume where they stopped, and refuse to go on with something else."""
 
 import dataclasses
+import datetime
 import json
 import os
 import signal
@@ -14,13 +15,13 @@ import pytest
 
 import qrm
 from qrm.analysis import evaluate
-from qrm.data import packing
+from qrm.data import packing, tokens
 from qrm.data.comparisons import DataError
 from qrm.training import config as config_lib
 from qrm.training import interruptions, step, train, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.schema import ConfigError
-from tests.helpers import ROOT, TINY, load_config
+from tests.helpers import ROOT, TINY, WORDS, load_config, word_pairs
 
 # With dropout and a teacher, so that all there can be of state has to be restored.
 OVERRIDES = TINY | {'model.dropout': 0.1, 'train.max_steps': 14, 'train.keep': 1,
@@ -150,6 +151,24 @@ def test_a_start_that_failed_does_not_claim_the_folder(uninterrupted, tmp_path):
     assert_same_end(folder, uninterrupted)
 
 
+def test_a_run_without_a_checkpoint_gives_way_to_another(tmp_path, monkeypatch):
+    """One that ran out of memory in its first step, say, must not keep a smaller one out."""
+    folder = str(tmp_path)
+
+    def fail(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(step, 'init_state', fail)
+    with pytest.raises(MemoryError):
+        train.train(config(**{'model.sizes.vocab_size': 280}), folder)
+    assert (tmp_path / 'config.json').exists()
+    monkeypatch.undo()
+    train.train(config(**{'train.max_steps': 2}), folder)
+    assert len(qrm.load(folder).tokenizer) == 300
+    with pytest.raises(workdir.WorkdirError, match='vocab_size: 300 -> 280'):
+        train.train(config(**{'train.max_steps': 2, 'model.sizes.vocab_size': 280}), folder)
+
+
 def test_a_tokenizer_half_written_by_a_kill_is_written_again(uninterrupted, tmp_path):
     folder = str(tmp_path)
     os.makedirs(os.path.join(folder, 'tokenizer.tmp'))
@@ -259,6 +278,33 @@ def test_options_train_and_load(options, tmp_path):
         assert report['dropped']['a dialogue is longer than 90 tokens'] > 0
         assert report['read'] == report['kept'] + sum(report['dropped'].values())
     assert (tmp_path / 'tensorboard').exists() == options.get('train.tensorboard', False)
+
+
+def test_a_run_over_midnight_goes_on_with_its_own_day(tmp_path, monkeypatch):
+    """A chat template that prints the day makes other tokens on the next one."""
+    keys = word_pairs(tmp_path)
+    folder = keys['model.checkpoint']
+    tokenizer = tokens.load_tokenizer(folder)
+    tokenizer.chat_template = ("{{ strftime_now('w%d') }}{% for m in messages %} {{ m['content'] }}"
+                               '{% endfor %}')
+    tokens.save_tokenizer(tokenizer, folder)
+    rows = [json.loads(line) for line in (tmp_path / 'pairs.jsonl').read_text().splitlines()]
+    for row in rows:
+        row['prompt'] = [{'role': 'user', 'content': row['prompt']}]
+    (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    words = {key: value for key, value in WORDS.items() if not key.startswith('benchmark')}
+    own = load_config('hh', 'helpful,scalar', **words | keys | {'train.max_steps': 2})
+
+    def at(day):
+        monkeypatch.setattr(train, '_common_time', lambda: datetime.datetime(2026, 11, day))
+        return tokens.fingerprint(train.read_data(own, str(tmp_path / 'run')).encoded['train'])
+
+    assert at(27) != at(28)
+    first = at(27)
+    train.train(own, str(tmp_path / 'run'))
+    assert at(28) == first
+    train.train(own, str(tmp_path / 'run'))
+    assert 'w27' in qrm.load(str(tmp_path / 'run')).tokenizer.chat_template
 
 
 # Other judgements than pairs of demo dialogues, from JSON Lines files to scores. All rows have more

@@ -1,0 +1,55 @@
+"""A command ends in a line and an exit code, whatever ends it."""
+
+import signal
+
+import jax
+import pytest
+
+from qrm.commands import processes
+from qrm.data.comparisons import DataError
+from qrm.training.interruptions import Interrupted, NonFiniteLoss
+
+
+def _end(error, capsys):
+    """Exit code and errors of a command that is ended by an error."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+
+    def main():
+        raise error
+
+    code = 0
+    try:
+        processes.run(main, None, None, None)
+    except SystemExit as end:
+        code = end.code
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+    return code, capsys.readouterr().err
+
+
+@pytest.mark.parametrize(('error', 'code', 'expected'), [
+    (DataError('rows.jsonl:3: bad'), 2, 'error: rows.jsonl:3: bad\n'),
+    (NonFiniteLoss('step 3'), 2, 'error: step 3\n'),
+    (Interrupted('SIGTERM: stopped'), 0, 'SIGTERM: stopped\n'),
+    (OSError(28, 'No space left on device', 'run/metrics.jsonl'), 2,
+     'error: run/metrics.jsonl: No space left on device\n'),
+    (OSError('a quota'), 2, 'error: a quota\n'),
+])
+def test_what_ends_a_command_is_a_line(error, code, expected, capsys):
+    assert _end(error, capsys) == (code, expected)
+
+
+@pytest.mark.parametrize('error', [
+    MemoryError(), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nallocating 9 G')])
+def test_too_little_memory_is_a_line_that_says_what_to_change(error, capsys):
+    code, text = _end(error, capsys)
+    assert code == 2
+    assert text.startswith('error: too little memory (')
+    assert 'train.row_length' in text
+    assert text.count('\n') == 1
+
+
+def test_an_error_of_the_program_is_a_traceback(capsys):
+    with pytest.raises(ZeroDivisionError):
+        _end(ZeroDivisionError('one'), capsys)

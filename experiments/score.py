@@ -23,7 +23,7 @@ _DATE = flags.DEFINE_string(
     'it prints any. Default: today.')
 _READ_BEFORE = flags.DEFINE_string(
     'read_before', None, 'Token that dialogues are read without at their end, as padding is; '
-    "'none': no such token. Default: as the model was trained.")
+    'empty: no such token. Default: as the model was trained.')
 _APPEND_EOS = flags.DEFINE_bool(
     'append_eos', None, 'Append EOS to each dialogue. Default: as the model was trained, else yes.')
 _MAX_LENGTH = flags.DEFINE_integer(

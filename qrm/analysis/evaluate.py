@@ -16,7 +16,7 @@ from qrm.data.comparisons import Comparison, DataError, DataReport, check_malfor
 from qrm.data.files import is_rows
 from qrm.data.seen import Seen
 from qrm.data.tokens import Encoded
-from qrm.models import adapters, families, weights
+from qrm.models import adapters
 from qrm.rewards import metrics, resampling, selection
 from qrm.rewards.metrics import Predictions
 from qrm.training import config as config_lib
@@ -24,6 +24,9 @@ from qrm.training import features, reward_model, schema, workdir
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
+
+# What can be changed to evaluate a run; of the data it depends on which they are.
+_FREE = ('evaluation.', 'analysis.', 'reproduce.', 'train.features')
 
 
 class Evaluation(NamedTuple):
@@ -70,18 +73,15 @@ def stored_config(place: str) -> Any:
       DataError, WorkdirError: it is neither.
     """
     path = os.path.join(place, 'config.json')
-    foreign = (os.path.exists(os.path.join(place, adapters.CONFIG))
-               or (os.path.exists(path) and 'model_type' in weights.read_json(path)))
+    foreign = os.path.exists(os.path.join(place, adapters.CONFIG)) or (
+        os.path.exists(path) and not isinstance(workdir.read_json(path).get('train'), dict))
     of_the_hub = re.fullmatch(r'[\w.-]+/[\w.-]+', place) and not os.path.exists(place)
     if not foreign and not of_the_hub:
         return workdir.load_config(place)
-    settings = weights.read_settings(adapters.find(place).model)
-    causal = families.architecture(settings, place).causal
-    return schema.build(config_lib.KEYS, {
-        'data.append_eos': settings.get('qrm_append_eos', causal) is True})
+    return schema.build(config_lib.KEYS, {'data.append_eos': reward_model.appends_eos(place)})
 
 
-def diagnose(config: Any, place: str, output: str = '') -> str:
+def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> str:
     """`evaluate`, with everything that says what the spread of the rewards is worth.
 
     Also writes `diagnostics.json`, `verdict.txt` and `figures/diagnostics.png`; where responses to
@@ -93,6 +93,7 @@ def diagnose(config: Any, place: str, output: str = '') -> str:
       config: as of `evaluate`; of a model that is no run, as `stored_config` gives it.
       place: workdir of the run, or another reward model as `reward_model.load` takes it.
       output: folder to write into; '': the run's, and of another model nothing is written.
+      outputs: of another model, see `reward_model.load`.
 
     Returns:
       The metrics and the verdict, for the terminal.
@@ -104,7 +105,9 @@ def diagnose(config: Any, place: str, output: str = '') -> str:
     rules = [selection.parse_rule(text) for text in config.evaluation.rules]
     settings = config.analysis
     resampled = {'replicates': settings.bootstrap, 'level': settings.level, 'seed': settings.seed}
-    subject = _load(config, place, validation=True)
+    if config.evaluation.candidates:  # what is wrong with them is said before anything is computed
+        winrate.match(config.evaluation.candidates, config.evaluation.references)
+    subject = _load(config, place, validation=True, outputs=outputs)
     folder = output or (place if reward_model.is_run(place) else '')
     if folder:
         workdir.make(folder)
@@ -164,12 +167,12 @@ class _Subject(NamedTuple):
                                       self.model.network.head, self.model.loss)
 
 
-def _load(config: Any, place: str, *, validation: bool) -> _Subject:
+def _load(config: Any, place: str, *, validation: bool, outputs: str = '') -> _Subject:
     """Everything that evaluation reads of the config and of files."""
     is_run = reward_model.is_run(place)
     stored = stored_config(place)
     _check_changes(stored, config)
-    model = reward_model.load(place, step=config.evaluation.checkpoint,
+    model = reward_model.load(place, step=config.evaluation.checkpoint, outputs=outputs,
                               keep=features.place(config, place) if is_run else '')
     source = sources.read(config.data, config.workload)
     seen, same = None, False
@@ -238,7 +241,7 @@ def _check_fractions(trained: Any, config: Any, same: bool) -> None:
 
 
 def _changed(stored: Any, config: Any) -> list[str]:
-    changed = workdir.config_changes(stored.to_dict(), config.to_dict())
+    changed = workdir.config_changes(stored.to_dict(), config.to_dict(), _FREE)
     return [line.split(':')[0].removeprefix('config.') for line in changed]
 
 

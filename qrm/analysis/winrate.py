@@ -48,16 +48,7 @@ def win_rates(
       DataError: a row that cannot be read, named by file and line; a prompt that stands twice among
         the references; or no prompt has both.
     """
-    known = read_comparisons(references)
-    by_prompt: dict[str, int] = {}
-    for i, row in enumerate(known):
-        if by_prompt.setdefault(str(row.prompt), i) != i:
-            raise DataError(f'{row.id}: the prompt stands in an earlier row of {references} too, '
-                            'expected all references of a prompt in one row')
-    given = read_comparisons(candidates)
-    matched = [row for row in given if str(row.prompt) in by_prompt]
-    if not matched:
-        raise DataError(f'{candidates}: none of its {len(given)} prompts is in {references}')
+    known, by_prompt, given, matched = match(candidates, references)
     reference_outputs, cached = _reference_outputs(model, known, cache)
     own_outputs = model.predict(model.encode(matched)[0])
     rates, probabilities = [], []
@@ -81,6 +72,27 @@ def win_rates(
             'win_rate': number(rates), 'win_probability': number(probabilities)}
 
 
+def match(
+    candidates: str, references: str
+) -> tuple[list[Comparison], dict[str, int], list[Comparison], list[Comparison]]:
+    """The references, where each prompt is among them, the candidates, and those with a reference.
+
+    Raises:
+      DataError: see `win_rates`.
+    """
+    known = read_comparisons(references)
+    by_prompt: dict[str, int] = {}
+    for i, row in enumerate(known):
+        if by_prompt.setdefault(str(row.prompt), i) != i:
+            raise DataError(f'{row.id}: the prompt stands in an earlier row of {references} too, '
+                            'expected all references of a prompt in one row')
+    given = read_comparisons(candidates)
+    matched = [row for row in given if str(row.prompt) in by_prompt]
+    if not matched:
+        raise DataError(f'{candidates}: none of its {len(given)} prompts is in {references}')
+    return known, by_prompt, given, matched
+
+
 def describe(found: dict[str, Any]) -> str:
     """The result of `win_rates` in a sentence, for the terminal."""
     rate, probability = (
@@ -90,7 +102,7 @@ def describe(found: dict[str, Any]) -> str:
         for key in ('win_rate', 'win_probability'))
     few = ('' if found['win_rate']['low'] is not None else
            f'; fewer than {resampling.MIN_GROUPS} opening questions have no interval')
-    kept = 'from the cache' if found['cached'] else 'computed and kept'
+    kept = 'from the cache' if found['cached'] else 'computed'
     return (f'{found["candidates"]} candidates for {found["prompts"]} prompts '
             f'({found["unmatched"]} rows without a reference left out): win rate {rate}, win '
             f'probability {probability}{few}; scores of the references {kept}')
@@ -115,8 +127,8 @@ def _reference_outputs(
     for leaf in jax.tree.leaves(model.params):
         digest.update(np.asarray(leaf).tobytes())
     for row in references:
-        digest.update(repr((row.prompt, row.responses)).encode())
-    digest.update(f'{model.reading}'.encode())
+        digest.update(repr((row.prompt, row.responses, row.tools)).encode())
+    digest.update(f'{model.reading} {model.tokenizer.chat_template}'.encode())
     path = os.path.join(cache, f'{digest.hexdigest()[:16]}.npz')
     sizes = np.cumsum([len(row.responses) for row in references])[:-1]
     if cache and os.path.exists(path):

@@ -22,7 +22,6 @@ Text = str | Messages
 
 _DIGEST_BYTES = 16
 _MALFORMED = 'malformed row'
-_UNGROUPED = 'row '  # before the digest of one that has no opening question
 
 
 class DataError(ValueError):
@@ -80,7 +79,11 @@ class Comparison:
 
     def __post_init__(self):
         if not self.group:
-            object.__setattr__(self, 'group', f'{_UNGROUPED}{self.text_digest().hex()}')
+            object.__setattr__(self, 'group', self._own_group)
+
+    @property
+    def _own_group(self) -> str:
+        return f'row {self.text_digest().hex()}'
 
     @property
     def place(self) -> str:
@@ -90,7 +93,7 @@ class Comparison:
     @property
     def has_opening(self) -> bool:
         """Whether the group is more than the row itself."""
-        return not self.group.startswith(_UNGROUPED)
+        return self.group != self._own_group
 
     def text_digest(self) -> bytes:
         """[16] digest of prompt and responses, in whatever order these stand."""

@@ -4,6 +4,7 @@ What is read is checked against the name of the file and against limits, so that
 kind, or one that is made to fill the memory, ends in a message.
 """
 
+import decimal
 import functools
 import gzip
 import json
@@ -13,7 +14,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from typing import Any, BinaryIO
 
-from qrm.data.comparisons import DataError, MalformedRow
+from qrm.data.comparisons import DataError, MalformedRow, in_a_line
 
 SUFFIXES = ('.jsonl', '.jsonl.gz', '.json', '.json.gz', '.parquet')
 
@@ -22,7 +23,7 @@ _BOM, _GZIP = b'\xef\xbb\xbf', b'\x1f\x8b'
 _NOT_ROWS = {
     b'version https://git-lfs': 'a Git LFS pointer, expected the file it points to',
     b'<': 'a web page, expected one JSON object a line',
-    _GZIP: 'a gzip archive, expected a name that ends in .gz',
+    _GZIP: 'a gzip archive, expected a name that ends in .gz, and to be compressed once',
     b'PAR1': 'a Parquet file, expected a name that ends in .parquet',
     b'PK\x03\x04': 'a zip archive, expected the file in it',
     b'\xff\xfe': 'UTF-16, expected UTF-8',
@@ -64,7 +65,7 @@ def read_rows(path: str) -> Iterator[tuple[str, Any]]:
             rows += 1
             yield row
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f'{path}: damaged gzip archive ({error})') from error
+        raise DataError(f'{path}: no gzip archive, or a damaged gzip archive ({error})') from error
     except OSError as error:
         raise DataError(f'{path}: cannot be read ({error.strerror or error})') from error
     if not rows:
@@ -78,9 +79,9 @@ def _json(path: str) -> Iterator[tuple[str, Any]]:
         if not (compressed and start.startswith(_GZIP)):
             _check_kind(path, start)
     with (gzip.open if compressed else open)(path, 'rb') as file:
-        start = b''
+        start = file.readline(_LONGEST_ROW).removeprefix(_BOM)
         while not start.strip() and (line := file.readline(_LONGEST_ROW)):
-            start += line.removeprefix(_BOM) if not start else line
+            start = line
         if compressed:
             _check_kind(path, start)
         file.seek(0)
@@ -88,7 +89,7 @@ def _json(path: str) -> Iterator[tuple[str, Any]]:
         if not start.lstrip().startswith(b'['):
             yield from lines()
             return
-        text = file.read(_LARGEST_ARRAY + 1)
+        text = file.read(_LARGEST_ARRAY + 1).removeprefix(_BOM)
         if len(text) > _LARGEST_ARRAY:
             raise DataError(f'{path}: an array of more than {_LARGEST_ARRAY} bytes, expected one '
                             'object a line')
@@ -96,7 +97,7 @@ def _json(path: str) -> Iterator[tuple[str, Any]]:
             file.seek(0)  # rows that are arrays, a line each
             yield from lines()
             return
-    yield from _array(path, _decode(f'{path}:1', text.removeprefix(_BOM)))
+    yield from _array(path, _decode(f'{path}:1', text))
 
 
 def _check_kind(path: str, start: bytes) -> None:
@@ -187,12 +188,28 @@ def _parquet(path: str) -> Iterator[tuple[str, Any]]:
     number = 0
     try:
         with parquet.ParquetFile(path) as file:
+            names = file.schema_arrow.names
+            if twice := sorted({name for name in names if names.count(name) > 1}):
+                raise DataError(f"{path} field '{twice[0]}': the column stands twice")
             for batch in file.iter_batches(_PARQUET_ROWS):
                 for row in batch.to_pylist():
-                    yield f'{path}[{number}]', row
+                    yield f'{path}[{number}]', {key: _plain(value) for key, value in row.items()}
                     number += 1
-    except (pyarrow.ArrowException, UnicodeDecodeError) as error:
-        raise DataError(f'{path}: damaged Parquet file ({str(error).splitlines()[0]})') from error
+    except DataError:
+        raise
+    # ValueError, OverflowError: also for values that Python has no type for, as of time.
+    except (pyarrow.ArrowException, ValueError, OverflowError, KeyError) as error:
+        raise DataError(f'{path}: a Parquet file that is damaged or has values that cannot be read '
+                        f'({in_a_line(error)})') from error
+
+
+def _plain(value: Any) -> Any:
+    """A value of a table as JSON has it: without keys that other rows have, decimals as floats."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items() if item is not None}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return float(value) if isinstance(value, decimal.Decimal) else value
 
 
 def _unique(where: str, pairs: Iterable[tuple[str, Any]]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import ast
 import json
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from qrm.data.comparisons import Comparison, MalformedRow, Text
@@ -28,7 +28,7 @@ _CHAT_PROMPTS = ('messages', 'conversations', 'conversation', 'context')
 _TEXT_PROMPTS = ('question', 'instruction', 'query')
 # Of the form 'chosen' + 'rejected', where a prompt is no must: names by which data sets call it.
 _UNREAD_PROMPTS = ('context', 'history', 'input', 'inputs', 'post', 'problem', 'dialogue', 'dialog',
-                   'prompt_text')
+                   'prompt_text', 'system')
 # A text that is shorter may well stand at the start of its own answer.
 _REPEATED_WORDS, _REPEATED_LETTERS = 3, 16
 _DEEPEST = 32  # levels of lists and objects in a message
@@ -115,7 +115,7 @@ def parse_row(
 def opening(prompt: Text) -> str:
     """The first human turn of a prompt, or the whole prompt if it has no turns."""
     if not isinstance(prompt, str):
-        return next((m['content'] or '' for m in prompt if m['role'] == 'user'), '')
+        return next((m['content'] for m in prompt if m['role'] == 'user'), '')
     if prompt.startswith(_HUMAN):
         return prompt[len(_HUMAN):].split(_ASSISTANT)[0].strip()
     return prompt.strip()
@@ -165,6 +165,10 @@ class _Fields:
 
     def name(self, key: str) -> str | None:
         """A name, or a whole number as one."""
+        value = self._row.get(key)
+        if isinstance(value, float) and value.is_integer():  # as a column with gaps has it
+            self._used.add(key)
+            return str(int(value))
         value = self.get(key, (str, int), 'text or an integer')
         if isinstance(value, str):
             self._check(key, value)
@@ -196,6 +200,9 @@ class _Fields:
         if isinstance(chosen, str) != isinstance(rejected, str):
             self.fail('rejected', 'text beside chat messages, expected both to be of a kind')
         key = self._prompt_key()
+        if key == 'prompt' and self._row['prompt'] == '':
+            self._used.add('prompt')
+            key = None
         if key is not None:
             given = self._prompt(key)
             if not isinstance(given, str) or isinstance(chosen, str):
@@ -208,10 +215,10 @@ class _Fields:
                                'to be of a kind')
             if given and given not in contents:
                 self._used.discard(key)
-        elif isinstance(chosen, str) and not chosen.startswith(_HUMAN) and (
-                unread := [name for name in _UNREAD_PROMPTS if self._row.get(name)]):
-            self.fail(unread[0], "what may be the prompt, which nothing else is; expected it under "
-                                 "'prompt', or no such key")
+        elif isinstance(chosen, str) and not chosen.startswith(_HUMAN):
+            self._refuse_unread(_UNREAD_PROMPTS)
+        elif self._row.get('system'):
+            self.fail('system', "text beside whole dialogues, expected it in them, or a 'prompt'")
         if isinstance(chosen, str):
             split = _common(chosen, rejected).rfind(_ASSISTANT)
             split = split + len(_ASSISTANT) if split >= 0 else 0
@@ -260,7 +267,8 @@ class _Fields:
                     or not _is_finite(value) or (whole and value != int(value))):
                 self.fail(f'{key}[{i}]', f'{_kind(value)}, expected '
                                          f'{"an integer" if whole else "a finite number"}')
-        return tuple(map(int, values)) if whole else tuple(values)
+        return tuple(value if value is None else (int if whole else float)(value)
+                     for value in values)
 
     def rating(self, key: str) -> tuple[float, ...] | None:
         """The rating of a single response."""
@@ -281,6 +289,8 @@ class _Fields:
                 value = json.loads(value) if value.strip() else []
             except (ValueError, RecursionError):
                 self.fail('tools', 'text, expected a list of objects')
+        if value is not None and not isinstance(value, (list, tuple)):
+            self.fail('tools', f'{_kind(value)} as text, expected a list of objects')
         for i, tool in enumerate(value or ()):
             if not isinstance(tool, Mapping):
                 self.fail(f'tools[{i}]', f'{_kind(tool)}, expected an object')
@@ -303,6 +313,9 @@ class _Fields:
         prompt = self.text(key)
         if key in _TEXT_PROMPTS and not isinstance(prompt, str):
             self.fail(key, f'{_kind(self._row[key])}, expected text')
+        if key in _TEXT_PROMPTS:
+            read = ('system', 'input') if key == 'instruction' else ('system',)
+            self._refuse_unread([name for name in _UNREAD_PROMPTS if name not in read])
         if key == 'instruction':
             more = self.get('input', (str,), 'text')
             self._check('input', more)
@@ -320,6 +333,13 @@ class _Fields:
                                 'one of them')
         return {'role': 'system', 'content': system}, *user
 
+    def _refuse_unread(self, names: Sequence[str]) -> None:
+        """Refuses keys that may hold the prompt or a part of it, which nothing reads."""
+        for name in names:
+            if self._row.get(name):
+                self.fail(name, "what may be the prompt or a part of it, expected all of it under "
+                                "'prompt', or no such key")
+
     def _continued(self, key: str, prompt: Text,
                    responses: tuple[Text, ...]) -> tuple[Text, tuple[Text, ...], str]:
         """Prompt, its continuations and the group, of responses that may be whole dialogues."""
@@ -330,14 +350,19 @@ class _Fields:
             self.fail('responses' if self._row.get('responses') is not None else 'response',
                       'chat messages after a text prompt, expected both to be of a kind')
         n = len(prompt)
-        repeated = self._whole and n > 0 and all(
-            len(text) > n and text[:n] == prompt for text in responses)
-        if repeated and (not isinstance(prompt, str) or _unmistakable(prompt)):
+        plainly = isinstance(prompt, str)
+        # One that is the prompt alone is blank; of a chat it would have no message.
+        begin = [self._whole and n > 0 and text[:n] == prompt and (plainly or len(text) > n)
+                 for text in responses]
+        if all(begin) and (not plainly or _unmistakable(prompt)):
             responses = tuple(text[n:] for text in responses)
             self.remarks.append('responses begin with the prompt, which stands once')
-        elif repeated:
-            self.remarks.append('responses begin with so short a prompt that they may repeat it')
-        elif not isinstance(prompt, str) and n and any(
+        elif any(begin) and not all(begin) and (not plainly or prompt.startswith(_HUMAN)):
+            self.fail(key, 'a prompt that some responses begin with and others do not, expected '
+                           'continuations, or dialogues that all begin with it')
+        elif any(begin):
+            self.remarks.append('responses begin with the prompt, and are taken to repeat it')
+        elif not plainly and n and any(
                 text[0]['role'] == 'system' or prompt[-1]['role'] == text[0]['role'] == 'user'
                 for text in responses):
             self.fail(key, 'a chat that is not continued by messages which begin a chat of their '
@@ -379,12 +404,13 @@ class _Fields:
         self._check(f'{at}.{keys[1]}', content)
         for key, value in more.items():
             self._check(f'{at}.{key}', value)
-        return {'role': role, 'content': content or '', **more}
+        return {'role': role, 'content': content, **more}
 
     def _part(self, at: str, part: Any) -> str:
         """The text of a part of a message."""
-        if not isinstance(part, Mapping) or not isinstance(part.get('text'), str):
-            found = part.get('type') if isinstance(part, Mapping) else None
+        found = part.get('type') if isinstance(part, Mapping) else None
+        if found not in _TEXT_PARTS or not isinstance(part, Mapping) or not isinstance(
+                part.get('text'), str):
             found = f'a part of type {found!r}' if isinstance(found, str) else _kind(part)
             self.fail(at, f"{found}, expected a part of type 'text'")
         return part['text']
@@ -407,18 +433,24 @@ class _Fields:
                 self.fail(at, f'more than {_DEEPEST} levels of lists and objects')
             items = value.items() if isinstance(value, Mapping) else enumerate(value)
             for key, item in items:
+                self._check(f'{at} key', key, depth - 1)
                 self._check(f'{at}.{key}', item, depth - 1)
 
 
+_TEXT_PARTS = (None, 'text', 'input_text', 'output_text')
 _ROLE_KEYS = frozenset(('role', 'from'))
-_LIKE_MESSAGES = re.compile(r'\s*(\[\s*)?\{\s*[\'"](role|from|content|value)[\'"]\s*:')
+_LIKE_MESSAGES = re.compile(r'\s*(\[\s*)?\{[^{}]*[\'"](role|from)[\'"]\s*:')
 
 
 def _holds_messages(text: str) -> bool:
     """Whether a text is what JSON or Python writes for a message, or for a list of them."""
     if not _LIKE_MESSAGES.match(text):
         return False
-    readers = (json.loads, ast.literal_eval) if len(text) <= _LONGEST_LITERAL else (json.loads,)
+    readers: list[Callable[[str], Any]] = [json.loads]
+    if len(text) <= _LONGEST_LITERAL:
+        # Python's own, and what arrays of objects print, which has no commas.
+        readers += [ast.literal_eval, lambda text: ast.literal_eval(
+            re.sub(r'\}\s*\{', '}, {', text))]
     for read in readers:
         try:
             found = read(text.strip())

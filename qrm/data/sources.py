@@ -183,8 +183,10 @@ def _sources(path: str, workload: str) -> dict[str, _Found]:
                 f'{os.path.basename(folder)}'
             )
         read = {name for names in files.values() for name in names}
-        beside = tuple(f'file {name!r}' for name in sorted(os.listdir(folder))
-                       if is_rows(name) and os.path.join(folder, name) not in read)
+        known = {name for names in _NAMES.values() for name in names}
+        beside = tuple(f'{name!r}' for name in sorted(os.listdir(folder))
+                       if (is_rows(name) or name.split('.')[0] in known)
+                       and os.path.join(folder, name) not in read)
         return {split: _Found(
             names[0], itertools.chain.from_iterable(map(read_rows, names)),
             beside if number == 0 else ()) for number, (split, names) in enumerate(files.items())}
@@ -287,8 +289,8 @@ def _note_duplicates(comparisons: Sequence[Comparison]) -> list[Comparison]:
         order = sorted(range(len(texts)), key=texts.__getitem__)
         matrix = comparison.preference_matrix()[np.ix_(order, order)]
         judged = np.sign(matrix - matrix.T)
-        first = seen.setdefault((comparison.annotator, str(comparison.prompt),
-                                 *(texts[i] for i in order)), judged)
+        asked = comparison.annotator, str(comparison.prompt), str(comparison.tools)
+        first = seen.setdefault((*asked, *(texts[i] for i in order)), judged)
         if first is not judged:
             opposed = (first * judged < 0).any()
             remark = f'{"contradicts" if opposed else "repeats"} an earlier row'

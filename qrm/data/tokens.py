@@ -4,16 +4,17 @@ Each whole dialogue is tokenised once, so that its tokens are those a model woul
 dialogue stood alone; the longest common token prefix of the dialogues is the shared prompt.
 """
 
+import ast
 import collections
 import dataclasses
 import datetime
 import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import jinja2
 import numpy as np
 import tokenizers
 import transformers
@@ -121,23 +122,28 @@ def load_tokenizer(path: str, now: datetime.datetime | None = None) -> Tokenizer
             f'{path}: no tokenizer could be loaded ({in_a_line(error)}); expected tokenizer.json, '
             'or vocab.json and merges.txt, or set config.model.tokenizer to where it is'
         ) from error
-    if isinstance(tokenizer.chat_template, str):
-        now = now or datetime.datetime.now()
-        try:
-            stopped = stop_clock(tokenizer.chat_template, now)
-        except ValueError as error:
-            raise DataError(f'{path}: the chat template {error}') from error
-        if stopped != tokenizer.chat_template:
-            print(f'note: the chat template of {path} prints the time, which stands at '
-                  f'{now:%Y-%m-%d %H:%M}', flush=True)
-            tokenizer.chat_template = stopped
+    now = now or datetime.datetime.now()
+    try:
+        stopped = change_template(tokenizer, lambda template: stop_clock(template, now))
+    except ValueError as error:
+        raise DataError(f'{path}: the chat template {error}') from error
+    if stopped:
+        print(f'note: the chat template of {path} prints the time, which stands at '
+              f'{now:%Y-%m-%d %H:%M}', flush=True)
     return tokenizer
 
 
+def change_template(tokenizer: Tokenizer, change: Callable[[str], str]) -> bool:
+    """Changes the chat template of a tokenizer, or each of several; whether any is another now."""
+    before = tokenizer.chat_template
+    if isinstance(before, dict):
+        tokenizer.chat_template = {name: change(template) for name, template in before.items()}
+    elif before:
+        tokenizer.chat_template = change(before)
+    return tokenizer.chat_template != before
+
+
 _CLOCK = 'strftime_now'
-_CLOCK_CALL = re.compile(
-    _CLOCK + r"""\s*\(\s*(?:format\s*=\s*)?(?:'([^'"\\{}]*)'|"([^'"\\{}]*)")\s*\)""")
-_CHANCE = re.compile(r'\|\s*random\b|\blipsum\s*\(')
 
 
 def stop_clock(template: str, now: datetime.datetime) -> str:
@@ -149,22 +155,40 @@ def stop_clock(template: str, now: datetime.datetime) -> str:
 
     Raises:
       ValueError: what the template prints depends on chance, or on the clock in a way that cannot
-        be known beforehand.
+        be known beforehand; or it is no template.
     """
-    if _CHANCE.search(template):
-        raise ValueError('prints random words, expected a function of the chat')
-    if f'macro {_CLOCK}(' in template:
-        return template
-    formats = [single or double for single, double in _CLOCK_CALL.findall(template)]
-    if len(formats) != len(re.findall(rf'\b{_CLOCK}\s*\(', template)):
-        raise ValueError(f'calls {_CLOCK} with a format that is not written out, expected one in '
-                         'quotes')
+    try:
+        found = [(kind, value) for _, kind, value in jinja2.Environment().lex(template)
+                 if kind not in ('whitespace', 'data') and 'comment' not in kind]
+    except jinja2.TemplateSyntaxError as error:
+        raise ValueError(f'cannot be read ({in_a_line(error)})') from error
+    words = [value for _, value in found]
+    formats = []
+    for i, (kind, word) in enumerate(found):
+        if word == 'lipsum' or (word == 'random' and words[i - 1] == '|') or (
+                kind == 'string' and words[max(i - 2, 0):i] == ['map', '(']
+                and word[1:-1] == 'random'):
+            raise ValueError('prints random words, expected a function of the chat')
+        if kind != 'name' or word != _CLOCK:
+            continue
+        if words[i - 1] == 'macro':
+            return template
+        after = words[i + 1:i + 6]
+        if after[:2] == ['is', 'defined'] or after[:3] == ['is', 'not', 'defined']:
+            continue
+        given = after[3:] if after[1:3] == ['format', '='] else after[1:]
+        if after[:1] != ['('] or given[1:2] != [')'] or given[0][:1] not in ('"', "'"):
+            raise ValueError(f'uses {_CLOCK} otherwise than with a format that is written out in '
+                             'quotes')
+        formats.append(given[0])
     if not formats:
         return template
-    times = {text: now.strftime(text) for text in dict.fromkeys(formats)}
-    cases = ''.join(f"{{%- {'elif' if i else 'if'} format == '{text}' -%}}{{{{ '{time}' }}}}"
-                    for i, (text, time) in enumerate(times.items()))
-    return f'{{%- macro {_CLOCK}(format) -%}}{cases}{{%- endif -%}}{{%- endmacro -%}}{template}'
+    cases = ''.join(
+        f'{{%- {"elif" if i else "if"} format == {text} -%}}'
+        f'{{{{ {now.strftime(ast.literal_eval(text))!r} }}}}'
+        for i, text in enumerate(dict.fromkeys(formats)))
+    # The line feed belongs to the tag before it: the template begins a line, as it did.
+    return f'{{%- macro {_CLOCK}(format) -%}}{cases}{{%- endif -%}}{{%- endmacro %}}\n{template}'
 
 
 def save_tokenizer(tokenizer: Tokenizer, folder: str) -> None:
@@ -178,7 +202,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: str) -> None:
     with open(path, encoding='utf-8') as file:
         config = json.load(file)
     config['tokenizer_class'] = 'PreTrainedTokenizerFast'
-    if tokenizer.chat_template:
+    if isinstance(tokenizer.chat_template, str):
         config['chat_template'] = tokenizer.chat_template  # also where a file of its own is unread
     with open(path, 'w', encoding='utf-8') as file:
         json.dump(config, file, indent=2, ensure_ascii=False)
@@ -206,7 +230,8 @@ def texts_of(comparisons: Iterable[Comparison]) -> Iterable[str]:
     """All texts of the comparisons, to train a tokenizer on."""
     for comparison in comparisons:
         for text in (comparison.prompt, *comparison.responses):
-            yield text if isinstance(text, str) else '\n'.join(m['content'] for m in text)
+            yield text if isinstance(text, str) else '\n'.join(
+                m['content'] or '' for m in text)
 
 
 def tokenize(
@@ -405,9 +430,14 @@ def encode(
             if overlong == 'error':
                 raise DataError(f"{comparison.place}: a dialogue of {max_length + excess} tokens, "
                                 f"expected at most {max_length} (overlong is 'error')")
-            # What responses have in common, or the one there is, is no part of the prompt.
-            known = min(sizes or prompt_sizes(comparison, dialogues, tokenizer))
-            if overlong == 'drop' or excess > min(known, len(prompt)) - lead:
+            try:
+                # What responses have in common, or the one there is, is no part of the prompt.
+                known = 0 if overlong == 'drop' else min(
+                    sizes or prompt_sizes(comparison, dialogues, tokenizer))
+            except MalformedRow as error:
+                report.drop_malformed(error)
+                continue
+            if excess > min(known, len(prompt)) - lead:
                 reason = 'a dialogue' if overlong == 'drop' else 'a response alone'
                 report.dropped[f'{reason} is longer than {max_length} tokens'] += 1
                 continue

@@ -386,7 +386,11 @@ def _read_tensors(adapter: Adapter) -> tuple[dict[str, dict[str, jax.Array]], di
     if not kernels:
         raise DataError(f'{path}: no lora_A.weight and lora_B.weight, expected some')
     head = os.path.join(adapter.folder, weights.VALUE_HEAD)
-    return kernels, whole | (weights.read_file(head) if os.path.isfile(head) else {})
+    whole |= weights.read_file(head) if os.path.isfile(head) else {}
+    weights.check_finite(adapter.folder, whole | {
+        f'{name}.lora_{part}.weight': tensor for name, parts in kernels.items()
+        for part, tensor in parts.items()})
+    return kernels, whole
 
 
 def _change(

@@ -99,10 +99,11 @@ def interpret(
     names = _label_names(settings, count)
     if not outputs and (count == 1 or config.gated):
         return head
-    outputs = outputs or settings.get('qrm_outputs', '')
+    own = settings.get('qrm_outputs')
+    outputs = outputs or ('quantiles' if own == 'quantiles' else '')
     if not outputs:
         kind = settings.get('problem_type')
-        if names != _label_names({}, count) or str(kind).endswith('_label_classification'):
+        if names != _label_names({}, count) or kind:
             raise ValueError(
                 f'{count} outputs ({", ".join(names)}{f"; {kind}" if kind else ""}) that are not '
                 "said to be quantiles; expected outputs='quantiles', 'gaussian', or the name or "
@@ -131,9 +132,14 @@ def interpret(
 
 def _label_names(settings: Mapping[str, Any], count: int) -> list[str]:
     """Names of a classifier's outputs."""
-    labels = settings.get('id2label')
-    labels = labels if isinstance(labels, Mapping) else {}
-    return [str(labels.get(str(i), f'LABEL_{i}')) for i in range(count)]
+    labels, numbers = settings.get('id2label'), settings.get('label2id')
+    if isinstance(labels, list):
+        labels = dict(enumerate(labels))
+    elif not isinstance(labels, Mapping):
+        labels = {number: name for name, number in numbers.items()} if isinstance(
+            numbers, Mapping) else {}
+    known = {str(number): str(name) for number, name in labels.items()}
+    return [known.get(str(i), f'LABEL_{i}') for i in range(count)]
 
 
 def _take_dense(

@@ -94,6 +94,9 @@ def load_pretrained(
         if tensors.setdefault(name, tensor) is not tensor:
             raise DataError(f'{folder}: {given} is there with and without a prefix, as of '
                             f'{family.prefix!r}')
+    unused = re.compile(f'{family.buffers or "$^"}|{family.language_head or "$^"}')
+    check_finite(folder, {name: tensor for name, tensor in tensors.items()
+                          if not unused.fullmatch(name)})
     change(tensors)
     problems: list[str] = []
     before = len(tensors)
@@ -119,7 +122,6 @@ def load_pretrained(
     if not scored and not poolers & set(tensors):
         # Many encoders come without; a new one is trained with the head.
         wanted = {path: leaf for path, leaf in wanted.items() if not path.startswith('pooler/')}
-    unused = re.compile(f'{family.buffers or "$^"}|{family.language_head or "$^"}')
     read = {name: tensor for name, tensor in tensors.items() if not unused.fullmatch(name)}
     del tensors
     others = sorted(read)
@@ -164,8 +166,7 @@ def read_file(path: str) -> dict[str, jax.Array]:
     """The tensors of a safetensors file.
 
     Raises:
-      DataError: there is none, and perhaps a pickle in its place, it is damaged, or has numbers
-        that are not finite.
+      DataError: there is none, and perhaps a pickle in its place, or it is damaged.
     """
     if not os.path.isfile(path):
         files = sorted(os.listdir(os.path.dirname(path)))
@@ -176,18 +177,22 @@ def read_file(path: str) -> dict[str, jax.Array]:
         )
         raise DataError(f'{path}: no such file{hint}')
     try:
-        tensors = safetensors_flax.load_file(path)
+        return safetensors_flax.load_file(path)
     except (safetensors.SafetensorError, OSError) as error:
         raise DataError(f'{path}: damaged safetensors file ({error})') from error
-    if wrong := [name for name, tensor in tensors.items() if not _is_finite(tensor)]:
-        raise DataError(f'{path}: {wrong[0]}'
-                        + (f' and {len(wrong) - 1} more' if wrong[1:] else '')
-                        + ' not finite, expected numbers')
-    return tensors
 
 
-def _is_finite(tensor: jax.Array) -> bool:
-    return not jnp.issubdtype(tensor.dtype, jnp.inexact) or bool(jnp.isfinite(tensor).all())
+def check_finite(where: str, tensors: Mapping[str, jax.Array]) -> None:
+    """Checks that tensors hold numbers.
+
+    Raises:
+      DataError: names where they are, and the first that has something else.
+    """
+    wrong = [name for name, tensor in tensors.items()
+             if jnp.issubdtype(tensor.dtype, jnp.inexact) and not jnp.isfinite(tensor).all()]
+    if wrong:
+        more = f' and {len(wrong) - 1} more' if wrong[1:] else ''
+        raise DataError(f'{where}: {wrong[0]}{more} not finite, expected numbers')
 
 
 def stored_dtypes(folder: str) -> set[str]:

@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from qrm.data.comparisons import Comparison, DataError
-from qrm.data.tokens import Tokenizer, save_tokenizer, tokenize
+from qrm.data.tokens import Tokenizer, change_template, save_tokenizer, tokenize
 from qrm.models import adapters, families, weights
 from qrm.models.families import Family
 from qrm.models.tuning import stack_blocks
@@ -360,7 +360,7 @@ def _suffix(tokenizer: Tokenizer, model: RewardModel) -> str:
 
 def _write_tokenizer(tokenizer: Tokenizer, model: RewardModel, folder: str) -> None:
     if tokenizer.chat_template and model.reading.append_eos and not model.reading.rendered_chats:
-        tokenizer.chat_template = _ending(tokenizer.chat_template)
+        change_template(tokenizer, _ending)
     tokenizer.model_max_length = model.reading.max_length
     tokenizer.truncation_side = 'left'
     save_tokenizer(tokenizer, folder)

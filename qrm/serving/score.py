@@ -4,11 +4,11 @@ import collections
 import gzip
 import json
 import os
+import tempfile
 
 import numpy as np
 
 from qrm.data.comparisons import DataError
-from qrm.data.files import SUFFIXES
 from qrm.data.sources import read_comparisons
 from qrm.data.tokens import unread_keys
 from qrm.training.reward_model import RewardModel
@@ -61,13 +61,12 @@ def _check_target(source: str, target: str) -> None:
             raise DataError(f'{target}: is the file to be scored, expected another one to write')
         if not os.path.isfile(target):
             raise DataError(f'{target}: cannot be written, expected a file')
-    if target.endswith(tuple(end for end in SUFFIXES if not end.startswith('.jsonl'))):
+    if not target.endswith(('.jsonl', '.jsonl.gz')):
         raise DataError(f'{target}: cannot be written, expected a name that ends in .jsonl or '
                         '.jsonl.gz')
     try:
-        with open(target + '.tmp', 'w', encoding='utf-8'):
+        with tempfile.TemporaryFile(dir=os.path.dirname(target) or '.'):
             pass
-        os.remove(target + '.tmp')
     except OSError as error:
         raise DataError(f'{target}: cannot be written ({error.strerror}), expected a file in a '
                         'folder that exists') from error

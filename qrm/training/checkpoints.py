@@ -28,6 +28,7 @@ from qrm.models.architecture import flat
 from qrm.training.workdir import WorkdirError, write_bytes
 
 _METRIC = 'loss'
+_TRIES = 5  # at a checkpoint, while a run deletes old ones
 _MANIFEST = 'manifest.json'
 # What orbax writes after the manifest, and reads nothing of.
 _UNVERIFIED = ('commit_success.txt', '_CHECKPOINT_METADATA')
@@ -114,6 +115,12 @@ class Checkpoints:
         return max(self.steps, default=None)
 
     @property
+    def meta(self) -> dict[str, Any] | None:
+        """What the newest checkpoint was saved with; None if there is none."""
+        manifests = self._manifests()
+        return manifests[max(manifests)].meta if manifests else None
+
+    @property
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest held-out loss, the latest of equals."""
         return next(iter(self._ranked()), None)
@@ -132,19 +139,25 @@ class Checkpoints:
         Raises:
           WorkdirError: there is none, or the one that is asked for is damaged.
         """
-        steps = self.steps
-        order = {'best': self._ranked(), 'last': steps[::-1]}.get(
-            which, [which] if which in steps else [])
-        problem = ''
-        for step in order:
-            problem = self._problem(step, ('params',))
-            if not problem:
-                return step
-            if self.holds(step):  # else a run that goes on has deleted it
-                print(f'note: {problem}', flush=True)
+        for _ in range(_TRIES):
+            steps, vanished, problem = self.steps, False, ''
+            order = {'best': self._ranked(), 'last': steps[::-1]}.get(
+                which, [which] if which in steps else [])
+            for step in order:
+                found = self._problem(step, ('params',))
+                if not found:
+                    return step
+                if self.holds(step):
+                    problem = found
+                    print(f'note: {problem}', flush=True)
+                else:  # deleted by a run that goes on
+                    vanished = True
+                    break
+            if not vanished:
+                break
         raise WorkdirError(problem or (
-            f'{self._workdir}: no checkpoint {which!r}; there are {steps}, expected one of them, '
-            "'best' or 'last'"))
+            f'{self._workdir}: no checkpoint {which!r}; there are {self.steps}, expected one of '
+            "them, 'best' or 'last'"))
 
     def save(
         self, step: int, params: Any, state: Any, meta: dict[str, Any], loss: float | None

@@ -277,12 +277,15 @@ _PATHS = ('data.path', 'model.checkpoint', 'model.tokenizer', 'train.features',
           'evaluation.candidates', 'evaluation.references')
 
 
+_DEMO = ('data.path', 'demo')  # whatever is called so in the folder that one is in
+
+
 def absolute(config: Any) -> Any:
     """The same config with absolute paths of files and folders, so that it holds everywhere."""
     found, values = copy.deepcopy(config), dict(schema.flatten(config, {}))
     found.update_from_flattened_dict({
         key: os.path.abspath(values[key]) for key in _PATHS
-        if values[key] and os.path.exists(values[key])})
+        if values[key] and os.path.exists(values[key]) and (key, values[key]) != _DEMO})
     return found
 
 

@@ -24,7 +24,7 @@ from qrm.data.tokens import (
     load_tokenizer,
     save_tokenizer,
 )
-from qrm.models import adapters, checkpoint_heads, families
+from qrm.models import adapters, checkpoint_heads, families, weights
 from qrm.models.architecture import Architecture, flat
 from qrm.models.lora import Lora, Module
 from qrm.models.lora import merge as merge_adapters
@@ -219,8 +219,8 @@ def read_otherwise(
     Args:
       model: the model.
       append_eos: see `Reading`; None: as it is.
-      read_before: text of the token that dialogues are read without at their end, 'none' for no
-        such token; None: as it is.
+      read_before: text of the token that dialogues are read without at their end, '' for no such
+        token; None: as it is.
 
     Raises:
       DataError: no such token.
@@ -228,9 +228,9 @@ def read_otherwise(
     changes = {} if append_eos is None else {'append_eos': append_eos}
     if read_before is not None:
         known = model.tokenizer.get_vocab()
-        if read_before != 'none' and read_before not in known:
+        if read_before and read_before not in known:
             raise DataError(f'read_before={read_before!r}: no token of {len(known)}, expected one, '
-                            "or 'none'")
+                            "or ''")
         changes['skipped'] = known.get(read_before)
     return dataclasses.replace(model, reading=dataclasses.replace(model.reading, **changes))
 
@@ -369,6 +369,22 @@ def _load_hugging_face(path: str, outputs: str, date: str) -> RewardModel:
             rendered_chats=True, skipped=skipped,
             share_prompt=a.causal, size_prompt=head.sizes_prompts),
     )
+
+
+def appends_eos(place: str) -> bool:
+    """Whether EOS is appended to what a model of another library reads.
+
+    Raises:
+      DataError: there is no model.
+    """
+    source = adapters.find(place)
+    settings = weights.read_settings(source.model)
+    if source.tokenizer != source.model:
+        path = os.path.join(source.tokenizer, 'tokenizer_config.json')
+        own = weights.read_json(path) if os.path.exists(path) else {}
+        settings = settings | {key: value for key, value in own.items() if key == 'qrm_append_eos'}
+    causal = families.architecture(settings, place).causal
+    return settings.get('qrm_append_eos', causal) is True
 
 
 def _skipped(settings: Mapping[str, Any], a: Architecture) -> int | None:

@@ -326,14 +326,15 @@ def train(config: Any, folder: str) -> Outcome:
     with workdir.lock(folder):
         workdir.check_claim(folder, config)
         prepared = prepare(config, folder)
-        _check_same_base(folder, prepared.initial.base)
+        identity = _identity(config, prepared)
+        _check_same_run(folder, identity)
         print(format_reports(prepared.data.reports), flush=True)
         per_device = -(-config.train.batch_size // jax.device_count())
         course = (_with_features(prepared, per_device) if prepared.model.features
                   else _with_tokens(config, prepared, per_device))
         # Only now: a run that could not start must not keep a corrected one out of its folder.
         workdir.claim(folder, config)
-        return _train(config, folder, prepared, course)
+        return _train(config, folder, prepared, course, identity)
 
 
 def _check_same_config(config: Any) -> None:
@@ -350,17 +351,30 @@ def _check_same_config(config: Any) -> None:
                           'the same flags everywhere')
 
 
-def _check_same_base(folder: str, origin: Base | None) -> None:
-    """Checks that what a run in this folder does not train is what it was.
+def _identity(config: Any, prepared: Prepared) -> dict[str, str]:
+    """By what data and weights are known that a run starts with, wherever they are."""
+    encoded = prepared.encoded
+    start = prepared.initial.base or base.find(
+        config.model.checkpoint, config.seed, config.train.frozen_dtype, frozen=True)
+    return {'fingerprint': tokens.fingerprint([*encoded['train'], *encoded['validation']]),
+            'start': start.digest}
+
+
+def _check_same_run(folder: str, identity: dict[str, str]) -> None:
+    """Checks that a run in this folder goes on with what it started with.
 
     Raises:
-      DataError: the checkpoint has changed.
+      DataError: it has other data, or other weights.
     """
-    path = os.path.join(folder, 'model.json')
-    known = workdir.read_json(path).get('base') if os.path.exists(path) else None
-    if origin and known and known['digest'] != origin.digest:
-        raise DataError(f'{folder}: {origin.checkpoint} has other weights than those this run '
-                        'started with; choose another --workdir or restore them')
+    if not os.path.isdir(os.path.join(folder, 'checkpoints')):
+        return
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        known = checkpoints.meta or identity
+    for key, what in (('fingerprint', 'the training comparisons are not those'),
+                      ('start', 'the weights that training starts from are not those')):
+        if known[key] != identity[key]:
+            raise DataError(f'{folder}: {what} this run started with; choose another --workdir or '
+                            'restore them')
 
 
 def _with_tokens(config: Any, prepared: Prepared, per_device: int) -> _Course:
@@ -395,7 +409,8 @@ def _with_features(prepared: Prepared, per_device: int) -> _Course:
         f'{", ".join(str(layout.slots) for layout in layouts)} comparisons')
 
 
-def _train(config: Any, folder: str, prepared: Prepared, course: _Course) -> Outcome:
+def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
+           identity: dict[str, str]) -> Outcome:
     network, loss, initial = prepared.model.network, prepared.model.loss, prepared.initial
     examples, validation = course.examples, course.validation
     reward_model.describe(folder, prepared.model)
@@ -421,7 +436,6 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course) -> Out
     mesh, spread = initial.mesh, Spread(initial.mesh)
     run_step = spread.compile(step.make_train_step(course.network, loss, optimizer))
     layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
-    fingerprint = tokens.fingerprint([*examples, *validation])
 
     def make_batches(number: int) -> list[packing.Batch]:
         """Batches of this process's devices."""
@@ -454,9 +468,6 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course) -> Out
             start = checkpoints.latest
             trained, rest, meta = checkpoints.restore(
                 start, state.params, state._replace(params=None))
-            if meta['fingerprint'] != fingerprint:
-                raise DataError(f'{folder}: the training comparisons are not those this run '
-                                'started with; choose another --workdir or restore the data')
             if meta['layout'] != layout:
                 print(f'note: the run started on {meta["layout"]} and goes on on {layout}; the '
                       'last digits may differ', flush=True)
@@ -493,7 +504,7 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course) -> Out
 
         def save(done: int, loss_held_out: float | None) -> None:
             own = spread.to_save(state)
-            meta = {'fingerprint': fingerprint, 'layout': layout}
+            meta = identity | {'layout': layout}
             checkpoints.save(done, own.params, own._replace(params=None), meta, loss_held_out)
 
         try:

@@ -18,7 +18,7 @@ import os
 import platform
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -124,11 +124,13 @@ def write_bytes(path: str, content: bytes) -> None:
     """
     if jax.process_index():
         return
-    with open(path + '.tmp', 'wb') as file:
+    folder, name = os.path.split(path)
+    partial = os.path.join(folder, f'.{name}.tmp')  # no name that someone else would choose
+    with open(partial, 'wb') as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(path + '.tmp', path)
+    os.replace(partial, path)
 
 
 def read_json(path: str) -> Any:
@@ -184,15 +186,20 @@ def _has_checkpoints(workdir: str) -> bool:
     return os.path.isdir(path) and any(name.isdecimal() for name in os.listdir(path))
 
 
-def config_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Lists the keys that differ between two configs and would change the course of a run."""
+def config_changes(
+    old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = _FREE_KEYS
+) -> list[str]:
+    """Lists the keys that differ between two configs, but for those that are free to.
+
+    By default these are the keys that do not change the course of a run.
+    """
     flat_old, flat_new = dict(_flatten(old)), dict(_flatten(new))
     missing = object()
     return [
         f'config.{key}: {flat_old.get(key, "absent")!r} -> {flat_new.get(key, "absent")!r}'
         for key in sorted(flat_old.keys() | flat_new.keys())
         if flat_old.get(key, missing) != flat_new.get(key, missing)
-        and not key.startswith(_FREE_KEYS)
+        and not key.startswith(tuple(free))
     ]
 
 

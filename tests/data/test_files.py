@@ -1,11 +1,14 @@
 """Tests of files of rows, and of what is none."""
 
+import decimal
 import gzip
 import json
 
 import datasets
 import numpy as np
+import pyarrow
 import pytest
+from pyarrow import parquet
 
 from qrm.data import files
 from qrm.data.comparisons import DataError, MalformedRow
@@ -60,6 +63,8 @@ ARRAYS = (
     ' \n[{"a": "x"},{"a": "y"}]\n\n',
     '[\n  {\n    "a": "x"\n  },\n  {\n    "a": "y"\n  }\n]\n',
     '\ufeff[\r\n{"a": "x"}\r\n,\r\n{"a": "y"}]',
+    '\ufeff[{"a": "x"}, {"a": "y"}]',
+    '\n \n' * 100 + '[{"a": "x"}, {"a": "y"}]',
 )
 
 
@@ -86,15 +91,28 @@ def test_json_with_a_row_a_line_is_read(tmp_path):
 
 
 def test_parquet(tmp_path):
-    chat = [{'role': 'user', 'content': 'Hi', 'name': None}]
+    chat = [{'role': 'user', 'content': 'Hi'}]
     rows = [{'prompt': chat, 'chosen': 'a', 'ratings': [1.0, 2.5]},
             {'prompt': None, 'chosen': 'b', 'ratings': None}]
     path = str(tmp_path / 'rows.parquet')
     datasets.Dataset.from_list(rows).to_parquet(path)
     assert list(read_rows(path)) == [(f'{path}[{i}]', row) for i, row in enumerate(rows)]
+    # Keys that other rows have are no keys of this one, however deep.
+    nested = [{'a': [{'x': 1}]}, {'a': [{'y': 2}]}]
+    parquet.write_table(pyarrow.Table.from_pylist(nested), path)
+    assert _rows(path) == nested
+    parquet.write_table(pyarrow.table({'a': [decimal.Decimal('0.5')]}), path)
+    assert _rows(path) == [{'a': 0.5}]
+    for table, expected in (
+            (pyarrow.table([[1], [2]], names=['a', 'a']), "field 'a': the column stands twice"),
+            (pyarrow.table({'a': pyarrow.array([2**60], pyarrow.timestamp('us'))}), 'cannot be')):
+        parquet.write_table(table, path)
+        with pytest.raises(DataError, match=expected):
+            _rows(path)
+    datasets.Dataset.from_list(rows).to_parquet(path)
     content = (tmp_path / 'rows.parquet').read_bytes()
     for damaged in (content[:-9], content[:200], b'PAR1', b'', b'{"a": 1}\n'):
-        with pytest.raises(DataError, match=r'^.*rows\.parquet: damaged Parquet file'):
+        with pytest.raises(DataError, match=r'^.*rows\.parquet: a Parquet file that is'):
             _rows(_write(tmp_path, damaged, 'rows.parquet'))
     datasets.Dataset.from_dict({'a': []}).to_parquet(path)
     with pytest.raises(DataError, match='has no rows'):

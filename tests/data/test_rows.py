@@ -264,6 +264,25 @@ def test_prompts_under_other_keys(row, prompt, form):
 
 @pytest.mark.parametrize(('row', 'key', 'expected'), [
     (_pair(prompt=None, history='Why?'), 'history', 'what may be the prompt'),
+    (_pair(prompt='', history='Why?'), 'history', 'what may be the prompt'),
+    (_pair(prompt=None, instruction='Do.', history=[['a', 'b']]), 'history', 'or a part of it'),
+    (_pair(prompt=None, question='Why?', context='It is so.'), 'context', 'or a part of it'),
+    (_pair(prompt=None, question='Why?', input='It is so.'), 'input', 'or a part of it'),
+    (_pair(prompt=None, system='Be.'), 'system', 'what may be the prompt'),
+    ({'chosen': [USER, YES], 'rejected': [USER, NO], 'system': 'Be.'}, 'system', 'expected it in'),
+    # Some are whole and some are not.
+    ({'prompt': '\n\nHuman: Q\n\nAssistant:', 'responses': [
+        '\n\nHuman: Q\n\nAssistant: a', ' b']}, 'prompt', 'some responses begin with and others'),
+    ({'prompt': [USER], 'responses': [[USER, YES], [NO]]}, 'prompt', 'some responses begin with'),
+    # What prints lists without commas, and keys in another order.
+    (_pair(chosen="[{'content': 'x', 'role': 'user'}\n {'content': 'y', 'role': 'assistant'}]"),
+     'chosen', 'the list itself'),
+    (_pair(chosen='[{"id": 1, "role": "user", "content": "x"}]'), 'chosen', 'the list itself'),
+    (_pair(chosen=[USER, {'role': 'assistant', 'content': [{'type': 'image', 'text': ''}]}]),
+     'chosen[1].content[0]', "a part of type 'image'"),
+    (_pair(chosen=[USER, YES | {'tool_calls': {'\ud800': 1}}]), 'chosen[1].tool_calls key',
+     'lone surrogate'),
+    ({'prompt': [USER], 'response': 'x', 'tools': '5'}, 'tools', 'an integer as text'),
     (_pair(prompt=None, context='Why?'), 'context', 'what may be the prompt'),
     (_pair(prompt=None, input='Why?'), 'input', 'what may be the prompt'),
     (_pair(prompt=None, question='Why?', messages=[USER]), 'question', 'a second prompt beside'),
@@ -273,7 +292,7 @@ def test_prompts_under_other_keys(row, prompt, form):
     (_pair(prompt='\n\nHuman: Q\n\nAssistant:', system='Be.'), 'system', 'in turns of text'),
     (_pair(system=3), 'system', 'an integer, expected text'),
     # Whole dialogues of which one does not begin with the prompt, or none does.
-    ({'prompt': [USER], 'chosen': [USER, YES], 'rejected': [NO]}, 'prompt', 'chat of their own'),
+    ({'prompt': [USER], 'chosen': [USER, YES], 'rejected': [NO]}, 'prompt', 'and others do not'),
     ({'prompt': [SYSTEM, USER], 'responses': [[USER, YES], [USER, NO]]}, 'prompt', 'of their own'),
     ({'prompt': [SYSTEM, USER], 'response': [SYSTEM, YES]}, 'prompt', 'of their own'),
     # Texts that are no texts.
@@ -326,10 +345,13 @@ def test_texts_that_begin_with_their_prompt_hold_it_once(prompt, repeated, form)
 
 
 def test_a_text_that_one_response_begins_with_is_its_own():
-    found = parse_row({'prompt': 'What is it?', 'chosen': 'What is it? A cat.', 'rejected': 'No.'},
-                      WHERE)
+    row = {'prompt': 'What is it?', 'chosen': 'What is it? A cat.', 'rejected': 'No.'}
+    found = parse_row(row, WHERE)
     assert found.responses == ('What is it? A cat.', 'No.')
-    assert not found.remarks
+    assert found.remarks == ('responses begin with the prompt, and are taken to repeat it',)
+    # Of all of them one may be blank.
+    found = parse_row(row | {'rejected': 'What is it?'}, WHERE)
+    assert found.responses == (' A cat.', '')
 
 
 def test_chats_of_other_trainers():
@@ -350,7 +372,7 @@ def test_all_that_messages_hold_is_kept_for_the_template():
     row = {'prompt': [USER, call, RESULT], 'response': YES | {'reasoning': 'because'},
            'tools': json.dumps(tools)}
     found = parse_row(row, WHERE)
-    assert found.prompt == (USER, CALL, RESULT)
+    assert found.prompt == (USER, call, RESULT)  # templates ask whether the content is none
     assert found.responses == ((YES | {'reasoning': 'because'},),)
     assert found.tools == tuple(tools)
     assert not found.remarks
@@ -369,6 +391,9 @@ def test_whole_floats_are_ranks_and_indices():
 def test_a_group_can_be_named():
     assert parse_row(_pair(group='p1'), WHERE).group == 'p1'
     assert parse_row(_pair(group=7), WHERE).group == '7'
+    assert parse_row(_pair(group=7.0, id=3.0), WHERE).group == '7'  # of a column with gaps
+    with pytest.raises(MalformedRow, match="field 'id': got a number, expected text or an integer"):
+        parse_row(_pair(id=7.5), WHERE)
     assert parse_row(_pair(group=''), WHERE).group == 'Q'
 
 
@@ -378,6 +403,7 @@ def test_digests_know_texts_in_any_order():
     assert first.text_digest() == second.text_digest()
     assert first.text_digest() != parse_row(_pair(prompt='R'), WHERE).text_digest()
     assert first.text_digest() != parse_row(_pair(prompt=[USER]), WHERE).text_digest()
+    assert parse_row(_pair(prompt='row your boat'), WHERE).has_opening
     # A row without a question is a group of its own, wherever it stands.
     alone = [parse_row({'chosen': 'a', 'rejected': 'b'}, where).group for where in 'xy']
     assert alone[0] == alone[1]

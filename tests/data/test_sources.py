@@ -168,11 +168,13 @@ def test_validation_files_are_the_validation_split(tmp_path, name):
 
 def test_files_beside_those_that_are_read_are_named(tmp_path):
     _write(tmp_path / 'train.jsonl', [_pair(f'train {i}') for i in range(8)])
-    for name in ('extra.jsonl', 'holdout.parquet', 'README.md'):
+    for name in ('extra.jsonl', 'holdout.parquet', 'README.md', 'test.csv'):
         (tmp_path / name).write_text('')
+    (tmp_path / 'validation').mkdir()
     splits = load_splits(_settings(tmp_path), 'any')
-    assert splits['train'][1].notes == {"file 'extra.jsonl' not read": 1,
-                                        "file 'holdout.parquet' not read": 1}
+    assert splits['train'][1].notes == dict.fromkeys((
+        "'extra.jsonl' not read", "'holdout.parquet' not read", "'test.csv' not read",
+        "'validation' not read"), 1)
     assert not splits['test'][1].notes
 
 

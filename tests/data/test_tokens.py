@@ -202,7 +202,7 @@ REFUSALS = {
     "{{ raise_exception('no x') }}": 'no x',
     "{{ messages[0].content + 1 }}": 'concatenate',  # any error of Python
     "{{ missing.content }}": "'missing' is undefined",
-    "{{ messages.__class__ }}": 'unsafe',  # what Jinja's sandbox keeps templates from
+    "{{ messages.__class__.__mro__ }}": 'unsafe',  # what Jinja's sandbox keeps templates from
 }
 
 
@@ -291,6 +291,15 @@ def test_the_clock_of_a_template_stands_still(tmp_path, capsys):
         assert found.apply_chat_template(chat, tokenize=False) == expected
         assert capsys.readouterr().out.count('which stands at 2024-07-26 12:05') == notes
     # Templates that ask whether there is a clock, and those without one.
+    for start in ('\n\n', '  {% if true %}\n{% endif %}x'):
+        plain = _tokenizer(template=start + 'On 26 Jul 2024').apply_chat_template(
+            chat, tokenize=False)
+        moved = tokens.stop_clock(start + "On {{ strftime_now(format='%d %b %Y') }}", NOON)
+        assert _tokenizer(template=moved).apply_chat_template(chat, tokenize=False) == plain
+    quoted = tokens.stop_clock('{# strftime_now(x) #}A | random walk '
+                               '{{ strftime_now("It\'s %d") }}', NOON)
+    assert _tokenizer(template=quoted).apply_chat_template(chat, tokenize=False) == (
+        "A | random walk It's 26")
     asking = '{% if strftime_now is defined %}' + DATED + '{% endif %}'
     asking = tokens.stop_clock(asking, NOON)
     assert _tokenizer(template=asking).apply_chat_template(chat, tokenize=False) == expected
@@ -298,7 +307,11 @@ def test_the_clock_of_a_template_stands_still(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(('template', 'reason'), [
-    ("{% set f = '%d' %}{{ strftime_now(f) }}", 'a format that is not written out'),
+    ("{% set f = '%d' %}{{ strftime_now(f) }}", 'with a format that is written out'),
+    ('{% set f = strftime_now %}{{ f("%d") }}', 'with a format that is written out'),
+    ('{{ (strftime_now)("%d") }}', 'with a format that is written out'),
+    ("{{ ['a'] | map('random') | first }}", 'prints random words'),
+    ('{{ "unclosed', 'cannot be read'),
     ("{{ ['a', 'b'] | random }}", 'prints random words'),
     ('{{ lipsum(2) }}', 'prints random words'),
 ])
@@ -490,6 +503,30 @@ def test_responses_longer_than_the_limit_are_dropped(tokenizer):
     assert encoded is None
     assert report.dropped == {'a response alone is longer than 2 tokens': 1}
     assert (report.truncated, report.dialogue_tokens) == (0, 0)
+
+
+def test_prompts_that_the_template_refuses_alone_are_malformed_where_they_must_be_cut():
+    template = ("{% if messages[-1].role != 'assistant' %}{{ raise_exception('no') }}{% endif %}"
+                + CHAT_TEMPLATE)
+    tokenizer = _tokenizer(template=template)
+    chat = _comparison(_user('a' * 20), _assistant('b'), _assistant('c'), name='row 5')
+    _, report = _encode_one(chat, tokenizer, max_length=10)
+    assert report.dropped == {'malformed row': 1}
+    assert report.first_malformed.startswith('row 5: the chat template refuses it')
+    _, report = _encode_one(chat, tokenizer, max_length=10, overlong='drop')
+    assert report.dropped == {'a dialogue is longer than 10 tokens': 1}
+    encoded, _ = _encode_one(chat, tokenizer, max_length=100)
+    assert encoded is not None
+
+
+def test_clocks_of_named_templates_stand_still(tmp_path):
+    named = {'default': DATED, 'tool_use': CHAT_TEMPLATE}
+    tokens.save_tokenizer(_tokenizer(template=named), str(tmp_path))
+    found = tokens.load_tokenizer(str(tmp_path), NOON)
+    assert found.chat_template == {name: tokens.stop_clock(template, NOON)
+                                   for name, template in named.items()}
+    tokens.save_tokenizer(found, str(tmp_path / 'again'))
+    assert tokens.load_tokenizer(str(tmp_path / 'again')).chat_template == found.chat_template
 
 
 def test_what_responses_share_is_no_part_of_the_prompt(tokenizer):

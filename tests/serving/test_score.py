@@ -73,8 +73,8 @@ def test_a_target_that_cannot_be_written_is_refused_before_anything_is_scored(tm
     for target, message in ((source, 'is the file to be scored'),
                             (tmp_path / 'link.jsonl', 'is the file to be scored'),
                             (tmp_path, 'expected a file'), ('/dev/null', 'expected a file'),
-                            (tmp_path / 'none' / 'out', 'No such file or directory'),
-                            (source / 'out', 'Not a directory')):
+                            (tmp_path / 'none' / 'out.jsonl', 'No such file or directory'),
+                            (source / 'out.jsonl', 'Not a directory')):
         with pytest.raises(DataError, match=message):
             score.score_file(None, str(source), str(target))
     assert source.read_text() == '{"prompt": "a", "response": " b"}\n'
@@ -139,7 +139,7 @@ def test_what_a_table_does_not_have_is_never_looked_up(model, comparisons, chang
 def test_the_end_of_dialogues_can_be_read_otherwise(model):
     changed = reward_model.read_otherwise(model, append_eos=False, read_before='<|pad|>')
     assert (changed.reading.append_eos, changed.reading.skipped) == (False, 1)
-    assert reward_model.read_otherwise(changed, read_before='none').reading.skipped is None
+    assert reward_model.read_otherwise(changed, read_before='').reading.skipped is None
     assert reward_model.read_otherwise(model) == model
     with pytest.raises(DataError, match="read_before='<pad>': no token of"):
         reward_model.read_otherwise(model, read_before='<pad>')

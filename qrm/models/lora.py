@@ -8,12 +8,15 @@ Axes: D features in, F features out, r rank.
 """
 
 import dataclasses
+import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from qrm.models.architecture import Architecture, Leaf, leaves
 from qrm.models.families import Family
@@ -122,27 +125,53 @@ def adapter_leaves(a: Architecture, lora: Lora) -> dict[str, Leaf]:
     return found
 
 
-def factors(
-    params: Mapping[str, Any], lora: Lora, kernel: str, width: int
-) -> tuple[jax.Array, jax.Array]:
-    """What a kernel's adapters compute, as one: A [..., D, n r] and B [..., n r, F], scaled.
+def add(
+    params: Mapping[str, Any], lora: Lora, kernel: str, x: jax.Array, y: jax.Array,
+    project: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """Output y [..., F] of a kernel, and what its adapters make of its input x [..., D].
 
-    Of n adapters the A stand side by side, and the B on a diagonal, each at its columns.
+    The A of all its adapters stand side by side, each B adds to its own columns.
 
     Args:
       params: name -> {'a', 'b'}.
       lora: which adapters.
       kernel: path of the kernel, see `Module`.
-      width: F.
+      x, y: its input and output.
+      project: x times a matrix.
     """
     modules = lora.of(kernel)
-    rows = []
-    for i, module in enumerate(modules):
-        b = lora.scaling * params[module.name]['b']
-        before, after = i * lora.rank, (len(modules) - 1 - i) * lora.rank
-        lead = [(0, 0)] * (b.ndim - 2)
-        rows.append(jnp.pad(b, [*lead, (before, after), (module.start, width - module.stop)]))
-    return jnp.concatenate([params[m.name]['a'] for m in modules], axis=-1), sum(rows)
+    inner = split(project(x, jnp.concatenate([params[m.name]['a'] for m in modules], axis=-1)),
+                  (lora.rank,) * len(modules))
+    added = {module.start: project(h, lora.scaling * params[module.name]['b'])
+             for module, h in zip(modules, inner, strict=True)}
+    edges = sorted({0, y.shape[-1]} | {edge for m in modules for edge in (m.start, m.stop)})
+    sizes = tuple(stop - start for start, stop in itertools.pairwise(edges))
+    parts = [part + added[start] if start in added else part
+             for start, part in zip(edges, split(y, sizes), strict=False)]
+    return jnp.concatenate(parts, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def split(x: jax.Array, sizes: tuple[int, ...]) -> tuple[jax.Array, ...]:
+    """The parts of x [..., F] that joined maps give, of these sizes along the last axis.
+
+    Written out for its backward pass, which puts them together again: differentiation would pad
+    each with zeros, and jaxlib 0.10.2 reads before the start of what it pads on CPU, where there
+    may be no memory: a run would die, once in a while.
+    """
+    return tuple(jnp.split(x, np.cumsum(sizes)[:-1].tolist(), axis=-1))
+
+
+def _split_forward(x, sizes):
+    return split(x, sizes), None
+
+
+def _split_backward(sizes, _, gradients):
+    return (jnp.concatenate(gradients, axis=-1),)
+
+
+split.defvjp(_split_forward, _split_backward)
 
 
 def merge(backbone: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
@@ -152,7 +181,10 @@ def merge(backbone: Mapping[str, Any], lora: Lora) -> dict[str, Any]:
         branch, name = kernel.split('/')
         p = dict(blocks[branch][name])
         adapters, whole = p.pop('lora'), jnp.asarray(p['kernel'], jnp.float32)
-        a, b = factors(adapters, lora, kernel, whole.shape[-1])
-        p['kernel'] = whole + jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+        for module in lora.of(kernel):
+            a, b = adapters[module.name]['a'], adapters[module.name]['b']
+            whole = whole.at[..., module.start:module.stop].add(
+                lora.scaling * jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST))
+        p['kernel'] = whole
         blocks[branch] = blocks[branch] | {name: p}
     return dict(backbone) | {'blocks': blocks}

@@ -22,6 +22,7 @@ from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
 from qrm.models import attention, sharding, tuning
+from qrm.models import lora as lora_lib
 from qrm.models.architecture import (
     ACTIVATIONS,
     Architecture,
@@ -31,7 +32,7 @@ from qrm.models.architecture import (
     leaves,
     tree,
 )
-from qrm.models.lora import Lora, adapter_leaves, factors
+from qrm.models.lora import Lora, adapter_leaves, split
 
 _PRODUCT = 'product'  # what checkpointing calls the results of the projections
 
@@ -385,9 +386,7 @@ def _attention(
     key: jax.Array | None,
 ) -> jax.Array:
     """Projections around `attention.attend`: [R, L, D] in, [R, L, D] or at `reads` [..., D] out."""
-    of_queries, of_keys, _ = a.parts['qkv']
-    q, k, v = jnp.split(_dense(p['qkv'], x, lora, 'attention/qkv'),
-                        [of_queries, of_queries + of_keys], axis=-1)
+    q, k, v = split(_dense(p['qkv'], x, lora, 'attention/qkv'), a.parts['qkv'])
     if a.query_key_norm == 'projection':
         q, k = _norm(a, p['query_norm'], q), _norm(a, p['key_norm'], k)
     q, k, v = (y.reshape(*y.shape[:2], -1, a.head_dim) for y in (q, k, v))
@@ -403,7 +402,7 @@ def _attention(
 def _mlp(a: Architecture, lora: Lora | None, p: Any, x: jax.Array) -> jax.Array:
     activation, x = ACTIVATIONS[a.activation], _dense(p['up'], x, lora, 'mlp/up')
     if a.gated:
-        gate, x = jnp.split(x, 2, axis=-1)
+        gate, x = split(x, (x.shape[-1] // 2,) * 2)
         x = activation(gate) * x
     else:
         x = activation(x)
@@ -412,7 +411,7 @@ def _mlp(a: Architecture, lora: Lora | None, p: Any, x: jax.Array) -> jax.Array:
 
 def _rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
     """Turns the pairs of each head [R, L, H, E], element i and i + E / 2, by [R, L, E / 2]."""
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    first, second = split(x.astype(jnp.float32), (x.shape[-1] // 2,) * 2)
     cosines, sines = cosines[:, :, None], sines[:, :, None]
     turned = first * cosines - second * sines, second * cosines + first * sines
     return jnp.concatenate(turned, axis=-1).astype(x.dtype)
@@ -448,8 +447,7 @@ def _dense(
     """[..., D] times the kernel [D, F] in the dtype of x; `kernel`: its path, see `lora.Module`."""
     y = checkpoint_name(_project(x, p['kernel']), _PRODUCT)
     if 'lora' in p:
-        a, b = factors(p['lora'], lora, kernel, y.shape[-1])
-        y += _project(_project(x, a), b)
+        y = lora_lib.add(p['lora'], lora, kernel, x, y, _project)
     return y + p['bias'].astype(x.dtype) if 'bias' in p else y
 
 

@@ -501,7 +501,6 @@ def test_unknown_settings_are_named_together(name):
     ('gpt2', 'scale_attn_weights', False, 'scale_attn_weights=False, only True is computed'),
     ('gpt2', 'scale_attn_by_inverse_layer_idx', True,
      'scale_attn_by_inverse_layer_idx=True, only False is computed'),
-    ('gpt2', 'tie_word_embeddings', False, 'tie_word_embeddings=False, only True is computed'),
     ('bert', 'position_embedding_type', 'relative_key',
      "position_embedding_type='relative_key', only 'absolute' is computed"),
     ('modernbert', 'classifier_activation', 'relu', "classifier_activation='relu', only 'gelu' is"),

@@ -9,6 +9,9 @@ from qrm.data import packing
 from qrm.models import families, lora
 from qrm.models.families import FAMILIES
 from qrm.models.lora import Lora, Module
+from qrm.models.network import RewardNetwork
+from qrm.models.tuning import Tuning
+from qrm.rewards.heads import HeadConfig
 from tests.helpers import ARCHITECTURE, encoded, init, network
 from tests.helpers import lora as adapters
 
@@ -77,20 +80,65 @@ def test_targets_that_are_no_linear_map_are_refused(target):
 
 
 @pytest.mark.parametrize('which', [('q', 'k', 'v'), ('k', 'v'), ('k',)])
-def test_factors_are_those_of_each_part(which):
+def test_adapters_add_to_their_own_columns(which):
     parts = {'q': Module('attention/qkv', 'q', 0, 6), 'k': Module('attention/qkv', 'k', 6, 8),
              'v': Module('attention/qkv', 'v', 8, 10)}
     config = Lora(3, 2.0, False, tuple(parts[name] for name in which))
     rng = np.random.default_rng(0)
-    params = {name: {'a': rng.normal(size=(2, 5, 3)),
-                     'b': rng.normal(size=(2, 3, parts[name].stop - parts[name].start))}
+    params = {name: {'a': rng.normal(size=(5, 3)),
+                     'b': rng.normal(size=(3, parts[name].stop - parts[name].start))}
               for name in which}
-    a, b = lora.factors(params, config, 'attention/qkv', 10)
-    expected = np.zeros((2, 5, 10))
+    x, y = rng.normal(size=(2, 4, 5)), rng.normal(size=(2, 4, 10))
+    expected = y.copy()
     for name in which:
-        expected[:, :, parts[name].start:parts[name].stop] = (
-            2 / 3 * params[name]['a'] @ params[name]['b'])
-    np.testing.assert_allclose(a @ b, expected, atol=1e-6)
+        expected[..., parts[name].start:parts[name].stop] += (
+            2 / 3 * x @ params[name]['a'] @ params[name]['b'])
+    found = lora.add(params, config, 'attention/qkv', x, y, jnp.matmul)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_parts_are_put_together_again_in_the_backward_pass():
+    x = jax.random.normal(jax.random.key(0), (2, 3, 9))
+    weights = jax.random.normal(jax.random.key(1), (2, 3, 9))
+
+    def total(cut, x):
+        parts = cut(x)
+        return sum(jnp.sum(w * jnp.sin(part)) for w, part in zip(
+            jnp.split(weights, [4, 5], axis=-1), parts, strict=True))
+
+    own = jax.value_and_grad(lambda x: total(lambda x: lora.split(x, (4, 1, 4)), x))(x)
+    plain = jax.value_and_grad(lambda x: total(lambda x: jnp.split(x, [4, 5], axis=-1), x))(x)
+    jax.tree.map(np.testing.assert_array_equal, own, plain)
+
+
+def _equations(jaxpr):
+    """All equations, those of jaxprs inside included."""
+    for equation in jaxpr.eqns:
+        yield equation
+        for value in equation.params.values():
+            for one in value if isinstance(value, (list, tuple)) else [value]:
+                inner = getattr(one, 'jaxpr', one)
+                if hasattr(inner, 'eqns'):
+                    yield from _equations(inner)
+
+
+@pytest.mark.parametrize('family', ['gpt2', 'llama', 'gemma2'])
+@pytest.mark.parametrize('tuned', ['all', 'lora'])
+def test_nothing_is_padded_at_its_start(family, tuned):
+    """Which on CPU is read before its memory begins, see `lora.split`."""
+    settings = families.random_settings(family, {
+        'vocab_size': 50, 'max_positions': 64, 'hidden_size': 16, 'num_layers': 2, 'num_heads': 4,
+        'num_kv_heads': 0 if family == 'gpt2' else 2, 'intermediate_size': 24})
+    a = families.architecture(settings)
+    tuning = Tuning() if tuned == 'all' else Tuning('lora', lora=Lora(
+        4, 6.0, False, lora.targeted(FAMILIES[family], a, [lora.ALL])))
+    net = RewardNetwork(a, HeadConfig('scalar'), tuning=tuning)
+    batch = packing.pack([encoded('a', 5, (4, 7))],
+                         [packing.Layout(length=40, rows=1, slots=2, responses=2)])[0].micro_batch
+    jaxpr = jax.make_jaxpr(jax.grad(lambda params: net(params, batch).sum()))(
+        jax.eval_shape(net.init, jax.random.key(0)))
+    padded = [equation for equation in _equations(jaxpr.jaxpr) if equation.primitive.name == 'pad']
+    assert not [one for one in padded if one.params['padding_config'][-1][0] > 0]
 
 
 def test_adapters_start_as_nothing():

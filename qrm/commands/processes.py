@@ -72,7 +72,9 @@ def _quiet() -> None:
     before = sys.unraisablehook
 
     def hook(unraisable: Any) -> None:
-        if 'Event loop is closed' not in str(unraisable.exc_value):
+        # A signal that comes inside of a callback is remembered, see `interruptions.stop`.
+        if not (isinstance(unraisable.exc_value, Interrupted)
+                or 'Event loop is closed' in str(unraisable.exc_value)):
             before(unraisable)
 
     sys.unraisablehook = hook

@@ -85,6 +85,7 @@ def load_pretrained(
     """
     settings = read_settings(folder)
     a, family = families.architecture(settings, folder), families.FAMILIES[settings['model_type']]
+    unused = re.compile(f'{family.buffers or "$^"}|{family.language_head or "$^"}')
     tensors: dict[str, jax.Array] = {}
     for given, tensor in _read_tensors(folder).items():
         # `torch.compile` and data parallel wrappers leave their names before and inside of others.
@@ -94,9 +95,8 @@ def load_pretrained(
         if tensors.setdefault(name, tensor) is not tensor:
             raise DataError(f'{folder}: {given} is there with and without a prefix, as of '
                             f'{family.prefix!r}')
-    unused = re.compile(f'{family.buffers or "$^"}|{family.language_head or "$^"}')
-    check_finite(folder, {name: tensor for name, tensor in tensors.items()
-                          if not unused.fullmatch(name)})
+        if not unused.fullmatch(name):
+            check_finite(folder, {given: tensor})
     change(tensors)
     problems: list[str] = []
     before = len(tensors)

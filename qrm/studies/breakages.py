@@ -474,8 +474,7 @@ def config_changed(ground: Ground, rng: np.random.Generator, folder: Path) -> Ou
     if most and steps > most:
         return Outcome('ran', f'{shown}: {steps} steps')
     logged = [row['step'] for row in rows if row['split'] == 'train']
-    if any(step % stored.train.log_every and step % stored.train.checkpoint_every and step != steps
-           for step in logged):
+    if logged != list(range(1, steps + 1)):
         return Outcome('ran', f'{shown}: logged at {logged}')
     with Checkpoints(str(folder / 'run'), read_only=True) as checkpoints:
         kept = checkpoints.steps

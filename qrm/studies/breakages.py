@@ -342,7 +342,10 @@ def folder_changed(ground: Ground, rng: np.random.Generator, folder: Path) -> Ou
         return Outcome(f'{name}: the same rewards')
     theirs = _rewards_of_transformers(place)
     if theirs is None:
-        return Outcome(f'{name}: loaded', '' if close else f'{name}: other rewards, unchecked')
+        # Of a setting other rewards may be the right ones, which nothing here can tell.
+        unknown = close or name.startswith('setting ')
+        return Outcome(f'{name}: loaded, not compared' if unknown else f'{name}: other rewards',
+                       '' if unknown else f'{name}: {found}, not {expected}')
     agrees = np.allclose(found, theirs, rtol=1e-3, atol=1e-3)
     return Outcome(f'{name}: as transformers', '' if agrees else f'{name}: {found}, not {theirs}')
 

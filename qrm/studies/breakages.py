@@ -563,8 +563,8 @@ def rows_generated(ground: Ground, rng: np.random.Generator, folder: Path) -> Ou
     def check(drawn: tuple[str, list[generated.Row]]) -> None:
         suffix, rows = drawn
         path = generated.write(folder, suffix, rows)
-        if path and (wrong := _wrong_with(path, rows, ground.classifier.tokenizer)):
-            raise AssertionError(f'{suffix}: {wrong}: {[row.values for row in rows]}')
+        if wrong := _wrong_with(path, rows, ground.classifier.tokenizer):
+            raise AssertionError(f'{path}: {wrong}: {[row.values for row in rows]}')
 
     try:
         check()

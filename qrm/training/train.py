@@ -324,7 +324,7 @@ def train(config: Any, folder: str) -> Outcome:
                           "'qrm-jax[tensorboard]'")
     _check_same_config(config)
     with workdir.lock(folder):
-        workdir.check_claim(folder, config)
+        workdir.check_claim(folder, config, gives_way=True)
         prepared = prepare(config, folder)
         identity = _identity(config, prepared)
         _check_same_run(folder, identity)

@@ -155,10 +155,15 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
     write_json(os.path.join(workdir, 'config.json'), json.loads(config.to_json()))
 
 
-def check_claim(workdir: str, config: ml_collections.ConfigDict) -> None:
+def check_claim(
+    workdir: str, config: ml_collections.ConfigDict, *, gives_way: bool = False
+) -> None:
     """Checks that a run in this folder, if there is one, has the same config.
 
-    A run that has no checkpoint yet, as it ended before its first, gives way to another one.
+    Args:
+      workdir: the folder.
+      config: of the run to be.
+      gives_way: one without a checkpoint, as it ended before its first, gives way to another.
 
     Raises:
       WorkdirError: the folder holds a run whose config differs; names each key with both values.
@@ -167,7 +172,7 @@ def check_claim(workdir: str, config: ml_collections.ConfigDict) -> None:
     changes = []
     if os.path.exists(path):
         changes = config_changes(read_json(path), json.loads(config.to_json()))
-    if changes and _has_checkpoints(workdir):
+    if changes and not (gives_way and not _has_checkpoints(workdir)):
         raise WorkdirError(
             f'{workdir} holds a run with another config; choose another --workdir or take '
             'back these changes:\n  ' + '\n  '.join(changes)

@@ -108,10 +108,11 @@ def test_configs_that_cannot_be_used(changes, expected):
 
 
 def test_a_checkpoint_that_is_read_in_spite_of_damage_is_noticed(ground, tmp_path, monkeypatch):
-    monkeypatch.setattr(breakages.Checkpoints, '_problem', lambda *_: '')
+    known = breakages._digests(ground.run[0])
+    monkeypatch.setattr(breakages, '_digests', lambda _: dict.fromkeys(known, 'other'))
     outcomes = [campaign.take('checkpoint_damaged', number, 0, ground, tmp_path)
-                for number in range(40)]
-    assert any(outcome.wrong for outcome in outcomes)
+                for number in range(2)]
+    assert all('has other numbers' in outcome.wrong for outcome in outcomes)
 
 
 def test_rows_that_are_read_otherwise_are_noticed(ground, tmp_path, monkeypatch):
@@ -119,7 +120,7 @@ def test_rows_that_are_read_otherwise_are_noticed(ground, tmp_path, monkeypatch)
 
     def swapped(row, where, **kwargs):
         found = read(row, where, **kwargs)
-        if len(found.responses) == 3:
+        if len(found.responses) == 2:
             return breakages.dataclasses.replace(found, responses=found.responses[::-1])
         return found
 
@@ -133,7 +134,9 @@ def test_folders_that_are_read_otherwise_are_noticed(ground, tmp_path, monkeypat
     monkeypatch.setattr(breakages, 'score', lambda *_, **__: expected + 1.0)
     monkeypatch.setattr(breakages, '_rewards_of_transformers', lambda place: None)
     outcomes = [campaign.take('folders', number, 0, ground, tmp_path) for number in range(8)]
-    assert all('other rewards' in outcome.wrong for outcome in outcomes)
+    assert all('not' in outcome.wrong for outcome in outcomes
+               if not outcome.how.startswith('setting'))
+    assert any(outcome.wrong for outcome in outcomes)
 
 
 def test_orders_that_repeat_are_noticed(ground, tmp_path, monkeypatch):
@@ -157,5 +160,5 @@ def test_generated_rows_are_half_valid_and_in_every_format():
 
     draw()
     rows = [row for _, some in found for row in some]
-    assert 0.3 < np.mean([row.meant is not None for row in rows]) < 0.7
+    assert 0.3 < np.mean([row.meant is not None for row in rows]) < 0.8
     assert {suffix for suffix, _ in found} == set(generated.SUFFIXES)

@@ -332,7 +332,7 @@ def test_a_checkpoint_is_read_for_what_is_not_kept_only(tmp_path, monkeypatch):
     assert len(reads) == 2
     path = tmp_path / 'checkpoint' / 'config.json'
     path.write_text(path.read_text() + '\n')
-    with pytest.raises(DataError, match='has other weights than those this run started with'):
+    with pytest.raises(DataError, match='weights that training starts from are not those'):
         train.train(own, str(tmp_path / 'one'))
     with pytest.raises(WorkdirError, match='other weights than those the run was trained on'):
         qrm.load(str(tmp_path / 'one'))

@@ -14,9 +14,7 @@ _WORKDIR = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
     'output', '', 'Folder to write into. Default: that of the run; of another model nothing is '
     'written.')
-_OUTPUTS = flags.DEFINE_string(
-    'outputs', '', "Of a model that is no run, what its outputs mean: 'quantiles', 'gaussian', or "
-    'the name or number of the one that is the reward. Default: as its config.json says.')
+launch.define_outputs()
 launch.define_print_config()
 launch.define_process_flags()
 
@@ -26,7 +24,7 @@ def main() -> None:
     from qrm.training import config
 
     print(evaluate.diagnose(launch.config(config.KEYS, config.check), _WORKDIR.value,
-                            _OUTPUT.value, _OUTPUTS.value))
+                            _OUTPUT.value, flags.FLAGS.outputs))
 
 
 def stored() -> ConfigDict:

@@ -15,9 +15,6 @@ _INPUT = flags.DEFINE_string(
     'input', None, 'File to score: .jsonl, .json, either with .gz, or .parquet.')
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'File to write, a line for each row read; with gzip if it ends in .gz.')
-_OUTPUTS = flags.DEFINE_string(
-    'outputs', '', "Of a model that is no run, what its outputs mean: 'quantiles', 'gaussian', or "
-    'the name or number of the one that is the reward. Default: as its config.json says.')
 _DATE = flags.DEFINE_string(
     'date', '', 'Of a model that is no run, the day (YYYY-MM-DD) that its chat template prints, if '
     'it prints any. Default: today.')
@@ -32,6 +29,7 @@ _MAX_LENGTH = flags.DEFINE_integer(
 _ROW_LENGTH = flags.DEFINE_integer(
     'row_length', 0, 'Tokens of a packed row; has no effect on scores. 0: the default.',
     lower_bound=0)
+launch.define_outputs()
 
 
 def main() -> None:
@@ -39,7 +37,7 @@ def main() -> None:
     from qrm.training import reward_model
 
     model = reward_model.load(
-        _CHECKPOINT.value, max_length=_MAX_LENGTH.value, outputs=_OUTPUTS.value,
+        _CHECKPOINT.value, max_length=_MAX_LENGTH.value, outputs=flags.FLAGS.outputs,
         date=_DATE.value)
     model = reward_model.read_otherwise(model, append_eos=_APPEND_EOS.value,
                                         read_before=_READ_BEFORE.value)

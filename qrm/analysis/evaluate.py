@@ -116,31 +116,25 @@ def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> st
         evaluation.predictions, subject.validation and subject.predict(subject.validation),
         **resampled, fits_ratings=subject.model.loss.reads != 'preferences')
     parts = [evaluation.report.format(), json.dumps(evaluation.metrics, indent=2)]
-    files = {'diagnostics.json': diagnosis}
-    if (found := _choices(evaluation.predictions, rules, resampled)) is not None:
-        files['choices.json'] = found
-        parts.append(selection.describe(found))
     text = verdict(diagnosis)
     if folder:
-        _write(folder, files, text)
+        workdir.write_json(os.path.join(folder, 'diagnostics.json'), diagnosis)
+        workdir.write_text(os.path.join(folder, 'verdict.txt'), text)
         if not jax.process_index():
             figures.save(folder, {
                 'diagnostics': figures.draw_diagnostics(diagnosis, evaluation.predictions)})
+    if (found := _choices(evaluation.predictions, rules, resampled)) is not None:
+        if folder:
+            workdir.write_json(os.path.join(folder, 'choices.json'), found)
+        parts.append(selection.describe(found))
     if config.evaluation.candidates:
         found = winrate.win_rates(
             subject.model, config.evaluation.candidates, config.evaluation.references,
             os.path.join(folder, 'reference_scores') if folder else '', **resampled)
         if folder:
-            _write(folder, {'win_rates.json': found})
+            workdir.write_json(os.path.join(folder, 'win_rates.json'), found)
         parts.append(winrate.describe(found))
     return '\n\n'.join([*parts, text])
-
-
-def _write(folder: str, files: dict[str, Any], text: str = '') -> None:
-    for name, value in files.items():
-        workdir.write_json(os.path.join(folder, name), value)
-    if text:
-        workdir.write_text(os.path.join(folder, 'verdict.txt'), text)
 
 
 def _choices(predictions: Predictions, rules: list[selection.Rule],

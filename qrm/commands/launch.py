@@ -36,6 +36,13 @@ def define_print_config() -> None:
     flags.DEFINE_bool('print_config', False, 'Print all keys with values and comments, and end.')
 
 
+def define_outputs() -> None:
+    """Defines `--outputs`, of commands that take models of other libraries."""
+    flags.DEFINE_string(
+        'outputs', '', "Of a model that is no run, what its outputs mean: 'quantiles', 'gaussian', "
+        'or the name or number of the one that is the reward. Default: as its config.json says.')
+
+
 def define_process_flags() -> None:
     """Defines the flags of commands that several processes can run together."""
     flags.DEFINE_string(

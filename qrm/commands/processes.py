@@ -12,7 +12,7 @@ import jax
 from absl import logging as absl_logging
 from jax.experimental import multihost_utils
 
-from qrm.data.comparisons import DataError
+from qrm.data.comparisons import DataError, in_a_line
 from qrm.training import interruptions
 from qrm.training.interruptions import Interrupted, NonFiniteLoss
 from qrm.training.schema import ConfigError
@@ -88,9 +88,8 @@ def _of_the_machine(error: BaseException) -> str:
     exhausted = isinstance(error, jax.errors.JaxRuntimeError) and (
         'RESOURCE_EXHAUSTED' in str(error))
     if isinstance(error, MemoryError) or exhausted:
-        reason = ' '.join(str(error).split())[:200] or 'MemoryError'
-        return (f'too little memory ({reason}); expected a smaller model, or fewer tokens at once: '
-                'train.rows, train.row_length, data.max_length, model.remat')
+        return (f'too little memory ({in_a_line(error)[:200]}); expected a smaller model, or fewer '
+                'tokens at once: train.rows, train.row_length, data.max_length, model.remat')
     return ''
 
 

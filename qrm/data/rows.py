@@ -26,7 +26,7 @@ _ROW_FORMS = "'chosen' + 'rejected', 'prompt' + 'responses' or 'prompt' + 'respo
 # Where else a prompt may stand if there is no 'prompt'.
 _CHAT_PROMPTS = ('messages', 'conversations', 'conversation', 'context')
 _TEXT_PROMPTS = ('question', 'instruction', 'query')
-# Of the form 'chosen' + 'rejected', where a prompt is no must: names by which data sets call it.
+# Names by which data sets call a prompt or a part of it, which are not read.
 _UNREAD_PROMPTS = ('context', 'history', 'input', 'inputs', 'post', 'problem', 'dialogue', 'dialog',
                    'prompt_text', 'system')
 # A text that is shorter may well stand at the start of its own answer.
@@ -36,7 +36,7 @@ _LONGEST_LITERAL = 2**20  # letters, as Python's parser takes far more memory th
 
 
 def parse_row(
-    row: Any, where: str, *, attributes: Sequence[str] = (), whole: bool = True
+    row: Any, where: str, *, attributes: Sequence[str] = (), literal: bool = False
 ) -> Comparison:
     """Turns one row of a data set into a `Comparison`.
 
@@ -59,14 +59,15 @@ def parse_row(
       row: the decoded row.
       where: 'file:line', used in errors and as the id of rows without one.
       attributes: names of rated attributes to read.
-      whole: whether responses that begin with the prompt may be whole dialogues.
+      literal: all is what it is called: responses continue the prompt, whatever they begin with,
+        and texts are texts, also if they look like messages.
 
     Raises:
       MalformedRow: names `where`, the key and what was expected.
     """
     if not isinstance(row, Mapping):
         raise MalformedRow(f'{where}: got {_kind(row)}, expected an object with {_ROW_FORMS}')
-    fields = _Fields(row, where, whole)
+    fields = _Fields(row, where, literal)
     name = fields.name('id')
     fields.where = where if name is None else f'{where} id={name}'
     known: dict[str, Any]
@@ -129,8 +130,8 @@ class _Fields:
       remarks: what was noticed about it.
     """
 
-    def __init__(self, row: Mapping[str, Any], where: str, whole: bool):
-        self._row, self._used, self._whole = row, set(), whole
+    def __init__(self, row: Mapping[str, Any], where: str, literal: bool):
+        self._row, self._used, self._literal = row, set(), literal
         self.where, self.remarks = where, list[str]()
 
     def fail(self, key: str, problem: str):
@@ -352,7 +353,7 @@ class _Fields:
         n = len(prompt)
         plainly = isinstance(prompt, str)
         # One that is the prompt alone is blank; of a chat it would have no message.
-        begin = [self._whole and n > 0 and text[:n] == prompt and (plainly or len(text) > n)
+        begin = [not self._literal and n > 0 and text[:n] == prompt and (plainly or len(text) > n)
                  for text in responses]
         if all(begin) and (not plainly or _unmistakable(prompt)):
             responses = tuple(text[n:] for text in responses)
@@ -372,7 +373,7 @@ class _Fields:
     def _text(self, key: str, value: Any) -> Text:
         if isinstance(value, str):
             self._check(key, value)
-            if _holds_messages(value):
+            if not self._literal and _holds_messages(value):
                 self.fail(key, 'text that is a list of chat messages, expected the list itself')
             return value
         if isinstance(value, Mapping) and _ROLE_KEYS & value.keys():

@@ -246,9 +246,10 @@ def _files(folder: str, split: str) -> list[str]:
         if len(names) > _MOST_PARTS:
             raise DataError(f'{folder}: {len(names)} parts of the {split} split, expected at most '
                             f'{_MOST_PARTS}')
-        if count and len(names) != int(count):
-            raise DataError(f'{folder}: {len(names)} parts of the {split} split, expected {count} '
-                            f'as {names[0]} says')
+        numbers = [int(_SHARD.search(name)[1]) for name in names] if count else []
+        if count and numbers != list(range(int(count))):
+            raise DataError(f'{folder}: {len(names)} parts of the {split} split, expected {count}, '
+                            f'numbered from 0, as {names[0]} says')
     return [os.path.join(folder, name) for names in parts.values() for name in names]
 
 

@@ -4,17 +4,15 @@ Each whole dialogue is tokenised once, so that its tokens are those a model woul
 dialogue stood alone; the longest common token prefix of the dialogues is the shared prompt.
 """
 
-import ast
 import collections
 import dataclasses
 import datetime
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-import jinja2
 import numpy as np
 import tokenizers
 import transformers
@@ -24,11 +22,10 @@ from qrm.data.comparisons import (
     DataError,
     DataReport,
     MalformedRow,
-    Text,
     in_a_line,
 )
+from qrm.data.templates import Tokenizer, change_template, render, stop_clock, unread_keys
 
-Tokenizer = transformers.PreTrainedTokenizerBase
 Ids = np.ndarray  # [length] int32
 
 OVERLONG = ('truncate_prompt', 'drop', 'error')
@@ -133,64 +130,6 @@ def load_tokenizer(path: str, now: datetime.datetime | None = None) -> Tokenizer
     return tokenizer
 
 
-def change_template(tokenizer: Tokenizer, change: Callable[[str], str]) -> bool:
-    """Changes the chat template of a tokenizer, or each of several; whether any is another now."""
-    before = tokenizer.chat_template
-    if isinstance(before, dict):
-        tokenizer.chat_template = {name: change(template) for name, template in before.items()}
-    elif before:
-        tokenizer.chat_template = change(before)
-    return tokenizer.chat_template != before
-
-
-_CLOCK = 'strftime_now'
-
-
-def stop_clock(template: str, now: datetime.datetime) -> str:
-    """A chat template that prints one time, whenever it is rendered.
-
-    Templates of Llama 3 and others print the day on which they are rendered, so that the same chat
-    has other tokens, and another reward, on the next. The clock is replaced inside of the template,
-    which is kept with the run and exported, by a macro of its name.
-
-    Raises:
-      ValueError: what the template prints depends on chance, or on the clock in a way that cannot
-        be known beforehand; or it is no template.
-    """
-    try:
-        found = [(kind, value) for _, kind, value in jinja2.Environment().lex(template)
-                 if kind not in ('whitespace', 'data') and 'comment' not in kind]
-    except jinja2.TemplateSyntaxError as error:
-        raise ValueError(f'cannot be read ({in_a_line(error)})') from error
-    words = [value for _, value in found]
-    formats = []
-    for i, (kind, word) in enumerate(found):
-        if word == 'lipsum' or (word == 'random' and words[i - 1] == '|') or (
-                kind == 'string' and words[max(i - 2, 0):i] == ['map', '(']
-                and word[1:-1] == 'random'):
-            raise ValueError('prints random words, expected a function of the chat')
-        if kind != 'name' or word != _CLOCK:
-            continue
-        if words[i - 1] == 'macro':
-            return template
-        after = words[i + 1:i + 6]
-        if after[:2] == ['is', 'defined'] or after[:3] == ['is', 'not', 'defined']:
-            continue
-        given = after[3:] if after[1:3] == ['format', '='] else after[1:]
-        if after[:1] != ['('] or given[1:2] != [')'] or given[0][:1] not in ('"', "'"):
-            raise ValueError(f'uses {_CLOCK} otherwise than with a format that is written out in '
-                             'quotes')
-        formats.append(given[0])
-    if not formats:
-        return template
-    cases = ''.join(
-        f'{{%- {"elif" if i else "if"} format == {text} -%}}'
-        f'{{{{ {now.strftime(ast.literal_eval(text))!r} }}}}'
-        for i, text in enumerate(dict.fromkeys(formats)))
-    # The line feed belongs to the tag before it: the template begins a line, as it did.
-    return f'{{%- macro {_CLOCK}(format) -%}}{cases}{{%- endif -%}}{{%- endmacro %}}\n{template}'
-
-
 def save_tokenizer(tokenizer: Tokenizer, folder: str) -> None:
     """Writes a tokenizer that versions 4 and 5 of transformers take as it is.
 
@@ -261,7 +200,7 @@ def tokenize(
         try:
             texts[plainly] += [
                 comparison.prompt + response if plainly else
-                _render(comparison, response, tokenizer, whole=reading.rendered_chats)
+                render(comparison, response, tokenizer, whole=reading.rendered_chats)
                 for response in comparison.responses]
         except MalformedRow as error:
             faults[i] = error
@@ -304,48 +243,13 @@ def prompt_sizes(
     plainly = isinstance(comparison.prompt, str)
     alone = []
     if comparison.prompt or plainly:
-        text = comparison.prompt if plainly else _render(comparison, (), tokenizer)
+        text = comparison.prompt if plainly else render(comparison, (), tokenizer)
         alone = next(_ids([text], tokenizer, add_special_tokens=plainly))
         if isinstance(alone, Exception):
             raise MalformedRow(f'{comparison.place}: the tokenizer refuses its prompt '
                                f'({in_a_line(alone)})')
     alone = np.asarray(alone, np.int32)
     return tuple(_common_length((alone, ids)) for ids in dialogues)
-
-
-def unread_keys(comparison: Comparison, tokenizer: Tokenizer) -> list[str]:
-    """Keys of a chat's messages, and 'tools', that hold something and change none of its dialogues.
-
-    So a template that prints no tool calls, say, is found by what it prints.
-    """
-    if isinstance(comparison.prompt, str):
-        return []
-    chats = [comparison.prompt, *comparison.responses]
-    keys = {key for chat in chats for message in chat for key, value in message.items()
-            if key not in ('role', 'content') and value not in ('', (), [], {})}
-    variants = {f'message key {key!r}': dataclasses.replace(
-        comparison, prompt=_without_key(comparison.prompt, key),
-        responses=tuple(_without_key(response, key) for response in comparison.responses))
-        for key in sorted(keys)}
-    if comparison.tools:
-        variants["key 'tools'"] = dataclasses.replace(comparison, tools=())
-    if not variants:
-        return []
-    whole = _rendered(comparison, tokenizer)
-    return [name for name, variant in variants.items() if _rendered(variant, tokenizer) == whole]
-
-
-def _without_key(chat: Text, key: str) -> Text:
-    return tuple({name: value for name, value in message.items() if name != key}
-                 for message in chat)
-
-
-def _rendered(comparison: Comparison, tokenizer: Tokenizer) -> list[str] | None:
-    """All dialogues of a chat as texts; None if the template refuses one."""
-    try:
-        return [_render(comparison, response, tokenizer) for response in comparison.responses]
-    except MalformedRow:
-        return None
 
 
 def split_prompt(
@@ -594,27 +498,6 @@ def _common_length(sequences: Sequence[Ids]) -> int:
     first = sequences[0][:limit]
     same = np.all([ids[:limit] == first for ids in sequences], axis=0)
     return limit if same.all() else int(np.argmin(same))
-
-
-def _render(
-    comparison: Comparison, response: Text, tokenizer: Tokenizer, *, whole: bool = False
-) -> str:
-    if tokenizer.chat_template is None:
-        raise DataError(f'{comparison.place}: chat messages, but the tokenizer '
-                        f'{tokenizer.name_or_path!r} has no chat template')
-    messages = [*comparison.prompt, *response]
-    try:
-        text = tokenizer.apply_chat_template(
-            messages, tools=list(comparison.tools) or None, tokenize=False,
-            add_generation_prompt=False)
-    except Exception as error:  # A template is a program, and fails in any way.
-        raise MalformedRow(f'{comparison.place}: the chat template refuses it '
-                           f'({in_a_line(error)})') from error
-    if whole:
-        return text
-    # Some templates end in EOS and a line feed: EOS is then the end, not to be appended again.
-    stripped = text.rstrip()
-    return stripped if stripped.endswith(tokenizer.eos_token or '\0') else text
 
 
 def _ids(

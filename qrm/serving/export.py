@@ -18,7 +18,8 @@ import ml_dtypes
 import numpy as np
 
 from qrm.data.comparisons import Comparison, DataError
-from qrm.data.tokens import Tokenizer, change_template, save_tokenizer, tokenize
+from qrm.data.templates import Tokenizer, change_template
+from qrm.data.tokens import save_tokenizer, tokenize
 from qrm.models import adapters, families, weights
 from qrm.models.families import Family
 from qrm.models.tuning import stack_blocks

@@ -10,7 +10,7 @@ import numpy as np
 
 from qrm.data.comparisons import DataError
 from qrm.data.sources import read_comparisons
-from qrm.data.tokens import unread_keys
+from qrm.data.templates import unread_keys
 from qrm.training.reward_model import RewardModel
 from qrm.training.workdir import write_bytes
 

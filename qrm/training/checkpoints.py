@@ -24,6 +24,7 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
+from qrm.data.comparisons import in_a_line
 from qrm.models.architecture import flat
 from qrm.training.workdir import WorkdirError, write_bytes
 
@@ -125,40 +126,6 @@ class Checkpoints:
         """Step of the checkpoint with the lowest held-out loss, the latest of equals."""
         return next(iter(self._ranked()), None)
 
-    def holds(self, step: int) -> bool:
-        """Whether a checkpoint is still in the folder."""
-        return os.path.isdir(self._folder(step))
-
-    def choose(self, which: int | str) -> int:
-        """Step of a checkpoint whose parameters are as they were saved.
-
-        Args:
-          which: 'best', 'last' or a step. In place of a best or last one that is damaged the next
-            good one is taken, and a note is printed.
-
-        Raises:
-          WorkdirError: there is none, or the one that is asked for is damaged.
-        """
-        for _ in range(_TRIES):
-            steps, vanished, problem = self.steps, False, ''
-            order = {'best': self._ranked(), 'last': steps[::-1]}.get(
-                which, [which] if which in steps else [])
-            for step in order:
-                found = self._problem(step, ('params',))
-                if not found:
-                    return step
-                if self.holds(step):
-                    problem = found
-                    print(f'note: {problem}', flush=True)
-                else:  # deleted by a run that goes on
-                    vanished = True
-                    break
-            if not vanished:
-                break
-        raise WorkdirError(problem or (
-            f'{self._workdir}: no checkpoint {which!r}; there are {self.steps}, expected one of '
-            "them, 'best' or 'last'"))
-
     def save(
         self, step: int, params: Any, state: Any, meta: dict[str, Any], loss: float | None
     ) -> None:
@@ -198,20 +165,55 @@ class Checkpoints:
         return (self._restore(step, 'params', params), self._restore(step, 'state', state),
                 self._manifests()[step].meta)
 
-    def restore_params(self, step: int, params: Any) -> Any:
-        """Restores the parameters alone, of a step from `choose`; else as `restore`."""
-        return self._restore(step, 'params', params)
+    def restore_params(self, which: int | str, params: Any) -> tuple[int, Any]:
+        """Restores parameters alone, of a checkpoint where they are as they were saved.
+
+        A run that goes on may delete what is being read: then it is chosen anew.
+
+        Args:
+          which: 'best', 'last' or a step. In place of a best or last one that is damaged the next
+            good one is taken, and a note is printed.
+          params: give shapes, dtypes and how to split.
+
+        Returns:
+          The step, and its parameters.
+
+        Raises:
+          ValueError: the checkpoint has other parameters.
+          WorkdirError: there is none, or the one that is asked for is damaged.
+        """
+        for _ in range(_TRIES):
+            steps, problem = self.steps, ''
+            order = {'best': self._ranked(), 'last': steps[::-1]}.get(
+                which, [which] if which in steps else [])
+            for step in order:
+                try:
+                    problem = self._problem(step, ('params',))
+                    if not problem:
+                        return step, self._restore(step, 'params', params)
+                except Exception as error:  # of files that vanish, and of many layers above them
+                    if os.path.isdir(self._folder(step)):
+                        raise ValueError(f'checkpoint {step}: {in_a_line(error)}') from error
+                if not os.path.isdir(self._folder(step)):
+                    break
+                print(f'note: {problem}', flush=True)
+            else:
+                raise WorkdirError(problem or (
+                    f'{self._workdir}: no checkpoint {which!r}; there are {steps}, expected one of '
+                    "them, 'best' or 'last'"))
+        raise WorkdirError(f'{self._workdir}: checkpoints were deleted while they were read, by '
+                           'the run that goes on there')
 
     def _restore(self, step: int, item: str, like: Any) -> Any:
-        # Reading alone no other process is waited for; a run restores in all of them together.
-        alone = ocp.options.MultiprocessingOptions()
+        # A run restores in all processes together; to read alone no other one is waited for.
+        processes = ocp.options.MultiprocessingOptions()
         if self._manager is None:
             this = jax.process_index()
-            alone = ocp.options.MultiprocessingOptions(
+            processes = ocp.options.MultiprocessingOptions(
                 primary_host=this, active_processes={this}, barrier_sync_key_prefix=f'alone{this}')
         path = os.path.join(self._folder(step), item)
-        handler = ocp.StandardCheckpointHandler(multiprocessing_options=alone)
-        with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        handler = ocp.StandardCheckpointHandler(multiprocessing_options=processes)
+        with ocp.Checkpointer(handler, multiprocessing_options=processes) as reader:
             if item == 'params':
                 _check_shapes(handler.metadata(epath.Path(path)).tree, like)
             return reader.restore(path, args=ocp.args.StandardRestore(_abstract(like)))
@@ -290,9 +292,8 @@ class Checkpoints:
         write_bytes(os.path.join(folder, _MANIFEST), digest + b'\n' + content)
 
     def _not_saved(self, error: Exception) -> WorkdirError:
-        reason = ' '.join(str(error).split())[:300] or type(error).__name__
-        return WorkdirError(f'{self._path}: a checkpoint could not be saved ({reason}); older ones '
-                            'are as they were')
+        return WorkdirError(f'{self._path}: a checkpoint could not be saved '
+                            f'({in_a_line(error)[:300]}); older ones are as they were')
 
 
 def _read_manifest(folder: str) -> Manifest | None:

@@ -41,7 +41,6 @@ from qrm.training.workdir import WorkdirError, read_json, runs_hint, write_json
 
 _ROWS = 1  # of `row_length` tokens
 _NAMED = 3  # comparisons in a message
-_TRIES = 5  # at a checkpoint, while a run deletes old ones
 # What a foreign head is taken to have learnt, which says how likely one response is to win.
 _OBJECTIVES = {'scalar': 'bradley_terry', 'quantile': 'bradley_terry_quantile_huber',
                'gaussian': 'distributional_bradley_terry'}
@@ -111,7 +110,7 @@ class RewardModel:
         comparisons = []
         for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
             row = {'prompt': prompt, 'responses': [given] if single[i] else given}
-            comparisons.append(parse_row(row, f'prompts[{i}]', whole=False))
+            comparisons.append(parse_row(row, f'prompts[{i}]', literal=True))
         scores, _ = self.score_comparisons(comparisons)
         return Scores(
             rewards=[float(r[0]) if one else r
@@ -286,7 +285,16 @@ def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
         raise WorkdirError(f'{folder}: no such folder; expected the tokenizer of the run')
     params, _ = jax.eval_shape(
         lambda key: network.tuning.split(network.init(key)), jax.random.key(0))
-    params = _restore_params(workdir, step, params)
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        try:
+            number, params = checkpoints.restore_params(step, params)
+        except ValueError as error:
+            if isinstance(error, WorkdirError):
+                raise
+            raise WorkdirError(f'{path}: describes other parameters than {error}') from error
+    if wrong := [name for name, leaf in flat(params).items()
+                 if not np.isfinite(np.asarray(leaf, np.float32)).all()]:
+        raise WorkdirError(f'{workdir}: checkpoint {number}: {wrong[0]} is not finite')
     kept = None
     if keep and network.tuning.kind == 'head':
         kept = Features(network, base, keep, rest[1], _ROWS)
@@ -297,27 +305,6 @@ def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
             raise WorkdirError(f'{path}: what was not trained comes from "base": {error}; if it '
                                'has been moved, say there where it is now') from error
     return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest, base, kept)
-
-
-def _restore_params(workdir: str, step: int | str, params: Params) -> Params:
-    """Parameters of a checkpoint of a run, which may be going on and delete what is read."""
-    for _ in range(_TRIES):
-        with Checkpoints(workdir, read_only=True) as checkpoints:
-            number = checkpoints.choose(step)
-            try:
-                found = checkpoints.restore_params(number, params)
-            except Exception as error:  # of files that vanish, and of many layers above them
-                if checkpoints.holds(number):
-                    raise WorkdirError(
-                        f'{workdir}: model.json describes other parameters than checkpoint '
-                        f'{number} has ({str(error).splitlines()[0]})') from error
-                continue
-            if wrong := [name for name, leaf in flat(found).items()
-                         if not np.isfinite(np.asarray(leaf, np.float32)).all()]:
-                raise WorkdirError(f'{workdir}: checkpoint {number}: {wrong[0]} is not finite')
-            return found
-    raise WorkdirError(f'{workdir}: checkpoint {number} was deleted while it was read, by the run '
-                       'that goes on there')
 
 
 def _tuning(values: Mapping[str, Any]) -> Tuning:

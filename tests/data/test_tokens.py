@@ -11,7 +11,7 @@ import tokenizers
 import transformers
 from ml_collections import ConfigDict
 
-from qrm.data import tokens
+from qrm.data import templates, tokens
 from qrm.data.comparisons import Comparison, DataError, DataReport, MalformedRow, check_malformed
 from qrm.data.files import read_rows
 from qrm.data.rows import parse_row
@@ -265,13 +265,13 @@ def test_what_a_template_does_not_print_is_counted(prints, kept, unread):
     chat = dataclasses.replace(
         _comparison(({'role': 'user', 'content': 'a', 'name': ''},), (_call('f'),), (_call('g'),)),
         tools=({'name': 'f'},))
-    assert tokens.unread_keys(chat, tokenizer) == unread
+    assert templates.unread_keys(chat, tokenizer) == unread
     report = DataReport('rows', 'train', read=1)
     encode([chat], tokenizer, report, Reading(100))
     assert (report.kept, report.identical) == (kept, 1 - kept)
     assert report.notes == {f'{key} not used by the chat template': 1 for key in unread}
     # Texts have none.
-    assert tokens.unread_keys(_comparison('a', 'b'), tokenizer) == []
+    assert templates.unread_keys(_comparison('a', 'b'), tokenizer) == []
 
 
 NOON = datetime.datetime(2024, 7, 26, 12, 5)
@@ -279,8 +279,8 @@ DATED = "{{ 'On ' + strftime_now('%d %b %Y') + strftime_now( \"%H:%M\" ) }}" + C
 
 
 def test_the_clock_of_a_template_stands_still(tmp_path, capsys):
-    stopped = tokens.stop_clock(DATED, NOON)
-    assert tokens.stop_clock(stopped, NOON.replace(year=2030)) == stopped
+    stopped = templates.stop_clock(DATED, NOON)
+    assert templates.stop_clock(stopped, NOON.replace(year=2030)) == stopped
     chat = [*_user('a'), *_assistant('b')]
     expected = 'On 26 Jul 202412:05<s>[u]a[a]b'
     assert _tokenizer(template=stopped).apply_chat_template(chat, tokenize=False) == expected
@@ -294,16 +294,16 @@ def test_the_clock_of_a_template_stands_still(tmp_path, capsys):
     for start in ('\n\n', '  {% if true %}\n{% endif %}x'):
         plain = _tokenizer(template=start + 'On 26 Jul 2024').apply_chat_template(
             chat, tokenize=False)
-        moved = tokens.stop_clock(start + "On {{ strftime_now(format='%d %b %Y') }}", NOON)
+        moved = templates.stop_clock(start + "On {{ strftime_now(format='%d %b %Y') }}", NOON)
         assert _tokenizer(template=moved).apply_chat_template(chat, tokenize=False) == plain
-    quoted = tokens.stop_clock('{# strftime_now(x) #}A | random walk '
+    quoted = templates.stop_clock('{# strftime_now(x) #}A | random walk '
                                '{{ strftime_now("It\'s %d") }}', NOON)
     assert _tokenizer(template=quoted).apply_chat_template(chat, tokenize=False) == (
         "A | random walk It's 26")
     asking = '{% if strftime_now is defined %}' + DATED + '{% endif %}'
-    asking = tokens.stop_clock(asking, NOON)
+    asking = templates.stop_clock(asking, NOON)
     assert _tokenizer(template=asking).apply_chat_template(chat, tokenize=False) == expected
-    assert tokens.stop_clock(CHAT_TEMPLATE, NOON) == CHAT_TEMPLATE
+    assert templates.stop_clock(CHAT_TEMPLATE, NOON) == CHAT_TEMPLATE
 
 
 @pytest.mark.parametrize(('template', 'reason'), [
@@ -523,7 +523,7 @@ def test_clocks_of_named_templates_stand_still(tmp_path):
     named = {'default': DATED, 'tool_use': CHAT_TEMPLATE}
     tokens.save_tokenizer(_tokenizer(template=named), str(tmp_path))
     found = tokens.load_tokenizer(str(tmp_path), NOON)
-    assert found.chat_template == {name: tokens.stop_clock(template, NOON)
+    assert found.chat_template == {name: templates.stop_clock(template, NOON)
                                    for name, template in named.items()}
     tokens.save_tokenizer(found, str(tmp_path / 'again'))
     assert tokens.load_tokenizer(str(tmp_path / 'again')).chat_template == found.chat_template

@@ -46,7 +46,7 @@ def test_checkpoints_hold_what_is_trained(runs):
     kind, whole, _ = runs
     initial = train.initial_network(on_devices.tiny_config(**KINDS[kind]))
     with Checkpoints(whole, read_only=True) as checkpoints:
-        params = checkpoints.restore_params(8, jax.eval_shape(lambda: initial.trained))
+        _, params = checkpoints.restore_params(8, jax.eval_shape(lambda: initial.trained))
     assert 'tokens' not in params['backbone']
     moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params, initial.trained)
     assert max(jax.tree.leaves(moved)) > 1e-3

@@ -47,8 +47,8 @@ def copied(saved, tmp_path):
 def _best(folder):
     """Best and last step as reading finds them, and the bias of each."""
     with Checkpoints(str(folder), read_only=True) as checkpoints:
-        return [(step, float(checkpoints.restore_params(step, _params(0))['head']['bias'][0]))
-                for step in map(checkpoints.choose, ('best', 'last'))]
+        found = [checkpoints.restore_params(which, _params(0)) for which in ('best', 'last')]
+    return [(step, float(params['head']['bias'][0])) for step, params in found]
 
 
 def test_what_was_saved_is_restored(saved):
@@ -129,9 +129,9 @@ def test_a_best_checkpoint_that_is_damaged_gives_way_to_the_next(copied, capsys)
     assert 'damaged, its SHA-256 is not that of manifest.json' in capsys.readouterr().out
     with Checkpoints(str(copied), read_only=True) as checkpoints:
         with pytest.raises(WorkdirError, match=r'checkpoints/2/params/.*: damaged, its SHA-256'):
-            checkpoints.choose(2)
+            checkpoints.restore_params(2, _params(0))
         with pytest.raises(WorkdirError, match=r'no checkpoint 7; there are \[1, 2, 3\], expected'):
-            checkpoints.choose(7)
+            checkpoints.restore_params(7, _params(0))
 
 
 def test_folders_that_are_no_checkpoints_are_set_aside(copied, capsys):

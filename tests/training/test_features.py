@@ -48,7 +48,7 @@ def config(head='quantile', **kwargs):
 def last_params(folder):
     """Parameters of the last checkpoint, in one row."""
     with Checkpoints(folder, read_only=True) as checkpoints:
-        saved = checkpoints.restore_params(checkpoints.latest, reward_model.load(
+        _, saved = checkpoints.restore_params('last', reward_model.load(
             folder, step='last', keep='none').params)
     return np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(saved)])
 

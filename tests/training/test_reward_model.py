@@ -95,6 +95,7 @@ def test_a_long_dialogue_is_cut_by_itself(model, comparisons):
 
 def test_responses_are_continuations_whatever_they_begin_with(model):
     """To repeat the question is not for free: an optimised policy would learn to."""
+    assert len(model.score(['a'], ['{"role": "user", "content": "x"}']).rewards) == 1
     prompt = 'What is the answer to it?'
     found = model.score([prompt], [[f'{prompt} No.', ' No.']])
     again = model.score([prompt + prompt], [' No.'])
@@ -149,15 +150,15 @@ def saved(model, tmp_path):
 
 def test_a_checkpoint_that_a_run_deletes_is_chosen_anew(saved, monkeypatch):
     """A run that goes on deletes old checkpoints while its model is being loaded."""
-    restore = Checkpoints.restore_params
+    restore = Checkpoints._restore
 
-    def vanish(self, number, params):
+    def vanish(self, number, *rest):
         if number == 1:
             shutil.rmtree(saved / 'checkpoints' / '1')
-        return restore(self, number, params)
+        return restore(self, number, *rest)
 
     first, second = qrm.load(str(saved)), qrm.load(str(saved), step=2)
-    monkeypatch.setattr(Checkpoints, 'restore_params', vanish)
+    monkeypatch.setattr(Checkpoints, '_restore', vanish)
     np.testing.assert_allclose(second.params['head']['kernel'], 2 * first.params['head']['kernel'])
     jax.tree.map(np.testing.assert_array_equal, qrm.load(str(saved)).params, second.params)
     with pytest.raises(workdir.WorkdirError, match=r'no checkpoint 1; there are \[2\], expected'):
@@ -165,11 +166,11 @@ def test_a_checkpoint_that_a_run_deletes_is_chosen_anew(saved, monkeypatch):
 
 
 def test_a_checkpoint_that_is_asked_for_and_vanishes_is_named(saved, monkeypatch):
-    def vanish(self, number, params):
+    def vanish(self, number, *rest):
         shutil.rmtree(saved / 'checkpoints' / str(number))
         raise FileNotFoundError('gone')
 
-    monkeypatch.setattr(Checkpoints, 'restore_params', vanish)
+    monkeypatch.setattr(Checkpoints, '_restore', vanish)
     with pytest.raises(workdir.WorkdirError, match='no checkpoint 1'):
         qrm.load(str(saved), step=1)
 

@@ -17,7 +17,8 @@ HOUSE = {
                  'evaluate'],
     'serving': ['score', 'export'],
     'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'compare', 'identifiability', 'best_of_n',
-                'costs', 'benchmark', 'scaling', 'generated', 'breakages', 'campaign'],
+                'costs', 'benchmark', 'scaling', 'generated', 'strikes', 'breakages',
+                'campaign'],
     'commands': ['configs', 'processes', 'launch', 'main'],
 }
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrm.studies import breakages
-from qrm.studies.breakages import Ground, Outcome
+from qrm.studies import breakages, strikes
+from qrm.studies.strikes import Ground, Outcome
 from qrm.training import schema, workdir
 from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, Table
 
@@ -32,7 +32,7 @@ class Measure(NamedTuple):
       what: is done, for the table.
       holds: what must come of it.
       trials: of the default run, and of the full one.
-      trial: see `breakages`.
+      trial: see `strikes`.
       size: how much a trial counts for.
     """
 
@@ -46,20 +46,20 @@ class Measure(NamedTuple):
 MEASURES = {
     'killed': Measure(
         'kill -9 at a random moment, rerun', 'bit for bit the same end', (12, 200),
-        breakages.killed),
+        strikes.killed),
     'killed_of_two': Measure(
         'the same with two processes, one of them killed',
-        'the other ends within 60 s, the rerun ends the same', (2, 50), breakages.killed_of_two),
+        'the other ends within 60 s, the rerun ends the same', (2, 50), strikes.killed_of_two),
     'checkpoint_damaged': Measure(
         'a byte flipped, a file cut, emptied, exchanged or removed in a checkpoint',
         'an older good one or an error; never other numbers', (40, 500),
         breakages.checkpoint_damaged),
     'disk_full': Measure(
         'disk full during a run (a file system of its own)',
-        'an error in one line; the rerun ends the same', (3, 50), breakages.disk_full),
+        'an error in one line; the rerun ends the same', (3, 50), strikes.disk_full),
     'stopped': Measure(
         'SIGTERM or SIGINT at a random moment', 'ended within 10 s, the rerun ends the same',
-        (8, 100), breakages.stopped),
+        (8, 100), strikes.stopped),
     'not_finite': Measure(
         'NaN or infinity in weights, rewards, gradients, data',
         'named; parameters on disk finite', (20, 100), breakages.not_finite),
@@ -78,7 +78,7 @@ MEASURES = {
         'every comparison once an epoch', (500, 2000), breakages.order_kept),
     'twice': Measure(
         'the command twice at once in one folder', 'one is refused, nothing lost', (3, 50),
-        breakages.run_twice),
+        strikes.run_twice),
 }
 
 KEYS: Table = {

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from qrm.studies import breakages, campaign, generated
-from qrm.studies.breakages import Ground, Outcome
+from qrm.studies.strikes import Ground, Outcome
 from qrm.training import schema
 from qrm.training.schema import ConfigError
 
@@ -108,8 +108,8 @@ def test_configs_that_cannot_be_used(changes, expected):
 
 
 def test_a_checkpoint_that_is_read_in_spite_of_damage_is_noticed(ground, tmp_path, monkeypatch):
-    known = breakages._digests(ground.run[0])
-    monkeypatch.setattr(breakages, '_digests', lambda _: dict.fromkeys(known, 'other'))
+    known = breakages.digests(ground.run[0])
+    monkeypatch.setattr(breakages, 'digests', lambda _: dict.fromkeys(known, 'other'))
     outcomes = [campaign.take('checkpoint_damaged', number, 0, ground, tmp_path)
                 for number in range(2)]
     assert all('has other numbers' in outcome.wrong for outcome in outcomes)

@@ -284,18 +284,23 @@ class _Fields:
 
     def tools(self) -> tuple[Mapping[str, Any], ...]:
         """Descriptions of tools, which may be a list or its JSON."""
-        value = self.get('tools', (list, tuple, str), 'a list of objects')
+        return self._objects('tools', self.get('tools', (list, tuple, str), 'a list of objects'))
+
+    def _objects(self, at: str, value: Any) -> tuple[Mapping[str, Any], ...]:
+        """A list of objects, or the JSON of one, as tables of texts have it."""
+        how = ''
         if isinstance(value, str):
+            how = ' as text'
             try:
                 value = json.loads(value) if value.strip() else []
             except (ValueError, RecursionError):
-                self.fail('tools', 'text, expected a list of objects')
+                self.fail(at, 'text, expected a list of objects')
         if value is not None and not isinstance(value, (list, tuple)):
-            self.fail('tools', f'{_kind(value)} as text, expected a list of objects')
-        for i, tool in enumerate(value or ()):
-            if not isinstance(tool, Mapping):
-                self.fail(f'tools[{i}]', f'{_kind(tool)}, expected an object')
-            self._check(f'tools[{i}]', tool)
+            self.fail(at, f'{_kind(value)}{how}, expected a list of objects')
+        for i, item in enumerate(value or ()):
+            if not isinstance(item, Mapping):
+                self.fail(f'{at}[{i}]', f'{_kind(item)}, expected an object')
+            self._check(f'{at}[{i}]', item)
         return tuple(value or ())
 
     def _prompt_key(self) -> str | None:
@@ -396,6 +401,8 @@ class _Fields:
         content = message.get(keys[1])
         more = {key: value for key, value in message.items()
                 if key not in keys and value is not None}
+        if 'tool_calls' in more:
+            more['tool_calls'] = list(self._objects(f'{at}.tool_calls', more['tool_calls']))
         if isinstance(content, (list, tuple)) and content:
             content = ''.join(self._part(f'{at}.{keys[1]}[{i}]', part)
                               for i, part in enumerate(content))

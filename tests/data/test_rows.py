@@ -280,8 +280,14 @@ def test_prompts_under_other_keys(row, prompt, form):
     (_pair(chosen='[{"id": 1, "role": "user", "content": "x"}]'), 'chosen', 'the list itself'),
     (_pair(chosen=[USER, {'role': 'assistant', 'content': [{'type': 'image', 'text': ''}]}]),
      'chosen[1].content[0]', "a part of type 'image'"),
-    (_pair(chosen=[USER, YES | {'tool_calls': {'\ud800': 1}}]), 'chosen[1].tool_calls key',
+    (_pair(chosen=[USER, YES | {'reasoning': {'\ud800': 1}}]), 'chosen[1].reasoning key',
      'lone surrogate'),
+    (_pair(chosen=[USER, YES | {'tool_calls': {'name': 'f'}}]), 'chosen[1].tool_calls',
+     'an object, expected a list of objects'),
+    (_pair(chosen=[USER, YES | {'tool_calls': 'f()'}]), 'chosen[1].tool_calls',
+     'text, expected a list of objects'),
+    (_pair(chosen=[USER, YES | {'tool_calls': '["f"]'}]), 'chosen[1].tool_calls[0]',
+     'text, expected an object'),
     ({'prompt': [USER], 'response': 'x', 'tools': '5'}, 'tools', 'an integer as text'),
     (_pair(prompt=None, context='Why?'), 'context', 'what may be the prompt'),
     (_pair(prompt=None, input='Why?'), 'input', 'what may be the prompt'),
@@ -306,7 +312,7 @@ def test_prompts_under_other_keys(row, prompt, form):
      'chosen[1].content[0]', "a part of type 'image', expected a part of type 'text'"),
     (_pair(chosen=[{'from': 'function_call', 'value': 'x'}]), 'chosen[0].from', 'expected one of'),
     (_pair(chosen=[USER, {'role': 'assistant'}]), 'chosen[1].content', 'nothing (the key is'),
-    (_pair(chosen=[USER, YES | {'tool_calls': [['\ud800']]}]), 'chosen[1].tool_calls.0.0',
+    (_pair(chosen=[USER, YES | {'reasoning': [['\ud800']]}]), 'chosen[1].reasoning.0.0',
      'lone surrogate'),
     ({'prompt': [USER], 'response': 'x', 'tools': 'f()'}, 'tools', 'expected a list of objects'),
     ({'prompt': [USER], 'response': 'x', 'tools': ['f']}, 'tools[0]', 'text, expected an object'),
@@ -321,7 +327,7 @@ def test_ambiguous_rows_are_refused(row, key, expected):
 def test_messages_that_are_too_deep_are_refused():
     deep = _nested(100)
     with pytest.raises(MalformedRow, match='more than 32 levels'):
-        parse_row({'prompt': [USER | {'tool_calls': deep}], 'response': 'x'}, WHERE)
+        parse_row({'prompt': [USER | {'reasoning': deep}], 'response': 'x'}, WHERE)
 
 
 @pytest.mark.parametrize(('prompt', 'repeated'), [
@@ -377,6 +383,9 @@ def test_all_that_messages_hold_is_kept_for_the_template():
     assert found.tools == tuple(tools)
     assert not found.remarks
     assert parse_row(row | {'tools': tools}, WHERE) == found
+    # As tables of texts have it: a template would print a call for each letter.
+    as_text = call | {'tool_calls': json.dumps(call['tool_calls'])}
+    assert parse_row(row | {'prompt': [USER, as_text, RESULT]}, WHERE) == found
     # What calls nothing must say something.
     with pytest.raises(MalformedRow, match=r"prompt\[1\]\.content': got null"):
         parse_row(row | {'prompt': [USER, call | {'tool_calls': []}]}, WHERE)

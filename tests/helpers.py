@@ -214,8 +214,8 @@ def load_config(name, arg='', **overrides):
 
 
 SGD = {'name': 'sgd', 'learning_rate': 0.1, 'schedule': 'constant', 'warmup_fraction': 0.0,
-       'final_fraction': 0.0, 'clip_norm': 0.0, 'b1': 0.9, 'b2': 0.95, 'eps': 1e-8,
-       'weight_decay': 0.0}
+       'warmup_floor': 0.0, 'final_fraction': 0.0, 'clip_norm': 0.0, 'b1': 0.9, 'b2': 0.95,
+       'eps': 1e-8, 'weight_decay': 0.0}
 # With words for tokens and the reference checkpoint of 40 words.
 WORDS = {
     'data.max_length': 24, 'train.batch_size': 4, 'train.row_length': 24, 'train.rows': 2,

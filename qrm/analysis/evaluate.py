@@ -195,7 +195,8 @@ def _encode(data: Any, model: RewardModel, comparisons: list[Comparison],
             report: DataReport) -> list[Encoded]:
     rated, head = model.loss.reads != 'preferences', model.network.head
     reading = reward_model.limited(
-        dataclasses.replace(model.reading, append_eos=data.append_eos), data.max_length,
+        dataclasses.replace(model.reading, append_eos=data.append_eos, as_chats=data.as_chats),
+        data.max_length,
         model.network.architecture, 'config.data.max_length')
     encoded = tokens.encode(comparisons, model.tokenizer, report, reading,
                             overlong=data.overlong, ratings=rated, attributes=head.attributes)

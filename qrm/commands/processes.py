@@ -85,9 +85,7 @@ def _of_the_machine(error: BaseException) -> str:
     if isinstance(error, OSError):
         place = f'{error.filename}: ' if error.filename else ''
         return f'{place}{error.strerror or error}'
-    exhausted = isinstance(error, jax.errors.JaxRuntimeError) and (
-        'RESOURCE_EXHAUSTED' in str(error))
-    if isinstance(error, MemoryError) or exhausted:
+    if interruptions.exhausts_memory(error):
         return (f'too little memory ({in_a_line(error)[:200]}); expected a smaller model, or fewer '
                 'tokens at once: train.rows, train.row_length, data.max_length, model.remat')
     return ''

@@ -5,6 +5,7 @@ ways is resolved by one rule for texts and chats, and noted, or refused.
 """
 
 import ast
+import dataclasses
 import json
 import math
 import re
@@ -120,6 +121,41 @@ def opening(prompt: Text) -> str:
     if prompt.startswith(_HUMAN):
         return prompt[len(_HUMAN):].split(_ASSISTANT)[0].strip()
     return prompt.strip()
+
+
+def as_chat(comparison: Comparison) -> Comparison:
+    """The same comparison with chats in place of texts.
+
+    Turns of a text become messages; a prompt without turns is one message of the user, and a
+    response one of the assistant. Blanks around each are left out, as templates put their own.
+
+    Raises:
+      MalformedRow: a prompt in turns that does not end where the assistant's begins.
+    """
+    prompt, responses = comparison.prompt, comparison.responses
+    if not isinstance(prompt, str):
+        return comparison
+    chat: Text = ({'role': 'user', 'content': prompt.strip()},) if prompt.strip() else ()
+    in_turns = prompt.startswith(_HUMAN) or (
+        not chat and all(response.startswith(_HUMAN) for response in responses))
+    if not in_turns:
+        chats = [({'role': 'assistant', 'content': text.strip()},) for text in responses]
+    elif not chat:
+        chats = [_messages(text) for text in responses]
+    else:
+        *chat, last = _messages(prompt)
+        if last != {'role': 'assistant', 'content': ''}:
+            raise MalformedRow(f"{comparison.place} field 'prompt': got turns that do not end in "
+                               f'{_ASSISTANT!r}, which responses are read as chats after')
+        chats = [_messages(_ASSISTANT + text) for text in responses]
+    return dataclasses.replace(comparison, prompt=tuple(chat), responses=tuple(chats))
+
+
+def _messages(text: str) -> Text:
+    """The turns of a text that begins with one, as messages."""
+    _, *parts = re.split(f'({_HUMAN}|{_ASSISTANT})', text)
+    return tuple({'role': 'user' if mark == _HUMAN else 'assistant', 'content': said.strip()}
+                 for mark, said in zip(parts[::2], parts[1::2], strict=True))
 
 
 class _Fields:

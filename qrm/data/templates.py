@@ -83,6 +83,40 @@ def _rendered(comparison: Comparison, tokenizer: Tokenizer) -> list[str] | None:
         return None
 
 
+def read(given: str) -> str:
+    """A chat template that is given as itself or as a file of it.
+
+    Raises:
+      DataError: it is neither.
+    """
+    if '{' in given:
+        return given
+    try:
+        with open(given, encoding='utf-8') as file:
+            return file.read()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f'chat template {given!r}: neither Jinja nor a file of it '
+                        f'({in_a_line(error)})') from error
+
+
+def settle(tokenizer: Tokenizer, now: datetime.datetime, given: str = '') -> None:
+    """Stops the clock of a tokenizer's chat template, or of the one given in its place.
+
+    Raises:
+      DataError: the template is no function of the chat, or `read` finds none.
+    """
+    if given:
+        tokenizer.chat_template = read(given)
+    name = tokenizer.name_or_path or 'the trained tokenizer'
+    try:
+        stopped = change_template(tokenizer, lambda template: stop_clock(template, now))
+    except ValueError as error:
+        raise DataError(f'{name}: the chat template {error}') from error
+    if stopped:
+        print(f'note: the chat template of {name} prints the time, which stands at '
+              f'{now:%Y-%m-%d %H:%M}', flush=True)
+
+
 def change_template(tokenizer: Tokenizer, change: Callable[[str], str]) -> bool:
     """Changes the chat template of a tokenizer, or each of several; whether any is another now."""
     before = tokenizer.chat_template

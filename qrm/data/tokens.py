@@ -24,7 +24,8 @@ from qrm.data.comparisons import (
     MalformedRow,
     in_a_line,
 )
-from qrm.data.templates import Tokenizer, change_template, render, stop_clock, unread_keys
+from qrm.data.rows import as_chat
+from qrm.data.templates import Tokenizer, render, settle, unread_keys
 
 Ids = np.ndarray  # [length] int32
 
@@ -79,6 +80,7 @@ class Reading:
       max_length: tokens of the longest dialogue; longer ones are cut.
       append_eos: EOS is appended to a dialogue unless it ends with it; it is then the last token,
         where rewards are read.
+      as_chats: texts are read as chats, see `rows.as_chat`.
       rendered_chats: chats are the tokens of their template, whatever it ends with, as a classifier
         of `transformers` is used; else they end with EOS as plain dialogues do.
       skipped: token that a dialogue is read without at its end, however often it stands there;
@@ -89,13 +91,15 @@ class Reading:
 
     max_length: int
     append_eos: bool = True
+    as_chats: bool = False
     rendered_chats: bool = False
     skipped: int | None = None
     share_prompt: bool = True
     size_prompt: bool = False
 
 
-def load_tokenizer(path: str, now: datetime.datetime | None = None) -> Tokenizer:
+def load_tokenizer(path: str, now: datetime.datetime | None = None,
+                   template: str = '') -> Tokenizer:
     """Loads a tokenizer from a local folder or the Hugging Face hub; runs no remote code.
 
     A `tokenizer.json` is taken as it is. Of some families, such as qwen2, AutoTokenizer of
@@ -105,6 +109,7 @@ def load_tokenizer(path: str, now: datetime.datetime | None = None) -> Tokenizer
       path: of the folder, or name on the hub.
       now: what the clock of a chat template stands at from now on, see `stop_clock`; None: at the
         time of this call.
+      template: chat template in place of its own, see `templates.read`; '': its own.
 
     Raises:
       DataError: there is none at `path`, or its chat template is no function of the chat.
@@ -119,14 +124,7 @@ def load_tokenizer(path: str, now: datetime.datetime | None = None) -> Tokenizer
             f'{path}: no tokenizer could be loaded ({in_a_line(error)}); expected tokenizer.json, '
             'or vocab.json and merges.txt, or set config.model.tokenizer to where it is'
         ) from error
-    now = now or datetime.datetime.now()
-    try:
-        stopped = change_template(tokenizer, lambda template: stop_clock(template, now))
-    except ValueError as error:
-        raise DataError(f'{path}: the chat template {error}') from error
-    if stopped:
-        print(f'note: the chat template of {path} prints the time, which stands at '
-              f'{now:%Y-%m-%d %H:%M}', flush=True)
+    settle(tokenizer, now or datetime.datetime.now(), template)
     return tokenizer
 
 
@@ -196,8 +194,9 @@ def tokenize(
     texts: dict[bool, list[str]] = {True: [], False: []}  # plain or not -> dialogues
     faults: dict[int, MalformedRow] = {}
     for i, comparison in enumerate(comparisons):
-        plainly = isinstance(comparison.prompt, str)
         try:
+            comparison = as_read(comparison, reading)
+            plainly = isinstance(comparison.prompt, str)
             texts[plainly] += [
                 comparison.prompt + response if plainly else
                 render(comparison, response, tokenizer, whole=reading.rendered_chats)
@@ -211,7 +210,7 @@ def tokenize(
         if i in faults:
             result.append(faults[i])
             continue
-        plainly = isinstance(comparison.prompt, str)
+        plainly = isinstance(comparison.prompt, str) and not reading.as_chats
         dialogues = [next(source[plainly]) for _ in comparison.responses]
         refused = [ids for ids in dialogues if isinstance(ids, Exception)]
         if refused:
@@ -227,6 +226,15 @@ def tokenize(
             [np.asarray(ids, np.int32) for ids in dialogues] if all(map(len, dialogues)) else
             MalformedRow(f'{comparison.place}: a dialogue has no tokens, expected text'))
     return result
+
+
+def as_read(comparison: Comparison, reading: Reading) -> Comparison:
+    """A comparison as it is read: texts, chats, or texts as chats.
+
+    Raises:
+      MalformedRow: see `rows.as_chat`.
+    """
+    return as_chat(comparison) if reading.as_chats else comparison
 
 
 def prompt_sizes(
@@ -391,7 +399,8 @@ def encode_to_score(
         leads = [min(_lead(ids, tokenizer), max_length - 1) for ids in dialogues]
         excesses = [len(ids) - max_length for ids in dialogues]
         cut += sum(excess > 0 for excess in excesses)
-        sizes = prompt_sizes(comparison, dialogues, tokenizer) if reading.size_prompt else ()
+        sizes = (prompt_sizes(as_read(comparison, reading), dialogues, tokenizer)
+                 if reading.size_prompt else ())
         sizes = tuple(map(_size_after_cut, sizes, leads, excesses))
         prompt, responses = split_prompt(
             [np.delete(ids, np.s_[lead:lead + max(excess, 0)])
@@ -452,6 +461,7 @@ def _remembered(
     def complete(comparison: Comparison, dialogues: list[Ids] | MalformedRow):
         if isinstance(dialogues, MalformedRow):
             return dialogues
+        comparison = as_read(comparison, reading)
         try:
             sizes = (prompt_sizes(comparison, dialogues, tokenizer) if reading.size_prompt
                      else ())

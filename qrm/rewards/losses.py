@@ -21,7 +21,8 @@ from qrm.rewards import distributions
 from qrm.rewards.distributions import Atoms, Distribution, Gaussians
 from qrm.rewards.heads import HEADS, QUANTILE_HEADS, HeadConfig, Reward
 
-TARGETS = ('label', 'margin', 'teacher')
+TARGETS = ('label', 'margin', 'teacher', 'own_mean')
+HUBER_SIDES = ('both', 'chosen')
 
 
 _TOGETHER = 64  # responses of a comparison whose pairs are all computed at once
@@ -65,6 +66,8 @@ class LossConfig:
       objective: one of `OBJECTIVES`.
       targets: what the quantile Huber loss regresses on, see `quantile_huber_targets`.
       huber_weight: lambda, the weight of the quantile Huber loss.
+      huber_sides: whose quantiles it acts on, those of 'both' sides or of the 'chosen' one.
+      pair_epsilon: what is added to the probability inside of the logarithm of Bradley-Terry.
       kappa: threshold of the Huber loss.
       ema_decay: of the teacher's parameters, an exponential moving average ('teacher' targets).
       anchor_weight: weight of an annotator's ratings beside its preferences.
@@ -80,6 +83,8 @@ class LossConfig:
     objective: str
     targets: str = 'label'
     huber_weight: float = 0.1
+    huber_sides: str = 'both'
+    pair_epsilon: float = 0.0
     kappa: float = 1.0
     ema_decay: float = 0.99
     anchor_weight: float = 1.0
@@ -93,13 +98,18 @@ class LossConfig:
             raise ValueError(f'objective {self.objective!r}, expected one of {tuple(OBJECTIVES)}')
         if self.targets not in TARGETS:
             raise ValueError(f'targets {self.targets!r}, expected one of {TARGETS}')
+        if self.huber_sides not in HUBER_SIDES:
+            raise ValueError(f'huber_sides {self.huber_sides!r}, expected one of {HUBER_SIDES}')
+        if self.pair_epsilon and not self.objective.startswith('bradley_terry'):
+            raise ValueError(f'pair_epsilon={self.pair_epsilon} with the objective '
+                             f'{self.objective!r}, expected 0: only Bradley-Terry on means has it')
         if not 0 < self.kappa < math.inf:
             raise ValueError(f'kappa={self.kappa}, expected a finite positive number')
         if not (0 <= self.ema_decay < 1 and 0 <= self.label_smoothing < 0.5):
             raise ValueError(f'ema_decay={self.ema_decay}, label_smoothing={self.label_smoothing}, '
                              'expected numbers in [0, 1) and [0, .5)')
-        for key in ('huber_weight', 'anchor_weight', 'centre_weight', 'entropy_weight',
-                    'lm_weight'):
+        for key in ('huber_weight', 'pair_epsilon', 'anchor_weight', 'centre_weight',
+                    'entropy_weight', 'lm_weight'):
             if not 0 <= getattr(self, key) < math.inf:
                 raise ValueError(f'{key}={getattr(self, key)}, expected a finite number that is '
                                  'not negative')
@@ -170,21 +180,27 @@ class Side(NamedTuple):
 # Preferences
 
 
-def bradley_terry(chosen: jax.Array, rejected: jax.Array, margin: jax.Array | float = 0.0):
+def bradley_terry(chosen: jax.Array, rejected: jax.Array, margin: jax.Array | float = 0.0,
+                  epsilon: float = 0.0):
     """-log sigma(r_c - r_r - m), Bradley & Terry 1952; margin as in Touvron et al. 2023, eq. 2.
 
     Identifies the means up to a constant; a spread gets no gradient and keeps its initial size.
-    `log_sigmoid` keeps the gradient of badly wrong pairs, which log(sigma + eps) loses.
+    `log_sigmoid` keeps the gradient of badly wrong pairs, which log(sigma + epsilon) loses: its
+    slope is that of Bradley-Terry times sigma / (sigma + epsilon).
 
     Args:
       chosen, rejected: [] rewards.
       margin: by how much the chosen reward should be ahead.
+      epsilon: added to the probability; MOSS-RLHF and the paper's own code add 1e-5.
 
     Returns:
       [] nats.
     """
     chex.assert_rank([chosen, rejected], 0)
-    return -jax.nn.log_sigmoid(chosen - rejected - margin)
+    difference = chosen - rejected - margin
+    if epsilon:
+        return -jnp.log(jax.nn.sigmoid(difference) + epsilon)
+    return -jax.nn.log_sigmoid(difference)
 
 
 def distributional_bradley_terry(
@@ -233,7 +249,7 @@ def quantile_huber_targets(chosen: Side, rejected: Side, targets: str):
     """What the quantiles of the two sides of a pair regress on.
 
     QR-DQN regresses on Bellman targets; a preference pair carries no observed reward and the
-    paper names no target.
+    paper's text names no target.
 
     'label' (default) is +1 for the chosen and -1 for the rejected side: the only value the pair
     itself provides, one fixed scale for all pairs, and the targets do not move with the network.
@@ -241,6 +257,9 @@ def quantile_huber_targets(chosen: Side, rejected: Side, targets: str):
     reward's uncertainty. 'margin' is the other side's mean plus or minus 1. 'teacher' is the mean
     that a moving average of the parameters gives the same response (after mean teachers, Tarvainen
     & Valpola 2017), a negative control: the target has no spread, so the quantiles collapse.
+    'own_mean' is the mean of the side's own quantiles, without gradient, as in the paper's own
+    code (min-seong-kim/QR-RLHF, c0f8e59): the teacher without delay, so that the fixed point has
+    all quantiles equal.
 
     Args:
       chosen, rejected: of atoms.
@@ -253,6 +272,8 @@ def quantile_huber_targets(chosen: Side, rejected: Side, targets: str):
         return jnp.float32(1.0), jnp.float32(-1.0)
     if targets == 'teacher':
         return chosen.teacher, rejected.teacher
+    if targets == 'own_mean':
+        return chosen.reward.mean, rejected.reward.mean
     return rejected.reward.mean + 1.0, chosen.reward.mean - 1.0
 
 
@@ -264,12 +285,16 @@ def bradley_terry_quantile_huber(
     huber_weight: float,
     kappa: float,
     targets: str,
+    huber_sides: str = 'both',
+    pair_epsilon: float = 0.0,
 ):
     """The paper's objective: Bradley-Terry on the means plus lambda times quantile Huber.
 
     Kim, Hong & Kim combine the log-sigmoid loss with the quantile Huber loss of QR-DQN; here
     BT(mean q(c), mean q(r)) + lambda (QH(q(c), t_c) + QH(q(r), t_r)). With fixed targets the scale
     of the rewards shrinks as lambda grows, and the quantiles identify the win rate once more.
+    The paper's own code has targets 'own_mean' of the chosen side alone, lambda 1, kappa 1 and
+    epsilon 1e-5.
 
     Args:
       chosen, rejected: of atoms.
@@ -277,14 +302,17 @@ def bradley_terry_quantile_huber(
       huber_weight: lambda.
       kappa: see `quantile_huber`.
       targets: see `quantile_huber_targets`.
+      huber_sides: one of `HUBER_SIDES`.
+      pair_epsilon: see `bradley_terry`.
 
     Returns:
       [] the loss.
     """
     sides = zip((chosen, rejected), quantile_huber_targets(chosen, rejected, targets), strict=True)
-    huber = sum(quantile_huber(side.reward.values, side.taus, target, kappa=kappa)
-                for side, target in sides)
-    return (bradley_terry(chosen.reward.mean, rejected.reward.mean, margin)
+    each = [quantile_huber(side.reward.values, side.taus, target, kappa=kappa)
+            for side, target in sides]
+    huber = each[0] if huber_sides == 'chosen' else sum(each)
+    return (bradley_terry(chosen.reward.mean, rejected.reward.mean, margin, pair_epsilon)
             + huber_weight * huber)
 
 
@@ -538,7 +566,8 @@ def _entropy(weights: jax.Array) -> jax.Array:
 def _pair_loss(config: LossConfig) -> Callable[[Side, Side, jax.Array], jax.Array]:
     """The configured objective of a pair (chosen, rejected, margin)."""
     return {
-        'bradley_terry': lambda c, r, m: bradley_terry(c.reward.mean, r.reward.mean, m),
+        'bradley_terry': lambda c, r, m: bradley_terry(
+            c.reward.mean, r.reward.mean, m, config.pair_epsilon),
         'distributional_bradley_terry': lambda c, r, m: distributional_bradley_terry(
             c.reward, r.reward, m),
         'quantile_bradley_terry': lambda c, r, m: quantile_bradley_terry(
@@ -546,7 +575,8 @@ def _pair_loss(config: LossConfig) -> Callable[[Side, Side, jax.Array], jax.Arra
         'posterior_quantile_regression': lambda c, r, m: posterior_quantile_regression(c, r),
         'bradley_terry_quantile_huber': lambda c, r, m: bradley_terry_quantile_huber(
             c, r, m, huber_weight=config.huber_weight, kappa=config.kappa,
-            targets=config.targets),
+            targets=config.targets, huber_sides=config.huber_sides,
+            pair_epsilon=config.pair_epsilon),
     }[config.objective]
 
 

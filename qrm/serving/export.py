@@ -147,6 +147,8 @@ def card(
              'dialogue': 'from the mean over all tokens'}[model.network.head.reads[0]]
     ends = ('Dialogues end with the end-of-sequence token: the chat template writes it, plain text '
             'needs it appended. ' if appended and suffix else '')
+    if model.reading.as_chats:
+        ends = 'It was trained on chats: use the chat template, also for single texts. '
     return f"""---
 {header}
 pipeline_tag: text-classification
@@ -347,6 +349,8 @@ def _suffix(tokenizer: Tokenizer, model: RewardModel) -> str:
     Raises:
       DataError: nothing does, as the tokenizer ends texts in its own way.
     """
+    if model.reading.as_chats:  # all goes through the chat template
+        return ''
     comparison = Comparison('text', 'a b', (' c',), 'a b')
     [[expected]] = tokenize([comparison], model.tokenizer, model.reading)
     for suffix in ('', tokenizer.eos_token or ''):

@@ -26,6 +26,7 @@ from qrm.studies.strikes import (
 from qrm.training import config as config_lib
 from qrm.training import reward_model, train, workdir
 from qrm.training.checkpoints import Checkpoints
+from qrm.training.interruptions import exhausts_memory
 
 
 def checkpoint_damaged(ground: Ground, rng: np.random.Generator, folder: Path) -> Outcome:
@@ -259,6 +260,8 @@ def config_changed(ground: Ground, rng: np.random.Generator, folder: Path) -> Ou
         traced = 'Traceback' in str(error) or len(str(error).splitlines()) > 20
         return Outcome('refused', f'{shown}: {error}' if traced else '')
     except Exception as error:
+        if exhausts_memory(error):  # a command says in a line what takes less
+            return Outcome('too little memory')
         return Outcome('refused', f'{shown}: {type(error).__name__}: {str(error)[:300]}')
     stored = workdir.load_config(str(folder / 'run'))
     rows = workdir.read_metrics(str(folder / 'run'))

@@ -59,6 +59,10 @@ KEYS: Table = {
         (), Each(str), 'keys of rows that are ratings of attributes; (): of the whole response'),
     'data.append_eos': Key(
         True, ANY, "the reward is read at the last token: EOS, or the text's own last"),
+    'data.as_chats': Key(
+        False, ANY,
+        'texts are read as chats, by the chat template: their turns are messages, a prompt without '
+        'turns is one'),
     'data.validation_fraction': Key(
         0.05, Range(0, 1, open_low=True, open_high=True),
         'share of training prompts held out to choose a checkpoint'),
@@ -81,6 +85,8 @@ KEYS: Table = {
         "Hugging Face folder or hub name; '': random weights of the sizes below"),
     'model.tokenizer': Key(
         '', ANY, "folder or hub name; '': the checkpoint's, or one trained on the data"),
+    'model.chat_template': Key(
+        '', ANY, "Jinja, or a file of it, in place of the tokenizer's chat template; '': that"),
     'model.dtype': Key(
         'float32', OneOf(DTYPES),
         "of the computation, 'float32' or 'bfloat16'; parameters are float32"),
@@ -130,6 +136,7 @@ KEYS: Table = {
         5.0, POSITIVE, 'of the categorical head: atoms from -5 to 5, units of reward'),
     'head.num_cosines': Key(64, AT_LEAST_ONE, 'of tau, that the implicit quantile head reads'),
     'head.num_factors': Key(1, AT_LEAST_ONE, 'numbers in which annotators differ (annotator head)'),
+    'head.bias': Key(False, ANY, 'a bias, which Bradley-Terry on means cannot move'),
     'head.reads': Key(
         ('last',), Each(str),
         "of hidden states: 'last' token, 'mean' over the response, 'dialogue' (over all of it), "
@@ -154,8 +161,14 @@ KEYS: Table = {
     'loss.annotator': Key('annotator_bradley_terry', _OBJECTIVE, 'of the annotator head'),
     'loss.targets': Key(
         'label', OneOf(losses.TARGETS),
-        "of the quantile Huber loss: 'label', +1 and -1, 'margin', or 'teacher' (control)"),
+        "of the quantile Huber loss: 'label', +1 and -1, 'margin', 'teacher' (control), or "
+        "'own_mean' (as the paper's authors ran it)"),
     'loss.huber_weight': Key(0.1, NOT_NEGATIVE, 'lambda, weight of the quantile Huber loss'),
+    'loss.huber_sides': Key(
+        'both', OneOf(losses.HUBER_SIDES), "whose quantiles it acts on, 'both' or 'chosen'"),
+    'loss.pair_epsilon': Key(
+        0.0, NOT_NEGATIVE,
+        'added to the probability inside of the logarithm of Bradley-Terry; 0: none'),
     'loss.kappa': Key(1.0, POSITIVE, 'threshold of the Huber loss, in units of reward'),
     'loss.ema_decay': Key(0.99, BELOW_ONE, "of the teacher's parameters, a moving average"),
     'loss.anchor_weight': Key(
@@ -175,6 +188,8 @@ KEYS: Table = {
         'cosine', OneOf(step.SCHEDULES),
         "after warm-up: 'cosine', 'linear', 'constant' or 'inverse_sqrt'"),
     'optimizer.warmup_fraction': Key(0.03, SHARE, 'share of the run over which the rate rises'),
+    'optimizer.warmup_floor': Key(
+        0.0, SHARE, 'share of the peak below which the rate is at no time of the warm-up'),
     'optimizer.final_fraction': Key(0.0, SHARE, 'cosine, linear: share of the peak at the end'),
     'optimizer.b1': Key(0.9, BELOW_ONE, 'AdamW: decay of the mean of gradients'),
     'optimizer.b2': Key(0.95, BELOW_ONE, 'AdamW: decay of the mean of squared gradients'),
@@ -273,8 +288,8 @@ def check(config: Any, more: Table | None = None) -> None:
     schema.raise_all(problems)
 
 
-_PATHS = ('data.path', 'model.checkpoint', 'model.tokenizer', 'train.features',
-          'evaluation.candidates', 'evaluation.references')
+_PATHS = ('data.path', 'model.checkpoint', 'model.tokenizer', 'model.chat_template',
+          'train.features', 'evaluation.candidates', 'evaluation.references')
 
 
 _DEMO = ('data.path', 'demo')  # whatever is called so in the folder that one is in

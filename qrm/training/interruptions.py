@@ -1,7 +1,9 @@
-"""How a run ends before its time: by a signal, or by a number that is not finite."""
+"""How a run ends before its time: by a signal, a number that is not finite, too little memory."""
 
 import signal
 from typing import Any, Self
+
+import jax
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -13,6 +15,14 @@ class Interrupted(BaseException):
 
     No plain exception: libraries catch those where a failure is of no importance.
     """
+
+
+def exhausts_memory(error: BaseException) -> bool:
+    """Whether an error says that there is too little memory, of the host or of a device."""
+    # While it compiles XLA says RESOURCE_EXHAUSTED, while it runs INTERNAL (jaxlib 0.10.2, CPU).
+    return isinstance(error, MemoryError) or (
+        isinstance(error, jax.errors.JaxRuntimeError)
+        and any(words in str(error) for words in ('RESOURCE_EXHAUSTED', 'Out of memory')))
 
 
 _before_training: list[str] = []  # signals that came when nothing had entered `Signals`

@@ -92,7 +92,8 @@ def make_schedule(config: Any, steps: int) -> optax.Schedule:
         return decay
     # The first step already moves: it takes 1 / warmup of the peak.
     rise = optax.linear_schedule(peak / warmup, peak, max(warmup - 1, 1))
-    return optax.join_schedules([rise, decay], [warmup])
+    floor = peak * config.warmup_floor
+    return optax.join_schedules([lambda step: jnp.maximum(rise(step), floor), decay], [warmup])
 
 
 def make_optimizer(config: Any, steps: int) -> optax.GradientTransformation:

@@ -17,7 +17,7 @@ import tqdm
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from qrm.data import packing, sources, tokens
+from qrm.data import packing, sources, templates, tokens
 from qrm.data.comparisons import DataError, DataReport, check_malformed
 from qrm.data.seen import Seen
 from qrm.data.tokens import Encoded, Reading, Tokenizer
@@ -195,13 +195,15 @@ def read_data(config: Any, folder: str | None = None) -> Data:
     elif config.model.tokenizer or config.model.checkpoint:
         tokenizer = tokens.load_tokenizer(
             config.model.tokenizer or adapters.find(config.model.checkpoint).tokenizer,
-            _common_time())
+            _common_time(), config.model.chat_template)
     else:
         texts = tokens.texts_of(splits['train'][0])
         tokenizer = tokens.train_tokenizer(texts, a.vocab_size)
+        templates.settle(tokenizer, _common_time(), config.model.chat_template)
     reward_model.check_vocabulary(tokenizer, a)
     reading = reward_model.limited(
-        Reading(a.max_positions, append_eos=config.data.append_eos, share_prompt=a.causal,
+        Reading(a.max_positions, append_eos=config.data.append_eos,
+                as_chats=config.data.as_chats, share_prompt=a.causal,
                 size_prompt=network.head.sizes_prompts),
         config.data.max_length, a, 'config.data.max_length')
     encoded = {

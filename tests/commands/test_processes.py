@@ -41,7 +41,9 @@ def test_what_ends_a_command_is_a_line(error, code, expected, capsys):
 
 
 @pytest.mark.parametrize('error', [
-    MemoryError(), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nallocating 9 G')])
+    MemoryError(), jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory\nallocating 9 G'),
+    jax.errors.JaxRuntimeError('INTERNAL: Error dispatching computation: Out of memory allocating'),
+])
 def test_too_little_memory_is_a_line_that_says_what_to_change(error, capsys):
     code, text = _end(error, capsys)
     assert code == 2

@@ -7,7 +7,7 @@ import pytest
 
 from qrm.data.comparisons import Comparison, MalformedRow
 from qrm.data.files import read_rows
-from qrm.data.rows import opening, parse_row
+from qrm.data.rows import as_chat, opening, parse_row
 
 WHERE = 'rows.jsonl:7'
 HUGE = 10**400  # an integer that no float can hold
@@ -690,3 +690,40 @@ def test_texts_that_begin_alike_are_not_one_group():
     first, second = (parse_row({'chosen': f'The cat {i} sat', 'rejected': f'The dog {i} ran'},
                                f'f:{i}') for i in range(2))
     assert first.group != second.group
+
+
+# Texts as chats.
+
+
+def _said(*messages):
+    return tuple({'role': 'assistant' if role == 'A' else 'user', 'content': content}
+                 for role, content in messages)
+
+
+@pytest.mark.parametrize(('row', 'prompt', 'responses'), [
+    ({'chosen': '\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nAssistant: So.',
+      'rejected': '\n\nHuman: Hi\n\nAssistant: Yes?\n\nHuman: Why\n\nAssistant: No.\n\nHuman: Oh'},
+     [('U', 'Hi'), ('A', 'Yes?'), ('U', 'Why')],
+     [[('A', 'So.')], [('A', 'No.'), ('U', 'Oh')]]),
+    # Nothing in common but a mark.
+    ({'chosen': '\n\nHuman: Hi\n\nAssistant: a', 'rejected': '\n\nHuman: Ho\n\nAssistant: b'},
+     [], [[('U', 'Hi'), ('A', 'a')], [('U', 'Ho'), ('A', 'b')]]),
+    ({'prompt': '\n\nHuman: Q\n\nAssistant:', 'responses': [' a', '']}, [('U', 'Q')],
+     [[('A', 'a')], [('A', '')]]),
+    ({'prompt': ' Why? ', 'response': ' So.\n'}, [('U', 'Why?')], [[('A', 'So.')]]),
+    # A mark inside of a text is a text.
+    ({'prompt': 'Say\n\nHuman: x', 'response': 'y'}, [('U', 'Say\n\nHuman: x')], [[('A', 'y')]]),
+    ({'prompt': [USER], 'response': 'Yes'}, [('U', 'Hi')], [[('A', 'Yes')]]),
+])
+def test_texts_as_chats(row, prompt, responses):
+    read = parse_row(row, WHERE)
+    found = as_chat(read)
+    assert found.prompt == _said(*prompt)
+    assert found.responses == tuple(_said(*response) for response in responses)
+    assert (found.id, found.group, found.ranks) == (read.id, read.group, read.ranks)
+
+
+def test_turns_that_no_response_can_follow_are_refused():
+    row = parse_row({'prompt': '\n\nHuman: Q', 'response': 'x'}, WHERE)
+    with pytest.raises(MalformedRow, match="field 'prompt': got turns that do not end in"):
+        as_chat(row)

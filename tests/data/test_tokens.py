@@ -16,12 +16,14 @@ from qrm.data.comparisons import Comparison, DataError, DataReport, MalformedRow
 from qrm.data.files import read_rows
 from qrm.data.rows import parse_row
 from qrm.data.sources import load_splits
+from qrm.data.templates import render
 from qrm.data.tokens import (
     Encoded,
     Reading,
     encode,
     encode_to_score,
     fingerprint,
+    load_tokenizer,
     split_prompt,
     tokenize,
 )
@@ -276,6 +278,39 @@ def test_what_a_template_does_not_print_is_counted(prints, kept, unread):
 
 NOON = datetime.datetime(2024, 7, 26, 12, 5)
 DATED = "{{ 'On ' + strftime_now('%d %b %Y') + strftime_now( \"%H:%M\" ) }}" + CHAT_TEMPLATE
+
+
+def test_texts_are_read_as_chats(chat_tokenizer):
+    text, chat = _comparison(' a ', ' b', 'c '), _comparison(_user('a'), _assistant('b'),
+                                                              _assistant('c'))
+    reading = Reading(100, as_chats=True)
+    found, plain = ([list(map(list, dialogues)) for dialogues in tokenize(
+        [text, chat], chat_tokenizer, how)] for how in (reading, Reading(100)))
+    assert found[0] == found[1] == plain[1] != plain[0]
+    turns = _comparison('\n\nHuman: a', 'b', name='row 5')  # after which no response can stand
+    report = DataReport('rows', 'train', read=2)
+    [kept] = encode([turns, text], chat_tokenizer, report, reading)
+    assert [*kept.prompt, *kept.responses[0]] == found[0][0]
+    assert report.first_malformed.startswith("row 5 field 'prompt': got turns that do not end in")
+    [scored], _ = encode_to_score([text], chat_tokenizer, dataclasses.replace(
+        reading, size_prompt=True))
+    assert [*scored.prompt, *scored.responses[1]] == found[0][1]
+    # Sizes are those of the chat's prompt, which begins as its dialogues do.
+    [asked], _ = encode_to_score([chat], chat_tokenizer, Reading(100, size_prompt=True))
+    assert scored.prompt_sizes == asked.prompt_sizes
+
+
+def test_a_template_in_place_of_the_tokenizers(tmp_path):
+    folder = tmp_path / 'tokenizer'
+    _tokenizer(template='{{ messages[0].content }}').save_pretrained(folder)
+    file = tmp_path / 'other.jinja'
+    file.write_text('b{{ messages[0].content }}')
+    chat = _comparison(_user('a'), _assistant('c'))
+    read = {given: render(chat, chat.responses[0], load_tokenizer(str(folder), template=given))
+            for given in ('', str(file), 'c{{ messages[0].content }}')}
+    assert list(read.values()) == ['a', 'ba', 'ca']
+    with pytest.raises(DataError, match="chat template 'nowhere': neither Jinja nor a file of it"):
+        load_tokenizer(str(folder), template='nowhere')
 
 
 def test_the_clock_of_a_template_stands_still(tmp_path, capsys):

@@ -49,7 +49,8 @@ _huber = jax.jit(jax.value_and_grad(
     lambda q, t, kappa: quantile_huber(q, jnp.asarray(taus(len(q))), t, kappa=kappa)))
 _paper = jax.jit(
     jax.value_and_grad(lambda c, r, margin=0.0, **options: bradley_terry_quantile_huber(
-        side(c), side(r), margin, **options), argnums=(0, 1)), static_argnames='targets')
+        side(c), side(r), margin, **options), argnums=(0, 1)),
+    static_argnames=('targets', 'huber_sides', 'pair_epsilon'))
 _distributional = jax.jit(jax.value_and_grad(
     lambda c, r, margin: distributional_bradley_terry(
         uniform_atoms(c), uniform_atoms(r), margin), argnums=(0, 1)))
@@ -127,6 +128,19 @@ def test_bradley_terry_at_extreme_differences(difference, value, slope):
     loss, gradient = jax.value_and_grad(bradley_terry)(jnp.float32(difference), jnp.float32(0.0))
     assert float(loss) == pytest.approx(value, abs=1e-30)
     assert float(gradient) == pytest.approx(slope, abs=1e-30)
+
+
+@pytest.mark.parametrize('difference', [-200.0, -12.0, 0.0, 1.0, 200.0])
+@pytest.mark.usefixtures('float64')
+def test_bradley_terry_with_an_epsilon_by_hand(difference):
+    # -log(p + e), slope -p (1 - p) / (p + e): of a pair that is badly wrong almost nothing is left.
+    p = 1.0 / (1.0 + math.exp(-difference))
+    value, slope = jax.value_and_grad(bradley_terry)(difference, 0.0, 0.0, 1e-5)
+    assert float(value) == pytest.approx(-math.log(p + 1e-5), abs=1e-12)
+    assert float(slope) == pytest.approx(-p * (1.0 - p) / (p + 1e-5), abs=1e-12)
+    # At -12 Bradley-Terry has a slope of -.999994, which this leaves .38 of.
+    if difference == -12.0:
+        assert float(slope) == pytest.approx(-0.3806, abs=1e-4)
 
 
 # Quantile Huber. Four quantiles stand at tau = 1/8, 3/8, 5/8, 7/8, exact in binary.
@@ -337,6 +351,41 @@ def test_targets_by_hand():
     assert tuple(map(float, losses.quantile_huber_targets(chosen, rejected, 'label'))) == (1, -1)
     assert tuple(map(float, losses.quantile_huber_targets(chosen, rejected, 'margin'))) == (0, 2)
     assert losses.quantile_huber_targets(chosen, rejected, 'teacher') == (0.25, -0.75)
+
+
+@pytest.mark.usefixtures('float64')
+def test_the_authors_objective_by_hand():
+    # Chosen: mean 7/16, without gradient as target. Errors u = 31/16, 3/16, -25/16, -9/16; weights
+    # 1/8, 3/8, 3/8, 1/8; L = 23/16, 9/512, 17/16, 81/512; sum of weight * L = 619/1024.
+    # Rejected: mean 0; its quantiles reach Bradley-Terry only.
+    rejected = np.array([-1.0, 0.0, 0.5, 0.5])
+    value, (of_chosen, of_rejected) = _paper(
+        QUANTILES, rejected, huber_weight=1.0, kappa=1.0, targets='own_mean',
+        huber_sides='chosen', pair_epsilon=1e-5)
+    p = _sigma(7 / 16)
+    assert float(value) == pytest.approx(619 / 1024 - math.log(p + 1e-5), abs=1e-14)
+    slope = -p * (1.0 - p) / (p + 1e-5)
+    huber = np.array([-1 / 8, -9 / 128, 3 / 8, 9 / 128])
+    np.testing.assert_allclose(of_chosen, huber + slope / 4, rtol=0, atol=1e-14)
+    np.testing.assert_allclose(of_rejected, -slope / 4 * np.ones(4), rtol=0, atol=1e-14)
+    # Of both sides: errors of the rejected one 1, 0, -1/2, -1/2 add 1/8 * 1/2 + 3/8 * 1/8 + 1/8 *
+    # 1/8 = 1/8 (slope 1 at kappa).
+    both, _ = _paper(QUANTILES, rejected, huber_weight=1.0, kappa=1.0, targets='own_mean',
+                     huber_sides='both', pair_epsilon=1e-5)
+    assert float(both - value) == pytest.approx(1 / 8, abs=1e-14)
+
+
+@pytest.mark.usefixtures('float64')
+def test_own_mean_targets_collapse_the_spread():
+    # The quantile Huber loss of equal quantiles to their mean is 0, its least value.
+    options = {'huber_weight': 1.0, 'kappa': 1.0, 'targets': 'own_mean', 'huber_sides': 'chosen'}
+    chosen, rejected = QUANTILES.copy(), np.zeros(4)
+    for _ in range(400):
+        of_chosen, of_rejected = _paper(chosen, rejected, **options)[1]
+        chosen, rejected = chosen - 0.2 * of_chosen, rejected - 0.2 * of_rejected
+    # Bradley-Terry still pulls on each alike, and outer quantiles give way more.
+    assert np.ptp(chosen) < 0.05 < np.ptp(QUANTILES)
+    assert np.ptp(rejected) == 0.0
 
 
 def test_margin_enters_bradley_terry_only():
@@ -1022,7 +1071,7 @@ def test_win_probability_under_each_likelihood():
     ('change', 'message'),
     [
         ({'objective': 'hinge'}, r"objective 'hinge', expected one of \('bradley_terry'"),
-        ({'targets': 'ema'}, r"targets 'ema', expected one of \('label', 'margin', 'teacher'\)"),
+        ({'targets': 'ema'}, r"targets 'ema', expected one of \('label', 'margin', 'teach"),
         ({'kappa': 0.0}, 'kappa=0.0, expected a finite positive number'),
         ({'kappa': -1.0}, 'kappa=-1.0'),
         ({'kappa': math.nan}, 'kappa=nan'),
@@ -1035,6 +1084,8 @@ def test_win_probability_under_each_likelihood():
         ({'anchor_weight': -1.0}, 'anchor_weight=-1.0.*not negative'),
         ({'centre_weight': math.nan}, 'centre_weight=nan'),
         ({'entropy_weight': -0.5}, 'entropy_weight=-0.5.*not negative'),
+        ({'huber_sides': 'rejected'}, "huber_sides 'rejected', expected one of"),
+        ({'pair_epsilon': -1.0}, 'pair_epsilon=-1.0, expected a finite number'),
         ({'ema_decay': 1.0}, r'ema_decay=1.0.*expected numbers in \[0, 1\) and \[0, .5\)'),
         ({'label_smoothing': 0.5}, 'label_smoothing=0.5'),
         ({'label_smoothing': math.nan}, 'label_smoothing=nan'),

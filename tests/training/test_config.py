@@ -16,7 +16,8 @@ from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, load_config
 
 # Keys of each config beside those of every run, and those that have keys of their own.
-RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'benchmark': benchmark.KEYS, 'compare': compare.KEYS}
+RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'paper': {}, 'benchmark': benchmark.KEYS,
+        'compare': compare.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
           'campaign': campaign.KEYS}
 TABLES = [config_lib.KEYS, benchmark.KEYS, compare.KEYS, *WORLDS.values()]

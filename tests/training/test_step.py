@@ -217,6 +217,14 @@ def test_schedules(name, expected):
     np.testing.assert_allclose(values, expected, rtol=1e-5)
 
 
+def test_warm_up_from_a_floor():
+    # As in MOSS-RLHF: max(step / warm-up, 1/10), then the inverse square root.
+    schedule = step.make_schedule(optimizer_config(
+        learning_rate=2.0, schedule='inverse_sqrt', warmup_fraction=0.2, warmup_floor=0.1), 200)
+    values = [float(schedule(s)) for s in (0, 3, 4, 19, 39, 40, 160)]
+    np.testing.assert_allclose(values, [0.2, 0.2, 0.25, 1.0, 2.0, 2.0, 1.0], rtol=1e-5)
+
+
 def test_schedule_without_warmup_starts_at_the_peak():
     schedule = step.make_schedule(optimizer_config(learning_rate=2.0, schedule='linear'), 4)
     np.testing.assert_allclose([float(schedule(s)) for s in range(5)], [2, 1.5, 1, 0.5, 0])

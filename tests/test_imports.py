@@ -18,7 +18,7 @@ HOUSE = {
     'serving': ['score', 'export'],
     'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'compare', 'identifiability', 'best_of_n',
                 'costs', 'benchmark', 'scaling', 'generated', 'strikes', 'breakages',
-                'campaign'],
+                'campaign', 'padded', 'published'],
     'commands': ['configs', 'processes', 'launch', 'main'],
 }
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]

@@ -44,7 +44,7 @@ _KDE_GRID = 4096
 _KDE_MARGIN = 5.0
 _SUM_GRID = 1000
 _DENSITY_BINS = 100
-_EPSILON_BINS = 5000
+_EPSILON_BINS = 50
 _EPSILON = 1e-10
 # Per unit of weight and on standardised features: negligible next to the Fisher information of
 # about 1/4, but it bounds the coefficients when a training fold is separable.
@@ -497,7 +497,8 @@ def kde_sum_without_dx(pairs: _Pairs) -> float:
 
 def _bin_shares(pairs: _Pairs, bins: int) -> tuple[np.ndarray, np.ndarray]:
     """Shares [b] of chosen and of rejected in equal bins over the pooled range."""
-    limits = pairs.start, pairs.start + pairs.span
+    # Not start + span, which rounding can put below the highest reward.
+    limits = pairs.start, max(pairs.chosen.max(), pairs.rejected.max())
     counts = [np.histogram(side, bins, limits, weights=pairs.weights)[0]
               for side in (pairs.chosen, pairs.rejected)]
     return counts[0] / pairs.weights.sum(), counts[1] / pairs.weights.sum()
@@ -528,28 +529,32 @@ def density_histogram_without_width(pairs: _Pairs) -> float:
     return (p[both] / width * np.log(p[both] / q[both])).sum()
 
 
-@_estimator
-def epsilon_histogram(pairs: _Pairs) -> float:
-    """Not a KL: sum of p log(p / q) over 5000 bins, 1e-10 added to every share.
+def epsilon_histogram_of(bins: int) -> _EstimatorFunction:
+    """Not a KL: sum of p log(p / q) over equal bins, 1e-10 added to every share.
 
-    With more bins than rewards most bins hold one side only, and each such chosen reward adds
-    log(1 / (n * 1e-10)) / n: the value counts empty bins and depends on epsilon. Two samples of
-    one distribution score nearly as high as two that differ.
+    A bin that holds chosen rewards only adds its share times log(share * 1e10): the value counts
+    such bins and depends on epsilon. The fewer the pairs are for the bins, the more of them there
+    are, also of two samples of one distribution; with many pairs a bin it comes to the KL of the
+    binned rewards.
 
     Args:
-      chosen: [n] rewards of the preferred responses.
-      rejected: [n] rewards of the others.
-      weights: [n] integer multiplicities, or None for ones.
-      clusters: [n] integer ids of the prompts; not used.
+      bins: over the pooled range of the rewards.
 
     Returns:
-      Nats, by name only.
-
-    Raises:
-      ValueError: as `gaussian`.
+      As the others: (chosen [n], rejected [n], weights [n] or None, clusters [n]) -> nats, by name
+      only.
     """
-    p, q = (share + _EPSILON for share in _bin_shares(pairs, _EPSILON_BINS))
-    return (p * np.log(p / q)).sum()
+
+    @_estimator
+    def epsilon_histogram(pairs: _Pairs) -> float:
+        p, q = (share + _EPSILON for share in _bin_shares(pairs, bins))
+        return (p * np.log(p / q)).sum()
+
+    epsilon_histogram.__doc__ = epsilon_histogram_of.__doc__
+    return epsilon_histogram
+
+
+epsilon_histogram = epsilon_histogram_of(_EPSILON_BINS)
 
 
 @_estimator
@@ -599,9 +604,10 @@ ESTIMATORS: dict[str, Estimator] = {
                   density_histogram_without_width, False,
                   'Leaves out the bin width, so it is proportional to 1 / scale of the rewards '
                   'and not a KL.'),
-        Estimator('epsilon_histogram', 'Histogram with epsilon 1e-10', epsilon_histogram, False,
-                  'Counts bins that hold one side only, so it is as high for two samples of one '
-                  'distribution and not a KL.'),
+        Estimator('epsilon_histogram', f'Histogram, {_EPSILON_BINS} bins, epsilon 1e-10',
+                  epsilon_histogram, False,
+                  'Counts bins that hold one side only: with few pairs it is as high for two '
+                  'samples of one distribution, and not a KL.'),
         Estimator('softmax', 'Softmax over samples', softmax, False,
                   'Compares probabilities of pair indices and is blind to a shift between the '
                   'sides, so it is not a KL of the rewards.'),

@@ -11,6 +11,7 @@ COMMANDS = {
     'score': 'scores responses with a trained reward model',
     'export': 'writes a reward model for transformers',
     'reproduce': "the paper's experiment: both heads on both workloads, tables and figures",
+    'published': "the paper's table explained from its authors' own code",
     'compare': 'every head on the same batches',
     'identifiability': 'what each objective learns where the truth is known',
     'best_of_n': 'what choosing by each rule and proxy is worth',

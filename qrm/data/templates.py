@@ -14,6 +14,13 @@ Tokenizer = transformers.PreTrainedTokenizerBase
 
 _CLOCK = 'strftime_now'
 
+# MOSS-RLHF's text: turns follow their mark without a blank, and each other with "</s>", which GPT-2
+# reads as text. Responses follow the last mark.
+MOSS = (
+    "{% for message in messages %}{% if not loop.first %}</s>{% endif %}"
+    "{{ 'Assistant:' if message.role == 'assistant' else 'Human:' }}{{ message.content }}"
+    "{% endfor %}")
+
 
 def render(
     comparison: Comparison, response: Text, tokenizer: Tokenizer, *, whole: bool = False

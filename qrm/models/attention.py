@@ -36,7 +36,8 @@ class Plan(NamedTuple):
     """What attention needs to know of a micro-batch.
 
     Attributes:
-      mask: [R, L, L] bool, query by key; L is rounded up to whole tiles for the others.
+      mask: [R, L, L] bool, query by key; L is rounded up to whole tiles for the others. For the
+        dense implementation also float32, added to the logits.
       tiles: [T / C, C, 3] int32, row, query tile and key tile of the tiles with any pair, ordered;
         for the tiled implementation.
       count: [] int32, how many of them are used.
@@ -243,7 +244,8 @@ def _apart(x: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 def _weights(logits, mask, dropout, key):
     """Of logits [..., L * M, K], see `_beside`, and a mask [..., L, K]."""
     mask = jnp.repeat(mask, logits.shape[-2] // mask.shape[-2], axis=-2)
-    weights = jax.nn.softmax(jnp.where(mask, logits, _LOWEST), axis=-1)
+    logits = jnp.where(mask, logits, _LOWEST) if mask.dtype == bool else logits + mask
+    weights = jax.nn.softmax(logits, axis=-1)
     if dropout and key is not None:
         kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
         weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)

@@ -5,6 +5,7 @@ W features that the head reads.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -131,6 +132,7 @@ class RewardNetwork:
         dropout_key: jax.Array | None = None,
         *,
         everywhere: bool = False,
+        contexts: Sequence[Context] = (),
     ) -> Hidden:
         """Hidden states of a micro-batch; with a key, with dropout.
 
@@ -139,8 +141,10 @@ class RewardNetwork:
           embedded: from `embed`.
           dropout_key: see above.
           everywhere: with those of all tokens.
+          contexts: in place of those that follow from the batch.
         """
-        contexts = self.contexts(batch, dropout=self.dropout > 0 and dropout_key is not None)
+        contexts = contexts or self.contexts(
+            batch, dropout=self.dropout > 0 and dropout_key is not None)
         inner = {read.place for read in self._reads if read.block is not None}
         taps = sorted({read.block for read in self._reads if read.block is not None})
         last = list(dict.fromkeys(read.place for read in self._reads if read.block is None))

@@ -131,7 +131,7 @@ def run(config: Any, folder: str) -> str:
                 for number in range(config.trials[name]):
                     if (name, number) in known:
                         continue
-                    outcome = take(name, number, config.seed, ground, place)
+                    outcome = _once_more(name, number, config.seed, ground, place)
                     known[name, number] = outcome
                     file.write(json.dumps({'measure': name, 'trial': number, 'seed': config.seed,
                                            **outcome._asdict()}) + '\n')
@@ -145,6 +145,20 @@ def run(config: Any, folder: str) -> str:
         text = format_table(result)
         workdir.write_text(str(place / 'campaign.md'), text)
     return text
+
+
+def _once_more(name: str, number: int, seed: int, ground: Ground, place: Path) -> Outcome:
+    """Takes a trial; one that killed the campaign's own process twice has failed."""
+    path, own = place / 'begun.json', {'measure': name, 'trial': number}
+    before = workdir.read_json(str(path)) if path.exists() else {}
+    times = before.get('times', 0) if own.items() <= before.items() else 0
+    if times > 1:
+        return Outcome('died', 'the process died, twice')
+    workdir.write_json(str(path), own | {'times': times + 1})
+    try:
+        return take(name, number, seed, ground, place)
+    finally:  # also where a signal asks it to stop
+        path.unlink()
 
 
 def take(name: str, number: int, seed: int, ground: Ground, place: Path) -> Outcome:

@@ -79,6 +79,65 @@ def draw_mechanism(rows: Sequence[Mapping[str, Any]], estimators: Mapping[str, A
     return figure
 
 
+def draw_published(folder: str, result: Mapping[str, Any]) -> None:
+    """Draws what formulas give for few pairs, and spreads over training, in `<folder>/figures/`.
+
+    Args:
+      folder: of the study.
+      result: of `published.published`.
+    """
+    save(folder, {'estimators': draw_few_pairs(result), 'spread': draw_spread_over_training(
+        result['spread'])})
+
+
+def draw_few_pairs(result: Mapping[str, Any]) -> Figure:
+    """Histograms and the Gaussian estimate by AUC, a panel for each workload, and its cells.
+
+    Args:
+      result: of `published.published`.
+    """
+    pairs = result['settings']['pairs']
+    figure, panels = grid(1, len(pairs), height=3.8)
+    for axes, (workload, n) in zip(panels[0], pairs.items(), strict=True):
+        rows = [row for row in result['estimators'] if row['n'] == n and (
+            row['bins'] or row['definition'] == 'gaussian')]
+        names = dict.fromkeys((row['definition'], row['bins']) for row in rows)
+        for i, (name, bins) in enumerate(names):
+            own = [row for row in rows if (row['definition'], row['bins']) == (name, bins)]
+            aucs, mean, low, high = np.array(
+                [[row[key] for key in ('auc', 'mean', 'low', 'high')] for row in own]).T
+            axes.errorbar(aucs + 0.006 * (i - len(names) / 2), mean, [mean - low, high - mean],
+                          marker='o', markersize=4, capsize=3, color=COLORS[i % len(COLORS)],
+                          label=f'{bins} bins' if bins else 'Gaussian')
+        for value in result['published'][workload].values():
+            axes.axhline(value, color=FAINT, linewidth=1.0, linestyle='--')
+        axes.set_title(f'{workload}, {n} pairs; dashed: published', fontsize='medium')
+        axes.set_xlabel('AUC of two normal samples')
+        _legend_below(axes)
+    return figure
+
+
+def draw_spread_over_training(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Spread of the quantiles of each side by step, a line for each target.
+
+    Args:
+      rows: of `published.follow`, with `targets`.
+    """
+    figure, panels = grid(1, 2, height=3.8)
+    for axes, side in zip(panels[0], ('chosen', 'rejected'), strict=True):
+        for i, name in enumerate(dict.fromkeys(row['targets'] for row in rows)):
+            own = [row for row in rows if row['targets'] == name]
+            axes.plot([row['step'] for row in own],
+                      [row[side] / row['reward_std'] for row in own], marker='o', markersize=4,
+                      color=COLORS[i % len(COLORS)], label=name)
+        axes.set_title(f'{side} responses', fontsize='medium')
+        axes.set_xlabel('step')
+        axes.set_ylim(bottom=0.0)
+        _legend_below(axes)
+    panels[0][0].set_ylabel('spread / std of rewards')
+    return figure
+
+
 def draw_identifiability(folder: str, result: Mapping[str, Any]) -> None:
     """Draws spreads, coverage, growth and equal win probabilities as PNGs in `<folder>/figures/`.
 

@@ -105,17 +105,17 @@ KEYS: Table = {
         'what a model of random weights computes; this key and the sizes are read if there is no '
         'checkpoint'),
     'model.sizes.vocab_size': Key(
-        50257, AT_LEAST_ONE,
+        50257, Range(1, 2**24),
         'tokens of the embedding, and of a tokenizer trained on the data'),
-    'model.sizes.max_positions': Key(1024, AT_LEAST_ONE, 'longest dialogue, in tokens'),
-    'model.sizes.hidden_size': Key(768, AT_LEAST_ONE, 'width'),
-    'model.sizes.num_layers': Key(12, AT_LEAST_ONE, 'blocks'),
-    'model.sizes.num_heads': Key(12, AT_LEAST_ONE, 'attention heads'),
+    'model.sizes.max_positions': Key(1024, Range(1, 2**24), 'longest dialogue, in tokens'),
+    'model.sizes.hidden_size': Key(768, Range(1, 2**20), 'width'),
+    'model.sizes.num_layers': Key(12, Range(1, 2**12), 'blocks'),
+    'model.sizes.num_heads': Key(12, Range(1, 2**16), 'attention heads'),
     'model.sizes.num_kv_heads': Key(
-        0, NOT_NEGATIVE, 'heads of keys and values; 0: as many as attention heads'),
-    'model.sizes.head_dim': Key(0, NOT_NEGATIVE, 'of a head; 0: heads share the width'),
+        0, Range(0, 2**16), 'heads of keys and values; 0: as many as attention heads'),
+    'model.sizes.head_dim': Key(0, Range(0, 2**16), 'of a head; 0: heads share the width'),
     'model.sizes.intermediate_size': Key(
-        0, NOT_NEGATIVE, 'inner width of the perceptrons; 0: four times the width (gpt2)'),
+        0, Range(0, 2**22), 'inner width of the perceptrons; 0: four times the width (gpt2)'),
 
     # --- Adapters, read if `train.tune` is 'lora' ------------------------------------------------
     'lora.rank': Key(16, AT_LEAST_ONE, 'r, of x A B beside a kernel'),

@@ -45,7 +45,8 @@ class Range(NamedTuple):
         low = f'a number {"above" if self.open_low else "of at least"} {self.low:g}'
         if self.high == math.inf:
             return low
-        return f'{low} and {"below" if self.open_high else "at most"} {self.high:g}'
+        high = f'{self.high:,}' if isinstance(self.high, int) else f'{self.high:g}'
+        return f'{low} and {"below" if self.open_high else "at most"} {high}'
 
 
 class OneOf(NamedTuple):
@@ -109,7 +110,7 @@ class Key(NamedTuple):
 Table = Mapping[str, Key]
 
 _NAMED = 3  # of many keys
-_TOO_LARGE = 2**63  # for arrays and random keys
+_TOO_LARGE = 2**31  # for what devices count in
 _TYPES = {bool: 'True or False', int: 'a whole number', float: 'a number', str: 'text',
           tuple: 'a tuple', dict: 'a section'}
 
@@ -220,5 +221,5 @@ def expected(key: Key, value: Any) -> str:
     if not fits:
         return _TYPES[kind]
     if kind is int and abs(value) >= _TOO_LARGE:
-        return f'a whole number below {_TOO_LARGE}'
+        return f'a whole number below {_TOO_LARGE:,}'
     return '' if key.check.holds(value) else str(key.check)

@@ -93,6 +93,20 @@ def test_a_line_cut_by_a_kill_is_taken_again(scripted, tmp_path):
     assert len(path.read_text().splitlines()) == 2
 
 
+def test_a_trial_that_kills_the_campaign_twice_has_failed(scripted, tmp_path):
+    begun = tmp_path / 'begun.json'
+    config = _config(trials={'order': 2, 'twice': 0})
+    begun.write_text(json.dumps({'measure': 'order', 'trial': 0, 'times': 1}))
+    campaign.run(config, str(tmp_path / 'other'))
+    campaign.run(config, str(tmp_path))
+    assert [name for name, _ in scripted] == ['order'] * 4
+    assert not begun.exists()
+    (tmp_path / 'trials.jsonl').unlink()
+    begun.write_text(json.dumps({'measure': 'order', 'trial': 0, 'times': 2}))
+    assert 'order, trial 0: the process died, twice' in campaign.run(config, str(tmp_path))
+    assert len(scripted) == 5  # the other trial
+
+
 @pytest.mark.parametrize(('changes', 'expected'), [
     ({'measures': ('none',)}, "config.measures: 'none', expected some of"),
     ({'trials': {'order': -1, 'twice': 1}}, 'config.trials.order=-1, expected a whole number'),

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from qrm.analysis import evaluate
 from qrm.commands import configs
 from qrm.rewards.heads import HEADS
-from qrm.studies import benchmark, best_of_n, campaign, compare, identifiability
+from qrm.studies import benchmark, best_of_n, campaign, compare, identifiability, published
 from qrm.training import config as config_lib
 from qrm.training import schema, train
 from qrm.training.schema import ConfigError
@@ -17,10 +17,10 @@ from tests.helpers import ROOT, load_config
 
 # Keys of each config beside those of every run, and those that have keys of their own.
 RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'paper': {}, 'benchmark': benchmark.KEYS,
-        'compare': compare.KEYS}
+        'compare': compare.KEYS, 'published': published.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
           'campaign': campaign.KEYS}
-TABLES = [config_lib.KEYS, benchmark.KEYS, compare.KEYS, *WORLDS.values()]
+TABLES = [config_lib.KEYS, benchmark.KEYS, compare.KEYS, published.KEYS, *WORLDS.values()]
 
 
 def test_every_config_is_tested():

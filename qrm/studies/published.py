@@ -1,0 +1,447 @@
+"""The paper's table from its authors' own code: where it reads rewards, what formulas give there.
+
+Axes: n pairs, N quantiles, d draws.
+
+Four parts, each from data or simulation alone. (a) Which token the published evaluation reads, of
+the authors' own validation pairs. (b) What each definition of the divergence gives for as few
+pairs, of two normal samples whose AUC is known. (c) How the spread of a quantile model goes with
+each target while it trains. (d) One pair of models, scored at the right token and as published.
+"""
+
+import copy
+import json
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+import scipy
+
+from qrm.analysis import divergences, tables
+from qrm.analysis.tables import PUBLISHED_PAIRS
+from qrm.data import tokens
+from qrm.data.comparisons import Comparison, DataError, in_a_line
+from qrm.data.rows import parse_row
+from qrm.data.templates import MOSS
+from qrm.data.tokens import Reading
+from qrm.rewards import statistics
+from qrm.studies import figures, padded, reproduce
+from qrm.training import config as config_lib
+from qrm.training import reward_model, workdir
+from qrm.training.checkpoints import Checkpoints
+from qrm.training.reward_model import RewardModel
+from qrm.training.schema import (
+    ANY,
+    AT_LEAST_ONE,
+    NOT_NEGATIVE,
+    ConfigError,
+    Each,
+    Key,
+    Range,
+    Table,
+)
+from qrm.training.train import read_data, train
+
+BATCH = 4  # pairs of a batch in the authors' scripts
+FILES = {'helpful': 'helpful_valid.json', 'harmless': 'harmless_valid.json'}
+
+# What the loss of the quantile model changes for its spread to be followed.
+TARGETS = {
+    'own_mean': {},
+    'free': {'huber_weight': 0.0},
+    'label': {'targets': 'label', 'huber_sides': 'both'},
+    'teacher': {'targets': 'teacher', 'huber_sides': 'both'},
+}
+
+KEYS: Table = {  # beside those of every run
+    'paper': Key(
+        '', ANY, f"folder with the published validation pairs, {' and '.join(FILES.values())}; '': "
+        'what needs them is left out'),
+    'published.tokenizer': Key(
+        'openai-community/gpt2', ANY, 'with which the published evaluation is followed'),
+    'published.aucs': Key(
+        (0.5, 0.6, 0.7, 0.8), Each(float, Range(0.5, 1, open_high=True)), 'of simulated samples'),
+    'published.bins': Key((20, 30, 50, 100), Each(int, AT_LEAST_ONE), 'of histograms'),
+    'published.draws': Key(400, Range(20), 'simulated samples, and subsets of the test pairs'),
+    'published.orders': Key(20, AT_LEAST_ONE, 'random orders of the published pairs'),
+    'published.followed': Key(
+        200, AT_LEAST_ONE, 'test comparisons on which spreads are followed over training'),
+    'published.seed': Key(0, NOT_NEGATIVE, 'of what is simulated, drawn and ordered'),
+}
+
+
+def check(config: Any) -> None:
+    """Checks the config, and that the published pairs are there if it names them.
+
+    Raises:
+      ConfigError, DataError: something cannot be used.
+    """
+    config_lib.check(config, KEYS)
+    base, _ = _members(config)
+    for workload, _ in base:
+        if config.paper and workload in FILES:
+            read_pairs(config.paper, workload)
+
+
+def published(config: Any, folder: str) -> str:
+    """Computes all parts in `folder`; goes on where an earlier run stopped.
+
+    Leaves `published.json`, `published.md`, figures, and a folder for each run.
+
+    Returns:
+      The tables as Markdown.
+
+    Raises:
+      ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as `train`.
+    """
+    check(config)
+    settings = config.published
+    base, followed = _members(config)
+    pairs = {workload: read_pairs(config.paper, workload)
+             for workload in dict.fromkeys(workload for workload, _ in base)
+             if config.paper and workload in FILES}
+    reads, orders = {}, []
+    for workload, comparisons in pairs.items():
+        sizes = lengths(comparisons, settings.tokenizer)
+        reads[workload] = padded.places(sizes, BATCH)._asdict()
+        orders += read_orders(workload, sizes, settings.orders, settings.seed)
+    print('\n== estimators', flush=True)
+    estimators = simulate(PUBLISHED_PAIRS.values(), settings.aucs, settings.bins, settings.draws,
+                          settings.seed)
+    spread = []
+    for name, member in followed.items():
+        path = os.path.join(folder, f'{member.workload}-{name}')
+        print(f'\n== {member.workload}, {name}: {path}', flush=True)
+        train(member, path)
+        spread += [{'targets': name} | row for row in follow(member, path, settings.followed)]
+    table = []
+    for (workload, head), member in base.items():
+        path = os.path.join(folder, f'{workload}-{head if head == "scalar" else "own_mean"}')
+        print(f'\n== {workload}, {head} head: {path}', flush=True)
+        train(member, path)
+        model = reward_model.load(path, step=member.evaluation.checkpoint)
+        table += [{'workload': workload, 'head': head} | row for row in score_both_ways(
+            model, _test(member), pairs.get(workload), workload, settings.draws, settings.seed)]
+    result = {
+        'reads': reads, 'reads_by_batch_and_order': orders, 'estimators': estimators,
+        'spread': spread, 'table': table, 'published': tables.PUBLISHED,
+        'settings': {'batch': BATCH, 'pairs': PUBLISHED_PAIRS, 'draws': settings.draws,
+                     'seed': settings.seed, 'range': '5% to 95%', 'paper': bool(config.paper),
+                     'source': reproduce.describe_source(config)},
+    }
+    text = format_result(result)
+    workdir.write_json(os.path.join(folder, 'published.json'), result)
+    workdir.write_text(os.path.join(folder, 'published.md'), text)
+    if not jax.process_index():
+        figures.draw_published(folder, result)
+    return text
+
+
+def _members(config: Any) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
+    """Configs of the pair of models of each workload, and those whose spread is followed."""
+    run = copy.deepcopy(config)
+    with run.unlocked():
+        for key in {name.split('.')[0] for name in KEYS}:
+            del run[key]
+    if tuple(run.reproduce.heads) != ('scalar', 'quantile'):
+        raise ConfigError(f'config.reproduce.heads={tuple(run.reproduce.heads)}, expected '
+                          "('scalar', 'quantile'), the published pair")
+    if not run.data.append_eos or run.head.members > 1:
+        raise ConfigError('config.data.append_eos or config.head.members: expected EOS and one '
+                          'member, as published')
+    base = reproduce.run_configs(run)
+    followed = {}
+    for name, changes in TARGETS.items():
+        member = copy.deepcopy(next(m for (_, head), m in base.items() if head == 'quantile'))
+        member.loss.update(changes)
+        config_lib.check(member)
+        followed[name] = member
+    return base, followed
+
+
+# ---------------------------------------------------------------------------------------------
+# (a) Which token is read
+
+
+def read_pairs(folder: str, workload: str) -> list[Comparison]:
+    """The published validation pairs of a workload, as chats.
+
+    Raises:
+      DataError: they are not there, or not what they were.
+    """
+    path = os.path.join(folder, FILES[workload])
+    try:
+        with open(path, encoding='utf-8') as file:
+            rows = json.load(file)
+        found = [parse_row({side: _chat(row[side]) for side in ('chosen', 'rejected')},
+                           f'{path}[{i}]') for i, row in enumerate(rows)]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{path}: not the published validation pairs ({in_a_line(error)}); '
+                        'expected the files of config.paper') from error
+    if len(found) != PUBLISHED_PAIRS[workload]:
+        raise DataError(f'{path}: {len(found)} pairs, expected the {PUBLISHED_PAIRS[workload]} '
+                        'published ones')
+    return found
+
+
+def _chat(turns: Sequence[str]) -> list[dict[str, str]]:
+    """Turns, of which the last is the assistant's."""
+    last = len(turns) - 1
+    return [{'role': ('user', 'assistant')[(last - i) % 2 == 0], 'content': text}
+            for i, text in enumerate(turns)]
+
+
+def lengths(comparisons: Sequence[Comparison], tokenizer: str) -> np.ndarray:
+    """[n, 2] tokens of both dialogues of each pair in MOSS-RLHF's text, EOS included.
+
+    Raises:
+      DataError: there is no such tokenizer.
+    """
+    found = tokens.tokenize(comparisons, tokens.load_tokenizer(tokenizer, template=MOSS),
+                            Reading(0, as_chats=True))
+    return np.array([[len(ids) for ids in dialogues] for dialogues in found])
+
+
+def read_orders(workload: str, sizes: np.ndarray, orders: int, seed: int) -> list[dict[str, Any]]:
+    """Where responses are read by size of the batch, in the order of the file and in random ones.
+
+    Args:
+      workload: for the rows.
+      sizes: [n, 2] as from `lengths`.
+      orders: how many random ones; of these the mean and the range.
+      seed: of the orders.
+    """
+    rng = np.random.default_rng(seed)
+    shuffled = [rng.permutation(len(sizes)) for _ in range(orders)]
+    rows = []
+    for batch in (1, 2, 4, 8, 16):
+        drawn = [padded.places(sizes[order], batch).end for order in shuffled]
+        rows.append({'workload': workload, 'batch': batch, **padded.places(sizes, batch)._asdict(),
+                     'end_in_random_order': tables.spread_of(drawn)})
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# (b) What each definition gives
+
+
+def simulate(counts: Sequence[int], aucs: Sequence[float], bins: Sequence[int], draws: int,
+             seed: int) -> list[dict[str, Any]]:
+    """Every definition of the divergence for n pairs of independent normal rewards.
+
+    Args:
+      counts: numbers of pairs n.
+      aucs: of the two samples, of variance 1: their means are sqrt(2) Phi^-1(AUC) apart.
+      bins: of histograms with a small constant, beside the definitions of `divergences`.
+      draws: samples of each.
+      seed: of the samples.
+
+    Returns:
+      Rows of definition, bins (0: of no histogram, or its own), n, auc, mean, low, high (5% and
+      95%) and is_kl, and `truth`, the divergence in nats.
+    """
+    known = {(name, 0): (e.function, e.is_kl) for name, e in divergences.ESTIMATORS.items()
+             if name != 'epsilon_histogram'}
+    known |= {('epsilon_histogram', b): (divergences.epsilon_histogram_of(b), False) for b in bins}
+    rows = []
+    for n in dict.fromkeys(counts):
+        for auc in aucs:
+            rng = np.random.default_rng((seed, n, round(1000 * auc)))
+            distance = np.sqrt(2.0) * scipy.stats.norm.ppf(auc)
+            samples = [(rng.normal(distance, 1.0, n), rng.normal(0.0, 1.0, n))
+                       for _ in range(draws)]
+            for (name, count), (function, is_kl) in known.items():
+                values = [function(*sample, None, np.arange(n)) for sample in samples]
+                rows.append({'definition': name, 'bins': count, 'n': n, 'auc': auc,
+                             **tables.spread_of(values), 'is_kl': is_kl,
+                             'truth': float(distance**2 / 2.0)})
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# (c) What a target does to the spread
+
+
+def _test(member: Any) -> list[tokens.Encoded]:
+    return read_data(member).encoded['test']
+
+
+def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
+    """The spread of a run's quantiles at each of its checkpoints, on the first test comparisons.
+
+    Returns:
+      Rows of step, spread of the chosen and of the rejected side (mean over responses of the
+      standard deviation over quantiles) and `reward_std`, in units of reward.
+    """
+    encoded = [item for item in _test(member) if (item.preference > 0.5).any()][:count]
+    with Checkpoints(path, read_only=True) as checkpoints:
+        steps = checkpoints.steps
+    rows = []
+    for step in steps:
+        model = reward_model.load(path, step=step)
+        outputs = np.stack([found[:2] for found in model.predict(encoded)])
+        quantiles = np.asarray(model.network.head.quantiles(outputs.reshape(-1, outputs.shape[-1])))
+        chosen = np.array([item.preference[0, 1] > 0.5 for item in encoded])
+        spreads = quantiles.std(axis=1).reshape(-1, 2)
+        rows.append({
+            'step': step,
+            'chosen': float(np.where(chosen, spreads[:, 0], spreads[:, 1]).mean()),
+            'rejected': float(np.where(chosen, spreads[:, 1], spreads[:, 0]).mean()),
+            'reward_std': float(quantiles.mean(axis=1).std())})
+    return rows
+
+
+# ---------------------------------------------------------------------------------------------
+# (d) The same models, read at two places
+
+
+def score_both_ways(
+    model: RewardModel, test: Sequence[tokens.Encoded], real: Sequence[Comparison] | None,
+    workload: str, draws: int, seed: int
+) -> list[dict[str, Any]]:
+    """Accuracy, AUC and every definition of one model, at the right token and as published.
+
+    A scalar model is read at the right token in both. Rows are of all test pairs, of random
+    subsets of as many as published, and of the published pairs.
+
+    Args:
+      model: to score with.
+      test: comparisons; pairs of them are taken.
+      real: the published pairs; None: left out.
+      workload: says how many were published.
+      draws: subsets.
+      seed: of the subsets.
+    """
+    sets = {'test': [item for item in test
+                     if len(item.responses) == 2 and (item.preference > 0.5).any()]}
+    if real:
+        sets['published'], _ = model.encode(real)
+    rows = []
+    for name, items in sets.items():
+        groups = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in items))}
+        clusters = np.array([groups[item.group] for item in items])
+        for read in ('end',) if model.network.head.name == 'scalar' else ('end', 'published'):
+            chosen, rejected = _rewards(model, items, read).T
+            common = {'pairs': name, 'read': read, 'accuracy': _accuracy(chosen, rejected),
+                      'auc': _auc(chosen, rejected)}
+            rows.append(common | {'n': len(items), 'kl': {
+                key: {'mean': e.function(chosen, rejected, None, clusters)}
+                for key, e in divergences.ESTIMATORS.items()}})
+            n = PUBLISHED_PAIRS.get(workload, 0)
+            if name == 'test' and 0 < n < len(items):
+                rows.append(common | {'n': n, 'kl': tables.of_subsets(
+                    chosen, rejected, clusters, n, draws, seed)})
+    return rows
+
+
+def _rewards(model: RewardModel, items: Sequence[tokens.Encoded], read: str) -> np.ndarray:
+    """[n, 2] float64 rewards of pairs, the preferred side first."""
+    order = [(0, 1) if item.preference[0, 1] > 0.5 else (1, 0) for item in items]
+    if read == 'end':
+        outputs = [found[list(sides)]
+                   for found, sides in zip(model.predict(items), order, strict=True)]
+    else:
+        dialogues = [[np.concatenate([item.prompt, item.responses[side]]) for side in sides]
+                     for item, sides in zip(items, order, strict=True)]
+        outputs = padded.outputs(model, dialogues, BATCH)
+    flat = np.concatenate(outputs)
+    return np.asarray(model.network.head.read(flat).distribution.mean, np.float64).reshape(-1, 2)
+
+
+def _accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
+    return float(statistics.accuracy(chosen - rejected)(None))
+
+
+def _auc(chosen: np.ndarray, rejected: np.ndarray) -> float:
+    return float(statistics.auroc(np.concatenate([chosen, rejected]),
+                                  np.repeat([True, False], len(chosen)))(None))
+
+
+# ---------------------------------------------------------------------------------------------
+# For the terminal
+
+
+def format_result(result: dict[str, Any]) -> str:
+    """The four parts as Markdown."""
+    settings = result['settings']
+    published = [value for cells in result['published'].values() for value in cells.values()]
+    parts = ['# Table 1 from its own code\n', '## (a) Which token is read\n']
+    if result['reads']:
+        parts += [
+            f'Quantile models, batches of {BATCH} pairs in the order of the files.\n',
+            tables.markdown([['workload', 'responses', 'end', 'inside', 'in the padding'],
+                             *([workload, *map(str, row.values())]
+                               for workload, row in result['reads'].items())]),
+            '\nBy size of the batch; the last column in random orders, mean and 5% to 95% range.\n',
+            tables.markdown([['workload', 'batch', 'end', 'inside', 'in the padding',
+                              'end, other orders'], *map(_order_line,
+                                                         result['reads_by_batch_and_order'])])]
+    else:
+        parts.append('Left out: no config.paper, the folder of the published pairs.')
+    parts += [
+        f'\n## (b) What each definition gives for {_counts(settings)} pairs\n',
+        f'Two normal samples with that AUC: mean and 5% to 95% range of {settings["draws"]} draws. '
+        f'Published: {", ".join(f"{value:.3f}" for value in sorted(published))}.\n',
+        tables.markdown(_estimator_lines(result['estimators'])),
+        '\n## (c) What each target does to the spread\n',
+        f'{settings["source"]}: standard deviation over quantiles of the chosen and of the '
+        'rejected responses, in standard deviations of the rewards.\n',
+        tables.markdown(_spread_lines(result['spread'])),
+        '\n## (d) The same models, read at the right token and as published\n',
+        'Every definition: of all pairs, or mean and 5% to 95% range of subsets of as many as '
+        'published.\n' + ('' if settings['paper'] else
+                           '\nThe published pairs are left out: no config.paper.\n'),
+        *(part for workload in dict.fromkeys(row['workload'] for row in result['table'])
+          for part in _both_ways(result, workload))]
+    return '\n'.join(parts) + '\n'
+
+
+def _counts(settings: dict[str, Any]) -> str:
+    return ' and '.join(map(str, settings['pairs'].values()))
+
+
+def _order_line(row: dict[str, Any]) -> list[str]:
+    return [row['workload'], *(str(row[key]) for key in ('batch', 'end', 'inside', 'padding')),
+            tables.ranged(row['end_in_random_order'])]
+
+
+def _estimator_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A line for each definition and n, a column for each AUC."""
+    aucs = list(dict.fromkeys(row['auc'] for row in rows))
+    lines = [['n', 'definition', *(f'AUC {auc:g}' for auc in aucs)]]
+    truth = {row['auc']: row['truth'] for row in rows}
+    lines.append(['', 'the divergence', *(f'{truth[auc]:.2f}' for auc in aucs)])
+    for n, name, bins in dict.fromkeys((r['n'], r['definition'], r['bins']) for r in rows):
+        own = {r['auc']: r for r in rows if (r['n'], r['definition'], r['bins']) == (n, name, bins)}
+        e = divergences.ESTIMATORS[name]
+        label = f'Histogram, {bins} bins, epsilon 1e-10' if bins else e.label
+        lines.append([str(n), label if e.is_kl else f'(!) {label}',
+                      *(tables.ranged(own[auc]) for auc in aucs)])
+    return lines
+
+
+def _spread_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    names = list(dict.fromkeys(row['targets'] for row in rows))
+    lines = [['step', *(f'{name}, {side}' for name in names for side in ('chosen', 'rejected'))]]
+    for step in dict.fromkeys(row['step'] for row in rows):
+        own = {row['targets']: row for row in rows if row['step'] == step}
+        lines.append([str(step), *(
+            f'{own[name][side] / own[name]["reward_std"]:.3f}' if name in own else '-'
+            for name in names for side in ('chosen', 'rejected'))])
+    return lines
+
+
+def _both_ways(result: dict[str, Any], workload: str) -> list[str]:
+    rows = [row for row in result['table'] if row['workload'] == workload]
+    cells = result['published'].get(workload, {})
+    lines = [['', *(f"{r['head']}, {r['pairs']}, {r['read']}" for r in rows)],
+             ['pairs', *(str(r['n']) for r in rows)],
+             ['accuracy', *(f"{r['accuracy']:.3f}" for r in rows)],
+             ['AUC', *(f"{r['auc']:.3f}" for r in rows)],
+             ['published', *(f"{cells[r['head']]:.3f}" if cells else '-' for r in rows)]]
+    lines += [[e.label if e.is_kl else f'(!) {e.label}', *(
+        tables.ranged(r['kl'][name]) if 'low' in r['kl'][name] else f"{r['kl'][name]['mean']:.2f}"
+        for r in rows)] for name, e in divergences.ESTIMATORS.items()]
+    return [f'### {workload}\n', tables.markdown([list(line) for line in zip(*lines, strict=True)]),
+            '']

@@ -1,0 +1,100 @@
+"""The paper's table from its own code: simulation against SciPy, a whole run, what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import scipy
+
+from qrm.analysis import divergences
+from qrm.data.comparisons import DataError
+from qrm.studies import published
+from qrm.training.schema import ConfigError
+from tests.helpers import TINY, load_config
+
+CHANGES = TINY | {
+    'reproduce.workloads': ('helpful',), 'model.sizes.max_positions': 256,
+    'train.checkpoint_every': 9, 'published.draws': 20, 'published.followed': 20,
+    'published.aucs': (0.5, 0.8), 'published.bins': (20, 50), 'train.row_length': 256,
+}
+
+
+def test_simulated_definitions_are_those_of_scipy():
+    rows = published.simulate((79, 65), (0.5, 0.7), (50,), 20, 3)
+    assert len(rows) == 2 * 2 * len(divergences.ESTIMATORS)
+    for n, auc in ((79, 0.5), (65, 0.7)):
+        rng = np.random.default_rng((3, n, round(1000 * auc)))
+        values, aucs = [], []
+        for _ in range(20):
+            chosen = rng.normal(2.0**0.5 * scipy.stats.norm.ppf(auc), 1.0, n)
+            rejected = rng.normal(0.0, 1.0, n)
+            limits = min(chosen.min(), rejected.min()), max(chosen.max(), rejected.max())
+            values.append(scipy.stats.entropy(*(
+                np.histogram(side, 50, limits)[0] / n + 1e-10 for side in (chosen, rejected))))
+            aucs.append(np.mean(chosen[:, None] > rejected))
+        row, = (r for r in rows if (r['n'], r['auc'], r['bins']) == (n, auc, 50))
+        assert np.mean(aucs) == pytest.approx(auc, abs=0.03)
+        assert row['definition'] == 'epsilon_histogram'
+        assert not row['is_kl']
+        assert row['mean'] == pytest.approx(np.mean(values), rel=1e-6)
+        assert [row['low'], row['high']] == pytest.approx(np.quantile(values, [0.05, 0.95]))
+    # Of unit variances the divergence is half the squared distance.
+    assert rows[-1]['truth'] == pytest.approx(scipy.stats.norm.ppf(0.7) ** 2)
+
+
+def test_orders_of_the_published_pairs():
+    # All pairs alike: whatever the order and the batch, the longer side is read at its end.
+    first, *_, last = published.read_orders('w', np.tile([[9, 4]], (32, 1)), 3, 0)
+    assert first == {'workload': 'w', 'batch': 1, 'responses': 64, 'end': 32, 'inside': 0,
+                     'padding': 32, 'end_in_random_order': {'mean': 32, 'low': 32, 'high': 32}}
+    assert (last['batch'], last['end']) == (16, 32)
+
+
+@pytest.fixture(scope='module')
+def done(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('published')
+    config = load_config('published', **CHANGES)
+    return published.published(config, str(folder)), folder, config
+
+
+def test_a_whole_run(done):
+    text, folder, config = done
+    result = json.loads((folder / 'published.json').read_text())
+    assert result['reads'] == {}
+    assert 'Left out: no config.paper' in text
+    assert (folder / 'published.md').read_text() == text
+    assert {path.name for path in (folder / 'figures').iterdir()} == {
+        'estimators.png', 'spread.png'}
+    assert {(row['n'], row['auc']) for row in result['estimators']} == {
+        (n, auc) for n in (79, 65) for auc in (0.5, 0.8)}
+    assert {row['targets'] for row in result['spread']} == set(published.TARGETS)
+    for row in result['spread']:
+        assert all(np.isfinite(row[key]) and row[key] > 0 for key in ('chosen', 'reward_std'))
+    # One scalar model at the right token, one quantile model at both; all pairs, and as published.
+    assert [(row['head'], row['read'], row['n']) for row in result['table']] == [
+        (head, read, n) for head, read in (
+            ('scalar', 'end'), ('quantile', 'end'), ('quantile', 'published')) for n in (150, 79)]
+    for row in result['table']:
+        assert row['kl'].keys() == divergences.ESTIMATORS.keys()
+        assert ('low' in row['kl']['gaussian']) == (row['n'] == 79)
+    # A rerun trains nothing and comes to the same.
+    again = published.published(config, str(folder))
+    assert again == text
+
+
+@pytest.mark.parametrize(('change', 'error', 'expected'), [
+    ({'paper': '/nowhere'}, DataError, '/nowhere/helpful_valid.json: not the published'),
+    ({'reproduce.heads': ('scalar',)}, ConfigError, "expected \\('scalar', 'quantile'\\)"),
+    ({'published.aucs': (0.4,)}, ConfigError, 'config.published.aucs'),
+    ({'head.members': 2}, ConfigError, 'expected EOS and one member'),
+])
+def test_what_cannot_be_used(change, error, expected):
+    with pytest.raises(error, match=expected):
+        published.check(load_config('published', **CHANGES | change))
+
+
+@pytest.mark.parametrize('rows', [[], [{'chosen': ['a', 'b'], 'rejected': ['a', 'c']}], {'a': 1}])
+def test_files_that_are_not_the_published_pairs(tmp_path, rows):
+    (tmp_path / 'harmless_valid.json').write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=r'harmless_valid\.json: .*expected the'):
+        published.read_pairs(str(tmp_path), 'harmless')

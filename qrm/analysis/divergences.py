@@ -7,11 +7,11 @@ Pair i holds `chosen[i]` and `rejected[i]`; pairs of one prompt share `clusters[
 replicate is written as integer multiplicities `weights[i]`, never as repeated rewards: a repeated
 reward would be its own nearest neighbour at distance 0. A pair of weight 0 is absent.
 
-Four estimators tend to the KL divergence as n grows. Four more, kept apart by `is_kl`, do not:
+Four estimators tend to the KL divergence as n grows. Five more, kept apart by `is_kl`, do not:
 they are formulas that are easily mistaken for it and are here so that published numbers can be
 compared with them.
 
-Conventions shared by all eight:
+Conventions shared by all nine:
   - `f(chosen [n], rejected [n], weights [n] or None, clusters [n]) -> float`;
   - if all rewards present are equal, both samples are the same point and the value is 0;
   - lengths are floored relative to the range of the pooled rewards, so that floors keep the
@@ -44,7 +44,7 @@ _KDE_GRID = 4096
 _KDE_MARGIN = 5.0
 _SUM_GRID = 1000
 _DENSITY_BINS = 100
-_EPSILON_BINS = 50
+_EPSILON_BINS = 50, 5000
 _EPSILON = 1e-10
 # Per unit of weight and on standardised features: negligible next to the Fisher information of
 # about 1/4, but it bounds the coefficients when a training fold is separable.
@@ -529,7 +529,7 @@ def density_histogram_without_width(pairs: _Pairs) -> float:
     return (p[both] / width * np.log(p[both] / q[both])).sum()
 
 
-def epsilon_histogram_of(bins: int) -> _EstimatorFunction:
+def epsilon_histogram(bins: int) -> _EstimatorFunction:
     """Not a KL: sum of p log(p / q) over equal bins, 1e-10 added to every share.
 
     A bin that holds chosen rewards only adds its share times log(share * 1e10): the value counts
@@ -546,15 +546,12 @@ def epsilon_histogram_of(bins: int) -> _EstimatorFunction:
     """
 
     @_estimator
-    def epsilon_histogram(pairs: _Pairs) -> float:
+    def histogram(pairs: _Pairs) -> float:
         p, q = (share + _EPSILON for share in _bin_shares(pairs, bins))
         return (p * np.log(p / q)).sum()
 
-    epsilon_histogram.__doc__ = epsilon_histogram_of.__doc__
-    return epsilon_histogram
-
-
-epsilon_histogram = epsilon_histogram_of(_EPSILON_BINS)
+    histogram.__doc__ = epsilon_histogram.__doc__
+    return histogram
 
 
 @_estimator
@@ -604,10 +601,11 @@ ESTIMATORS: dict[str, Estimator] = {
                   density_histogram_without_width, False,
                   'Leaves out the bin width, so it is proportional to 1 / scale of the rewards '
                   'and not a KL.'),
-        Estimator('epsilon_histogram', f'Histogram, {_EPSILON_BINS} bins, epsilon 1e-10',
-                  epsilon_histogram, False,
-                  'Counts bins that hold one side only: with few pairs it is as high for two '
-                  'samples of one distribution, and not a KL.'),
+        *(Estimator(f'epsilon_histogram_{bins}', f'Histogram, {bins} bins, epsilon 1e-10',
+                    epsilon_histogram(bins), False,
+                    'Counts bins that hold one side only: where pairs are few for the bins it is '
+                    'as high for two samples of one distribution, and not a KL.')
+          for bins in _EPSILON_BINS),
         Estimator('softmax', 'Softmax over samples', softmax, False,
                   'Compares probabilities of pair indices and is blind to a shift between the '
                   'sides, so it is not a KL of the rewards.'),

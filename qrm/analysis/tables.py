@@ -1,7 +1,7 @@
 """The paper's table beside real estimates of the same thing, from saved predictions.
 
 Table 1 of Kim, Hong & Kim reports KL(chosen || rejected) of a scalar and a quantile reward
-model. Here each cell is computed by four estimators of that divergence and by four formulas that
+model. Here each cell is computed by four estimators of that divergence and by five formulas that
 are easily mistaken for it, with what is needed to tell them apart: intervals, a null, the value
 after rescaling the rewards, and the value on as few pairs as the paper's code validates on.
 """

@@ -242,8 +242,8 @@ def simulate(counts: Sequence[int], aucs: Sequence[float], bins: Sequence[int], 
       95%) and is_kl, and `truth`, the divergence in nats.
     """
     known = {(name, 0): (e.function, e.is_kl) for name, e in divergences.ESTIMATORS.items()
-             if name != 'epsilon_histogram'}
-    known |= {('epsilon_histogram', b): (divergences.epsilon_histogram_of(b), False) for b in bins}
+             if not name.startswith('epsilon_histogram')}
+    known |= {('epsilon_histogram', b): (divergences.epsilon_histogram(b), False) for b in bins}
     rows = []
     for n in dict.fromkeys(counts):
         for auc in aucs:
@@ -414,9 +414,9 @@ def _estimator_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     lines.append(['', 'the divergence', *(f'{truth[auc]:.2f}' for auc in aucs)])
     for n, name, bins in dict.fromkeys((r['n'], r['definition'], r['bins']) for r in rows):
         own = {r['auc']: r for r in rows if (r['n'], r['definition'], r['bins']) == (n, name, bins)}
-        e = divergences.ESTIMATORS[name]
-        label = f'Histogram, {bins} bins, epsilon 1e-10' if bins else e.label
-        lines.append([str(n), label if e.is_kl else f'(!) {label}',
+        label = f'Histogram, {bins} bins, epsilon 1e-10' if bins else (
+            divergences.ESTIMATORS[name].label)
+        lines.append([str(n), label if own[aucs[0]]['is_kl'] else f'(!) {label}',
                       *(tables.ranged(own[auc]) for auc in aucs)])
     return lines
 

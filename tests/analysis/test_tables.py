@@ -79,8 +79,8 @@ def test_as_few_pairs_as_published(table):
     assert found['mean'] == pytest.approx(table['rows'][0]['kl']['gaussian']['value'])
     # Few pairs leave more bins with one side only.
     first = table['rows'][0]
-    assert first['matched']['kl']['epsilon_histogram']['low'] > (
-        first['kl']['epsilon_histogram']['value'])
+    assert first['matched']['kl']['epsilon_histogram_50']['low'] > (
+        first['kl']['epsilon_histogram_50']['value'])
     assert build({('helpful', 'scalar'): made(79)})['rows'][0]['matched'] is None
     assert build({('pairs', 'scalar'): made()})['rows'][0]['matched'] is None
 

@@ -91,10 +91,10 @@ def test_the_kl_table_is_explained(results):
     joined = '\n'.join(texts)
     assert joined.count('| KDE sum without dx | **no** |') == 4
     assert joined.count('| Gaussian | yes |') == 4
-    assert len(_outputs(executed, 'image/png')) == 2
+    assert len(_outputs(executed, 'image/png')) == 3
     # Phi(sqrt 4.914) = Phi(2.2167).
     assert 'published, helpful, scalar: 4.914 nats would need an AUC of 0.9867' in _printed(
-        executed.cells[-2])
+        executed.cells[-4])
 
 
 def test_identifiability_is_shown(tmp_path):

@@ -101,31 +101,25 @@ def published(config: Any, folder: str) -> str:
     pairs = {workload: read_pairs(config.paper, workload)
              for workload in dict.fromkeys(workload for workload, _ in base)
              if config.paper and workload in FILES}
-    reads, orders = {}, []
-    for workload, comparisons in pairs.items():
-        sizes = lengths(comparisons, settings.tokenizer)
-        reads[workload] = padded.places(sizes, BATCH)._asdict()
-        orders += read_orders(workload, sizes, settings.orders, settings.seed)
+    sizes = {workload: lengths(of, settings.tokenizer) for workload, of in pairs.items()}
     print('\n== estimators', flush=True)
     estimators = simulate(PUBLISHED_PAIRS.values(), settings.aucs, settings.bins, settings.draws,
                           settings.seed)
     spread = []
     for name, member in followed.items():
-        path = os.path.join(folder, f'{member.workload}-{name}')
-        print(f'\n== {member.workload}, {name}: {path}', flush=True)
-        train(member, path)
+        path = _train(member, folder, name)
         spread += [{'targets': name} | row for row in follow(member, path, settings.followed)]
     table = []
     for (workload, head), member in base.items():
-        path = os.path.join(folder, f'{workload}-{head if head == "scalar" else "own_mean"}')
-        print(f'\n== {workload}, {head} head: {path}', flush=True)
-        train(member, path)
+        path = _train(member, folder, 'scalar' if head == 'scalar' else 'own_mean')
         model = reward_model.load(path, step=member.evaluation.checkpoint)
         table += [{'workload': workload, 'head': head} | row for row in score_both_ways(
             model, _test(member), pairs.get(workload), workload, settings.draws, settings.seed)]
     result = {
-        'reads': reads, 'reads_by_batch_and_order': orders, 'estimators': estimators,
-        'spread': spread, 'table': table, 'published': tables.PUBLISHED,
+        'reads': {workload: padded.places(of, BATCH)._asdict() for workload, of in sizes.items()},
+        'reads_by_batch_and_order': [row for workload, of in sizes.items() for row in read_orders(
+            workload, of, settings.orders, settings.seed)],
+        'estimators': estimators, 'spread': spread, 'table': table, 'published': tables.PUBLISHED,
         'settings': {'batch': BATCH, 'pairs': PUBLISHED_PAIRS, 'draws': settings.draws,
                      'seed': settings.seed, 'range': '5% to 95%', 'paper': bool(config.paper),
                      'source': reproduce.describe_source(config)},
@@ -136,6 +130,14 @@ def published(config: Any, folder: str) -> str:
     if not jax.process_index():
         figures.draw_published(folder, result)
     return text
+
+
+def _train(member: Any, folder: str, name: str) -> str:
+    """Trains a member; the folder of its run."""
+    path = os.path.join(folder, f'{member.workload}-{name}')
+    print(f'\n== {member.workload}, {name}: {path}', flush=True)
+    train(member, path)
+    return path
 
 
 def _members(config: Any) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:

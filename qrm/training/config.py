@@ -118,7 +118,7 @@ KEYS: Table = {
         0, Range(0, 2**22), 'inner width of the perceptrons; 0: four times the width (gpt2)'),
 
     # --- Adapters, read if `train.tune` is 'lora' ------------------------------------------------
-    'lora.rank': Key(16, AT_LEAST_ONE, 'r, of x A B beside a kernel'),
+    'lora.rank': Key(16, Range(1, 2**16), 'r, of x A B beside a kernel'),
     'lora.alpha': Key(32.0, POSITIVE, 'x A B counts alpha / r'),
     'lora.rank_stabilised': Key(False, ANY, 'it counts alpha / sqrt(r) (rsLoRA)'),
     'lora.targets': Key(
@@ -130,19 +130,21 @@ KEYS: Table = {
         'quantile', OneOf(HEADS),
         "'scalar', 'gaussian', 'categorical', 'quantile', 'monotone_quantile' (cannot cross), "
         "'implicit_quantile' or 'annotator'"),
-    'head.num_quantiles': Key(10, AT_LEAST_ONE, 'N of the quantile heads, tau_i = (i + 0.5) / N'),
-    'head.num_atoms': Key(21, Range(2), 'of the categorical head, evenly spaced'),
+    'head.num_quantiles': Key(
+        10, Range(1, 2**12), 'N of the quantile heads, tau_i = (i + 0.5) / N'),
+    'head.num_atoms': Key(21, Range(2, 2**12), 'of the categorical head, evenly spaced'),
     'head.atom_range': Key(
         5.0, POSITIVE, 'of the categorical head: atoms from -5 to 5, units of reward'),
-    'head.num_cosines': Key(64, AT_LEAST_ONE, 'of tau, that the implicit quantile head reads'),
-    'head.num_factors': Key(1, AT_LEAST_ONE, 'numbers in which annotators differ (annotator head)'),
+    'head.num_cosines': Key(64, Range(1, 2**16), 'of tau, that the implicit quantile head reads'),
+    'head.num_factors': Key(
+        1, Range(1, 2**16), 'numbers in which annotators differ (annotator head)'),
     'head.bias': Key(False, ANY, 'a bias, which Bradley-Terry on means cannot move'),
     'head.reads': Key(
         ('last',), Each(str),
         "of hidden states: 'last' token, 'mean' over the response, 'dialogue' (over all of it), "
         "'first' (CLS of an encoder), each also after a block, 'mean@20'; of several, all"),
     'head.members': Key(
-        1, AT_LEAST_ONE, 'heads with parameters of their own, an ensemble if several'),
+        1, Range(1, 2**10), 'heads with parameters of their own, an ensemble if several'),
     # Objective of each head. From preferences: 'bradley_terry', 'bradley_terry_quantile_huber'
     # (the paper's), 'distributional_bradley_terry', 'posterior_quantile_regression',
     # 'plackett_luce' and 'quantile_bradley_terry' (a control); from ratings: 'ratings_pinball',

@@ -12,7 +12,7 @@ Four things differ. Rewards are read at the last token: their quantile model cou
 left of a row that is padded there, see `published`. They start from a GPT-2 that was fine-tuned on
 HH, and train on fnlp's relabelling of it: give these with `--config.model.checkpoint` and
 `--config.data.path`. A checkpoint is chosen by the negative log-likelihood, not by the whole loss.
-A prompt too long is cut from the left, not by turns. Not measured.
+A prompt too long is cut from the left, not by turns. Not measured. Heads are scalar or quantile.
 """
 
 from ml_collections import ConfigDict

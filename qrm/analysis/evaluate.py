@@ -78,7 +78,8 @@ def stored_config(place: str) -> Any:
     of_the_hub = re.fullmatch(r'[\w.-]+/[\w.-]+', place) and not os.path.exists(place)
     if not foreign and not of_the_hub:
         return workdir.load_config(place)
-    return schema.build(config_lib.KEYS, {'data.append_eos': reward_model.appends_eos(place)})
+    return schema.build(config_lib.KEYS, {
+        f'data.{key}': value for key, value in reward_model.stored_reading(place).items()})
 
 
 def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> str:

@@ -115,7 +115,7 @@ def statement(rows: list[dict[str, Any]], source: str) -> str:
         f'their own mean, and reads quantile rewards at another token than scalar ones, most often '
         f'in the padding. Inferred: that the table is of those pairs, and that its cells are '
         f'histograms of 50 bins with a small constant, which give numbers of their size there for '
-        f'AUCs of .5 to .8; the script that made it is not public. A divergence of pooled rewards '
+        f'AUCs of .7 to .8; the script that made it is not public. A divergence of pooled rewards '
         f'also depends on how much they vary between prompts, so a larger one need not mean better '
         f'discrimination within pairs, which is what accuracy measures.'
     )

@@ -138,6 +138,9 @@ def as_chat(comparison: Comparison) -> Comparison:
     chat: Text = ({'role': 'user', 'content': prompt.strip()},) if prompt.strip() else ()
     in_turns = prompt.startswith(_HUMAN) or (
         not chat and all(response.startswith(_HUMAN) for response in responses))
+    if not in_turns and prompt.rstrip().endswith(_ASSISTANT.strip()):
+        raise MalformedRow(f"{comparison.place} field 'prompt': got turns that do not begin with "
+                           f'{_HUMAN!r}, expected such, to be read as chats')
     if not in_turns:
         chats = [({'role': 'assistant', 'content': text.strip()},) for text in responses]
     elif not chat:

@@ -38,8 +38,9 @@ def render(
       MalformedRow: the template refuses it.
     """
     if tokenizer.chat_template is None:
-        raise DataError(f'{comparison.place}: chat messages, but the tokenizer '
-                        f'{tokenizer.name_or_path!r} has no chat template')
+        name = tokenizer.name_or_path or 'trained on the data'
+        raise DataError(f'{comparison.place}: chat messages, but the tokenizer {name!r} has no '
+                        'chat template; for training set config.model.chat_template')
     messages = [*comparison.prompt, *response]
     try:
         text = tokenizer.apply_chat_template(
@@ -114,6 +115,7 @@ def settle(tokenizer: Tokenizer, now: datetime.datetime, given: str = '') -> Non
     """
     if given:
         tokenizer.chat_template = read(given)
+        _check_syntax(tokenizer)
     name = tokenizer.name_or_path or 'the trained tokenizer'
     try:
         stopped = change_template(tokenizer, lambda template: stop_clock(template, now))
@@ -122,6 +124,16 @@ def settle(tokenizer: Tokenizer, now: datetime.datetime, given: str = '') -> Non
     if stopped:
         print(f'note: the chat template of {name} prints the time, which stands at '
               f'{now:%Y-%m-%d %H:%M}', flush=True)
+
+
+def _check_syntax(tokenizer: Tokenizer) -> None:
+    chat = [{'role': 'user', 'content': 'a'}, {'role': 'assistant', 'content': 'b'}]
+    try:
+        tokenizer.apply_chat_template(chat, tokenize=False)
+    except jinja2.TemplateSyntaxError as error:
+        raise DataError(f'config.model.chat_template: no Jinja ({in_a_line(error)})') from error
+    except Exception:  # what it refuses are chats, and faults of their rows
+        return
 
 
 def change_template(tokenizer: Tokenizer, change: Callable[[str], str]) -> bool:

@@ -345,7 +345,7 @@ def encode(
             try:
                 # What responses have in common, or the one there is, is no part of the prompt.
                 known = 0 if overlong == 'drop' else min(
-                    sizes or prompt_sizes(comparison, dialogues, tokenizer))
+                    sizes or prompt_sizes(as_read(comparison, reading), dialogues, tokenizer))
             except MalformedRow as error:
                 report.drop_malformed(error)
                 continue

@@ -193,7 +193,7 @@ def _write_classifier(model: RewardModel, folder: str, outputs: str, dtype: str)
         'num_labels': len(names), 'id2label': {str(i): name for i, name in enumerate(names)},
         'label2id': {name: i for i, name in enumerate(names)},
         # Read by us alone.
-        'qrm_append_eos': model.reading.append_eos, 'qrm_outputs': outputs,
+        **_own_settings(model, outputs),
     }
     text = card(model, outputs, names, _suffix(tokenizer, model), _LOADING)
     weights.write_folder(folder, settings, tensors)
@@ -241,7 +241,7 @@ or what the padding token is: both must be given as above. Labels, in order: {',
         text += f'\nNote: {note}.\n'
     adapters.write_folder(folder, settings, lora, base.checkpoint, tensors)
     # Read by us alone.
-    tokenizer.init_kwargs |= {'qrm_append_eos': model.reading.append_eos, 'qrm_outputs': outputs}
+    tokenizer.init_kwargs |= _own_settings(model, outputs)
     _write_tokenizer(tokenizer, model, folder)
     write_text(os.path.join(folder, 'README.md'), text)
     return (f'adapter to {base.checkpoint}, {family.classifier} with {_count(names)} ({outputs}), '
@@ -361,6 +361,12 @@ def _suffix(tokenizer: Tokenizer, model: RewardModel) -> str:
             return suffix
     raise DataError('the tokenizer puts tokens after EOS, expected one that ends texts as the '
                     'model was trained to read them: train with data.append_eos=False')
+
+
+def _own_settings(model: RewardModel, outputs: str) -> dict[str, Any]:
+    """What only `reward_model.load` reads of an exported model."""
+    return {'qrm_append_eos': model.reading.append_eos, 'qrm_as_chats': model.reading.as_chats,
+            'qrm_outputs': outputs}
 
 
 def _write_tokenizer(tokenizer: Tokenizer, model: RewardModel, folder: str) -> None:

@@ -149,10 +149,11 @@ def run(config: Any, folder: str) -> str:
 
 def _once_more(name: str, number: int, seed: int, ground: Ground, place: Path) -> Outcome:
     """Takes a trial; one that killed the campaign's own process twice has failed."""
-    path, own = place / 'begun.json', {'measure': name, 'trial': number}
+    path, own = place / 'begun.json', {'measure': name, 'trial': number, 'seed': seed}
     before = workdir.read_json(str(path)) if path.exists() else {}
     times = before.get('times', 0) if own.items() <= before.items() else 0
     if times > 1:
+        path.unlink()
         return Outcome('died', 'the process died, twice')
     workdir.write_json(str(path), own | {'times': times + 1})
     try:

@@ -21,10 +21,11 @@ import scipy
 from qrm.analysis import divergences, tables
 from qrm.analysis.tables import PUBLISHED_PAIRS
 from qrm.data import tokens
-from qrm.data.comparisons import Comparison, DataError, in_a_line
+from qrm.data.comparisons import Comparison, DataError, MalformedRow, in_a_line
 from qrm.data.rows import parse_row
 from qrm.data.templates import MOSS
 from qrm.data.tokens import Reading
+from qrm.models import adapters, weights
 from qrm.rewards import statistics
 from qrm.studies import figures, padded, reproduce
 from qrm.training import config as config_lib
@@ -48,7 +49,7 @@ FILES = {'helpful': 'helpful_valid.json', 'harmless': 'harmless_valid.json'}
 
 # What the loss of the quantile model changes for its spread to be followed.
 TARGETS = {
-    'own_mean': {},
+    'own_mean': {'targets': 'own_mean', 'huber_sides': 'chosen'},
     'free': {'huber_weight': 0.0},
     'label': {'targets': 'label', 'huber_sides': 'both'},
     'teacher': {'targets': 'teacher', 'huber_sides': 'both'},
@@ -112,9 +113,10 @@ def published(config: Any, folder: str) -> str:
     table = []
     for (workload, head), member in base.items():
         path = _train(member, folder, 'scalar' if head == 'scalar' else 'own_mean')
-        model = reward_model.load(path, step=member.evaluation.checkpoint)
-        table += [{'workload': workload, 'head': head} | row for row in score_both_ways(
-            model, _test(member), pairs.get(workload), workload, settings.draws, settings.seed)]
+        rows = score_both_ways(
+            reward_model.load(path, step=member.evaluation.checkpoint), _test_pairs(member, path),
+            pairs.get(workload), workload, settings.draws, settings.seed)
+        table += [{'workload': workload, 'head': head} | row for row in rows]
     result = {
         'reads': {workload: padded.places(of, BATCH)._asdict() for workload, of in sizes.items()},
         'reads_by_batch_and_order': [row for workload, of in sizes.items() for row in read_orders(
@@ -149,6 +151,13 @@ def _members(config: Any) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
     if tuple(run.reproduce.heads) != ('scalar', 'quantile'):
         raise ConfigError(f'config.reproduce.heads={tuple(run.reproduce.heads)}, expected '
                           "('scalar', 'quantile'), the published pair")
+    if run.loss.targets != 'own_mean' or run.loss.huber_sides != 'chosen' or (
+            not run.loss.huber_weight):
+        raise ConfigError("config.loss: targets, huber_sides or huber_weight, expected 'own_mean', "
+                          "'chosen' and a weight, as published")
+    if (family := _family(run)) != 'gpt2':
+        raise ConfigError(f'config.model: family {family!r}, expected gpt2, whose padded rows are '
+                          'followed')
     if not run.data.append_eos or run.head.members > 1:
         raise ConfigError('config.data.append_eos or config.head.members: expected EOS and one '
                           'member, as published')
@@ -160,6 +169,13 @@ def _members(config: Any) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
         config_lib.check(member)
         followed[name] = member
     return base, followed
+
+
+def _family(config: Any) -> str:
+    checkpoint = config.model.checkpoint
+    if not checkpoint:
+        return config.model.family
+    return str(weights.read_settings(adapters.find(checkpoint).model).get('model_type'))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -189,6 +205,8 @@ def read_pairs(folder: str, workload: str) -> list[Comparison]:
 
 def _chat(turns: Sequence[str]) -> list[dict[str, str]]:
     """Turns, of which the last is the assistant's."""
+    if not isinstance(turns, list) or not all(isinstance(text, str) for text in turns):
+        raise TypeError('a side that is no list of texts')
     last = len(turns) - 1
     return [{'role': ('user', 'assistant')[(last - i) % 2 == 0], 'content': text}
             for i, text in enumerate(turns)]
@@ -200,8 +218,14 @@ def lengths(comparisons: Sequence[Comparison], tokenizer: str) -> np.ndarray:
     Raises:
       DataError: there is no such tokenizer.
     """
-    found = tokens.tokenize(comparisons, tokens.load_tokenizer(tokenizer, template=MOSS),
-                            Reading(0, as_chats=True))
+    try:
+        found = tokens.tokenize(comparisons, tokens.load_tokenizer(tokenizer, template=MOSS),
+                                Reading(0, as_chats=True))
+    except DataError as error:
+        raise DataError(f'config.published.tokenizer={tokenizer!r}, expected that of GPT-2: '
+                        f'{in_a_line(error)}') from error
+    if refused := [of for of in found if isinstance(of, MalformedRow)]:
+        raise refused[0]
     return np.array([[len(ids) for ids in dialogues] for dialogues in found])
 
 
@@ -265,8 +289,10 @@ def simulate(counts: Sequence[int], aucs: Sequence[float], bins: Sequence[int], 
 # (c) What a target does to the spread
 
 
-def _test(member: Any) -> list[tokens.Encoded]:
-    return read_data(member).encoded['test']
+def _test_pairs(member: Any, path: str) -> list[tokens.Encoded]:
+    """Test pairs, in the tokens of a run."""
+    return [item for item in read_data(member, path).encoded['test']
+            if len(item.responses) == 2 and (item.preference > 0.5).any()]
 
 
 def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
@@ -276,13 +302,13 @@ def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
       Rows of step, spread of the chosen and of the rejected side (mean over responses of the
       standard deviation over quantiles) and `reward_std`, in units of reward.
     """
-    encoded = [item for item in _test(member) if (item.preference > 0.5).any()][:count]
+    encoded = _test_pairs(member, path)[:count]
     with Checkpoints(path, read_only=True) as checkpoints:
         steps = checkpoints.steps
     rows = []
     for step in steps:
         model = reward_model.load(path, step=step)
-        outputs = np.stack([found[:2] for found in model.predict(encoded)])
+        outputs = np.stack(model.predict(encoded))
         quantiles = np.asarray(model.network.head.quantiles(outputs.reshape(-1, outputs.shape[-1])))
         chosen = np.array([item.preference[0, 1] > 0.5 for item in encoded])
         spreads = quantiles.std(axis=1).reshape(-1, 2)
@@ -309,14 +335,13 @@ def score_both_ways(
 
     Args:
       model: to score with.
-      test: comparisons; pairs of them are taken.
+      test: pairs.
       real: the published pairs; None: left out.
       workload: says how many were published.
       draws: subsets.
       seed: of the subsets.
     """
-    sets = {'test': [item for item in test
-                     if len(item.responses) == 2 and (item.preference > 0.5).any()]}
+    sets = {'test': list(test)}
     if real:
         sets['published'], _ = model.encode(real)
     rows = []

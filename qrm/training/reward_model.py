@@ -41,6 +41,8 @@ from qrm.training.workdir import WorkdirError, read_json, runs_hint, write_json
 
 _ROWS = 1  # of `row_length` tokens
 _NAMED = 3  # comparisons in a message
+# Of exported models, in config.json, or of an adapter in tokenizer_config.json.
+OWN_SETTINGS = ('qrm_append_eos', 'qrm_as_chats', 'qrm_outputs')
 # What a foreign head is taken to have learnt, which says how likely one response is to win.
 _OBJECTIVES = {'scalar': 'bradley_terry', 'quantile': 'bradley_terry_quantile_huber',
                'gaussian': 'distributional_bradley_terry'}
@@ -335,7 +337,7 @@ def _load_hugging_face(path: str, outputs: str, date: str) -> RewardModel:
     if source.tokenizer != source.model:
         # An adapter has no config.json: trainers give its model the padding of this tokenizer.
         own = {'pad_token_id': tokenizer.pad_token_id,
-               **{key: tokenizer.init_kwargs.get(key) for key in ('qrm_append_eos', 'qrm_outputs')}}
+               **{key: tokenizer.init_kwargs.get(key) for key in OWN_SETTINGS}}
         settings = settings | {key: value for key, value in own.items() if value is not None}
     try:
         head, params = checkpoint_heads.interpret(pretrained.head, settings, outputs)
@@ -353,13 +355,17 @@ def _load_hugging_face(path: str, outputs: str, date: str) -> RewardModel:
             a.max_positions,
             # An encoder's dialogues end as its tokenizer ends them.
             append_eos=settings.get('qrm_append_eos', a.causal) is True,
+            as_chats=settings.get('qrm_as_chats') is True,
             rendered_chats=True, skipped=skipped,
             share_prompt=a.causal, size_prompt=head.sizes_prompts),
     )
 
 
-def appends_eos(place: str) -> bool:
-    """Whether EOS is appended to what a model of another library reads.
+def stored_reading(place: str) -> dict[str, bool]:
+    """Of a model that is no run, whether EOS is appended, and texts are read as chats.
+
+    Returns:
+      'append_eos' and 'as_chats', as in `Reading`.
 
     Raises:
       DataError: there is no model.
@@ -369,9 +375,10 @@ def appends_eos(place: str) -> bool:
     if source.tokenizer != source.model:
         path = os.path.join(source.tokenizer, 'tokenizer_config.json')
         own = weights.read_json(path) if os.path.exists(path) else {}
-        settings = settings | {key: value for key, value in own.items() if key == 'qrm_append_eos'}
+        settings = settings | {key: value for key, value in own.items() if key in OWN_SETTINGS}
     causal = families.architecture(settings, place).causal
-    return settings.get('qrm_append_eos', causal) is True
+    return {'append_eos': settings.get('qrm_append_eos', causal) is True,
+            'as_chats': settings.get('qrm_as_chats') is True}
 
 
 def _skipped(settings: Mapping[str, Any], a: Architecture) -> int | None:

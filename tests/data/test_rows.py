@@ -723,7 +723,9 @@ def test_texts_as_chats(row, prompt, responses):
     assert (found.id, found.group, found.ranks) == (read.id, read.group, read.ranks)
 
 
-def test_turns_that_no_response_can_follow_are_refused():
-    row = parse_row({'prompt': '\n\nHuman: Q', 'response': 'x'}, WHERE)
-    with pytest.raises(MalformedRow, match="field 'prompt': got turns that do not end in"):
+@pytest.mark.parametrize(('prompt', 'expected'), [
+    ('\n\nHuman: Q', 'do not end in'), ('Human: Q\n\nAssistant:', 'do not begin with')])
+def test_turns_that_no_response_can_follow_are_refused(prompt, expected):
+    row = parse_row({'prompt': prompt, 'response': 'x'}, WHERE)
+    with pytest.raises(MalformedRow, match=f"field 'prompt': got turns that {expected}"):
         as_chat(row)

@@ -295,6 +295,16 @@ def test_texts_are_read_as_chats(chat_tokenizer):
     [scored], _ = encode_to_score([text], chat_tokenizer, dataclasses.replace(
         reading, size_prompt=True))
     assert [*scored.prompt, *scored.responses[1]] == found[0][1]
+    # One that is too long loses the left of its prompt, as a chat does.
+    long = [_comparison(text, ' b', 'c ') for text in ('a' * 30,)] + [
+        _comparison(_user('a' * 30), _assistant('b'), _assistant('c'))]
+    cut = []
+    for comparison in long:
+        [kept], report = (lambda r: (encode([comparison], chat_tokenizer, r, Reading(
+            25, as_chats=True)), r))(DataReport('rows', 'train', read=1))
+        assert report.truncated == 1
+        cut.append([*kept.prompt, *kept.responses[0]])
+    assert cut[0] == cut[1]
     # Sizes are those of the chat's prompt, which begins as its dialogues do.
     [asked], _ = encode_to_score([chat], chat_tokenizer, Reading(100, size_prompt=True))
     assert scored.prompt_sizes == asked.prompt_sizes
@@ -309,6 +319,8 @@ def test_a_template_in_place_of_the_tokenizers(tmp_path):
     read = {given: render(chat, chat.responses[0], load_tokenizer(str(folder), template=given))
             for given in ('', str(file), 'c{{ messages[0].content }}')}
     assert list(read.values()) == ['a', 'ba', 'ca']
+    with pytest.raises(DataError, match=r'config\.model\.chat_template: no Jinja \('):
+        load_tokenizer(str(folder), template='{% for x in')
     with pytest.raises(DataError, match="chat template 'nowhere': neither Jinja nor a file of it"):
         load_tokenizer(str(folder), template='nowhere')
 

@@ -29,7 +29,7 @@ from qrm.models.tuning import Tuning
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
 from qrm.serving import export
-from qrm.training import train
+from qrm.training import reward_model, train
 from qrm.training.base import Base
 from qrm.training.reward_model import RewardModel
 from tests.helpers import WORDS, command, load_config, word_pairs
@@ -219,6 +219,20 @@ def test_chat_templates_end_as_dialogues_are_read(tmp_path, template):
     one, other = (t.apply_chat_template(chat[:1], tokenize=False, add_generation_prompt=True)
                   for t in begin)
     assert other.rstrip('\n') == one.rstrip('\n')
+
+
+def test_texts_that_are_read_as_chats_are_so_after_an_export(tmp_path):
+    chatty = tokens.train_tokenizer(TEXTS * 3, 300)
+    chatty.chat_template = CHAT
+    plain = make(chatty)
+    model = dataclasses.replace(plain, reading=dataclasses.replace(plain.reading, as_chats=True))
+    export.export(model, str(tmp_path / 'model'))
+    assert 'use the chat template' in (tmp_path / 'model' / 'README.md').read_text()
+    back = qrm.load(str(tmp_path / 'model'))
+    np.testing.assert_allclose(scored(back)[0], scored(model)[0], rtol=0, atol=1e-5)
+    assert np.abs(scored(model)[0] - scored(plain)[0]).max() > 0.01
+    assert reward_model.stored_reading(str(tmp_path / 'model')) == {
+        'append_eos': True, 'as_chats': True}
 
 
 def test_the_card_says_how_to_use_it(tokenizer, tmp_path):

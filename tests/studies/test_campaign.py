@@ -96,13 +96,13 @@ def test_a_line_cut_by_a_kill_is_taken_again(scripted, tmp_path):
 def test_a_trial_that_kills_the_campaign_twice_has_failed(scripted, tmp_path):
     begun = tmp_path / 'begun.json'
     config = _config(trials={'order': 2, 'twice': 0})
-    begun.write_text(json.dumps({'measure': 'order', 'trial': 0, 'times': 1}))
+    begun.write_text(json.dumps({'measure': 'order', 'trial': 0, 'seed': 0, 'times': 1}))
     campaign.run(config, str(tmp_path / 'other'))
     campaign.run(config, str(tmp_path))
     assert [name for name, _ in scripted] == ['order'] * 4
     assert not begun.exists()
     (tmp_path / 'trials.jsonl').unlink()
-    begun.write_text(json.dumps({'measure': 'order', 'trial': 0, 'times': 2}))
+    begun.write_text(json.dumps({'measure': 'order', 'trial': 0, 'seed': 0, 'times': 2}))
     assert 'order, trial 0: the process died, twice' in campaign.run(config, str(tmp_path))
     assert len(scripted) == 5  # the other trial
 

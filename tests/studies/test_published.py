@@ -86,6 +86,8 @@ def test_a_whole_run(done):
 @pytest.mark.parametrize(('change', 'error', 'expected'), [
     ({'paper': '/nowhere'}, DataError, '/nowhere/helpful_valid.json: not the published'),
     ({'reproduce.heads': ('scalar',)}, ConfigError, "expected \\('scalar', 'quantile'\\)"),
+    ({'loss.targets': 'label'}, ConfigError, "expected 'own_mean', 'chosen' and a weight"),
+    ({'model.family': 'llama', 'model.sizes.head_dim': 0}, ConfigError, "family 'llama'"),
     ({'published.aucs': (0.4,)}, ConfigError, 'config.published.aucs'),
     ({'head.members': 2}, ConfigError, 'expected EOS and one member'),
 ])
@@ -94,7 +96,9 @@ def test_what_cannot_be_used(change, error, expected):
         published.check(load_config('published', **CHANGES | change))
 
 
-@pytest.mark.parametrize('rows', [[], [{'chosen': ['a', 'b'], 'rejected': ['a', 'c']}], {'a': 1}])
+@pytest.mark.parametrize('rows', [
+    [], [{'chosen': 'ab', 'rejected': 'ac'}] * 65, [{'chosen': ['a', 'b'], 'rejected': ['a', 'c']}],
+    {'a': 1}])
 def test_files_that_are_not_the_published_pairs(tmp_path, rows):
     (tmp_path / 'harmless_valid.json').write_text(json.dumps(rows))
     with pytest.raises(DataError, match=r'harmless_valid\.json: .*expected the'):

@@ -159,10 +159,8 @@ def killed_of_two(ground: Ground, rng: np.random.Generator, folder: Path) -> Out
     how = 'ended before' if ended else f'killed process {victim}'
     if not ended and not other.returncode and not (folder / 'run' / 'checkpoints').exists():
         return Outcome(how, f'the other ended with 0 after {time.monotonic() - began:.0f} s')
-    for process in _start_two(folder / 'run'):
-        if wrong := _finish(process, check=False):
-            return Outcome(how, wrong)
-    return Outcome(how, _difference(folder / 'run', reference))
+    wrong = [_finish(process, check=False) for process in _start_two(folder / 'run')]
+    return Outcome(how, ''.join(wrong) or _difference(folder / 'run', reference))
 
 
 def stopped(ground: Ground, rng: np.random.Generator, folder: Path) -> Outcome:
@@ -239,7 +237,8 @@ def run_twice(ground: Ground, rng: np.random.Generator, folder: Path) -> Outcome
 
 
 def _environment() -> dict[str, str]:
-    return os.environ | {'HF_HUB_OFFLINE': '1', 'PYTHONPATH': os.pathsep.join(sys.path)}
+    return os.environ | {'HF_HUB_OFFLINE': '1', 'PYTHONFAULTHANDLER': '1',
+                         'PYTHONPATH': os.pathsep.join(sys.path)}
 
 
 def _command(name: str, folder: Path, *flags: str) -> list[str]:
@@ -283,11 +282,11 @@ def _finish(process: subprocess.Popen[str], *, check: bool = True) -> str:
     try:
         _, errors = process.communicate(timeout=_LONGEST)
     except subprocess.TimeoutExpired:
-        process.kill()
+        process.send_signal(signal.SIGABRT)  # says where it stands
         _, errors = process.communicate()
         errors = f'goes on after {_LONGEST} s: {errors}'
     wrong = '' if process.returncode == 0 else (
-        f'exit code {process.returncode}: {errors[-500:]}')
+        f'exit code {process.returncode}: {errors[-3000:]}')
     if wrong and check:
         raise RuntimeError(wrong)
     return wrong

@@ -103,7 +103,7 @@ def read(given: str) -> str:
         with open(given, encoding='utf-8') as file:
             return file.read()
     except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f'chat template {given!r}: neither Jinja nor a file of it '
+        raise DataError(f'config.model.chat_template={given!r}: neither Jinja nor a file of it '
                         f'({in_a_line(error)})') from error
 
 

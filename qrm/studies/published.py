@@ -26,7 +26,8 @@ from qrm.data.rows import parse_row
 from qrm.data.templates import MOSS
 from qrm.data.tokens import Reading
 from qrm.models import adapters, weights
-from qrm.rewards import statistics
+from qrm.rewards import metrics
+from qrm.rewards.metrics import Predictions
 from qrm.studies import figures, padded, reproduce
 from qrm.training import config as config_lib
 from qrm.training import reward_model, workdir
@@ -302,21 +303,15 @@ def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
       Rows of step, spread of the chosen and of the rejected side (mean over responses of the
       standard deviation over quantiles) and `reward_std`, in units of reward.
     """
-    encoded = _test_pairs(member, path)[:count]
+    pairs = _test_pairs(member, path)[:count]
     with Checkpoints(path, read_only=True) as checkpoints:
         steps = checkpoints.steps
     rows = []
     for step in steps:
-        model = reward_model.load(path, step=step)
-        outputs = np.stack(model.predict(encoded))
-        quantiles = np.asarray(model.network.head.quantiles(outputs.reshape(-1, outputs.shape[-1])))
-        chosen = np.array([item.preference[0, 1] > 0.5 for item in encoded])
-        spreads = quantiles.std(axis=1).reshape(-1, 2)
-        rows.append({
-            'step': step,
-            'chosen': float(np.where(chosen, spreads[:, 0], spreads[:, 1]).mean()),
-            'rejected': float(np.where(chosen, spreads[:, 1], spreads[:, 0]).mean()),
-            'reward_std': float(quantiles.mean(axis=1).std())})
+        p = _predictions(reward_model.load(path, step=step), pairs, 'end')
+        chosen, rejected = p.stds[p.pairs].mean(axis=0)
+        rows.append({'step': step, 'chosen': float(chosen), 'rejected': float(rejected),
+                     'reward_std': metrics.summarise(p)['reward_std']})
     return rows
 
 
@@ -341,48 +336,34 @@ def score_both_ways(
       draws: subsets.
       seed: of the subsets.
     """
-    sets = {'test': list(test)}
+    sets = {'test': test}
     if real:
         sets['published'], _ = model.encode(real)
     rows = []
-    for name, items in sets.items():
-        groups = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in items))}
-        clusters = np.array([groups[item.group] for item in items])
+    for name, pairs in sets.items():
         for read in ('end',) if model.network.head.name == 'scalar' else ('end', 'published'):
-            chosen, rejected = _rewards(model, items, read).T
-            common = {'pairs': name, 'read': read, 'accuracy': _accuracy(chosen, rejected),
-                      'auc': _auc(chosen, rejected)}
-            rows.append(common | {'n': len(items), 'kl': {
-                key: {'mean': e.function(chosen, rejected, None, clusters)}
+            p = _predictions(model, pairs, read)
+            summary, (chosen, rejected) = metrics.summarise(p), p.rewards
+            common = {'pairs': name, 'read': read, **{
+                key: summary[key] for key in ('accuracy', 'auc')}}
+            rows.append(common | {'n': len(pairs), 'kl': {
+                key: {'mean': e.function(chosen, rejected, None, p.groups)}
                 for key, e in divergences.ESTIMATORS.items()}})
             n = PUBLISHED_PAIRS.get(workload, 0)
-            if name == 'test' and 0 < n < len(items):
+            if name == 'test' and 0 < n < len(pairs):
                 rows.append(common | {'n': n, 'kl': tables.of_subsets(
-                    chosen, rejected, clusters, n, draws, seed)})
+                    chosen, rejected, p.groups, n, draws, seed)})
     return rows
 
 
-def _rewards(model: RewardModel, items: Sequence[tokens.Encoded], read: str) -> np.ndarray:
-    """[n, 2] float64 rewards of pairs, the preferred side first."""
-    order = [(0, 1) if item.preference[0, 1] > 0.5 else (1, 0) for item in items]
+def _predictions(model: RewardModel, pairs: Sequence[tokens.Encoded], read: str) -> Predictions:
+    """What a model says of pairs, read at the end of each dialogue or as published."""
     if read == 'end':
-        outputs = [found[list(sides)]
-                   for found, sides in zip(model.predict(items), order, strict=True)]
+        outputs = model.predict(pairs)
     else:
-        dialogues = [[np.concatenate([item.prompt, item.responses[side]]) for side in sides]
-                     for item, sides in zip(items, order, strict=True)]
-        outputs = padded.outputs(model, dialogues, BATCH)
-    flat = np.concatenate(outputs)
-    return np.asarray(model.network.head.read(flat).distribution.mean, np.float64).reshape(-1, 2)
-
-
-def _accuracy(chosen: np.ndarray, rejected: np.ndarray) -> float:
-    return float(statistics.accuracy(chosen - rejected)(None))
-
-
-def _auc(chosen: np.ndarray, rejected: np.ndarray) -> float:
-    return float(statistics.auroc(np.concatenate([chosen, rejected]),
-                                  np.repeat([True, False], len(chosen)))(None))
+        outputs = padded.outputs(model, [[np.concatenate([pair.prompt, ids])
+                                          for ids in pair.responses] for pair in pairs], BATCH)
+    return metrics.predictions_of(pairs, outputs, model.network.head, model.loss)
 
 
 # ---------------------------------------------------------------------------------------------

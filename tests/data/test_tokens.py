@@ -321,7 +321,7 @@ def test_a_template_in_place_of_the_tokenizers(tmp_path):
     assert list(read.values()) == ['a', 'ba', 'ca']
     with pytest.raises(DataError, match=r'config\.model\.chat_template: no Jinja \('):
         load_tokenizer(str(folder), template='{% for x in')
-    with pytest.raises(DataError, match="chat template 'nowhere': neither Jinja nor a file of it"):
+    with pytest.raises(DataError, match="chat_template='nowhere': neither Jinja nor a file of it"):
         load_tokenizer(str(folder), template='nowhere')
 
 

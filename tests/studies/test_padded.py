@@ -1,6 +1,5 @@
 """Rewards where the paper's own code reads them, against transformers 4.30.2 and by hand."""
 
-
 import numpy as np
 import pytest
 
@@ -30,10 +29,10 @@ def test_outputs_are_those_of_transformers(model):
     expected = at_columns[np.arange(4), reads]
     for i, found in enumerate((first[0], second[0], first[1], second[1])):
         np.testing.assert_allclose(found, expected[i], rtol=2e-5, atol=2e-5)
-    # Alone a row has no padding and is read at its end, as the reward model itself reads it.
+    # The longest row has no padding in either batch and is read at the token before EOS.
     [(alone, _)] = padded.outputs(model, [(rows[0], rows[0])], 1)
     np.testing.assert_allclose(alone, expected[0], rtol=2e-5, atol=2e-5)
-    # Beside others it has some.
+    # Others are read elsewhere beside longer ones.
     assert np.abs(second[0] - padded.outputs(model, [(rows[1], rows[1])], 1)[0][0]).max() > 0.01
 
 

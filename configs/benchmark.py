@@ -18,7 +18,7 @@ from qrm.training import config
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config; `arg` is '' or 'workload,head'."""
+    """The config; `arg` is '' or 'workload,model'."""
     return config.build({
         'workload': 'harmless',  # whose lengths the synthetic comparisons have
         'data.path': '',  # synthetic comparisons

@@ -34,5 +34,5 @@ CHANGES = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config; `arg` is '' or 'workload,head'."""
+    """The config; `arg` is '' or 'workload,model'."""
     return config.build(CHANGES, arg)

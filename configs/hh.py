@@ -16,5 +16,5 @@ from qrm.training import config
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config; `arg` is '' or 'workload,head'."""
+    """The config; `arg` is '' or 'workload,model'."""
     return config.build({}, arg)

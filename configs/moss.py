@@ -15,7 +15,7 @@ from qrm.training import config
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config; `arg` is '' or 'workload,head'."""
+    """The config; `arg` is '' or 'workload,model'."""
     return config.build({
         'optimizer.learning_rate': 5e-6,
         'optimizer.schedule': 'inverse_sqrt',

@@ -31,11 +31,12 @@ CHANGES = {
     'loss.huber_weight': 1.0,
     'loss.pair_epsilon': 1e-5,
     'optimizer.eps': 1e-6,
+    'reproduce.models': ('scalar', 'quantile'),
 }
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config; `arg` is '' or 'workload,head'."""
+    """The config; `arg` is '' or 'workload,model'."""
     return config.build(CHANGES | {
         'optimizer.learning_rate': 2e-6,
         'optimizer.schedule': 'inverse_sqrt',

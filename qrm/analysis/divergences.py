@@ -212,6 +212,70 @@ def gaussian(pairs: _Pairs) -> float:
     return gaussian_kl(mean_p, max(var_p, floor), mean_q, max(var_q, floor))
 
 
+class Split(NamedTuple):
+    """What the Gaussian divergence of pooled rewards is made of.
+
+    Attributes:
+      within: nats; the divergence of rewards around the mean of their pair.
+      share: of the variance of rewards within a side, what is within pairs; in [0, 1].
+      unequal: nats; what the sides' unequal variances add.
+    """
+
+    within: float
+    share: float
+    unequal: float
+
+
+def split(chosen: np.ndarray, rejected: np.ndarray, weights: np.ndarray | None,
+          clusters: np.ndarray) -> Split:
+    """Splits the Gaussian estimate: gaussian = within * share + unequal.
+
+    With m = (chosen + rejected) / 2 of a pair, which preferences say nothing of, and half its
+    margin d = (chosen - rejected) / 2, the sides are m + d and m - d. Around m they are d and -d:
+    within = (2 E d)^2 / (2 Var d). If m and d do not covary, both sides have the variance
+    Var d + Var m, and share = Var d / (Var d + Var m) is what pooling prompts leaves of it.
+
+    Args:
+      chosen, rejected, weights, clusters: as of `gaussian`.
+
+    Raises:
+      ValueError: as `gaussian`.
+    """
+    pairs = _prepare(chosen, rejected, weights, clusters)
+    if not pairs.span:
+        return Split(0.0, 1.0, 0.0)
+    margin, within = _moments((pairs.chosen - pairs.rejected) / 2.0, pairs.weights)
+    between = _moments((pairs.chosen + pairs.rejected) / 2.0, pairs.weights)[1]
+    within = max(within, (_WIDTH_FLOOR * pairs.span) ** 2)
+    inside, share = 2.0 * margin**2 / within, within / (within + between)
+    return Split(float(inside), float(share),
+                 gaussian(chosen, rejected, weights, clusters) - float(inside * share))
+
+
+class Parts(NamedTuple):
+    """Why one model's Gaussian divergence is larger than another's, in nats.
+
+    Attributes:
+      total: the difference.
+      within: what a larger divergence within pairs contributes.
+      centring: what a smaller variance between pairs does.
+      unequal: what unequal variances of the sides do.
+    """
+
+    total: float
+    within: float
+    centring: float
+    unequal: float
+
+
+def attribute(a: Split, b: Split) -> Parts:
+    """Splits a - b into parts that sum to it; a change of both factors is shared equally."""
+    within = (a.within - b.within) * (a.share + b.share) / 2.0
+    centring = (a.share - b.share) * (a.within + b.within) / 2.0
+    unequal = a.unequal - b.unequal
+    return Parts(within + centring + unequal, within, centring, unequal)
+
+
 def _kth_distance(points: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:
     """Distance from each query to its k-th nearest point.
 

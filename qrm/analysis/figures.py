@@ -36,7 +36,7 @@ _TAIL = 4.0  # bandwidths beyond the outermost values: cuts 3e-5 of a kernel
 _WINDOWS = 20  # a smoothed curve averages over one in so many of its points
 _SHARES = 10  # of the responses, by reward, over which a mean spread is taken
 
-# (workload, head) -> predictions on the test pairs of the workload.
+# (workload, model) -> predictions on the test pairs of the workload.
 Runs = Mapping[tuple[str, str], Predictions]
 
 
@@ -46,19 +46,19 @@ def draw_all(folder: str, runs: Runs) -> None:
     There is no figure of outer quantiles if no run has more than one quantile.
 
     Args:
-      folder: holds the folder `<workload>-<head>` of each run, from which metrics are read.
+      folder: holds the folder `<workload>-<model>` of each run, from which metrics are read.
       runs: predictions on the test pairs.
     """
     figures = {
         'figure2_reward_densities': draw_reward_densities(runs),
         'training_curves': draw_training_curves({
-            f'{workload}, {head} head': workdir.read_metrics(
-                os.path.join(folder, f'{workload}-{head}'))
-            for workload, head in runs
+            f'{workload}, {model}': workdir.read_metrics(
+                os.path.join(folder, f'{workload}-{model}'))
+            for workload, model in runs
         }),
     }
-    quantile_runs = {workload if head == 'quantile' else f'{workload}, {head} head': p
-                     for (workload, head), p in runs.items() if len(p.taus) > 1}
+    quantile_runs = {workload if model == 'quantile' else f'{workload}, {model}': p
+                     for (workload, model), p in runs.items() if len(p.taus) > 1}
     if quantile_runs:
         figures['figure3_outer_quantiles'] = draw_outer_quantiles(quantile_runs)
     save(folder, figures)
@@ -72,17 +72,17 @@ def save(folder: str, figures: Mapping[str, Figure]) -> None:
 
 
 def draw_reward_densities(runs: Runs) -> Figure:
-    """A row of panels for each workload, a column for each head (the paper's figure 2).
+    """A row of panels for each workload, a column for each model (the paper's figure 2).
 
-    The panels of a row have the same scale of rewards, as the heads differ in it.
+    The panels of a row have the same scale of rewards, as the models differ in it.
     """
     workloads = list(dict.fromkeys(workload for workload, _ in runs))
-    columns = list(dict.fromkeys(head for _, head in runs))
+    columns = list(dict.fromkeys(model for _, model in runs))
     figure, panels = grid(len(workloads), len(columns), sharex='row')
-    for (workload, head), predictions in runs.items():
-        axes = panels[workloads.index(workload), columns.index(head)]
+    for (workload, model), predictions in runs.items():
+        axes = panels[workloads.index(workload), columns.index(model)]
         reward_densities(axes, predictions)
-        axes.set_title(f'{workload}, {head} head, n = {len(predictions.chosen)} pairs',
+        axes.set_title(f'{workload}, {model}, n = {len(predictions.chosen)} pairs',
                        fontsize='medium')
     hide_empty(panels)
     figure.suptitle('Rewards of test responses')

@@ -3,12 +3,15 @@
 Table 1 of Kim, Hong & Kim reports KL(chosen || rejected) of a scalar and a quantile reward
 model. Here each cell is computed by four estimators of that divergence and by five formulas that
 are easily mistaken for it, with what is needed to tell them apart: intervals, a null, the value
-after rescaling the rewards, and the value on as few pairs as the paper's code validates on.
+after rescaling the rewards, and the value on as few pairs as the paper's code validates on; and
+the divergence of pooled rewards is split into what is within pairs and what is between prompts.
 """
 
+import functools
+import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy
@@ -30,7 +33,7 @@ PUBLISHED_PAIRS = {'helpful': 79, 'harmless': 65}
 _SUBSETS = 100  # of as many pairs, drawn from the test pairs
 _RANGE = (0.05, 0.95)
 
-# (workload, head) -> predictions on the test pairs of the workload.
+# (workload, model) -> predictions on the test pairs of the workload.
 Runs = Mapping[tuple[str, str], Predictions]
 
 
@@ -49,34 +52,39 @@ def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, s
       source: what the models are and what they were evaluated on, for the statement.
 
     Returns:
-      'rows', 'differences' (quantile - scalar), 'per_quantile', 'published', 'estimators',
-      'statement' and 'settings'.
+      'rows', 'differences' (of each two models of a workload), 'per_quantile', 'published',
+      'estimators', 'statement' and 'settings'.
 
     Raises:
       DataError: too few opening questions, or workloads whose models saw different pairs.
     """
     rows, differences, per_quantile = [], [], []
     for workload in dict.fromkeys(workload for workload, _ in runs):
-        members = {head: p for (name, head), p in runs.items() if name == workload}
+        members = {model: p for (name, model), p in runs.items() if name == workload}
         first = next(iter(members.values()))
         resampling.check_groups(first.groups.tolist())
         if any(not np.array_equal(p.ids, first.ids) for p in members.values()):
             raise DataError(f'{workload}: the models were evaluated on different pairs')
         weights = resampling.cluster_bootstrap_weights(first.groups, replicates, seed)
         cells = {
-            head: _divergences(p, weights, null_draws, seed, level) for head, p in members.items()
+            model: _divergences(p, weights, null_draws, seed, level) for model, p in members.items()
         }
-        for head, predictions in members.items():
-            rows.append({'workload': workload, 'head': head}
+        splits = {model: _splits(p, weights) for model, p in members.items()}
+        for model, predictions in members.items():
+            rows.append({'workload': workload, 'model': model}
                         | _metric_columns(predictions, weights, level)
-                        | {'kl': {name: _cell(name, d) for name, d in cells[head].items()},
+                        | {'kl': {name: _cell(name, d) for name, d in cells[model].items()},
+                           'split': _with_intervals(splits[model], level),
                            'matched': _matched(predictions, workload, seed)})
-            per_quantile += _per_quantile(workload, head, predictions)
-        if {'scalar', 'quantile'} <= members.keys():
-            differences.append({'workload': workload, 'kl': {
-                name: _difference(cells['quantile'][name], cells['scalar'][name], level)
-                for name in divergences.ESTIMATORS
-            }})
+            per_quantile += _per_quantile(workload, model, predictions)
+        differences += [
+            {'workload': workload, 'model': model, 'reference': reference,
+             'kl': {name: _difference(cells[model][name], cells[reference][name], level)
+                    for name in divergences.ESTIMATORS},
+             'parts': _with_intervals(
+                 [divergences.attribute(a, b)
+                  for a, b in zip(splits[model], splits[reference], strict=True)], level)}
+            for reference, model in itertools.combinations(members, 2)]
     return {
         'rows': rows,
         'differences': differences,
@@ -117,7 +125,8 @@ def statement(rows: list[dict[str, Any]], source: str) -> str:
         f'histograms of 50 bins with a small constant, which give numbers of their size there for '
         f'AUCs of .7 to .8; the script that made it is not public. A divergence of pooled rewards '
         f'also depends on how much they vary between prompts, so a larger one need not mean better '
-        f'discrimination within pairs, which is what accuracy measures.'
+        f'discrimination within pairs, which is what accuracy measures: the split above has both '
+        f'parts.'
     )
 
 
@@ -130,7 +139,8 @@ def format_table(table: Mapping[str, Any]) -> str:
         'The reward is the mean of the quantiles. Published: Kim, Hong & Kim, Table 1 (GPT-2, all '
         'of Anthropic HH).\n',
         '## The models\n', markdown(_model_lines(table)),
-        '\n## The table, by every definition\n', markdown(_summary_lines(table)),
+        '\n## The table, by every definition\n', *_of_workloads(table['rows'], functools.partial(
+            _summary_lines, table, lambda row, name: f"{row['kl'][name]['value']:.3f}")),
         *_matched_parts(table),
         '\nEstimates of KL(chosen || rejected):\n',
         *(f"- {e['label']}: {e['note']}" for e in estimators if e['is_kl']),
@@ -143,9 +153,16 @@ def format_table(table: Mapping[str, Any]) -> str:
         'of a definition that counts them can lie off its value.\n',
         markdown(_cell_lines(table, level)),
     ]
+    parts += [
+        '\n## Within pairs and between prompts\n',
+        f'The Gaussian estimate is that within pairs (of rewards around the mean of their pair) '
+        f'times the share of the variance that is within pairs, plus what unequal variances of the '
+        f'two sides add; {level} intervals.\n', markdown(_split_lines(table))]
     if table['differences']:
-        parts += [f'\n## Quantile - scalar, paired, with {level} intervals\n',
-                  markdown(_difference_lines(table))]
+        parts += [f'\n## Differences between models, paired, with {level} intervals\n',
+                  *_of_workloads(table['differences'], functools.partial(_difference_lines, table)),
+                  'What the differences of the Gaussian estimate are made of, in nats:\n',
+                  markdown(_parts_lines(table))]
     if table['per_quantile']:
         parts += ['\n## Each quantile by itself\n', markdown(_quantile_lines(table))]
     if 'bayes' in table:
@@ -161,6 +178,22 @@ def _divergences(predictions: Predictions, weights: np.ndarray, null_draws: int,
                                     null_draws, seed, level)
         for name, estimator in divergences.ESTIMATORS.items()
     }
+
+
+def _splits(predictions: Predictions, weights: np.ndarray) -> list[divergences.Split]:
+    """Of all pairs, and of each replicate."""
+    chosen, rejected = predictions.rewards
+    return [divergences.split(chosen, rejected, each, predictions.groups)
+            for each in (None, *weights)]
+
+
+def _with_intervals(values: Sequence[NamedTuple], level: float) -> dict[str, dict[str, float]]:
+    """Each number of the first, with its interval over the others."""
+    columns = np.array(values, np.float64).T
+    intervals = [resampling.interval(column[1:], level) for column in columns]
+    return {name: {'value': float(column[0]), 'low': low, 'high': high}
+            for name, column, (low, high) in zip(
+                values[0]._fields, columns, intervals, strict=True)}
 
 
 def _matched(predictions: Predictions, workload: str, seed: int) -> dict[str, Any] | None:
@@ -213,7 +246,7 @@ def _metric_columns(predictions: Predictions, weights: np.ndarray, level: float)
     return summary | {'std': summary['reward_std'], 'accuracy_low': low, 'accuracy_high': high}
 
 
-def _per_quantile(workload: str, head: str, predictions: Predictions) -> list[dict[str, Any]]:
+def _per_quantile(workload: str, model: str, predictions: Predictions) -> list[dict[str, Any]]:
     """Accuracy and divergences of each quantile as if it were the reward."""
     if len(predictions.taus) == 1:
         return []
@@ -224,7 +257,7 @@ def _per_quantile(workload: str, head: str, predictions: Predictions) -> list[di
         accuracy = np.mean(statistics.halved_ties(chosen - rejected))
         kl = {name: e.function(chosen, rejected, None, predictions.groups)
               for name, e in divergences.ESTIMATORS.items() if e.is_kl}
-        rows.append({'workload': workload, 'head': head, 'tau': float(tau),
+        rows.append({'workload': workload, 'model': model, 'tau': float(tau),
                      'accuracy': float(accuracy), 'kl': kl})
     return rows
 
@@ -238,10 +271,10 @@ def markdown(lines: list[list[str]]) -> str:
 
 
 def _model_lines(table: Mapping[str, Any]) -> list[list[str]]:
-    lines = [['workload', 'head', 'pairs', 'accuracy', 'AUC', 'NLL', 'ECE', 'margin', 'std',
+    lines = [['workload', 'model', 'pairs', 'accuracy', 'AUC', 'NLL', 'ECE', 'margin', 'std',
               'crossing']]
     lines += [
-        [row['workload'], row['head'], str(row['n']),
+        [row['workload'], row['model'], str(row['n']),
          f"{row['accuracy']:.3f} [{row['accuracy_low']:.3f}, {row['accuracy_high']:.3f}]",
          *(f'{row[key]:.3f}' for key in ('auc', 'nll', 'ece', 'margin', 'std')),
          f"{row['crossing_rate']:.1%}"]
@@ -254,12 +287,20 @@ def _label(estimator: Mapping[str, Any]) -> str:
     return estimator['label'] if estimator['is_kl'] else f"(!) {estimator['label']}"
 
 
-def _summary_lines(table: Mapping[str, Any]) -> list[list[str]]:
+def _of_workloads(rows: Sequence[Mapping[str, Any]],
+                  lines: Callable[[list[Mapping[str, Any]]], list[list[str]]]) -> list[str]:
+    """The workloads' tables, each under its name, of the lines that its rows give."""
+    return [part for workload, own in itertools.groupby(rows, lambda row: row['workload'])
+            for part in (f'{workload}:\n', markdown(lines(list(own))), '')]
+
+
+def _summary_lines(table: Mapping[str, Any], cell: Callable[[Mapping[str, Any], str], str],
+                   rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """One line for each definition, one column for each model, as in the paper."""
-    rows = table['rows']
-    lines = [['', *(f"{row['workload']}, {row['head']}" for row in rows)],
-             ['published', *_published(table, rows)]]
-    lines += [[_label(e), *(f"{row['kl'][name]['value']:.3f}" for row in rows)]
+    published = [table['published'].get(row['workload'], {}).get(row['model']) for row in rows]
+    lines = [['', *(row['model'] for row in rows)],
+             ['published', *('-' if one is None else f'{one:.3f}' for one in published)]]
+    lines += [[_label(e), *(cell(row, name) for row in rows)]
               for name, e in table['estimators'].items()]
     return lines
 
@@ -271,18 +312,10 @@ def _matched_parts(table: Mapping[str, Any]) -> list[str]:
         return []
     counts = ' and '.join(f'{n} of {workload}' for workload, n in dict.fromkeys(
         (r['workload'], r['matched']['n']) for r in rows))
-    lines = [['', *(f"{r['workload']}, {r['head']}" for r in rows)],
-             ['published', *_published(table, rows)]]
-    lines += [[_label(e), *(ranged(r['matched']['kl'][name]) for r in rows)]
-              for name, e in table['estimators'].items()]
     return ["\n## With as many pairs as the paper's code validates on\n",
             f'{counts}: mean and 5% to 95% range of {_SUBSETS} random subsets of the test pairs.\n',
-            markdown(lines)]
-
-
-def _published(table: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    cells = [table['published'].get(row['workload'], {}).get(row['head']) for row in rows]
-    return ['-' if cell is None else f'{cell:.3f}' for cell in cells]
+            *_of_workloads(rows, functools.partial(
+                _summary_lines, table, lambda row, name: ranged(row['matched']['kl'][name])))]
 
 
 def ranged(cell: Mapping[str, float]) -> str:
@@ -294,10 +327,10 @@ def ranged(cell: Mapping[str, float]) -> str:
 
 
 def _cell_lines(table: Mapping[str, Any], level: str) -> list[list[str]]:
-    lines = [['workload', 'head', 'definition', 'value', f'{level} interval', 'null', 'halved',
+    lines = [['workload', 'model', 'definition', 'value', f'{level} interval', 'null', 'halved',
               'doubled']]
     lines += [
-        [row['workload'], row['head'], _label(e), f"{cell['value']:.3f}",
+        [row['workload'], row['model'], _label(e), f"{cell['value']:.3f}",
          f"[{cell['low']:.3f}, {cell['high']:.3f}]", f"{cell['null']:.3f}", f"{cell['half']:.3f}",
          f"{cell['double']:.3f}"]
         for row in table['rows'] for name, e in table['estimators'].items()
@@ -306,14 +339,38 @@ def _cell_lines(table: Mapping[str, Any], level: str) -> list[list[str]]:
     return lines
 
 
-def _difference_lines(table: Mapping[str, Any]) -> list[list[str]]:
-    lines = [['workload', 'definition', 'quantile - scalar', 'interval']]
-    lines += [
-        [d['workload'], _label(e), f"{c['value']:+.3f}", f"[{c['low']:+.3f}, {c['high']:+.3f}]"]
-        for d in table['differences'] for name, e in table['estimators'].items()
-        for c in (d['kl'][name],)
-    ]
+def _difference_lines(table: Mapping[str, Any],
+                      rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    lines = [['', *(f"{d['model']} - {d['reference']}" for d in rows)]]
+    lines += [[_label(e), *(_signed(d['kl'][name]) for d in rows)]
+              for name, e in table['estimators'].items()]
     return lines
+
+
+def _split_lines(table: Mapping[str, Any]) -> list[list[str]]:
+    lines = [['workload', 'model', 'Gaussian', 'within pairs', 'share', 'unequal variances']]
+    for row in table['rows']:
+        gaussian, found = row['kl']['gaussian'], row['split']
+        lines.append([row['workload'], row['model'], _enclosed(gaussian),
+                      _enclosed(found['within']), _enclosed(found['share']),
+                      _signed(found['unequal'])])
+    return lines
+
+
+def _parts_lines(table: Mapping[str, Any]) -> list[list[str]]:
+    lines = [['workload', 'difference', 'within pairs', 'centring', 'unequal variances']]
+    lines += [[d['workload'], f"{d['model']} - {d['reference']}",
+               *(_signed(d['parts'][name]) for name in ('within', 'centring', 'unequal'))]
+              for d in table['differences']]
+    return lines
+
+
+def _enclosed(cell: Mapping[str, float]) -> str:
+    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+
+
+def _signed(cell: Mapping[str, float]) -> str:
+    return f"{cell['value']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]"
 
 
 def _quantile_lines(table: Mapping[str, Any]) -> list[list[str]]:

@@ -149,8 +149,8 @@ def _members(config: Any) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
     with run.unlocked():
         for key in {name.split('.')[0] for name in KEYS}:
             del run[key]
-    if tuple(run.reproduce.heads) != ('scalar', 'quantile'):
-        raise ConfigError(f'config.reproduce.heads={tuple(run.reproduce.heads)}, expected '
+    if tuple(run.reproduce.models) != ('scalar', 'quantile'):
+        raise ConfigError(f'config.reproduce.models={tuple(run.reproduce.models)}, expected '
                           "('scalar', 'quantile'), the published pair")
     if run.loss.targets != 'own_mean' or run.loss.huber_sides != 'chosen' or (
             not run.loss.huber_weight):
@@ -165,7 +165,7 @@ def _members(config: Any) -> tuple[dict[tuple[str, str], Any], dict[str, Any]]:
     base = reproduce.run_configs(run)
     followed = {}
     for name, changes in TARGETS.items():
-        member = copy.deepcopy(next(m for (_, head), m in base.items() if head == 'quantile'))
+        member = copy.deepcopy(next(m for (_, model), m in base.items() if model == 'quantile'))
         member.loss.update(changes)
         config_lib.check(member)
         followed[name] = member

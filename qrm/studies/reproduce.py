@@ -1,4 +1,4 @@
-"""The main job: train each head on each workload, evaluate, tabulate, draw."""
+"""The main job: train each model on each workload, evaluate, tabulate, draw."""
 
 import copy
 import os
@@ -22,7 +22,7 @@ from qrm.training.train import read_data, train
 def reproduce(config: Any, folder: str) -> str:
     """Runs the whole experiment in `folder`; goes on where an earlier run stopped.
 
-    Leaves one folder for each run, `<workload>-<head>`, and `table.json`, `table.md` and
+    Leaves one folder for each run, `<workload>-<model>`, and `table.json`, `table.md` and
     `figures/`; runs whose head alone is trained share `features/`. Several processes all call it,
     see `train`, and come to the same table.
 
@@ -41,11 +41,11 @@ def reproduce(config: Any, folder: str) -> str:
         test = read_data(member).encoded['test']
         resampling.check_groups(item.group for item in test if (item.preference > 0.5).any())
     runs = {}
-    for (workload, head), member in members.items():
-        path = os.path.join(folder, f'{workload}-{head}')
-        print(f'\n== {workload}, {head} head: {path}', flush=True)
+    for (workload, model), member in members.items():
+        path = os.path.join(folder, f'{workload}-{model}')
+        print(f'\n== {workload}, {model}: {path}', flush=True)
         train(member, path)
-        runs[workload, head] = evaluate(member, path).predictions
+        runs[workload, model] = evaluate(member, path).predictions
     print('\n== analysis', flush=True)
     settings = config.analysis
     table = tables.build_table(
@@ -67,7 +67,7 @@ def reproduce(config: Any, folder: str) -> str:
 
 
 def run_configs(config: Any) -> dict[tuple[str, str], Any]:
-    """(workload, head) -> config of that run, which differs in nothing else.
+    """(workload, model) -> config of that run, which differs in nothing else.
 
     Raises:
       DataError: a workload that the data do not have.
@@ -84,13 +84,14 @@ def run_configs(config: Any) -> dict[tuple[str, str], Any]:
                         f'expected some of {names}')
     result = {}
     for workload in workloads:
-        for head in config.reproduce.heads:
+        for model in config.reproduce.models:
             member = copy.deepcopy(config)
-            member.workload, member.head.name = workload, head
+            member.workload = workload
+            config_lib.set_model(member, model)
             config_lib.check(member)
-            result[workload, head] = member
+            result[workload, model] = member
     if not result:
-        raise ConfigError('config.reproduce: no workload or no head to train')
+        raise ConfigError('config.reproduce: no workload or no model to train')
     return result
 
 

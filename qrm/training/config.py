@@ -37,6 +37,8 @@ from qrm.training.schema import (
     Table,
 )
 
+CENTRED = 'scalar_centred'  # a control of `reproduce`
+
 _OBJECTIVE = OneOf(tuple(losses.OBJECTIVES))
 
 KEYS: Table = {
@@ -245,8 +247,9 @@ KEYS: Table = {
 
     # --- Which models `reproduce` trains ---------------------------------------------------------
     'reproduce.workloads': Key(('helpful', 'harmless'), Each(str), 'in place of `workload`'),
-    'reproduce.heads': Key(
-        ('scalar', 'quantile'), Each(str, OneOf(HEADS)), 'in place of `head.name`'),
+    'reproduce.models': Key(
+        ('scalar', CENTRED, 'quantile'), Each(str, OneOf((*HEADS, CENTRED))),
+        'heads, in place of `head.name`, and a control, see `set_model`'),
 }
 
 
@@ -255,16 +258,32 @@ def build(changes: Mapping[str, Any], arg: str = '', more: Table | None = None) 
 
     Args:
       changes: values that differ from the defaults, by dotted name.
-      arg: '', or 'workload,head' to train only those; either may be empty.
+      arg: '', or 'workload,model' to train only those; either may be empty.
       more: further keys, of a study.
 
     Raises:
       ConfigError: a change of a key that does not exist.
     """
-    workload, _, head = arg.partition(',')
+    workload, _, model = arg.partition(',')
     chosen = {'workload': workload, 'reproduce.workloads': (workload,)} if workload else {}
-    chosen |= {'head.name': head, 'reproduce.heads': (head,)} if head else {}
-    return schema.build({**KEYS, **(more or {})}, {**changes, **chosen})
+    chosen |= {'reproduce.models': (model,)} if model else {}
+    config = schema.build({**KEYS, **(more or {})}, {**changes, **chosen})
+    if model:
+        set_model(config, model)
+    return config
+
+
+def set_model(config: Any, name: str) -> None:
+    """Makes a config that of a head, or of the control 'scalar_centred'.
+
+    The control is a scalar head that is pulled towards 0 as quantile heads are. On equal quantiles
+    the quantile Huber loss with targets +1 and -1 is, within kappa of them,
+    lambda N / 4 ((1 - c)^2 + (1 + r)^2) = lambda N / 8 ((c + r)^2 + (2 - (c - r))^2):
+    `loss.centre_weight` takes the first part of it, and nothing of the second.
+    """
+    config.head.name = 'scalar' if name == CENTRED else name
+    if name == CENTRED:
+        config.loss.centre_weight = config.loss.huber_weight * config.head.num_quantiles / 8.0
 
 
 def check(config: Any, more: Table | None = None) -> None:

@@ -508,3 +508,35 @@ def test_bad_resampling_arguments():
         divergences.replicate_values(x, x - 0.3, ids, gaussian, np.ones(12, int))
     with pytest.raises(ValueError, match='draws'):
         divergences.swap_null(x, x - 0.3, ids, gaussian, 0, 0)
+
+
+def test_the_gaussian_estimate_is_split_into_within_and_between_pairs():
+    # By hand: margins 2, 4, so d = 1, 2 and Var d = 1/4; sums 0, 8, so m = 0, 4 and Var m = 4.
+    chosen, rejected = np.tile([1.0, 6.0], 5), np.tile([-1.0, 2.0], 5)
+    clusters = np.arange(10)
+    found = divergences.split(chosen, rejected, None, clusters)
+    assert found.within == pytest.approx(2 * 1.5**2 / 0.25)
+    assert found.share == pytest.approx(0.25 / 4.25)
+    gaussian = divergences.gaussian(chosen, rejected, None, clusters)
+    assert found.within * found.share + found.unequal == pytest.approx(gaussian)
+    # Around the mean of their pair nothing is left between pairs, and both sides vary alike.
+    mean = (chosen + rejected) / 2
+    around = divergences.split(chosen - mean, rejected - mean, None, clusters)
+    assert around == pytest.approx((found.within, 1.0, 0.0))
+    assert divergences.gaussian(chosen - mean, rejected - mean, None, clusters) == pytest.approx(
+        found.within)
+    # Multiplicities are repetitions; the scale does not matter.
+    weights = np.array([2, 0, 1, 1, 3, 1, 0, 1, 1, 1])
+    index = np.repeat(clusters, weights)
+    assert divergences.split(chosen, rejected, weights, clusters) == pytest.approx(
+        divergences.split(3 * chosen[index], 3 * rejected[index], None, index))
+    constant = divergences.split(np.ones(10), np.ones(10), None, clusters)
+    assert constant == (0.0, 1.0, 0.0)
+
+
+def test_a_difference_of_splits_is_the_sum_of_its_parts():
+    a, b = divergences.Split(0.5, 0.4, 0.01), divergences.Split(0.3, 0.2, 0.03)
+    parts = divergences.attribute(a, b)
+    # By hand: .2 at a share of .3, .2 at a divergence of .4, and .01 - .03.
+    assert parts == pytest.approx((0.12, 0.06, 0.08, -0.02))
+    assert parts.total == pytest.approx((0.5 * 0.4 + 0.01) - (0.3 * 0.2 + 0.03))

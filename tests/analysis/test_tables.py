@@ -37,7 +37,7 @@ def table():
 
 
 def test_the_table_has_what_readers_of_the_file_rely_on(table):
-    assert [(r['workload'], r['head']) for r in table['rows']] == [
+    assert [(r['workload'], r['model']) for r in table['rows']] == [
         ('helpful', 'scalar'), ('helpful', 'quantile'),
         ('harmless', 'scalar'), ('harmless', 'quantile')]
     for row in table['rows']:
@@ -86,8 +86,10 @@ def test_as_few_pairs_as_published(table):
 
 
 def test_differences_between_heads_are_paired(table):
+    assert [(d['model'], d['reference']) for d in table['differences']] == 2 * [
+        ('quantile', 'scalar')]
     first, second = (d['kl']['gaussian'] for d in table['differences'])
-    rows = {(r['workload'], r['head']): r['kl']['gaussian'] for r in table['rows']}
+    rows = {(r['workload'], r['model']): r['kl']['gaussian'] for r in table['rows']}
     helpful = rows['helpful', 'quantile']
     assert first['value'] == pytest.approx(helpful['value'] - rows['helpful', 'scalar']['value'])
     # Nearly the same rewards: the difference is known far better than either value.
@@ -106,7 +108,8 @@ def test_identical_quantiles_up_to_a_shift_have_equal_divergences(table):
 def test_markdown_names_published_cells_suspects_and_the_statement(table):
     text = tables.format_table(table)
     for part in ('4.914', '6.779', '6.833', '7.291', '(!) KDE sum without dx',
-                 'the script that made it is not public', '## Quantile - scalar'):
+                 'the script that made it is not public', '## Differences between models',
+                 'centring'):
         assert part in text
     for line in text.splitlines():
         if line.startswith('|'):
@@ -119,7 +122,38 @@ def test_required_auc(kl, auc):
     assert tables.required_auc(kl) == pytest.approx(auc, abs=5e-4)
 
 
-def test_a_single_head_gives_no_differences():
+def test_what_the_divergence_is_made_of():
+    plain = made(2000, shift=0.5)
+    chosen, rejected = plain.rewards
+    # The same margins, but for half of what pairs share.
+    shared = 0.25 * (chosen + rejected)
+    centred = pair_predictions(chosen[:, None] - shared[:, None],
+                               rejected[:, None] - shared[:, None])
+    table = build({('w', 'scalar'): plain, ('w', 'scalar_centred'): centred,
+                   ('w', 'quantile'): plain})
+    first, second, _ = table['rows']
+    for row in table['rows']:
+        found = row['split']
+        assert (found['within']['value'] * found['share']['value'] + found['unequal']['value']
+                == pytest.approx(row['kl']['gaussian']['value']))
+        # Two independent normal sides: margins of mean .5 and variance 2.
+        assert found['within']['low'] < 0.5**2 < found['within']['high']
+    assert first['split']['share']['value'] == pytest.approx(0.5, abs=0.02)
+    assert second['split']['share']['value'] == pytest.approx(0.8, abs=0.02)
+    differences = {(d['model'], d['reference']): d for d in table['differences']}
+    assert len(differences) == 3
+    parts = differences['scalar_centred', 'scalar']['parts']
+    kl = differences['scalar_centred', 'scalar']['kl']['gaussian']
+    assert parts['total']['value'] == pytest.approx(kl['value'])
+    assert parts['total']['low'] == pytest.approx(kl['low'])
+    assert parts['within']['value'] == pytest.approx(0.0, abs=1e-9)
+    assert parts['centring']['low'] > 0.0
+    assert sum(parts[name]['value'] for name in ('within', 'centring', 'unequal')) == (
+        pytest.approx(parts['total']['value']))
+    assert differences['quantile', 'scalar']['parts']['total']['value'] == 0.0
+
+
+def test_a_single_model_gives_no_differences():
     assert build({('pairs', 'scalar'): made(60)})['differences'] == []
 
 

@@ -70,7 +70,7 @@ def test_both_are_timed_on_the_same_pairs(words, stub, tmp_path, monkeypatch):
 
 def test_the_config_is_given_on():
     given = ['--config=benchmark:helpful,scalar', '--config.model.remat', '--noconfig.data.x',
-             "--config.reproduce.heads=('scalar',)", '--config.data.path=']
+             "--config.reproduce.models=('scalar',)", '--config.data.path=']
     assert trl.config_arguments(['--rounds=2', *given, '--workdir=x', '--config', 'hh',
                                  '--config.train.rows', '3', 'x']) == [
         *given, '--config', 'hh', '--config.train.rows', '3']

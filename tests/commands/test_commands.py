@@ -46,15 +46,15 @@ def results(tmp_path_factory, pairs):
 def test_reproduce_leaves_table_figures_and_runs(results):
     folder, out = results
     table = json.loads(read(f'{folder}/table.json'))
-    assert [(row['workload'], row['head']) for row in table['rows']] == [
-        ('pairs', 'scalar'), ('pairs', 'quantile')]
+    assert [(row['workload'], row['model']) for row in table['rows']] == [
+        ('pairs', 'scalar'), ('pairs', 'scalar_centred'), ('pairs', 'quantile')]
     assert table['rows'][0]['n'] == table['rows'][1]['n'] >= 35
     assert read(f'{folder}/table.md').strip() in out
     figures = set(os.listdir(f'{folder}/figures'))
     assert figures == {'figure2_reward_densities.png', 'figure3_outer_quantiles.png',
                        'training_curves.png'}
-    for head, outputs in (('scalar', 1), ('quantile', 10)):
-        run = f'{folder}/pairs-{head}'
+    for model, outputs in (('scalar', 1), ('scalar_centred', 1), ('quantile', 10)):
+        run = f'{folder}/pairs-{model}'
         assert {'metrics.jsonl', 'predictions.npz', 'checkpoints', 'config.json', 'versions.json',
                 'data_report.json', 'evaluation.json'} <= set(os.listdir(run))
         with np.load(f'{run}/predictions.npz') as file:

@@ -73,7 +73,7 @@ def test_configs_by_name_and_by_path(tmp_path, monkeypatch):
     folder = tmp_path / 'a:b.py'
     folder.mkdir()
     (folder / 'mine.py').write_text((ROOT / 'configs' / 'hh.py').read_text())
-    assert configs.load(f'{folder}/mine.py:,scalar').reproduce.heads == ('scalar',)
+    assert configs.load(f'{folder}/mine.py:,scalar').reproduce.models == ('scalar',)
 
 
 @pytest.mark.parametrize(('text', 'message'), [
@@ -110,7 +110,8 @@ def test_configs_that_do_not_exist(value, message):
     (['--config.train.row=3'], ': config.train.row: no such key, did you mean config.train.rows?'),
     (['--noconfig.model.rmat'],
      'error: config.model.rmat: no such key, did you mean config.model.remat?'),
-    (['--config.reproduce.heads[0]=scalar'], '--config.reproduce.heads[0]: expected a value for '),
+    (['--config.reproduce.models[0]=scalar'],
+     '--config.reproduce.models[0]: expected a value for '),
     (['--config.train.rows=x'], "invalid literal for int() with base 10: 'x'"),
     (['--workdir='], 'no --workdir'),
     (['--config=hh', '--flagfile=none'], 'none'),

@@ -85,7 +85,7 @@ def test_a_whole_run(done):
 
 @pytest.mark.parametrize(('change', 'error', 'expected'), [
     ({'paper': '/nowhere'}, DataError, '/nowhere/helpful_valid.json: not the published'),
-    ({'reproduce.heads': ('scalar',)}, ConfigError, "expected \\('scalar', 'quantile'\\)"),
+    ({'reproduce.models': ('scalar',)}, ConfigError, "expected \\('scalar', 'quantile'\\)"),
     ({'loss.targets': 'label'}, ConfigError, "expected 'own_mean', 'chosen' and a weight"),
     ({'model.family': 'llama', 'model.sizes.head_dim': 0}, ConfigError, "family 'llama'"),
     ({'published.aucs': (0.4,)}, ConfigError, 'config.published.aucs'),

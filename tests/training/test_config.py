@@ -3,12 +3,15 @@
 import ast
 import json
 
+import jax
+import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
 from qrm.analysis import evaluate
 from qrm.commands import configs
-from qrm.rewards.heads import HEADS
+from qrm.rewards import losses
+from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.studies import benchmark, best_of_n, campaign, compare, identifiability, published
 from qrm.training import config as config_lib
 from qrm.training import schema, train
@@ -105,14 +108,41 @@ def test_what_does_not_reach_the_head_is_refused(key):
 
 
 @pytest.mark.parametrize('name', [name for name in RUNS if name != 'compare'])
-def test_the_argument_names_workload_and_head(name):
+def test_the_argument_names_workload_and_model(name):
     config = load_config(name, 'harmless,scalar')
     assert (config.workload, config.head.name) == ('harmless', 'scalar')
     assert config.reproduce.workloads == ('harmless',)
-    assert config.reproduce.heads == ('scalar',)
+    assert config.reproduce.models == ('scalar',)
     both = load_config(name).reproduce
-    assert (both.workloads, both.heads) == (('helpful', 'harmless'), ('scalar', 'quantile'))
+    assert both.workloads == ('helpful', 'harmless')
+    # Where quantiles move to their own mean nothing is pulled towards 0: there is no control of it.
+    assert both.models == (('scalar', 'quantile') if name in ('paper', 'published') else
+                           ('scalar', 'scalar_centred', 'quantile'))
     assert load_config(name, ',scalar').reproduce.workloads == ('helpful', 'harmless')
+
+
+def test_the_centred_control_is_pulled_towards_0_as_equal_quantiles_are():
+    config = load_config('hh', 'helpful,scalar_centred')
+    assert config.head.name == 'scalar'
+    assert config.loss.centre_weight == pytest.approx(0.1 * 10 / 8)
+
+    def pull(loss, name, total):
+        """d/dm of the loss of a pair whose rewards are m + .3 and m - .3."""
+        head = HeadConfig(name)
+
+        def of(m):
+            outputs = jnp.stack([m + 0.3, m - 0.3])[:, None] * jnp.ones(head.outputs)
+            return losses.comparison_loss(loss, head.read(outputs), judgement)
+
+        return float(jax.grad(of)(total))
+
+    judgement = losses.Judgement(jnp.array([[0.0, 1.0], [0.0, 0.0]]), jnp.zeros(()),
+                                 jnp.full((2, 1), jnp.nan), jnp.int32(0))
+    scalar = config_lib.loss_config(config)
+    quantile = config_lib.loss_config(load_config('hh', 'helpful,quantile'))
+    for m in (-0.2, 0.0, 0.2):
+        assert pull(scalar, 'scalar', m) == pytest.approx(pull(quantile, 'quantile', m), abs=1e-6)
+    assert pull(scalar, 'scalar', 0.2) == pytest.approx(10 * 0.1 * 0.2, rel=1e-5)
 
 
 def test_hh_is_the_described_experiment():

@@ -171,9 +171,14 @@ class RewardNetwork:
                       found.get('prompt'), final if everywhere else None)
 
     @property
+    def columns(self) -> tuple[str, ...]:
+        """What `features` are of, D of each: reads of responses, then of prompts."""
+        return (*self.head.reads, *(('prompt',) if self.head.gated else ()))
+
+    @property
     def width(self) -> int:
         """W of `features`."""
-        return self.architecture.hidden_size * (len(self.head.reads) + self.head.gated)
+        return self.architecture.hidden_size * len(self.columns)
 
     def features(self, params: Params, batch: MicroBatch) -> jax.Array:
         """What the head reads [C, K, W] of a micro-batch: of responses, then of their prompts."""

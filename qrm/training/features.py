@@ -1,17 +1,20 @@
 """Hidden states that are computed once: the files that keep them, and training heads on them.
 
 Where only the head is trained, it reads the same of the backbone in every step. That is computed
-once for each comparison and kept in a folder that runs may share, whatever their heads and losses:
+once for each comparison and kept in a folder that runs may share, whatever their heads and losses.
+Each read (`head.reads`) has files of its own, so that a head takes what it reads of what was
+computed for others:
 
-    <key>/about.json     backbone, what is read of it, dtype: what the key is a digest of
-    <key>/features.f32   [responses, W] float32, one comparison after the other
+    <key>/about.json     backbone, which read of it, dtype: what the key is a digest of
+    <key>/features.f32   [responses, D] float32, one comparison after the other
     <key>/index          a line for each comparison: digest of its tokens, first row and number of
                          rows in features.f32, checksum of these
 
 These grow at their ends, features first. What the index names is whole, and an extraction that was
 killed goes on where it stopped.
 
-Axes: M micro-batches, C comparisons, K responses, A attributes; W features that the head reads.
+Axes: M micro-batches, C comparisons, K responses, A attributes; D features of a read, W those of
+all that the head reads.
 """
 
 import contextlib
@@ -23,7 +26,7 @@ import os
 import re
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from typing import Any, NamedTuple
 
 import jax
@@ -34,6 +37,7 @@ from qrm.data import packing
 from qrm.data.packing import Batch, Stack
 from qrm.data.tokens import Encoded
 from qrm.models.network import Hidden, Params, RewardNetwork
+from qrm.rewards.heads import parse_read
 from qrm.training import inference, step, workdir
 from qrm.training.base import Base, restore_frozen
 from qrm.training.interruptions import NonFiniteLoss
@@ -49,10 +53,15 @@ class Featured(Encoded):
     """A comparison with what the head reads of it.
 
     Attributes:
-      features: [K, W] float32, see `RewardNetwork.features`; may be read from a file when used.
+      parts: [K, D] float32 of each read; may be read from a file when used.
     """
 
-    features: np.ndarray
+    parts: tuple[np.ndarray, ...]
+
+    @property
+    def features(self) -> np.ndarray:
+        """[K, W] float32, see `RewardNetwork.features`."""
+        return np.concatenate(self.parts, axis=1)
 
 
 class FeatureBatch(NamedTuple):
@@ -143,54 +152,69 @@ class Features:
             found = self._kept(encoded)
         else:
             found = []
-        return [Featured(**vars(item), features=features)
-                for item, features in zip(encoded, found, strict=True)]
+        return [Featured(**vars(item), parts=tuple(parts))
+                for item, parts in zip(encoded, found, strict=True)]
 
-    def _compute(self, encoded: Sequence[Encoded]) -> Iterator[list[np.ndarray]]:
+    def _compute(self, encoded: Sequence[Encoded]) -> Iterator[list[list[np.ndarray]]]:
+        """Chunks of comparisons; [K, D] of each read of each of them."""
         frozen = step.place_frozen(self.network, restore_frozen(self.network, self.base))
-        return inference.features(self.network, frozen, encoded, row_length=self.row_length,
-                                  rows=self.rows)
+        for chunk in inference.features(self.network, frozen, encoded, row_length=self.row_length,
+                                        rows=self.rows):
+            yield [np.split(of_item, len(self.network.columns), axis=1) for of_item in chunk]
 
-    def _kept(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
-        """Features [K, W] of each comparison, from files that are added to before."""
-        about = self._about()
-        files = _Files(os.path.join(self.folder, _key(about)), about, self.network.width)
-        digests = [_digest(item) for item in encoded]
-        if _missing(files, digests):
-            with workdir.lock(files.folder, wait=True):
+    def _kept(self, encoded: Sequence[Encoded]) -> list[tuple[np.ndarray, ...]]:
+        """[K, D] of each read of each comparison, from files that are added to before."""
+        columns, width = self.network.columns, self.network.architecture.hidden_size
+        files = [_Files(self.folder, self._about(column), width) for column in columns]
+        digests = [[_digest(item, _reads_sizes(column)) for item in encoded] for column in columns]
+        if any(_missing(files, digests)):
+            with contextlib.ExitStack() as held:
+                # In one order everywhere, so that no two runs wait for each other.
+                for folder in sorted(one.folder for one in files):
+                    held.enter_context(workdir.lock(folder, wait=True))
                 # Without what another run has added meanwhile.
-                if missing := _missing(files, digests):
-                    self._add(files, [encoded[i] for i in missing], [digests[i] for i in missing])
+                self._add(files, encoded, digests, _missing(files, digests))
             multihost_utils.sync_global_devices('features')  # all of it can be read now
-        print(f'hidden states of {len(encoded)} comparisons are in {files.folder}', flush=True)
-        return files.read(digests)
+        for one in files:
+            print(f'hidden states of {len(encoded)} comparisons are in {one.folder}', flush=True)
+        return list(zip(*map(_Files.read, files, digests), strict=True))
 
-    def _add(self, files: '_Files', encoded: Sequence[Encoded], digests: Sequence[str]) -> None:
-        count, done = len(encoded), 0
+    def _add(self, files: Sequence['_Files'], encoded: Sequence[Encoded],
+             digests: Sequence[Sequence[str]], missing: Sequence[Set[int]]) -> None:
+        """Computes what is missing of any read, and adds to each what is missing of it."""
+        order = sorted(set().union(*missing))
+        count, done = len(order), 0
+        if not count:
+            return
         print(f'computing hidden states of {count} comparisons', flush=True)
         start = told = time.monotonic()
-        with files.append() as append:
-            for chunk in self._compute(encoded):
-                for item, features in zip(encoded[done:], chunk, strict=False):
-                    if not np.isfinite(features).all():
-                        raise NonFiniteLoss(f'{item.id}: hidden states that are not finite')
-                append(digests[done:done + len(chunk)], chunk)
+        with contextlib.ExitStack() as opened:
+            appends = [opened.enter_context(one.append()) for one in files]
+            for chunk in self._compute([encoded[i] for i in order]):
+                own = order[done:done + len(chunk)]
+                for i, parts in zip(own, chunk, strict=True):
+                    if not all(np.isfinite(part).all() for part in parts):
+                        raise NonFiniteLoss(f'{encoded[i].id}: hidden states that are not finite')
+                for column, append in enumerate(appends):
+                    new = [(digests[column][i], parts[column])
+                           for i, parts in zip(own, chunk, strict=True) if i in missing[column]]
+                    if new:
+                        append(*zip(*new, strict=True))
                 done, now = done + len(chunk), time.monotonic()
                 if now - told > _SECONDS or done == count:
                     told, left = now, (now - start) * (count / done - 1)
                     print(f'{done} of {count} comparisons in {now - start:.0f} s'
                           f'{f", {left:.0f} s left" if done < count else ""}', flush=True)
 
-    def _about(self) -> dict[str, Any]:
-        """Everything that features depend on, beside tokens; ready for JSON."""
+    def _about(self, read: str) -> dict[str, Any]:
+        """Everything that features of a read depend on, beside tokens; ready for JSON."""
         a, base = self.network.architecture, self.base
         return {
             'qrm': workdir.versions()['packages'].get('qrm-jax'),
             'backbone': base.digest,
             'architecture': hashlib.sha256(repr(a).encode()).hexdigest()[:16],
             'frozen_dtype': base.dtype, 'dtype': self.network.dtype,
-            'reads': list(self.network.head.reads), 'prompts': self.network.head.gated,
-            'width': self.network.width,
+            'read': read, 'width': a.hidden_size,
         }
 
 
@@ -213,13 +237,13 @@ def plan_layouts(items: Sequence[Featured], batch_size: int) -> tuple[Layout, ..
       batch_size: the most comparisons of a step of one device.
     """
     layouts = []
-    for members in packing.classes([len(item.features) for item in items]):
+    for members in packing.classes([len(item.responses) for item in items]):
         # Of each epoch that a step may touch.
         most = min(batch_size, len(members) * (batch_size // len(items) + 2))
-        responses = max(len(items[i].features) for i in members)
+        responses = max(len(items[i].responses) for i in members)
         slots = min(most, max(1, 2 * _SLOTS // responses))
         layouts.append(Layout(-(-most // slots), slots, responses, items[0].ratings.shape[1],
-                              items[0].features.shape[1]))
+                              sum(part.shape[1] for part in items[0].parts)))
     return tuple(layouts)
 
 
@@ -228,7 +252,7 @@ def make_batch(items: Sequence[Featured], layouts: Sequence[Layout]) -> Batch:
     stacks, below = [], 0
     for layout in layouts:
         stacks.append(_stack([item for item in items
-                              if below < len(item.features) <= layout.responses], layout))
+                              if below < len(item.responses) <= layout.responses], layout))
         below = layout.responses
     return tuple(stacks)
 
@@ -245,7 +269,7 @@ def _stack(items: Sequence[Featured], layout: Layout) -> Stack:
         weight=np.zeros((m, c), np.float32),
     )
     for number, item in enumerate(items):
-        at, n = divmod(number, c), len(item.features)
+        at, n = divmod(number, c), len(item.responses)
         batch.features[at][:n] = item.features
         batch.present[at][:n] = True
         batch.preference[at][:n, :n] = item.preference
@@ -275,7 +299,7 @@ def predict(
         batch = np.zeros((_ROWS, network.width), np.float32)  # one shape to compile
         batch[:len(some)] = some
         outputs.append(np.asarray(_outputs(network, params['head'], batch))[:len(some)])
-    stops = np.cumsum([len(item.features) for item in items])[:-1]
+    stops = np.cumsum([len(item.responses) for item in items])[:-1]
     return np.split(np.concatenate(outputs), stops) if items else []
 
 
@@ -297,16 +321,16 @@ class _Files:
     """The files of one key.
 
     Args:
-      folder: where they are, or will be.
+      parent: folder that theirs is in, or will be.
       about: what its name is the key of.
-      width: W.
+      width: D.
     """
 
-    def __init__(self, folder: str, about: dict[str, Any], width: int):
-        self.folder = folder
+    def __init__(self, parent: str, about: dict[str, Any], width: int):
+        self.folder = os.path.join(parent, _key(about))
         self._about, self._width = about, width
         self._features, self._index = (
-            os.path.join(folder, name) for name in ('features.f32', 'index'))
+            os.path.join(self.folder, name) for name in ('features.f32', 'index'))
 
     def places(self) -> dict[str, _Place]:
         """Digest -> where the features of each comparison are that is kept.
@@ -341,7 +365,7 @@ class _Files:
         return places
 
     def read(self, digests: Sequence[str]) -> list[np.ndarray]:
-        """Features [K, W] of comparisons that are kept, read from the file when they are used."""
+        """Features [K, D] of comparisons that are kept, read from the file when they are used."""
         places = self.places()
         rows = sum(place.count for place in places.values())
         try:
@@ -410,10 +434,15 @@ _DIGEST_BYTES = 16
 _LINE = re.compile(rf'([0-9a-f]{{{2 * _DIGEST_BYTES}}}) (\d+) (\d+) ([0-9a-f]{{8}})\n')
 
 
-def _digest(item: Encoded) -> str:
-    """Of all that features depend on, in hexadecimal."""
+def _reads_sizes(column: str) -> bool:
+    """Whether features depend on where prompts end, see `Encoded.prompt_sizes`."""
+    return column == 'prompt' or parse_read(column).place == 'mean'
+
+
+def _digest(item: Encoded, sizes: bool) -> str:
+    """Of all that features depend on, in hexadecimal; with or without sizes of prompts."""
     digest = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for part in (item.prompt, *item.responses, np.asarray(item.prompt_sizes)):
+    for part in (item.prompt, *item.responses, np.asarray(item.prompt_sizes if sizes else ())):
         digest.update(len(part).to_bytes(4, 'little'))
         digest.update(np.asarray(part, '<i4').tobytes())
     return digest.hexdigest()
@@ -428,11 +457,16 @@ def _key(about: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _missing(files: _Files, digests: Sequence[str]) -> list[int]:
-    """Which comparisons are not kept, each once; what the first process finds, in all of them."""
-    known = set() if jax.process_index() else set(files.places())
-    found = np.zeros(len(digests), bool)
-    for i, digest in enumerate(digests):
-        found[i] = digest not in known
-        known.add(digest)
-    return np.flatnonzero(multihost_utils.broadcast_one_to_all(found)).tolist()
+def _missing(files: Sequence[_Files], digests: Sequence[Sequence[str]]) -> list[set[int]]:
+    """Which comparisons, by their digests in each of some files, are not kept there, each once.
+
+    What the first process finds, in all of them.
+    """
+    found = np.zeros(np.shape(digests), bool)
+    for row, one, own in zip(found, files, digests, strict=True):
+        known = set() if jax.process_index() else set(one.places())
+        for i, digest in enumerate(own):
+            row[i] = digest not in known
+            known.add(digest)
+    return [set(np.flatnonzero(row).tolist())
+            for row in multihost_utils.broadcast_one_to_all(found)]

@@ -216,11 +216,41 @@ def test_what_differs_from_token_to_backbone_is_computed_anew(tmp_path, monkeypa
             {'base': dataclasses.replace(base, dtype='bfloat16')}), start=2):
         kept(tmp_path, **different).of(ITEMS[:1])
         assert len(computed) == number
+    # The last token of the first two heads, the dialogue, and three others' last token.
     assert len(os.listdir(tmp_path)) == 5
     longer = dataclasses.replace(item, responses=(*item.responses[:-1],
                                                   np.r_[item.responses[-1], 7].astype(np.int32)))
     first.of([longer])
     assert len(computed) == 6
+
+
+def test_heads_share_the_reads_that_they_have_in_common(tmp_path, monkeypatch):
+    first = kept(tmp_path)
+
+    def reading(*reads):
+        head = dataclasses.replace(first.network.head, reads=reads)
+        return kept(tmp_path, network=dataclasses.replace(first.network, head=head))
+
+    direct = dataclasses.replace(reading('dialogue', 'last'), folder=None).of(ITEMS)
+    computed = count_computed(monkeypatch)
+    first.of(ITEMS[:4])
+    assert_features(reading('last', 'dialogue').of(ITEMS[:4]),
+                    [np.roll(item.features, 16, axis=1) for item in direct[:4]])
+    assert_features(reading('dialogue', 'last').of(ITEMS), [item.features for item in direct])
+    assert computed == [4, 4, 16]  # the dialogue of four, both of the others
+    # Where its prompt ends tells two of them apart for what is read after it, not for the rest.
+    sized = [dataclasses.replace(item, prompt_sizes=(1,) * len(item.responses)) for item in ITEMS]
+    for items in (ITEMS[::-1], sized):
+        for reads in (('last',), ('dialogue',), ('last', 'dialogue')):
+            reading(*reads).of(items)
+    assert computed == [4, 4, 16]
+    assert len(os.listdir(tmp_path)) == 2
+    for sizes in (0, 1):
+        items = [dataclasses.replace(item, prompt_sizes=(sizes,) * len(item.responses))
+                 for item in ITEMS]
+        reading('last', 'mean').of(items)
+    assert computed == [4, 4, 16, 20, 20]
+    assert len(os.listdir(tmp_path)) == 3
 
 
 def test_an_extraction_that_was_killed_goes_on_where_it_stopped(expected, tmp_path, monkeypatch):

@@ -29,6 +29,7 @@ from qrm.rewards.statistics import (
     confidence_bins,
     coverage_error,
     crps,
+    halved_ties,
     is_constant,
     length_controlled_accuracy,
     log_scores,
@@ -95,8 +96,9 @@ class _Data(NamedTuple):
         return self.log_win - self.log_loss
 
 
-def diagnose(test: Predictions, validation: Predictions | None, *, replicates: int, level: float,
-             seed: int, fits_ratings: bool) -> dict[str, Any]:
+def diagnose(test: Predictions, validation: Predictions | None,
+             exchanged: Predictions | None = None, *, replicates: int, level: float, seed: int,
+             fits_ratings: bool) -> dict[str, Any]:
     """All diagnostics of a run, ready for JSON.
 
     Numbers are {'value', 'low', 'high'}, with the ends of an interval over opening questions, all
@@ -106,6 +108,8 @@ def diagnose(test: Predictions, validation: Predictions | None, *, replicates: i
       test: predictions on the test split, of which everything is said.
       validation: predictions on the validation split, from which the temperature and the line from
         reward to rating are fitted; None if there is none.
+      exchanged: predictions on test comparisons, or some of them, with the prompts of others; None
+        if there are none.
       replicates: replicates of the bootstrap over opening questions.
       level: of the intervals.
       seed: of the resampling and of the labels made wrong on purpose.
@@ -114,7 +118,8 @@ def diagnose(test: Predictions, validation: Predictions | None, *, replicates: i
 
     Returns:
       'counts', 'accuracy', 'spread', 'per_tau', 'ratings', 'disagreement', 'label_noise',
-      'calibration', 'length' and 'settings'; which numbers there are does not depend on the data.
+      'calibration', 'length', 'prompt' and 'settings'; which numbers there are does not depend on
+      the data.
 
     Raises:
       ValueError: as `resampling.cluster_bootstrap_weights` and `resampling.interval`.
@@ -135,6 +140,7 @@ def diagnose(test: Predictions, validation: Predictions | None, *, replicates: i
         'label_noise': _label_noise(data, seed),
         'calibration': _calibration(data, held_out),
         'length': _length(data),
+        'prompt': _prompt(data, test, exchanged),
         'settings': {
             'replicates': replicates, 'level': level, 'seed': seed, 'fits_ratings': fits_ratings,
             'constant_spread': CONSTANT_SPREAD, 'redundant_spread': REDUNDANT_SPREAD,
@@ -424,3 +430,40 @@ def _length(data: _Data) -> dict[str, Any]:
             matched),
     }
 
+
+def matching_pairs(test: Predictions, other: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Indices ([m], [m]) of the pairs of both that are the same two responses of a comparison."""
+    places = []
+    for p in (test, other):
+        first = np.searchsorted(p.comparisons, p.comparisons[p.pairs])  # of the comparison
+        places.append({(name, *pair): i for i, (name, pair) in enumerate(zip(
+            p.ids.tolist(), (p.pairs - first).tolist(), strict=True))})
+    common = [key for key in places[0] if key in places[1]]
+    return tuple(np.array([of[key] for key in common], np.int64) for of in places)
+
+
+def _prompt(data: _Data, test: Predictions, exchanged: Predictions | None) -> dict[str, Any]:
+    """How much of the accuracy depends on the prompt: that with own prompts and with others'.
+
+    'changed_order' is the share of pairs of which the other side is ahead once the prompt is
+    another one.
+    """
+    own, other = ((), ()) if exchanged is None else matching_pairs(test, exchanged)
+    reason = ('no prompts were exchanged' if exchanged is None
+              else _too_few(len(own), 'pairs with another prompt'))
+    which = np.asarray(own, np.int64)
+    margin, foreign = data.margin[which], np.zeros(0)
+    if len(which):
+        rewards = exchanged.means.astype(np.float64)[exchanged.pairs[other]]
+        foreign = rewards[:, 0] - rewards[:, 1]
+    before, after = halved_ties(margin), halved_ties(foreign)
+    statistics = {
+        'accuracy': mean(before),
+        'accuracy_exchanged': mean(after),
+        'gain': mean(before - after),
+        'rank_correlation_of_margins': rank_correlation(margin, foreign),
+        'changed_order': mean((before != after).astype(np.float64)),
+    }
+    return {'pairs': len(which)} | {
+        name: _of_pairs(data, _unless(reason, statistic), which)
+        for name, statistic in statistics.items()}

@@ -12,7 +12,13 @@ import numpy as np
 from qrm.analysis import diagnostics, figures, winrate
 from qrm.analysis.verdict import verdict
 from qrm.data import sources, tokens
-from qrm.data.comparisons import Comparison, DataError, DataReport, check_malformed
+from qrm.data.comparisons import (
+    Comparison,
+    DataError,
+    DataReport,
+    check_malformed,
+    exchange_prompts,
+)
 from qrm.data.files import is_rows
 from qrm.data.seen import Seen
 from qrm.data.tokens import Encoded
@@ -36,14 +42,17 @@ class Evaluation(NamedTuple):
       predictions: rewards of the test responses, and the pairs among them.
       metrics: see `metrics.summarise`.
       report: what became of the test rows.
+      exchanged: predictions on some of them with the prompts of others; None: not asked for, or
+        there are no prompts to exchange.
     """
 
     predictions: Predictions
     metrics: dict[str, float]
     report: DataReport
+    exchanged: Predictions | None
 
 
-def evaluate(config: Any, folder: str) -> Evaluation:
+def evaluate(config: Any, folder: str, *, exchange: bool = False) -> Evaluation:
     """Evaluates a run's chosen checkpoint on the test split of `config.data`.
 
     Data are recognised by what they say, wherever they are: of those that the run was trained on
@@ -55,12 +64,13 @@ def evaluate(config: Any, folder: str) -> Evaluation:
     Args:
       config: the run's config, in which `workload`, `data` and `evaluation` may differ.
       folder: workdir of the run.
+      exchange: also with prompts exchanged, as `config.evaluation.exchanged` says.
 
     Raises:
       ConfigError, DataError, WorkdirError: nothing was evaluated.
     """
     config_lib.check(config)
-    return _evaluate(config, folder, _load(config, folder, validation=False))
+    return _evaluate(config, folder, _load(config, folder, validation=False, exchange=exchange))
 
 
 def stored_config(place: str) -> Any:
@@ -108,14 +118,15 @@ def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> st
     resampled = {'replicates': settings.bootstrap, 'level': settings.level, 'seed': settings.seed}
     if config.evaluation.candidates:  # what is wrong with them is said before anything is computed
         winrate.match(config.evaluation.candidates, config.evaluation.references)
-    subject = _load(config, place, validation=True, outputs=outputs)
+    subject = _load(config, place, validation=True, exchange=True, outputs=outputs)
     folder = output or (place if reward_model.is_run(place) else '')
     if folder:
         workdir.make(folder)
     evaluation = _evaluate(config, folder, subject)
     diagnosis = diagnostics.diagnose(
         evaluation.predictions, subject.validation and subject.predict(subject.validation),
-        **resampled, fits_ratings=subject.model.loss.reads != 'preferences')
+        evaluation.exchanged, **resampled,
+        fits_ratings=subject.model.loss.reads != 'preferences')
     parts = [evaluation.report.format(), json.dumps(evaluation.metrics, indent=2)]
     text = verdict(diagnosis)
     if folder:
@@ -149,11 +160,15 @@ def _choices(predictions: Predictions, rules: list[selection.Rule],
 
 
 class _Subject(NamedTuple):
-    """A run's model and what it is judged on, in tokens; validation if asked for, of its data."""
+    """A run's model and what it is judged on, in tokens; validation if asked for, of its data.
+
+    `exchanged` are some of the test comparisons with the prompts of others, if asked for.
+    """
 
     model: RewardModel
     test: list[Encoded]
     validation: list[Encoded] | None
+    exchanged: list[Encoded] | None
     report: DataReport
 
     def predict(self, encoded: list[Encoded]) -> Predictions:
@@ -162,7 +177,8 @@ class _Subject(NamedTuple):
                                       self.model.network.head, self.model.loss)
 
 
-def _load(config: Any, place: str, *, validation: bool, outputs: str = '') -> _Subject:
+def _load(config: Any, place: str, *, validation: bool, exchange: bool,
+          outputs: str = '') -> _Subject:
     """Everything that evaluation reads of the config and of files."""
     is_run = reward_model.is_run(place)
     stored = stored_config(place)
@@ -188,24 +204,46 @@ def _load(config: Any, place: str, *, validation: bool, outputs: str = '') -> _S
         test, held_out = splits['test'], splits['validation'] if validation and same else None
     if seen:
         seen.note(*test)
-    return _Subject(model, _encode(config.data, model, *test),
-                    held_out and _encode(config.data, model, *held_out), test[1])
+    encoded = _encode(config.data, model, *test)
+    exchanged = _exchanged(config, model, test[0]) if exchange else None
+    return _Subject(model, encoded, held_out and _encode(config.data, model, *held_out), exchanged,
+                    test[1])
+
+
+def _exchanged(config: Any, model: RewardModel,
+               comparisons: list[Comparison]) -> list[Encoded] | None:
+    """Some comparisons with a preference, each with the prompt of another; None if there are none.
+
+    They are reported nowhere, and what is wrong with any of them was said of the originals.
+    """
+    judged = [c for c in comparisons if (c.preference_matrix() > 0.5).any()]
+    count = min(config.evaluation.exchanged, len(judged))
+    rng = np.random.default_rng(config.analysis.seed)
+    some = [judged[i] for i in np.sort(rng.choice(len(judged), count, replace=False))]
+    found = exchange_prompts(some, config.analysis.seed)
+    report = DataReport(config.data.path, 'exchanged', read=len(found))
+    return _tokens(config.data, model, found, report) or None
 
 
 def _encode(data: Any, model: RewardModel, comparisons: list[Comparison],
             report: DataReport) -> list[Encoded]:
-    rated, head = model.loss.reads != 'preferences', model.network.head
-    reading = reward_model.limited(
-        dataclasses.replace(model.reading, append_eos=data.append_eos, as_chats=data.as_chats),
-        data.max_length,
-        model.network.architecture, 'config.data.max_length')
-    encoded = tokens.encode(comparisons, model.tokenizer, report, reading,
-                            overlong=data.overlong, ratings=rated, attributes=head.attributes)
+    rated = model.loss.reads != 'preferences'
+    encoded = _tokens(data, model, comparisons, report)
     check_malformed([report], data.max_malformed)
     if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):
         raise DataError(f'no comparison with a preferred {"or rated " * rated}response to evaluate '
                         'on\n' + report.format())
     return encoded
+
+
+def _tokens(data: Any, model: RewardModel, comparisons: list[Comparison],
+            report: DataReport) -> list[Encoded]:
+    reading = reward_model.limited(
+        dataclasses.replace(model.reading, append_eos=data.append_eos, as_chats=data.as_chats),
+        data.max_length, model.network.architecture, 'config.data.max_length')
+    return tokens.encode(comparisons, model.tokenizer, report, reading, overlong=data.overlong,
+                         ratings=model.loss.reads != 'preferences',
+                         attributes=model.network.head.attributes)
 
 
 def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
@@ -219,7 +257,8 @@ def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
             'head': subject.model.network.head.name, 'checkpoint': config.evaluation.checkpoint,
             'metrics': summary, 'data_report': subject.report.as_dict(),
         })
-    return Evaluation(predictions, summary, subject.report)
+    exchanged = subject.exchanged and subject.predict(subject.exchanged)
+    return Evaluation(predictions, summary, subject.report, exchanged)
 
 
 def _check_changes(stored: Any, config: Any) -> None:

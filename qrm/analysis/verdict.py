@@ -45,6 +45,7 @@ def verdict(diagnosis: Mapping[str, Any]) -> str:
         'Does it help to find wrong labels? ' + _says_label_noise(diagnosis),
         'Are the win probabilities calibrated? ' + _says_calibration(diagnosis),
         'Is the reward length? ' + _says_length(diagnosis),
+        'Does it read the prompt? ' + _says_prompt(diagnosis),
     )
     return '\n\n'.join(map(_wrap, paragraphs)) + '\n'
 
@@ -202,6 +203,19 @@ def _says_length(diagnosis: Mapping[str, Any]) -> str:
             f"{_format(found['accuracy_matched'])}. The longer response is preferred at a rate of "
             f"{_format(found['longer_is_preferred'])} and has the higher reward at a rate of "
             f"{_format(found['longer_has_higher_reward'])}.")
+
+
+def _says_prompt(diagnosis: Mapping[str, Any]) -> str:
+    found = diagnosis['prompt']
+    gain = found['gain']
+    if gain['value'] is None:
+        return f"Not known: {gain['reason']}."
+    return (f"{_answer(gain, 0.0)}: with the prompts of {found['pairs']} pairs exchanged for those "
+            f"of other opening questions the accuracy is {_format(found['accuracy_exchanged'])} in "
+            f"place of {_format(found['accuracy'])}, and the own prompt is worth {_format(gain)} "
+            f'(yes means an interval above 0). The share {_format(found["changed_order"])} of the '
+            f'pairs changes its order; margins keep a rank correlation of '
+            f"{_format(found['rank_correlation_of_margins'])} with what they were.")
 
 
 def _below(number: Mapping[str, Any], bound: float) -> bool:

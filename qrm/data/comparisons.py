@@ -137,6 +137,33 @@ class Comparison:
         return np.array(columns or [self.ratings or unrated], np.float32).T
 
 
+def exchange_prompts(comparisons: Sequence[Comparison], seed: int) -> list[Comparison]:
+    """The comparisons, each with the prompt of one of another group in place of its own.
+
+    A prompt brings its tools along, and serves once. Texts take prompts of texts, chats of chats.
+    Left out are comparisons without a prompt, and of a group that has more than half of them those
+    for which no other prompt is left.
+
+    Args:
+      comparisons: whose responses, judgements, ids and groups stay.
+      seed: of the exchange, which is drawn at random.
+    """
+    rng, found = np.random.default_rng(seed), {}
+    for kind in (str, tuple):
+        members = [i for i, c in enumerate(comparisons) if c.prompt and isinstance(c.prompt, kind)]
+        groups: dict[str, list[int]] = {}
+        for i in rng.permutation(members).tolist():
+            groups.setdefault(comparisons[i].group, []).append(i)
+        # Groups stand side by side: as far as the largest is long, there is another one.
+        order = [i for group in groups.values() for i in group]
+        shift = max(map(len, groups.values()), default=0)
+        for place, i in enumerate(order):
+            own, other = comparisons[i], comparisons[order[(place + shift) % len(order)]]
+            if own.group != other.group:
+                found[i] = dataclasses.replace(own, prompt=other.prompt, tools=other.tools)
+    return [found[i] for i in sorted(found)]
+
+
 def digest(text: str) -> bytes:
     """[16] digest of a text, by which it is recognised."""
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).digest()[:_DIGEST_BYTES]

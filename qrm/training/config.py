@@ -236,6 +236,10 @@ KEYS: Table = {
     'evaluation.candidates': Key(
         '', ANY, "JSON Lines file of prompt + responses whose win rate is asked for; '': none"),
     'evaluation.references': Key('', ANY, 'the same with responses that they are judged against'),
+    'evaluation.exchanged': Key(
+        1000, NOT_NEGATIVE,
+        'test comparisons that are scored with the prompts of others too, to see whether prompts '
+        'are read; 0: none'),
     'evaluation.rules': Key(
         ('mean', 'quantile:0.1', 'cvar:0.2', 'mean-std:1'), Each(str),
         "by which to choose among rated responses: 'mean', 'quantile:tau', 'cvar:alpha' (mean "

@@ -11,6 +11,7 @@ import scipy.stats
 from qrm.analysis import diagnostics, verdict
 from qrm.rewards import resampling
 from qrm.rewards.metrics import Predictions
+from tests.helpers import pair_predictions
 
 NONE = np.empty(0, np.float32)
 SETTINGS = {'replicates': 60, 'level': 0.95, 'seed': 0}
@@ -64,9 +65,9 @@ def made(n=1000, *, seed=0, quantiles=10, spread='true', annotators=0, rated=Tru
         **{name: np.asarray(value, np.float32) for name, value in values.items()})
 
 
-def diagnose(test, validation=None, *, fits_ratings=True, **settings):
+def diagnose(test, validation=None, exchanged=None, *, fits_ratings=True, **settings):
     return diagnostics.diagnose(
-        test, validation, fits_ratings=fits_ratings, **SETTINGS | settings)
+        test, validation, exchanged, fits_ratings=fits_ratings, **SETTINGS | settings)
 
 
 def conclusion(diagnosis):
@@ -391,7 +392,7 @@ def test_the_verdict_states_its_rules_and_answers_every_question(true_spread):
         'Is the spread information or decoration', 'Does the spread vary',
         'Does it say more than the reward', 'Does it foretell errors against ratings',
         'Does it find disagreement', 'Does it help to find wrong labels',
-        'Are the win probabilities calibrated', 'Is the reward length']
+        'Are the win probabilities calibrated', 'Is the reward length', 'Does it read the prompt']
     value = true_spread['spread']['variation']
     assert f"{value['value']:.3f} [{value['low']:.3f}, {value['high']:.3f}]" in text
     # No line ends within an interval.
@@ -430,3 +431,58 @@ def test_the_settings_are_in_the_result(true_spread):
         diagnose(made(100), level=1.0)
     with pytest.raises(ValueError, match='replicates'):
         diagnose(made(100), replicates=0)
+
+
+def test_prompt():
+    rng = np.random.default_rng(5)
+    own, shared = rng.normal(0.5, 1.0, 400), rng.normal(0.5, 1.0, 400)
+
+    def of(margin, groups=None):
+        return pair_predictions(margin[:, None], np.zeros((400, 1)), groups=groups)
+
+    # A reward that is a function of the response alone does not change.
+    same = diagnose(of(own), exchanged=of(own))
+    assert same['prompt']['pairs'] == 400
+    assert same['prompt']['gain'] == {'value': 0.0, 'low': 0.0, 'high': 0.0}
+    assert same['prompt']['changed_order']['value'] == 0.0
+    assert same['prompt']['rank_correlation_of_margins']['value'] == pytest.approx(1.0)
+    text = ' '.join(verdict.verdict(same).split())
+    assert 'Does it read the prompt? Not shown: with the prompts of 400 pairs exchanged' in text
+    # One that knows nothing without its prompt is a coin with another one.
+    coin = rng.normal(0.0, 1.0, 400)
+    found = diagnose(of(own), exchanged=of(coin))['prompt']
+    accuracy, exchanged = np.mean(own > 0), np.mean(coin > 0)
+    assert found['accuracy']['value'] == pytest.approx(accuracy)
+    assert found['accuracy_exchanged']['value'] == pytest.approx(exchanged)
+    assert found['gain']['value'] == pytest.approx(accuracy - exchanged)
+    assert found['changed_order']['value'] == pytest.approx(np.mean((own > 0) != (coin > 0)))
+    assert found['gain']['low'] > 0.0
+    assert abs(found['rank_correlation_of_margins']['value']) < 0.15
+    # Pairs are matched by comparison and response, whatever else was exchanged.
+    order = rng.permutation(400)[:100]
+    part = of(shared)
+    some = pair_predictions(shared[order, None], np.zeros((100, 1)))._replace(
+        comparison_ids=part.comparison_ids[order])
+    found = diagnose(of(own), exchanged=some)['prompt']
+    assert found['pairs'] == 100
+    assert found['accuracy']['value'] == pytest.approx(np.mean(own[order] > 0))
+    assert found['accuracy_exchanged']['value'] == pytest.approx(np.mean(shared[order] > 0))
+    few = diagnose(of(own), exchanged=pair_predictions(np.ones((5, 1)), np.zeros((5, 1))))
+    assert few['prompt']['gain']['reason'] == '5 pairs with another prompt, fewer than 20'
+    none = diagnose(of(own))
+    assert none['prompt']['gain']['reason'] == 'no prompts were exchanged'
+    assert 'Does it read the prompt? Not known: no prompts' in ' '.join(
+        verdict.verdict(none).split())
+
+
+def test_pairs_of_rankings_are_matched_by_response():
+    def of(comparisons, pairs, ids):
+        n = len(comparisons)
+        return pair_predictions(np.zeros((1, 1)), np.zeros((1, 1)))._replace(
+            comparisons=np.array(comparisons, np.int32), pairs=np.array(pairs, np.int32),
+            comparison_ids=np.array(ids), means=np.arange(n, dtype=np.float32))
+
+    test = of([0, 0, 0, 1, 1], [[0, 1], [0, 2], [4, 3]], ['a', 'b'])
+    other = of([0, 0, 1, 1, 1], [[1, 0], [2, 4]], ['b', 'a'])
+    first, second = diagnostics.matching_pairs(test, other)
+    assert (first.tolist(), second.tolist()) == ([1, 2], [1, 0])

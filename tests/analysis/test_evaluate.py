@@ -6,7 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
-from qrm.analysis import evaluate
+from qrm.analysis import diagnostics, evaluate
+from qrm.data import comparisons, sources
 from qrm.data.comparisons import DataError
 from qrm.serving import export
 from qrm.training import reward_model, train, workdir
@@ -127,3 +128,35 @@ def test_folders_that_hold_no_model_are_named(tmp_path):
     for place in (tmp_path, tmp_path / 'none', 'none'):
         with pytest.raises(workdir.WorkdirError, match='not the folder of a run'):
             evaluate.stored_config(str(place))
+
+
+def test_prompts_of_some_test_comparisons_are_exchanged(run):
+    folder, _ = run
+    place = str(folder / 'run')
+
+    def judged(count):
+        config = workdir.load_config(place)
+        config.evaluation.exchanged = count
+        return evaluate.evaluate(config, place, exchange=True)
+
+    assert _judged(folder).exchanged is None
+    assert judged(0).exchanged is None
+    found = judged(1000)
+    own, _ = diagnostics.matching_pairs(found.predictions, found.exchanged)
+    assert len(own) == len(found.predictions.pairs)
+    assert not np.array_equal(found.predictions.means, found.exchanged.means)
+    # Rewards are those of the texts, whichever prompt stands before them; of those that fit.
+    config = workdir.load_config(place)
+    test = sources.load_splits(config.data, config.workload)['test'][0]
+    texts = {c.id: c for c in comparisons.exchange_prompts(test, config.analysis.seed)
+             if len(f'{c.prompt} {max(c.responses, key=len)}'.split()) < config.data.max_length}
+    assert texts
+    for i, name in enumerate(found.exchanged.comparison_ids):
+        if c := texts.get(name):
+            assert c.prompt not in [own.prompt for own in test if own.id == name]
+            scores = reward_model.load(place).score([c.prompt], [list(c.responses)])
+            np.testing.assert_allclose(
+                found.exchanged.means[2 * i:2 * i + 2], scores.rewards[0], atol=1e-5)
+    some = judged(5).exchanged
+    assert len(some.comparison_ids) == 5
+    assert set(some.comparison_ids) <= set(found.exchanged.comparison_ids)

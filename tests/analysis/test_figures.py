@@ -319,7 +319,7 @@ def test_panels_of_each_figure(runs):
     assert len(densities) == 4
     for title, (workload, head) in zip(densities, runs, strict=True):
         assert workload in title
-        assert f'{head} head, n = {N_PAIRS} pairs' in title
+        assert f'{head}, n = {N_PAIRS} pairs' in title
     outer = titles(figures.draw_outer_quantiles(
         {workload: p for (workload, head), p in runs.items() if head == 'quantile'}))
     assert [(title.split('|')[0], index) for title in outer for index in (0, 9)

@@ -103,6 +103,8 @@ def test_evaluate_on_other_data_takes_the_whole_file(results, tmp_path):
     assert 'There is none' in verdict  # a scalar has no spread
     diagnosis = json.loads(read(f'{folder}/pairs-scalar/diagnostics.json'))
     assert diagnosis['calibration']['temperature']['value'] > 0
+    assert 'Does it read the prompt?' in verdict
+    assert diagnosis['prompt']['pairs'] > 20
     assert os.path.exists(f'{folder}/pairs-scalar/figures/diagnostics.png')
     # Nothing may bring training rows into the test split, or seem to change the model.
     before = json.loads(read(f'{folder}/pairs-scalar/evaluation.json'))['metrics']

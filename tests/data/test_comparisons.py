@@ -1,12 +1,13 @@
 """Tests of comparisons: preferences, and the report of what became of rows."""
 
 import collections
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from qrm.data.comparisons import Comparison, DataReport
+from qrm.data.comparisons import Comparison, DataReport, exchange_prompts
 from qrm.data.rows import parse_row
 
 
@@ -82,3 +83,33 @@ def test_report_by_hand():
 def test_an_empty_report_has_no_shares():
     assert DataReport('x', 'test').as_dict()['prefix_share'] == 0.0
     assert '0 read, 0 kept' in DataReport('x', 'test').format()
+
+
+def test_prompts_are_exchanged_between_groups():
+    chat = tuple({'role': 'user', 'content': f'question {i}'} for i in range(4))
+    rows = [Comparison(f't{i}', f'prompt {i}', (f'a{i}', f'b{i}'), f'group {i // 3}', ranks=(0, 1))
+            for i in range(12)]
+    rows += [Comparison(f'c{i}', (message,), ('x', 'y'), f'chat {i}', tools=({'name': f'{i}'},))
+             for i, message in enumerate(chat)]
+    rows += [Comparison('alone', '', ('x', 'y'), 'nothing')]
+    found = exchange_prompts(rows, seed=0)
+    assert [c.id for c in found] == [c.id for c in rows[:-1]]  # without the one without a prompt
+    of = {c.id: c for c in rows}
+    owner = {str(c.prompt): c for c in rows if c.prompt}
+    for c in found:
+        own, other = of[c.id], owner[str(c.prompt)]
+        assert other.group != own.group
+        assert c.tools == other.tools
+        assert dataclasses.replace(c, prompt=own.prompt, tools=own.tools) == own
+    assert sorted(str(c.prompt) for c in found) == sorted(str(c.prompt) for c in rows[:-1])
+    assert exchange_prompts(rows, seed=0) == found
+    assert exchange_prompts(rows, seed=1) != found
+    # Seven of ten in one group: three prompts of others are left for them.
+    uneven = [dataclasses.replace(c, group='most' if i < 7 else c.id)
+              for i, c in enumerate(rows[:10])]
+    some = exchange_prompts(uneven, seed=0)
+    assert sum(c.group == 'most' for c in some) == 3
+    assert sum(c.group != 'most' for c in some) == 3
+    assert len({c.prompt for c in some}) == 6
+    assert exchange_prompts(uneven[:7], seed=0) == []
+    assert exchange_prompts([], seed=0) == []

@@ -204,17 +204,21 @@ def _load(config: Any, place: str, *, validation: bool, exchange: bool,
         test, held_out = splits['test'], splits['validation'] if validation and same else None
     if seen:
         seen.note(*test)
-    encoded = _encode(config.data, model, *test)
-    exchanged = _exchanged(config, model, test[0]) if exchange else None
-    return _Subject(model, encoded, held_out and _encode(config.data, model, *held_out), exchanged,
-                    test[1])
+    encoded = encode(config.data, model, *test)
+    return _Subject(model, encoded, held_out and encode(config.data, model, *held_out),
+                    exchange_some(config, model, test[0]) if exchange else None, test[1])
 
 
-def _exchanged(config: Any, model: RewardModel,
-               comparisons: list[Comparison]) -> list[Encoded] | None:
+def exchange_some(config: Any, model: RewardModel,
+                  comparisons: list[Comparison]) -> list[Encoded] | None:
     """Some comparisons with a preference, each with the prompt of another; None if there are none.
 
     They are reported nowhere, and what is wrong with any of them was said of the originals.
+
+    Args:
+      config: which says how many of them, and by what seed.
+      model: by which they are read.
+      comparisons: of one split.
     """
     judged = [c for c in comparisons if (c.preference_matrix() > 0.5).any()]
     count = min(config.evaluation.exchanged, len(judged))
@@ -225,8 +229,19 @@ def _exchanged(config: Any, model: RewardModel,
     return _tokens(config.data, model, found, report) or None
 
 
-def _encode(data: Any, model: RewardModel, comparisons: list[Comparison],
-            report: DataReport) -> list[Encoded]:
+def encode(data: Any, model: RewardModel, comparisons: list[Comparison],
+           report: DataReport) -> list[Encoded]:
+    """Comparisons to judge a model on, in tokens.
+
+    Args:
+      data: the `data` section of a config.
+      model: by which they are read.
+      comparisons: the comparisons.
+      report: of their rows; is added to.
+
+    Raises:
+      DataError: nothing is left to judge it by, or too many rows are malformed.
+    """
     rated = model.loss.reads != 'preferences'
     encoded = _tokens(data, model, comparisons, report)
     check_malformed([report], data.max_malformed)

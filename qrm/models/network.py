@@ -219,6 +219,18 @@ class RewardNetwork:
         picked = jnp.take_along_axis(log_probs, batch.lm_targets[..., None], axis=-1)[..., 0]
         return -jnp.sum(picked * batch.lm_weights)
 
+    def mean_log_likelihood(self, params: Params, batch: MicroBatch) -> jax.Array:
+        """Mean log-probability (nats) of the tokens of each response, EOS included, [C, K].
+
+        In this batch responses share no rows of tokens: each stands alone after its prompt.
+        """
+        everywhere = self.hidden(params, batch, self.embed(params, batch), everywhere=True)
+        log_probs = jax.nn.log_softmax(
+            self._transformer.logits(params['backbone'], everywhere.tokens))
+        following = jnp.roll(batch.tokens, -1, axis=1)
+        picked = jnp.take_along_axis(log_probs, following[..., None], axis=-1)
+        return self._mean(picked, batch, batch.starts - 1, before=1)[..., 0]
+
     @property
     def _reads(self) -> list[heads.Read]:
         return [heads.parse_read(text) for text in self.head.reads]
@@ -238,21 +250,31 @@ class RewardNetwork:
 
     def _look(self, x: jax.Array, batch: MicroBatch, place: str) -> jax.Array:
         """Hidden states [C, K, D] float32 at a place, from those of all tokens [R, L, D]."""
-        x = x.reshape(-1, x.shape[-1])
         if place in ('last', 'first'):
-            return x[self._place(batch, place)].astype(jnp.float32)
+            return x.reshape(-1, x.shape[-1])[self._place(batch, place)].astype(jnp.float32)
+        return self._mean(x, batch, batch.starts * (place == 'mean'))
+
+    @staticmethod
+    def _mean(x: jax.Array, batch: MicroBatch, starts: jax.Array, before: int = 0) -> jax.Array:
+        """Mean [C, K, D] float32 of values of all tokens [R, L, D] over those of each dialogue.
+
+        Args:
+          x, batch: see above.
+          starts: [C, K] position of the first.
+          before: how many at its end are left out.
+        """
+        x = x.reshape(-1, x.shape[-1])
         segments, responses, positions = (
             y.reshape(-1) for y in (batch.segments, batch.responses, batch.positions))
         rows = jnp.arange(len(x)) // batch.tokens.shape[1]
         at = batch.reads[..., None]
-        start = batch.starts[..., None] if place == 'mean' else 0
         inside = ((rows == rows[at]) & (segments == segments[at])
                   & ((responses == 0) | (responses == responses[at]))
-                  & (start <= positions) & (positions <= positions[at]))
+                  & (starts[..., None] <= positions) & (positions <= positions[at] - before))
         total = jnp.einsum('ckt,td->ckd', inside.astype(x.dtype), x,
                            precision=attention.precision(x.dtype),
                            preferred_element_type=jnp.float32)
-        return total / jnp.sum(inside, axis=-1, keepdims=True)
+        return total / jnp.maximum(jnp.sum(inside, axis=-1, keepdims=True), 1)
 
 
 def _normal(x: jax.Array) -> jax.Array:

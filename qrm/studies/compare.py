@@ -2,12 +2,14 @@
 
 Axes: n pairs, R responses, c comparisons, N quantiles, S seeds, r bootstrap replicates.
 
-A model is a head and a loss; data, backbone, batches and seeds are the same for all. A number is
-the mean over seeds, its interval that of a bootstrap that draws opening questions and seeds, the
-same ones for every model, so that differences between models are paired.
+A model is a head and a loss; data, backbone, batches and seeds are the same for all, and what of
+the backbone it reads can be chosen for each on held-out comparisons. Beside models stand baselines,
+which are not trained. A number is the mean over seeds, its interval that of a bootstrap that draws
+opening questions and seeds, the same ones for every model, so that differences are paired.
 """
 
 import copy
+import itertools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -16,18 +18,19 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from qrm.analysis import divergences, tables
+from qrm.analysis import diagnostics, divergences, tables
 from qrm.analysis.evaluate import evaluate
 from qrm.data import demo
 from qrm.data.comparisons import DataError
 from qrm.data.sources import workloads_of
-from qrm.rewards import heads, resampling, statistics
+from qrm.rewards import heads, metrics, resampling, statistics
 from qrm.rewards.metrics import Predictions
 from qrm.rewards.statistics import Undefined
-from qrm.studies import figures, worlds
+from qrm.studies import baselines, figures, worlds
+from qrm.studies.baselines import BASELINES, Judged
 from qrm.training import config as config_lib
 from qrm.training import features, schema, workdir
-from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, Table
+from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, OneOf, Table
 from qrm.training.train import read_data, train
 
 _PAPER = 'bradley_terry_quantile_huber'
@@ -35,6 +38,8 @@ _PAPER = 'bradley_terry_quantile_huber'
 # Name -> what a model has in its `head` and `loss` sections. Nothing else may differ.
 MODELS = {
     'scalar': {'head': {'name': 'scalar'}},
+    # Pulled towards 0 as the paper's quantiles are, see `config.set_model`.
+    'scalar_centred': {'head': {'name': 'scalar'}, 'loss': {'centre_weight': 0.125}},
     # The paper's objective; lambda = 0 is Bradley-Terry on the mean of free quantiles.
     'quantile': {'head': {'name': 'quantile'}},
     'quantile_0': {'head': {'name': 'quantile'}, 'loss': {'huber_weight': 0.0}},
@@ -59,10 +64,36 @@ KEYS: Table = {  # beside those of every run
         'scalar', ANY, 'the model that others are compared with, pair by pair'),
     'compare.models': Key(tuple(MODELS), Each(str), 'which, in the order of the tables'),
     'compare.sections': Key(MODELS, ANY, 'what each has in its `head` and `loss`'),
+    'compare.reads': Key(
+        (), Each(str), "what heads may read, as 'last+mean': each model reads what has the least "
+        'held-out loss, the mean over seeds; (): `head.reads`'),
+    'compare.baselines': Key(
+        ('longer',), Each(str, OneOf(tuple(BASELINES))),
+        "'longer', the number of tokens; 'likelihood' of the checkpoint's language model; "
+        "'probe', a logistic regression (with train.tune=head)"),
 }
 
-# (model, seed) -> predictions on the test split of one workload.
-Runs = Mapping[tuple[str, int], Predictions]
+# (model, seed) -> what is said of the test split of one workload.
+Runs = Mapping[tuple[str, int], Judged]
+
+
+class Member(NamedTuple):
+    """A run of a comparison.
+
+    Attributes:
+      workload, model: what is learnt by which model.
+      reads: what its head reads; '': `head.reads`.
+      seed: of parameters, batch order and dropout.
+    """
+
+    workload: str
+    model: str
+    reads: str
+    seed: int
+
+    @property
+    def folder(self) -> str:
+        return '-'.join(str(part) for part in self if part != '')
 
 
 class Column(NamedTuple):
@@ -70,13 +101,18 @@ class Column(NamedTuple):
 
     Attributes:
       label: for tables.
-      of_pairs: whether it is over pairs, else over responses.
-      statistic: predictions -> statistic of multiplicities, see `statistics`.
+      table: which one it stands in: 'pairs', 'controls' or 'spread', the last over responses.
+      statistic: what is said -> statistic of multiplicities, see `statistics`.
     """
 
     label: str
-    of_pairs: bool
-    statistic: Callable[[Predictions], statistics.Statistic]
+    table: str
+    statistic: Callable[[Judged], statistics.Statistic]
+
+    @property
+    def of_pairs(self) -> bool:
+        """Whether it is over pairs, else over responses."""
+        return self.table != 'spread'
 
 
 def _margin(p: Predictions) -> np.ndarray:
@@ -84,48 +120,106 @@ def _margin(p: Predictions) -> np.ndarray:
     return chosen - rejected
 
 
-def _divergence(name: str) -> Callable[[Predictions], statistics.Statistic]:
+def _probabilities(j: Judged) -> np.ndarray:
+    """[n] float64 log of the predicted probability of the label.
+
+    Raises:
+      Undefined: a score is no log odds.
+    """
+    if np.isnan(j.own.log_win).any():
+        raise Undefined('no probability is predicted')
+    return j.own.log_win.astype(np.float64)
+
+
+def _divergence(name: str) -> Callable[[Judged], statistics.Statistic]:
     function = divergences.ESTIMATORS[name].function
-    return lambda p: lambda weights: function(*p.rewards, weights, p.groups)
+    return lambda j: lambda weights: function(*j.own.rewards, weights, j.own.groups)
 
 
-def _means(p: Predictions) -> np.ndarray:
-    return p.means.astype(np.float64)
+def _log_ratio(p: Predictions) -> np.ndarray:
+    """[n] log of the ratio of lengths, preferred side over the other."""
+    first, second = np.log(np.maximum(p.lengths, 1)).astype(np.float64)[p.pairs.T]
+    return first - second
 
 
-def _stds(p: Predictions) -> np.ndarray:
-    return p.stds.astype(np.float64)
+def _accuracy_where(which: Callable[[np.ndarray], np.ndarray]
+                    ) -> Callable[[Judged], statistics.Statistic]:
+    """Accuracy on the pairs for whose log ratios of lengths something holds."""
+
+    def statistic(j: Judged) -> statistics.Statistic:
+        some = np.flatnonzero(which(_log_ratio(j.own)))
+        return _among(some, statistics.accuracy(_margin(j.own)[some]))
+
+    return statistic
 
 
-def _lowest(p: Predictions) -> np.ndarray:
-    return np.sort(p.quantiles, axis=1)[:, 0].astype(np.float64)
+def _among(which: np.ndarray, statistic: statistics.Statistic) -> statistics.Statistic:
+    """A statistic of some of the pairs as one of all.
+
+    Raises:
+      Undefined: they are too few.
+    """
+    if len(which) < diagnostics.MIN_ITEMS:
+        raise Undefined(f'{len(which)} pairs, fewer than {diagnostics.MIN_ITEMS}')
+    return lambda weights: statistic(None if weights is None else weights[which])
+
+
+def _own_prompt(j: Judged) -> statistics.Statistic:
+    """What the own prompt adds to the accuracy, in place of another's."""
+    if j.exchanged is None:
+        raise Undefined('no prompts were exchanged')
+    own, other = diagnostics.matching_pairs(j.own, j.exchanged)
+    before, after = (statistics.halved_ties(_margin(p)[i])
+                     for p, i in ((j.own, own), (j.exchanged, other)))
+    return _among(own, statistics.mean(before - after))
+
+
+def _means(j: Judged) -> np.ndarray:
+    return j.own.means.astype(np.float64)
+
+
+def _stds(j: Judged) -> np.ndarray:
+    return j.own.stds.astype(np.float64)
+
+
+def _lowest(j: Judged) -> np.ndarray:
+    return np.sort(j.own.quantiles, axis=1)[:, 0].astype(np.float64)
 
 
 COLUMNS = {
-    'accuracy': Column('accuracy', True, lambda p: statistics.accuracy(_margin(p))),
-    'nll': Column('NLL', True, lambda p: statistics.mean(
-        statistics.log_scores(p.log_win.astype(np.float64), p.log_loss, p.label))),
-    'ece': Column('ECE', True, lambda p: statistics.calibration_error(
-        *statistics.stated_and_observed(p.log_win.astype(np.float64), p.label))),
-    **{name: Column(f'KL, {e.label}', True, _divergence(name))
+    'accuracy': Column('accuracy', 'pairs', lambda j: statistics.accuracy(_margin(j.own))),
+    'nll': Column('NLL', 'pairs', lambda j: statistics.mean(
+        statistics.log_scores(_probabilities(j), j.own.log_loss, j.own.label))),
+    'ece': Column('ECE', 'pairs', lambda j: statistics.calibration_error(
+        *statistics.stated_and_observed(_probabilities(j), j.own.label))),
+    **{name: Column(f'KL, {e.label}', 'pairs', _divergence(name))
        for name, e in divergences.ESTIMATORS.items() if e.is_kl},
-    'reward_std': Column('std of rewards', False, lambda p: statistics.deviation(_means(p))),
-    'spread': Column('spread', False, lambda p: statistics.mean(_stds(p))),
-    'spread_variation': Column('variation of the spread', False,
-                               lambda p: statistics.variation(_stds(p))),
-    'outer_rank': Column('rank(lowest quantile, reward)', False,
-                         lambda p: statistics.rank_correlation(_lowest(p), _means(p))),
-    'unexplained': Column('share of the spread beyond the reward', False,
-                          lambda p: statistics.unexplained_share(_stds(p), _means(p))),
+    'longer_chosen': Column('where the longer is preferred', 'controls',
+                            _accuracy_where(lambda ratio: ratio > 0.0)),
+    'shorter_chosen': Column('where the shorter is', 'controls',
+                             _accuracy_where(lambda ratio: ratio < 0.0)),
+    'length_matched': Column(
+        f'within {diagnostics.LENGTH_RATIO:g} in length', 'controls',
+        _accuracy_where(lambda ratio: np.abs(ratio) <= np.log(diagnostics.LENGTH_RATIO))),
+    'own_prompt': Column('added by the own prompt', 'controls', _own_prompt),
+    'reward_std': Column('std of rewards', 'spread', lambda j: statistics.deviation(_means(j))),
+    'spread': Column('spread', 'spread', lambda j: statistics.mean(_stds(j))),
+    'spread_variation': Column('variation of the spread', 'spread',
+                               lambda j: statistics.variation(_stds(j))),
+    'outer_rank': Column('rank(lowest quantile, reward)', 'spread',
+                         lambda j: statistics.rank_correlation(_lowest(j), _means(j))),
+    'unexplained': Column('share of the spread beyond the reward', 'spread',
+                          lambda j: statistics.unexplained_share(_stds(j), _means(j))),
 }
 
 
 def compare(config: Any, folder: str) -> str:
     """Trains, evaluates and tabulates all models in `folder`; goes on where it was stopped.
 
-    Leaves a folder for each run, `<workload>-<model>-<seed>`, and `compare.json`, `compare.md` and
-    `figures/`; runs whose head alone is trained share `features/`. Several processes all call it,
-    see `train`, and come to the same tables.
+    Leaves a folder for each run, `<workload>-<model>-<seed>` or, where reads are chosen,
+    `<workload>-<model>-<reads>-<seed>`, and `compare.json`, `compare.md` and `figures/`; runs whose
+    head alone is trained share `features/`. Several processes all call it, see `train`, and come to
+    the same tables.
 
     Returns:
       The tables as Markdown.
@@ -144,24 +238,27 @@ def compare(config: Any, folder: str) -> str:
                                     if (item.preference > 0.5).any())
     results = []
     for workload in config.compare.workloads:
-        first = next(m for (name, *_), m in members.items() if name == workload)
-        runs, costs = {}, {}
-        for (name, model, seed), member in members.items():
-            if name != workload:
-                continue
-            path = os.path.join(folder, f'{workload}-{model}-{seed}')
-            print(f'\n== {workload}, {model}, seed {seed}: {path}', flush=True)
-            costs[model, seed] = _train(member, path)
-            runs[model, seed] = evaluate(member, path).predictions
+        own = {key: member for key, member in members.items() if key.workload == workload}
+        runs, described = {}, {}
+        for model in config.compare.models:
+            runs_of_model, described[model] = _run(
+                {key: member for key, member in own.items() if key.model == model}, folder)
+            runs |= runs_of_model
+        first = next(iter(own.values()))
+        trained = dict(runs)
+        for name in config.compare.baselines:
+            print(f'\n== {workload}, {name}', flush=True)
+            # A probe can take all that any head reads.
+            widest = max(own, key=lambda key: len(own[key].head.reads))
+            judged = baselines.judge(name, own[widest], os.path.join(folder, widest.folder))
+            runs |= {(name, seed): judged for seed in config.compare.seeds}
         print(f'\n== analysis of {workload}', flush=True)
-        rows = measure(runs, reference=config.compare.reference,
-                       replicates=settings.bootstrap, level=settings.level, seed=settings.seed)
-        for row in rows:
-            own = [member for (name, model, _), member in members.items()
-                   if (name, model) == (workload, row['model'])]
-            row |= _describe(own[0]) | _cost([costs[row['model'], m.seed] for m in own])
-        results.append({'workload': workload, 'rows': rows, 'mechanism': mechanism(rows),
-                        'truth': _against_truth(first, runs)})
+        rows = [row | described.get(row['model'], {}) for row in measure(
+            runs, reference=config.compare.reference, replicates=settings.bootstrap,
+            level=settings.level, seed=settings.seed)]
+        results.append({'workload': workload, 'rows': rows,
+                        'mechanism': mechanism([r for r in rows if r['model'] in described]),
+                        'truth': _against_truth(first, trained)})
     result = {
         'results': results,
         'columns': {name: column.label for name, column in COLUMNS.items()},
@@ -179,8 +276,37 @@ def compare(config: Any, folder: str) -> str:
     return text
 
 
-def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
-    """(workload, model, seed) -> config of that run; models differ in head and loss only.
+def _run(members: Mapping[Member, Any], folder: str
+         ) -> tuple[dict[tuple[str, int], Judged], dict[str, Any]]:
+    """Trains the runs of a model, chooses what it reads, and evaluates those that read it."""
+    costs, losses = {}, {}
+    for key, member in members.items():
+        path = os.path.join(folder, key.folder)
+        reads = f', reading {key.reads}' if key.reads else ''
+        print(f'\n== {key.workload}, {key.model}{reads}, seed {key.seed}: {path}', flush=True)
+        costs[key] = _train(member, path)
+        losses.setdefault(key.reads, []).append(_held_out_loss(member, path))
+    held_out = {reads: float(np.mean(values)) for reads, values in losses.items()}
+    chosen = min(held_out, key=held_out.get)
+    members = {key: member for key, member in members.items() if key.reads == chosen}
+    runs = {}
+    for key, member in members.items():
+        found = evaluate(member, os.path.join(folder, key.folder), exchange=True)
+        runs[key.model, key.seed] = Judged(found.predictions, found.exchanged)
+    first = next(iter(members.values()))
+    return runs, _describe(first) | _cost([costs[key] for key in members]) | {
+        'reads': '+'.join(first.head.reads), 'held_out': held_out}
+
+
+def _held_out_loss(member: Any, path: str) -> float:
+    """Of the checkpoint that is evaluated, by which those of a run are ranked."""
+    criterion = metrics.criterion(config_lib.loss_config(member))
+    values = [row[criterion] for row in workdir.read_metrics(path) if row['split'] == 'validation']
+    return min(values) if member.evaluation.checkpoint == 'best' else values[-1]
+
+
+def member_configs(config: Any) -> dict[Member, Any]:
+    """The config of each run; models differ in head and loss only, and in what they read.
 
     Raises:
       ConfigError: a value that cannot be used, a model that sets anything else, an unknown
@@ -201,18 +327,22 @@ def member_configs(config: Any) -> dict[tuple[str, str, int], Any]:
     if settings.reference not in settings.models:
         raise ConfigError(f'config.compare.reference={settings.reference!r}, expected '
                           f'one of {tuple(settings.models)}')
+    if taken := set(settings.models) & set(settings.baselines):
+        raise ConfigError(f'config.compare.models: {sorted(taken)}, which are names of baselines')
     result = {}
     for workload in settings.workloads:
         for model in settings.models:
             changes = _changes_of(model, settings.sections[model])
-            for seed in settings.seeds:
+            for reads, seed in itertools.product(settings.reads or ('',), settings.seeds):
                 member = copy.deepcopy(config)
                 with member.unlocked():
                     del member.compare
                 member.workload, member.seed = workload, seed
                 member.update_from_flattened_dict(changes)
+                if reads:
+                    member.head.reads = tuple(reads.split('+'))
                 config_lib.check(member)
-                result[workload, model, seed] = member
+                result[Member(workload, model, reads, seed)] = member
     return result
 
 
@@ -238,7 +368,7 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
     """All columns of all models of one workload, ready for JSON.
 
     Args:
-      runs: predictions on the same comparisons in the same order.
+      runs: what is said of the same comparisons in the same order.
       reference: model that the others are compared with.
       replicates: of the bootstrap over opening questions and seeds.
       level: of the intervals.
@@ -252,8 +382,8 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
     Raises:
       DataError: models that saw different comparisons.
     """
-    first = next(iter(runs.values()))
-    if any(not np.array_equal(p.comparison_ids, first.comparison_ids) for p in runs.values()):
+    first = next(iter(runs.values())).own
+    if any(not np.array_equal(j.own.comparison_ids, first.comparison_ids) for j in runs.values()):
         raise DataError('the models were evaluated on different comparisons')
     models = list(dict.fromkeys(model for model, _ in runs))
     seeds = list(dict.fromkeys(seed for _, seed in runs))
@@ -273,7 +403,7 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
         rows.append({
             'model': model,
             'columns': columns,
-            'kl': {name: float(np.mean([e.function(*runs[model, s].rewards, None, first.groups)
+            'kl': {name: float(np.mean([e.function(*runs[model, s].own.rewards, None, first.groups)
                                         for s in seeds]))
                    for name, e in divergences.ESTIMATORS.items()},
             'seeds': {name: [None if v is None else float(v[0]) for v in values[model, name]]
@@ -303,15 +433,18 @@ def format_tables(result: Mapping[str, Any]) -> str:
     ]
     for of_workload in result['results']:
         rows = of_workload['rows']
-        plain = [name for name, column in COLUMNS.items() if column.of_pairs]
-        spread = [name for name in COLUMNS if name not in plain]
+        trained = [row for row in rows if 'head' in row]
+        of = {table: [name for name, column in COLUMNS.items() if column.table == table]
+              for table in ('pairs', 'controls', 'spread')}
         parts += [
-            f'\n## {of_workload["workload"]}\n', tables.markdown(_model_lines(rows)),
-            '\nJudged by pairs:\n', tables.markdown(_column_lines(rows, labels, plain)),
+            f'\n## {of_workload["workload"]}\n', tables.markdown(_model_lines(trained)),
+            '\nJudged by pairs:\n', tables.markdown(_column_lines(rows, labels, of['pairs'])),
             f'\nDifference to {settings["reference"]}, paired:\n',
-            tables.markdown(_column_lines(rows, labels, plain, difference=True)),
+            tables.markdown(_column_lines(rows, labels, of['pairs'], difference=True)),
+            '\nAccuracy by length, and what of it the own prompt adds in place of the prompt of '
+            'another pair:\n', tables.markdown(_column_lines(rows, labels, of['controls'])),
             '\nThe spread (standard deviation of the predicted distribution of a response):\n',
-            tables.markdown(_column_lines(rows, labels, spread)),
+            tables.markdown(_column_lines(trained, labels, of['spread'])),
         ]
         if of_workload['truth']:
             parts += ['\nAgainst the true distributions (mean over seeds [least, most]):\n',
@@ -345,11 +478,12 @@ def _describe(member: Any) -> dict[str, Any]:
             'targets': loss.targets, 'huber_weight': loss.huber_weight}
 
 
-def _evaluate(p: Predictions, column: Column, weights: np.ndarray) -> np.ndarray | None:
+def _evaluate(j: Judged, column: Column, weights: np.ndarray) -> np.ndarray | None:
     """[1 + r] the value and its replicates; None where it is not defined."""
+    p = j.own
     owner = p.comparisons[p.pairs[:, 0]] if column.of_pairs else p.comparisons
     try:
-        statistic = column.statistic(p)
+        statistic = column.statistic(j)
         return np.array([statistic(None), *(statistic(row) for row in weights[:, owner])])
     except Undefined:
         return None
@@ -374,7 +508,7 @@ def _against_truth(config: Any, runs: Runs) -> list[dict[str, Any]]:
     """How the distributions of each model compare with the true ones, if the data are generated."""
     if config.data.path != 'demo':
         return []
-    settings, first = config.data.demo, next(iter(runs.values()))
+    settings, first = config.data.demo, next(iter(runs.values())).own
     generated = demo.generate(config.workload, 'test', settings.test, settings.seed,
                               settings.annotators)
     truth_of = {comparison.id: truths for comparison, truths
@@ -388,9 +522,9 @@ def _against_truth(config: Any, runs: Runs) -> list[dict[str, Any]]:
     n, rows = config.head.num_quantiles, []
     for model in models:
         # All quantiles of a single number are that number.
-        matches = [worlds.match(truth, items, np.broadcast_to(p.quantiles, (len(items), n)),
+        matches = [worlds.match(truth, items, np.broadcast_to(j.own.quantiles, (len(items), n)),
                                 heads.taus(n))
-                   for (name, _), p in runs.items() if name == model]
+                   for (name, _), j in runs.items() if name == model]
         rows.append({'model': model} | {
             key: [None if np.isnan(x) else float(x) for x in (getattr(m, key) for m in matches)]
             for key in _TRUTH})
@@ -410,7 +544,8 @@ def _interval(cell: Mapping[str, Any], *, sign: str = '') -> str:
 
 
 def _model_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
-    lines = [['model', 'head', 'objective', 'parameters', 'ms a step']]
+    chosen = any(len(row['held_out']) > 1 for row in rows)
+    lines = [['model', 'head', 'objective', 'parameters', 'ms a step'] + ['reads'] * chosen]
     for row in rows:
         objective = row['objective']
         if objective == _PAPER:
@@ -418,7 +553,8 @@ def _model_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
         head = row['head'] if row['members'] == 1 else f'{row["members"]} x {row["head"]}'
         seconds = row['seconds_per_step']
         lines.append([row['model'], head, objective, f'{row["parameters"]:,}',
-                      '-' if seconds is None else f'{1000 * seconds:.0f}'])
+                      '-' if seconds is None else f'{1000 * seconds:.0f}']
+                     + [row['reads']] * chosen)
     return lines
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from qrm.data.comparisons import DataError
 from qrm.studies import compare, figures
+from qrm.studies.baselines import Judged
 from qrm.training import inference, workdir
 from qrm.training.schema import ConfigError
 from tests.helpers import TINY, load_config, pair_predictions
@@ -31,6 +32,7 @@ def rows():
     runs = {('a', 0): made(0), ('a', 1): made(1), ('b', 0): made(0, shift=1.5),
             ('b', 1): made(1, shift=1.5), ('c', 0): made(0, spread=0.0),
             ('c', 1): made(1, spread=0.0)}
+    runs = {key: Judged(p) for key, p in runs.items()}
     return {row['model']: row for row in compare.measure(runs, reference='a', **TWO)}
 
 
@@ -59,7 +61,7 @@ def test_differences_are_paired(rows):
 
 def test_intervals_cover_seeds_too():
     # Two seeds that differ far more than resampled pairs do: the interval reaches both.
-    runs = {('a', 0): made(0, shift=0.0), ('a', 1): made(0, shift=3.0)}
+    runs = {('a', 0): Judged(made(0, shift=0.0)), ('a', 1): Judged(made(0, shift=3.0))}
     cell = compare.measure(runs, reference='a', **TWO)[0]['columns']['accuracy']
     assert cell['low'] < 0.6
     assert cell['high'] > 0.95
@@ -75,7 +77,8 @@ def test_what_is_not_defined_is_left_out(rows):
 
 def test_models_must_have_seen_the_same_comparisons():
     with pytest.raises(DataError, match='different comparisons'):
-        compare.measure({('a', 0): made(0), ('b', 0): made(0, n=200)}, reference='a', **TWO)
+        compare.measure({('a', 0): Judged(made(0)), ('b', 0): Judged(made(0, n=200))},
+                        reference='a', **TWO)
 
 
 def test_members_differ_in_head_and_loss_only():
@@ -83,9 +86,9 @@ def test_members_differ_in_head_and_loss_only():
     members = compare.member_configs(config)
     models = config.compare.models
     assert models[0] == 'scalar'
-    assert list(members) == [('helpful', m, s) for m in models for s in (0, 1, 2)]
-    plain = members['helpful', 'scalar', 0].to_dict()
-    for (_, model, seed), member in members.items():
+    assert list(members) == [('helpful', m, '', s) for m in models for s in (0, 1, 2)]
+    plain = members['helpful', 'scalar', '', 0].to_dict()
+    for (_, model, _, seed), member in members.items():
         other = member.to_dict()
         assert other['seed'] == seed
         assert {k: v for k, v in other.items() if k not in ('head', 'loss', 'seed')} == {
@@ -132,11 +135,19 @@ def test_a_small_comparison_leaves_tables_and_figures(compared):
     result = json.loads((folder / 'compare.json').read_text())
     assert (folder / 'compare.md').read_text() == text
     of_workload, = result['results']
-    assert [row['model'] for row in of_workload['rows']] == ['scalar', 'quantile', 'quantile_1']
+    assert [row['model'] for row in of_workload['rows']] == [
+        'scalar', 'quantile', 'quantile_1', 'longer']
     assert [row['lambda'] for row in of_workload['mechanism']] == [0.1, 1.0]
-    for row in of_workload['rows']:
+    *trained, longer = of_workload['rows']
+    for row in trained:
         assert row['seconds_per_step'] > 0
         assert row['parameters'] > 9000
+        assert row['columns']['own_prompt']['low'] <= row['columns']['own_prompt']['high']
+        assert row['reads'] == 'last'
+    assert longer['columns']['longer_chosen']['value'] == 1.0
+    assert longer['columns']['shorter_chosen']['value'] == 0.0
+    assert longer['columns']['own_prompt']['value'] == 0.0
+    assert longer['columns']['nll']['value'] is None
     assert len(of_workload['truth'][1]['spread_correlation']) == 2
     assert '| quantile_1 ' in text
     assert {file.name for file in (folder / 'figures').iterdir()} == {
@@ -186,8 +197,56 @@ def test_heads_on_a_frozen_backbone_share_one_extraction(tmp_path, monkeypatch):
         'train.tune': 'head', 'train.max_steps': 5, 'compare.seeds': (0,),
         'compare.models': ('scalar', 'implicit', 'ensemble', 'ratings')})
     compare.compare(config, str(tmp_path))
-    assert computed == [300, 150]
+    # Of training and validation, of the test split, and of that with prompts exchanged.
+    assert computed == [300, 150, 150]
     assert (tmp_path / 'features').is_dir()
     for model, trained in (('scalar', 16), ('ensemble', 80)):
         cost = workdir.read_json(str(tmp_path / f'helpful-{model}-0' / 'cost.json'))
         assert cost['parameters'] == 10160 + trained
+
+
+def test_each_model_reads_what_has_the_least_held_out_loss(tmp_path):
+    reads = ('last', 'dialogue', 'last+dialogue')
+    config = load_config('compare', **TINY | {
+        'train.tune': 'head', 'train.max_steps': 6, 'train.checkpoint_every': 3,
+        'compare.seeds': (0, 1), 'compare.models': ('scalar', 'gaussian'), 'compare.reads': reads,
+        'compare.baselines': ('longer', 'probe')})
+    text = compare.compare(config, str(tmp_path))
+    result = workdir.read_json(str(tmp_path / 'compare.json'))['results'][0]
+    for row in result['rows'][:2]:
+        expected = {}
+        for name in reads:
+            losses = []
+            for seed in (0, 1):
+                folder = str(tmp_path / f'helpful-{row["model"]}-{name}-{seed}')
+                assert workdir.load_config(folder).head.reads == tuple(name.split('+'))
+                losses.append(min(r['nll'] for r in workdir.read_metrics(folder)
+                                  if r['split'] == 'validation'))
+            expected[name] = sum(losses) / 2
+        assert row['held_out'] == pytest.approx(expected)
+        assert row['reads'] == min(expected, key=expected.get)
+        # Only those that are chosen are judged.
+        judged = {name for name in reads
+                  if (tmp_path / f'helpful-{row["model"]}-{name}-0' / 'evaluation.json').exists()}
+        assert judged == {row['reads']}
+        assert f"| {row['reads']} " in text
+    assert [row['model'] for row in result['rows'][2:]] == ['longer', 'probe']
+    assert result['rows'][3]['columns']['nll']['value'] > 0.0
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'compare.reads': ('last+least',)}, "config.head: reads 'least', expected one of"),
+    ({'compare.baselines': ('shorter',)}, r"compare.baselines=\('shorter',\), expected a tuple"),
+    ({'compare.sections.longer': {}, 'compare.models': ('scalar', 'longer')},
+     r"models: \['longer'\], which are names of baselines")])
+def test_reads_and_baselines_that_there_are_not(changes, message):
+    config = load_config('compare')
+    with config.unlocked():
+        for key, value in changes.items():
+            section, name = key.rsplit('.', 1)
+            config[section.split('.')[0]][name] = value
+            if 'sections' in key:
+                del config.compare[name]
+                config.compare.sections[name] = value
+    with pytest.raises(ConfigError, match=message):
+        compare.member_configs(config)

@@ -1,0 +1,158 @@
+"""What a reward model has to beat: the longer response, a language model's likelihood, a probe.
+
+Axes: n pairs, K responses, W features.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy
+
+from qrm.analysis import evaluate
+from qrm.data import sources
+from qrm.data.tokens import Encoded
+from qrm.models.network import RewardNetwork
+from qrm.rewards import metrics
+from qrm.rewards.heads import HeadConfig
+from qrm.rewards.losses import LossConfig
+from qrm.rewards.metrics import Predictions
+from qrm.training import base, inference
+from qrm.training.features import Featured
+from qrm.training.schema import ConfigError
+from qrm.training.train import Prepared, prepare
+
+# Scores of comparisons, [K] of each.
+Scorer = Callable[[Sequence[Encoded]], Sequence[np.ndarray]]
+
+# Weights of the probe's penalty, per pair and on features of mean square 1.
+PENALTIES = tuple(10.0**x for x in np.arange(-4.0, 1.5, 0.5))
+
+
+class Judged(NamedTuple):
+    """What is said of test comparisons.
+
+    Attributes:
+      own: predictions.
+      exchanged: of some of them with the prompts of others; None if there are none.
+    """
+
+    own: Predictions
+    exchanged: Predictions | None = None
+
+
+def longer(config: Any, prepared: Prepared) -> Scorer:
+    """The number of tokens of a response."""
+    return lambda items: [np.array([len(r) for r in item.responses]) for item in items]
+
+
+def likelihood(config: Any, prepared: Prepared) -> Scorer:
+    """The mean log-probability of a response's tokens, by the language model of the checkpoint.
+
+    Raises:
+      ConfigError: there is no checkpoint, or no decoder.
+      DataError: see `base.read`.
+    """
+    network = prepared.model.network
+    if not config.model.checkpoint or not network.architecture.causal:
+        raise ConfigError("config.compare.baselines: 'likelihood' without the checkpoint of a "
+                          'decoder in config.model.checkpoint')
+    place = base.find(config.model.checkpoint, config.seed, 'float32', frozen=False)
+    language_model = RewardNetwork(network.architecture, HeadConfig('scalar'), network.dtype,
+                                   network.attention, language_model=True)
+    params = base.start(language_model, place, base.read(place, whole=True, output=True)).trained
+    return lambda items: inference.log_likelihoods(
+        language_model, params, items, row_length=prepared.model.row_length, rows=1)
+
+
+def probe(config: Any, prepared: Prepared) -> Scorer:
+    """Logistic regression on what a head reads of a frozen backbone, see `fit_probe`.
+
+    Raises:
+      ConfigError: the backbone is trained.
+    """
+    kept = prepared.model.features
+    if kept is None:
+        raise ConfigError("config.compare.baselines: 'probe' with train.tune="
+                          f"{config.train.tune!r}, expected 'head'")
+    weights = fit_probe(*(_differences(kept.of(prepared.encoded[split]))
+                          for split in ('train', 'validation')))
+    return lambda items: [item.features @ weights for item in kept.of(items)]
+
+
+BASELINES = {'longer': longer, 'likelihood': likelihood, 'probe': probe}
+_PROBABILITIES = ('probe',)  # whose scores are log odds
+
+
+def judge(name: str, config: Any, folder: str) -> Judged:
+    """What a baseline says of the test comparisons of a run, and with prompts exchanged.
+
+    Args:
+      name: one of `BASELINES`.
+      config: of a run.
+      folder: whose tokenizer is used, if there is one; where features are kept, if the config does
+        not say it.
+
+    Raises:
+      ConfigError: the baseline needs what the config does not have.
+      DataError, WorkdirError: see `train.prepare`.
+    """
+    prepared = prepare(config, folder)
+    score = BASELINES[name](config, prepared)
+    model = dataclasses.replace(
+        prepared.model, reading=dataclasses.replace(prepared.model.reading, size_prompt=True))
+    comparisons, report = sources.load_splits(config.data, config.workload)['test']
+
+    def predict(items: Sequence[Encoded]) -> Predictions:
+        outputs = [np.asarray(of_item, np.float32)[:, None] for of_item in score(items)]
+        found = metrics.predictions_of(items, outputs, HeadConfig('scalar'),
+                                       LossConfig('bradley_terry'))
+        if name in _PROBABILITIES:
+            return found
+        unknown = np.full_like(found.log_win, np.nan)
+        return found._replace(log_win=unknown, log_loss=unknown)
+
+    exchanged = evaluate.exchange_some(config, model, comparisons)
+    return Judged(predict(evaluate.encode(config.data, model, comparisons, report)),
+                  exchanged and predict(exchanged))
+
+
+def fit_probe(train: np.ndarray, validation: np.ndarray) -> np.ndarray:
+    """Logistic regression without an intercept on differences between both sides of pairs.
+
+    The mean of log(1 + exp(-w.x)) plus l/2 |w|^2 over features of mean square 1 (Hastie, Tibshirani
+    & Friedman 2009, The Elements of Statistical Learning, section 4.4), l of `PENALTIES` by the
+    negative log-likelihood of validation.
+
+    Args:
+      train, validation: [n, W], preferred side less the other.
+
+    Returns:
+      [W] weights of the features as they are.
+    """
+    scale = np.sqrt(np.mean(train**2, axis=0))
+    scale[scale == 0.0] = 1.0
+    train, validation = train / scale, validation / scale
+
+    def fit(penalty: float, start: np.ndarray) -> np.ndarray:
+
+        def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
+            margin = train @ w
+            value = np.mean(np.logaddexp(0.0, -margin)) + 0.5 * penalty * w @ w
+            return value, penalty * w - scipy.special.expit(-margin) @ train / len(train)
+
+        return scipy.optimize.minimize(loss, start, jac=True, method='L-BFGS-B',
+                                       options={'maxiter': 1000, 'gtol': 1e-6}).x
+
+    weights, found = np.zeros(train.shape[1]), []
+    for penalty in sorted(PENALTIES, reverse=True):  # each from the one before it
+        weights = fit(penalty, weights)
+        found.append((np.mean(np.logaddexp(0.0, -validation @ weights)), weights))
+    return min(found, key=lambda one: one[0])[1] / scale
+
+
+def _differences(items: Sequence[Featured]) -> np.ndarray:
+    """[n, W] float64 of all pairs with a preferred side."""
+    return np.array([item.features[i] - item.features[j] for item in items
+                     for i, j in np.argwhere(item.preference > 0.5)], np.float64)

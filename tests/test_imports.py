@@ -16,9 +16,9 @@ HOUSE = {
     'analysis': ['divergences', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'evaluate'],
     'serving': ['score', 'export'],
-    'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'compare', 'identifiability', 'best_of_n',
-                'costs', 'benchmark', 'scaling', 'generated', 'strikes', 'breakages',
-                'campaign', 'padded', 'published'],
+    'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'baselines', 'compare', 'identifiability',
+                'best_of_n', 'costs', 'benchmark', 'scaling', 'generated', 'strikes', 'breakages',
+                'campaign', 'padded', 'panels', 'published', 'disagreement'],
     'commands': ['configs', 'processes', 'launch', 'main'],
 }
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]

@@ -226,7 +226,8 @@ def exchange_some(config: Any, model: RewardModel,
     some = [judged[i] for i in np.sort(rng.choice(len(judged), count, replace=False))]
     found = exchange_prompts(some, config.analysis.seed)
     report = DataReport(config.data.path, 'exchanged', read=len(found))
-    return _tokens(config.data, model, found, report) or None
+    return read_tokens(config.data, model, found, report,
+                       ratings=model.loss.reads != 'preferences') or None
 
 
 def encode(data: Any, model: RewardModel, comparisons: list[Comparison],
@@ -243,7 +244,7 @@ def encode(data: Any, model: RewardModel, comparisons: list[Comparison],
       DataError: nothing is left to judge it by, or too many rows are malformed.
     """
     rated = model.loss.reads != 'preferences'
-    encoded = _tokens(data, model, comparisons, report)
+    encoded = read_tokens(data, model, comparisons, report, ratings=rated)
     check_malformed([report], data.max_malformed)
     if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):
         raise DataError(f'no comparison with a preferred {"or rated " * rated}response to evaluate '
@@ -251,14 +252,19 @@ def encode(data: Any, model: RewardModel, comparisons: list[Comparison],
     return encoded
 
 
-def _tokens(data: Any, model: RewardModel, comparisons: list[Comparison],
-            report: DataReport) -> list[Encoded]:
+def read_tokens(data: Any, model: RewardModel, comparisons: list[Comparison], report: DataReport,
+                *, ratings: bool) -> list[Encoded]:
+    """Comparisons as `tokens.encode` gives them, read as a model reads them.
+
+    Args:
+      data, model, comparisons, report: as of `encode`.
+      ratings: whether ratings count as something said of a comparison.
+    """
     reading = reward_model.limited(
         dataclasses.replace(model.reading, append_eos=data.append_eos, as_chats=data.as_chats),
         data.max_length, model.network.architecture, 'config.data.max_length')
     return tokens.encode(comparisons, model.tokenizer, report, reading, overlong=data.overlong,
-                         ratings=model.loss.reads != 'preferences',
-                         attributes=model.network.head.attributes)
+                         ratings=ratings, attributes=model.network.head.attributes)
 
 
 def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:

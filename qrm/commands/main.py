@@ -13,6 +13,7 @@ COMMANDS = {
     'reproduce': "the paper's experiment: both heads on both workloads, tables and figures",
     'published': "the paper's table explained from its authors' own code",
     'compare': 'every head on the same batches',
+    'disagreement': 'whether spreads know where judges disagree',
     'identifiability': 'what each objective learns where the truth is known',
     'best_of_n': 'what choosing by each rule and proxy is worth',
     'campaign': 'breaks things on purpose, and counts what survives',

@@ -5,7 +5,7 @@ A replicate is written as integer multiplicities `weights [n]`, never as repeate
 item of weight 0 is absent. Items of one cluster (a prompt) come and go together.
 """
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -122,3 +122,29 @@ def bootstrap(statistic: Callable[[np.ndarray | None], float], weights: np.ndarr
         raise ValueError(f'weights must be [r, n], got {weights.shape}')
     replicates = np.array([statistic(row) for row in weights], np.float64)
     return Interval(float(statistic(None)), *interval(replicates, level), replicates)
+
+
+def picks_of_seeds(seeds: int, replicates: int, seed: int) -> np.ndarray:
+    """Which of some seeds are drawn, with replacement, in each replicate: [r, seeds] int64."""
+    return np.random.default_rng(seed).integers(seeds, size=(replicates, seeds))
+
+
+def over_seeds(values: Sequence[np.ndarray | None], picks: np.ndarray,
+               level: float) -> dict[str, float | None]:
+    """Mean over seeds, with an interval over seeds and clusters.
+
+    Args:
+      values: of each seed [1 + r] a statistic of the items as they are and its replicates; None
+        where it is not defined.
+      picks: of `picks_of_seeds`.
+      level: of the interval.
+
+    Returns:
+      'value', 'low' and 'high', ready for JSON; None if it is not defined for a seed.
+    """
+    if any(value is None for value in values):
+        return {'value': None, 'low': None, 'high': None}
+    table = np.array(values)
+    replicates = np.take_along_axis(table[:, 1:].T, picks, axis=1).mean(axis=1)
+    low, high = interval(replicates, level)
+    return {'value': float(table[:, 0].mean()), 'low': low, 'high': high}

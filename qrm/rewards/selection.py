@@ -247,6 +247,13 @@ class _Numbers(NamedTuple):
         return distributions.uniform_atoms(self.quantiles).cvar(alpha)
 
 
+def scores_of(rule: Rule, predictions: Predictions) -> np.ndarray:
+    """The score [R] of each response of predictions, in whose scale 'mean-std' is."""
+    p = predictions
+    scale = reference_scale(p.means, p.stds, p.comparisons) if rule.kind == 'mean-std' else None
+    return np.asarray(scores(rule, _Numbers(p.means, p.stds, p.quantiles), scale))
+
+
 def chosen_ratings(predictions: Predictions, rules: Sequence[Rule], *, replicates: int, seed: int,
                    level: float = 0.95) -> ChosenRatings:
     """The mean rating of the response that each rule chooses.
@@ -276,11 +283,9 @@ def chosen_ratings(predictions: Predictions, rules: Sequence[Rule], *, replicate
     comparisons, starts, counts = np.unique(
         p.comparisons[order], return_index=True, return_counts=True)
     ratings = p.ratings[order].astype(np.float64)
-    scale = reference_scale(p.means, p.stds, p.comparisons)
-    numbers = _Numbers(p.means, p.stds, p.quantiles)
 
     def chosen(rule):
-        score = np.asarray(scores(rule, numbers, scale))[order]
+        score = scores_of(rule, p)[order]
         top = score == np.repeat(np.maximum.reduceat(score, starts), counts)
         return np.add.reduceat(top * ratings, starts) / np.add.reduceat(top.astype(int), starts)
 

@@ -76,8 +76,7 @@ def probe(config: Any, prepared: Prepared) -> Scorer:
     if kept is None:
         raise ConfigError("config.compare.baselines: 'probe' with train.tune="
                           f"{config.train.tune!r}, expected 'head'")
-    weights = fit_probe(*(_differences(kept.of(prepared.encoded[split]))
-                          for split in ('train', 'validation')))
+    weights = _fit(prepared).weights
     return lambda items: [item.features @ weights for item in kept.of(items)]
 
 
@@ -118,7 +117,64 @@ def judge(name: str, config: Any, folder: str) -> Judged:
                   exchanged and predict(exchanged))
 
 
-def fit_probe(train: np.ndarray, validation: np.ndarray) -> np.ndarray:
+class Probe(NamedTuple):
+    """A logistic regression.
+
+    Attributes:
+      weights: [W] of the features as they are.
+      scale: [W] roots of their mean squares.
+      penalty: per pair, on features of mean square 1.
+    """
+
+    weights: np.ndarray
+    scale: np.ndarray
+    penalty: float
+
+
+class Bayes(NamedTuple):
+    """A linear reward with a Gaussian posterior, as of RewardUQ's Bayesian linear head.
+
+    The Laplace approximation of `probe` (MacKay 1992, The evidence framework applied to
+    classification networks): precision n l I + sum of p (1 - p) x x' over n pairs, features of
+    mean square 1.
+
+    Attributes:
+      prepared: of whose features.
+      probe: the mean.
+      covariance: [W, W] of the weights on features of mean square 1.
+    """
+
+    prepared: Prepared
+    probe: Probe
+    covariance: np.ndarray
+
+    def features(self, items: Sequence[Encoded]) -> list[np.ndarray]:
+        """[K, W] of each."""
+        return [item.features for item in self.prepared.model.features.of(items)]
+
+    def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and standard deviation [n] of the reward of features [n, W], or differences."""
+        scaled = x / self.probe.scale
+        return x @ self.probe.weights, np.sqrt(
+            np.einsum('nw,wv,nv->n', scaled, self.covariance, scaled, optimize=True))
+
+
+def fit_bayes(prepared: Prepared) -> Bayes:
+    """The Bayesian linear head on the training pairs of a run."""
+    found = _fit(prepared)
+    x = _differences(prepared.model.features.of(prepared.encoded['train'])) / found.scale
+    win = scipy.special.expit(x @ (found.weights * found.scale))
+    precision = len(x) * found.penalty * np.eye(x.shape[1]) + (x * (win * (1.0 - win))[:, None]
+                                                               ).T @ x
+    return Bayes(prepared, found, np.linalg.inv(precision))
+
+
+def _fit(prepared: Prepared) -> Probe:
+    return fit_probe(*(_differences(prepared.model.features.of(prepared.encoded[split]))
+                       for split in ('train', 'validation')))
+
+
+def fit_probe(train: np.ndarray, validation: np.ndarray) -> Probe:
     """Logistic regression without an intercept on differences between both sides of pairs.
 
     The mean of log(1 + exp(-w.x)) plus l/2 |w|^2 over features of mean square 1 (Hastie, Tibshirani
@@ -127,9 +183,6 @@ def fit_probe(train: np.ndarray, validation: np.ndarray) -> np.ndarray:
 
     Args:
       train, validation: [n, W], preferred side less the other.
-
-    Returns:
-      [W] weights of the features as they are.
     """
     scale = np.sqrt(np.mean(train**2, axis=0))
     scale[scale == 0.0] = 1.0
@@ -148,8 +201,9 @@ def fit_probe(train: np.ndarray, validation: np.ndarray) -> np.ndarray:
     weights, found = np.zeros(train.shape[1]), []
     for penalty in sorted(PENALTIES, reverse=True):  # each from the one before it
         weights = fit(penalty, weights)
-        found.append((np.mean(np.logaddexp(0.0, -validation @ weights)), weights))
-    return min(found, key=lambda one: one[0])[1] / scale
+        found.append((np.mean(np.logaddexp(0.0, -validation @ weights)), penalty, weights))
+    _, penalty, weights = min(found, key=lambda one: one[0])
+    return Probe(weights / scale, scale, penalty)
 
 
 def _differences(items: Sequence[Featured]) -> np.ndarray:

@@ -388,7 +388,7 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
     models = list(dict.fromkeys(model for model, _ in runs))
     seeds = list(dict.fromkeys(seed for _, seed in runs))
     weights = resampling.cluster_bootstrap_weights(first.comparison_groups, replicates, seed)
-    picks = np.random.default_rng(seed).integers(len(seeds), size=(replicates, len(seeds)))
+    picks = resampling.picks_of_seeds(len(seeds), replicates, seed)
     values = {
         (model, name): [_evaluate(runs[model, s], column, weights) for s in seeds]
         for model in models for name, column in COLUMNS.items()
@@ -398,8 +398,8 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
         columns = {}
         for name in COLUMNS:
             own, other = values[model, name], values[reference, name]
-            columns[name] = _over_seeds(own, picks, level) | {
-                'difference': _over_seeds(_minus(own, other), picks, level)}
+            columns[name] = resampling.over_seeds(own, picks, level) | {
+                'difference': resampling.over_seeds(_minus(own, other), picks, level)}
         rows.append({
             'model': model,
             'columns': columns,
@@ -491,17 +491,6 @@ def _evaluate(j: Judged, column: Column, weights: np.ndarray) -> np.ndarray | No
 
 def _minus(a: list[np.ndarray | None], b: list[np.ndarray | None]) -> list[np.ndarray | None]:
     return [None if x is None or y is None else x - y for x, y in zip(a, b, strict=True)]
-
-
-def _over_seeds(values: list[np.ndarray | None], picks: np.ndarray,
-                level: float) -> dict[str, Any]:
-    """Mean over seeds, with an interval over seeds and opening questions."""
-    if any(value is None for value in values):
-        return {'value': None, 'low': None, 'high': None}
-    table = np.array(values)
-    replicates = np.take_along_axis(table[:, 1:].T, picks, axis=1).mean(axis=1)
-    low, high = resampling.interval(replicates, level)
-    return {'value': float(table[:, 0].mean()), 'low': low, 'high': high}
 
 
 def _against_truth(config: Any, runs: Runs) -> list[dict[str, Any]]:

@@ -30,6 +30,32 @@ def draw_comparison(folder: str, result: Mapping[str, Any]) -> None:
                                                            result['estimators'])})
 
 
+def draw_disagreement(folder: str, result: Mapping[str, Any]) -> None:
+    """Draws what spreads know of disagreement as PNGs in `<folder>/figures/`.
+
+    Args:
+      folder: of the study.
+      result: of `disagreement.disagreement`.
+    """
+    for panel in result['panels']:
+        rows = result['results'][panel['name']]
+        table, column, label, bound = (
+            ('disputed', 'equal_margin', 'AUROC of the spread at equal margin', 0.5)
+            if 'disputed' in rows[0] else
+            ('graded', 'partial', 'rank correlation of the spread given the margin', 0.0))
+        workloads = list(dict.fromkeys(row['workload'] for row in rows))
+        figure, places = grid(1, len(workloads), height=0.3 * len(rows) / len(workloads) + 1.0,
+                              sharex='row')
+        for axes, workload in zip(places[0], workloads, strict=True):
+            intervals(axes, {row['model']: row[table][column] for row in rows
+                             if row['workload'] == workload})
+            axes.axvline(bound, color=FAINT, linewidth=0.8, linestyle=':')
+            axes.set_title(f'trained on {workload}', fontsize='medium')
+            axes.set_xlabel(label)
+        figure.suptitle(f"{panel['name']}: {panel['judges']}")
+        save(folder, {panel['name']: figure})
+
+
 def draw_models(rows: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Figure:
     """A panel for each column: value and interval of each model, the first one's as a band.
 

@@ -29,6 +29,7 @@ from qrm.models import adapters, weights
 from qrm.rewards import metrics
 from qrm.rewards.metrics import Predictions
 from qrm.studies import figures, padded, reproduce
+from qrm.studies.panels import PAPER_FILES
 from qrm.training import config as config_lib
 from qrm.training import reward_model, workdir
 from qrm.training.checkpoints import Checkpoints
@@ -46,7 +47,6 @@ from qrm.training.schema import (
 from qrm.training.train import read_data, train
 
 BATCH = 4  # pairs of a batch in the authors' scripts
-FILES = {'helpful': 'helpful_valid.json', 'harmless': 'harmless_valid.json'}
 
 # What the loss of the quantile model changes for its spread to be followed.
 TARGETS = {
@@ -58,8 +58,8 @@ TARGETS = {
 
 KEYS: Table = {  # beside those of every run
     'paper': Key(
-        '', ANY, f"folder with the published validation pairs, {' and '.join(FILES.values())}; '': "
-        'what needs them is left out'),
+        '', ANY, f"folder of the published pairs, {' and '.join(PAPER_FILES.values())}; '': what "
+        'needs them is left out'),
     'published.tokenizer': Key(
         'openai-community/gpt2', ANY, 'with which the published evaluation is followed'),
     'published.aucs': Key(
@@ -82,7 +82,7 @@ def check(config: Any) -> None:
     config_lib.check(config, KEYS)
     base, _ = _members(config)
     for workload, _ in base:
-        if config.paper and workload in FILES:
+        if config.paper and workload in PAPER_FILES:
             read_pairs(config.paper, workload)
 
 
@@ -102,7 +102,7 @@ def published(config: Any, folder: str) -> str:
     base, followed = _members(config)
     pairs = {workload: read_pairs(config.paper, workload)
              for workload in dict.fromkeys(workload for workload, _ in base)
-             if config.paper and workload in FILES}
+             if config.paper and workload in PAPER_FILES}
     sizes = {workload: lengths(of, settings.tokenizer) for workload, of in pairs.items()}
     print('\n== estimators', flush=True)
     estimators = simulate(PUBLISHED_PAIRS.values(), settings.aucs, settings.bins, settings.draws,
@@ -189,7 +189,7 @@ def read_pairs(folder: str, workload: str) -> list[Comparison]:
     Raises:
       DataError: they are not there, or not what they were.
     """
-    path = os.path.join(folder, FILES[workload])
+    path = os.path.join(folder, PAPER_FILES[workload])
     try:
         with open(path, encoding='utf-8') as file:
             rows = json.load(file)

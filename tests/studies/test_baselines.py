@@ -23,7 +23,8 @@ def test_the_probe_is_at_the_optimum_of_the_best_penalty():
         return np.where(rng.random(n) < scipy.special.expit(x @ truth), 1.0, -1.0)[:, None] * x
 
     fitted, held_out = draw(300), draw(100)
-    w = baselines.fit_probe(fitted, held_out)
+    probe = baselines.fit_probe(fitted, held_out)
+    w = probe.weights
     rms = np.sqrt(np.mean(fitted**2, axis=0))
 
     def gradient(weights, penalty):
@@ -32,7 +33,8 @@ def test_the_probe_is_at_the_optimum_of_the_best_penalty():
 
     at_optimum = [penalty for penalty in baselines.PENALTIES
                   if np.abs(gradient(w, penalty)).max() < 1e-4]
-    assert len(at_optimum) == 1
+    assert at_optimum == [probe.penalty]
+    np.testing.assert_allclose(probe.scale, rms)
 
     def newton(penalty):
         v, x = np.zeros(4), fitted / rms
@@ -48,7 +50,7 @@ def test_the_probe_is_at_the_optimum_of_the_best_penalty():
     np.testing.assert_allclose(w * rms, newton(at_optimum[0]) * rms, atol=1e-3)
     # A feature that never differs has no scale.
     padded = [np.c_[x, np.zeros(len(x))] for x in (fitted, held_out)]
-    np.testing.assert_allclose(baselines.fit_probe(*padded), np.r_[w, 0.0], atol=1e-6)
+    np.testing.assert_allclose(baselines.fit_probe(*padded).weights, np.r_[w, 0.0], atol=1e-6)
 
 
 @pytest.fixture(scope='module')
@@ -102,7 +104,7 @@ def test_longer_and_probe_judge_the_test_split(config, tmp_path):
     kept = prepared.model.features
     weights = baselines.fit_probe(*(
         np.array([np.subtract(*item.features) for item in kept.of(prepared.encoded[split])])
-        for split in ('train', 'validation')))
+        for split in ('train', 'validation'))).weights
     margins = [np.subtract(*item.features) @ weights for item in kept.of(prepared.encoded['test'])]
     np.testing.assert_allclose(chosen - rejected, margins, atol=1e-4)
     assert len(other.pairs) == len(own.pairs)

@@ -12,7 +12,15 @@ from qrm.analysis import evaluate
 from qrm.commands import configs
 from qrm.rewards import losses
 from qrm.rewards.heads import HEADS, HeadConfig
-from qrm.studies import benchmark, best_of_n, campaign, compare, identifiability, published
+from qrm.studies import (
+    benchmark,
+    best_of_n,
+    campaign,
+    compare,
+    disagreement,
+    identifiability,
+    published,
+)
 from qrm.training import config as config_lib
 from qrm.training import schema, train
 from qrm.training.schema import ConfigError
@@ -22,7 +30,7 @@ from tests.helpers import ROOT, load_config
 RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'paper': {}, 'benchmark': benchmark.KEYS,
         'compare': compare.KEYS, 'published': published.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
-          'campaign': campaign.KEYS}
+          'campaign': campaign.KEYS, 'disagreement': disagreement.KEYS}
 TABLES = [config_lib.KEYS, benchmark.KEYS, compare.KEYS, published.KEYS, *WORLDS.values()]
 
 
@@ -161,5 +169,5 @@ def test_compare_on_hh_leaves_out_what_learns_from_ratings():
     on_hh = load_config('compare', 'hh')
     assert set(compare.MODELS) - set(on_hh.compare.models) == {'ratings'}
     assert on_hh.data.path == 'Anthropic/hh-rlhf'
-    with pytest.raises(ValueError, match="argument 'x', expected 'demo' or 'hh'"):
+    with pytest.raises(ValueError, match="argument 'x', expected 'demo', 'hh' or 'frozen'"):
         load_config('compare', 'x')

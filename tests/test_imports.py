@@ -12,7 +12,7 @@ HOUSE = {
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',
                'transformer', 'network', 'checkpoint_heads', 'weights', 'adapters', 'smollm2'],
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',
-                 'inference', 'interruptions', 'features', 'reward_model', 'train'],
+                 'interruptions', 'inference', 'features', 'reward_model', 'train'],
     'analysis': ['divergences', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'evaluate'],
     'serving': ['score', 'export'],

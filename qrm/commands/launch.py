@@ -50,6 +50,9 @@ def define_process_flags() -> None:
         'Slurm, Kubernetes or the TPU pod, with the other two.')
     flags.DEFINE_integer('num_processes', None, 'Of how many.', lower_bound=1)
     flags.DEFINE_integer('process_id', None, 'Which one this is, from 0.', lower_bound=0)
+    flags.DEFINE_float(
+        'stall_minutes', 30.0, 'Of several processes one that makes no progress for so long prints '
+        'where it stands and ends, and so do the others; 0: never.', lower_bound=0.0)
 
 
 def config(table: schema.Table, check: Callable[[ConfigDict], Any]) -> ConfigDict:
@@ -103,7 +106,7 @@ def run(
         from qrm.commands import processes
 
         several = [flags.FLAGS[name].value if name in flags.FLAGS else None
-                   for name in ('coordinator', 'num_processes', 'process_id')]
+                   for name in ('coordinator', 'num_processes', 'process_id', 'stall_minutes')]
         processes.run(main, *several)
 
     app.run(guarded, flags_parser=parse_flags)

@@ -25,20 +25,23 @@ _SHUTDOWN_SECONDS = 30  # how long a process that is done waits for the others
 
 
 def run(main: Callable[[], None], coordinator: str | None, count: int | None,
-        own: int | None) -> None:
+        own: int | None, stall_minutes: float | None) -> None:
     """Runs `main`; exit code 2 for bad input, 0 after a signal that was served.
 
-    Of several processes each exits so; if one fails or dies, the others end within a minute.
+    Of several processes each exits so; if one fails or dies, the others end within a minute, and
+    if all wait for each other they end too, see `interruptions.watched`.
 
     Args:
       main: takes no arguments.
       coordinator: host:port of the first of several processes, 'auto' to find it out, or None.
       count, own: how many they are and which one this is, with host:port.
+      stall_minutes: of several processes, how long one goes on without progress; 0: for ever.
     """
     _quiet()
     _cache_compilations()
     if coordinator:
         _join(coordinator, count, own)
+        interruptions.end_stalls(60.0 * stall_minutes)
     for number in (signal.SIGTERM, signal.SIGINT):  # not earlier: joining installs a handler too
         signal.signal(number, interruptions.stop)
     try:

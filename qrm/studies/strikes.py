@@ -261,7 +261,7 @@ def _start_two(folder: Path) -> Sequence[subprocess.Popen[str]]:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     return [_start('train', folder, f'--coordinator=127.0.0.1:{port}', '--num_processes=2',
-                   f'--process_id={i}') for i in (0, 1)]
+                   f'--process_id={i}', f'--stall_minutes={_LONGEST / 120}') for i in (0, 1)]
 
 
 def _after(process: subprocess.Popen[str], seconds: float, number: int) -> bool:

@@ -28,6 +28,7 @@ from qrm.data.tokens import Encoded
 from qrm.models import sharding
 from qrm.models.network import Params, RewardNetwork
 from qrm.training.devices import Spread, own_devices
+from qrm.training.interruptions import watched
 
 _AHEAD = 1  # micro-batches that run while the host prepares the next
 _CHUNK = 4096  # comparisons packed together; bounds memory and the time spent on packing
@@ -170,6 +171,7 @@ def _run(
         running: collections.deque[tuple[jax.Array, list[Packed]]] = collections.deque()
 
         def fetch() -> None:
+            progressed()
             outputs, group = running.popleft()
             for slots, one in zip(np.asarray(outputs), group, strict=False):
                 for slot, index in enumerate(one.indices):
@@ -191,7 +193,9 @@ def _run(
         return results
 
     for start in range(0, len(encoded), chunk):
-        yield values_of(slice(start, start + chunk))
+        with watched() as progressed:
+            values = values_of(slice(start, start + chunk))
+        yield values
 
 
 def _pieces(item: Encoded, length: int) -> list[tuple[Encoded, int]]:

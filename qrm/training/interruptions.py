@@ -1,6 +1,9 @@
-"""How a run ends before its time: by a signal, a number that is not finite, too little memory."""
+"""How a run ends before its time: by signals, numbers that are not finite, memory, a standstill."""
 
+import contextlib
+import faulthandler
 import signal
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import jax
@@ -38,6 +41,39 @@ def stop(number: int, unused_frame: Any) -> None:
     name = signal.Signals(number).name
     _before_training.append(name)
     raise Interrupted(f'{name}: stopped; run the same command again to go on')
+
+
+_patience = 0.0  # seconds
+
+
+def end_stalls(seconds: float) -> None:
+    """From now on a process ends if it is `watched` and makes no progress for so long; 0: never.
+
+    Of several processes one that dies is noticed, but not one that waits for ever for another that
+    waits for it.
+    """
+    global _patience
+    _patience = seconds
+
+
+@contextlib.contextmanager
+def watched() -> Iterator[Callable[[], None]]:
+    """Within it progress is expected, if `end_stalls` says so.
+
+    Yields:
+      What is to be called when there is some. If it is not for too long, the stack of each thread
+      is printed to the standard error output, and the process ends with exit code 1.
+    """
+
+    def progress() -> None:
+        if _patience:
+            faulthandler.dump_traceback_later(_patience, exit=True)
+
+    progress()
+    try:
+        yield progress
+    finally:
+        faulthandler.cancel_dump_traceback_later()
 
 
 class Signals:

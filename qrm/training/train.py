@@ -30,7 +30,7 @@ from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.devices import Spread, fetch_number, own_devices
 from qrm.training.features import FeatureNetwork, Features
-from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals
+from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals, watched
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
 
@@ -460,7 +460,8 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
             raise not_finite(number, 'held-out rewards that are not finite')
         return metrics.summarise(metrics.predictions_of(validation, outputs, network.head, loss))
 
-    with Checkpoints(folder, keep=config.train.keep) as checkpoints, Signals() as signals:
+    with (watched() as progressed, Checkpoints(folder, keep=config.train.keep) as checkpoints,
+          Signals() as signals):
         start, trained = 0, initial.trained
         if checkpoints.latest is None and config.model.initial_std:
             trained = trained | {
@@ -505,12 +506,14 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
                 progress.update(number + 1, row)
 
         def save(done: int, loss_held_out: float | None) -> None:
+            progressed()  # held-out comparisons may have taken long
             own = spread.to_save(state)
             meta = identity | {'layout': layout}
             checkpoints.save(done, own.params, own._replace(params=None), meta, loss_held_out)
 
         try:
             for number in range(start, steps):
+                progressed()
                 began = time.monotonic()
                 batches = make_batches(number)
                 stop = np.int32(bool(signals.received))

@@ -1,6 +1,8 @@
 """A command ends in a line and an exit code, whatever ends it."""
 
 import signal
+import subprocess
+import sys
 
 import jax
 import pytest
@@ -8,6 +10,7 @@ import pytest
 from qrm.commands import processes
 from qrm.data.comparisons import DataError
 from qrm.training.interruptions import Interrupted, NonFiniteLoss
+from tests.helpers import ROOT
 
 
 def _end(error, capsys):
@@ -19,7 +22,7 @@ def _end(error, capsys):
 
     code = 0
     try:
-        processes.run(main, None, None, None)
+        processes.run(main, None, None, None, 30.0)
     except SystemExit as end:
         code = end.code
     finally:
@@ -55,3 +58,27 @@ def test_too_little_memory_is_a_line_that_says_what_to_change(error, capsys):
 def test_an_error_of_the_program_is_a_traceback(capsys):
     with pytest.raises(ZeroDivisionError):
         _end(ZeroDivisionError('one'), capsys)
+
+
+_STANDSTILL = """
+import sys, time
+from qrm.training import interruptions
+interruptions.end_stalls(float(sys.argv[1]))
+with interruptions.watched() as progressed:
+    for _ in range(int(sys.argv[2])):
+        time.sleep(0.4)
+        progressed()
+    def wait_for_a_peer():
+        time.sleep(60 if sys.argv[3] else 0)
+    wait_for_a_peer()
+time.sleep(1.5)  # outside of it nothing is expected
+"""
+
+
+@pytest.mark.parametrize(('patience', 'steps', 'stalls', 'code'), [
+    ('1', '5', '', 0), ('1', '2', 'stalls', 1), ('0', '5', '', 0)])
+def test_a_process_that_makes_no_progress_says_where_it_stands(patience, steps, stalls, code):
+    done = subprocess.run([sys.executable, '-c', _STANDSTILL, patience, steps, stalls], cwd=ROOT,
+                          capture_output=True, text=True, timeout=50, check=False)
+    assert done.returncode == code, done.stderr
+    assert ('in wait_for_a_peer' in done.stderr) == bool(code)

@@ -89,9 +89,9 @@ def test_the_kl_table_is_explained(results):
     texts = [text for _, text in _outputs(executed, 'text/markdown')]
     assert (results / 'table.md').read_text(encoding='utf-8') in texts
     joined = '\n'.join(texts)
-    assert joined.count('| KDE sum without dx | **no** |') == 4
-    assert joined.count('| Gaussian | yes |') == 4
-    assert len(_outputs(executed, 'image/png')) == 3
+    assert joined.count('| KDE sum without dx | **no** |') == 6
+    assert joined.count('| Gaussian | yes |') == 6
+    assert len(_outputs(executed, 'image/png')) == 4
     # Phi(sqrt 4.914) = Phi(2.2167).
     assert 'published, helpful, scalar: 4.914 nats would need an AUC of 0.9867' in _printed(
         executed.cells[-4])

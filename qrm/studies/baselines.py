@@ -20,6 +20,7 @@ from qrm.rewards.losses import LossConfig
 from qrm.rewards.metrics import Predictions
 from qrm.training import base, inference
 from qrm.training.features import Featured
+from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
 from qrm.training.train import Prepared, prepare
 
@@ -99,8 +100,7 @@ def judge(name: str, config: Any, folder: str) -> Judged:
     """
     prepared = prepare(config, folder)
     score = BASELINES[name](config, prepared)
-    model = dataclasses.replace(
-        prepared.model, reading=dataclasses.replace(prepared.model.reading, size_prompt=True))
+    model = sized(prepared.model)
     comparisons, report = sources.load_splits(config.data, config.workload)['test']
 
     def predict(items: Sequence[Encoded]) -> Predictions:
@@ -115,6 +115,12 @@ def judge(name: str, config: Any, folder: str) -> Judged:
     exchanged = evaluate.exchange_some(config, model, comparisons)
     return Judged(predict(evaluate.encode(config.data, model, comparisons, report)),
                   exchanged and predict(exchanged))
+
+
+def sized(model: RewardModel) -> RewardModel:
+    """The model with a reading that finds where prompts end, whatever its head reads."""
+    return dataclasses.replace(
+        model, reading=dataclasses.replace(model.reading, size_prompt=True))
 
 
 class Probe(NamedTuple):

@@ -11,16 +11,15 @@ opening questions and seeds, the same ones for every model, so that differences 
 import copy
 import itertools
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from qrm.analysis import diagnostics, divergences, tables
-from qrm.analysis.evaluate import evaluate
-from qrm.data import demo
+from qrm.analysis import diagnostics, divergences, evaluate, tables
+from qrm.data import demo, sources
 from qrm.data.comparisons import DataError
 from qrm.data.sources import workloads_of
 from qrm.rewards import heads, metrics, resampling, statistics
@@ -31,7 +30,7 @@ from qrm.studies.baselines import BASELINES, Judged
 from qrm.training import config as config_lib
 from qrm.training import features, schema, workdir
 from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, OneOf, Table
-from qrm.training.train import read_data, train
+from qrm.training.train import prepare, read_data, train
 
 _PAPER = 'bradley_terry_quantile_huber'
 
@@ -240,11 +239,16 @@ def compare(config: Any, folder: str) -> str:
     for workload in config.compare.workloads:
         own = {key: member for key, member in members.items() if key.workload == workload}
         runs, described = {}, {}
+        first = next(iter(own.values()))
+        if first.train.tune == 'head' and config.compare.reads:
+            # Random backbones differ by seed.
+            bases = {m.seed * (not m.model.checkpoint): m for m in own.values()}
+            for member in bases.values():
+                _extract(member, config.compare.reads)
         for model in config.compare.models:
             runs_of_model, described[model] = _run(
                 {key: member for key, member in own.items() if key.model == model}, folder)
             runs |= runs_of_model
-        first = next(iter(own.values()))
         trained = dict(runs)
         for name in config.compare.baselines:
             print(f'\n== {workload}, {name}', flush=True)
@@ -276,6 +280,19 @@ def compare(config: Any, folder: str) -> str:
     return text
 
 
+def _extract(member: Any, reads: Sequence[str]) -> None:
+    """Computes all hidden states that the runs of a workload will read, in one pass."""
+    widest = copy.deepcopy(member)
+    widest.head.reads = tuple(dict.fromkeys('+'.join(reads).split('+')))
+    prepared = prepare(widest)
+    model = baselines.sized(prepared.model)
+    comparisons, report = sources.load_splits(widest.data, widest.workload)['test']
+    test = evaluate.encode(widest.data, model, comparisons, report)
+    exchanged = evaluate.exchange_some(widest, model, comparisons) or []
+    prepared.model.features.of(
+        [*prepared.encoded['train'], *prepared.encoded['validation'], *test, *exchanged])
+
+
 def _run(members: Mapping[Member, Any], folder: str
          ) -> tuple[dict[tuple[str, int], Judged], dict[str, Any]]:
     """Trains the runs of a model, chooses what it reads, and evaluates those that read it."""
@@ -291,7 +308,7 @@ def _run(members: Mapping[Member, Any], folder: str
     members = {key: member for key, member in members.items() if key.reads == chosen}
     runs = {}
     for key, member in members.items():
-        found = evaluate(member, os.path.join(folder, key.folder), exchange=True)
+        found = evaluate.evaluate(member, os.path.join(folder, key.folder), exchange=True)
         runs[key.model, key.seed] = Judged(found.predictions, found.exchanged)
     first = next(iter(members.values()))
     return runs, _describe(first) | _cost([costs[key] for key in members]) | {

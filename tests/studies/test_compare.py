@@ -205,13 +205,18 @@ def test_heads_on_a_frozen_backbone_share_one_extraction(tmp_path, monkeypatch):
         assert cost['parameters'] == 10160 + trained
 
 
-def test_each_model_reads_what_has_the_least_held_out_loss(tmp_path):
+def test_each_model_reads_what_has_the_least_held_out_loss(tmp_path, monkeypatch):
+    computed, compute = [], inference.features
+    monkeypatch.setattr(inference, 'features', lambda network, params, encoded, **kwargs: (
+        computed.append(len(encoded)) or compute(network, params, encoded, **kwargs)))
     reads = ('last', 'dialogue', 'last+dialogue')
     config = load_config('compare', **TINY | {
         'train.tune': 'head', 'train.max_steps': 6, 'train.checkpoint_every': 3,
         'compare.seeds': (0, 1), 'compare.models': ('scalar', 'gaussian'), 'compare.reads': reads,
         'compare.baselines': ('longer', 'probe')})
     text = compare.compare(config, str(tmp_path))
+    # Training, validation, test, and that with prompts exchanged: in one pass for each backbone.
+    assert computed == 2 * [300 + 150 + 150]
     result = workdir.read_json(str(tmp_path / 'compare.json'))['results'][0]
     for row in result['rows'][:2]:
         expected = {}

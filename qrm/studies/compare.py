@@ -100,7 +100,8 @@ class Column(NamedTuple):
 
     Attributes:
       label: for tables.
-      table: which one it stands in: 'pairs', 'controls' or 'spread', the last over responses.
+      table: which one it stands in: 'pairs', 'pooling', 'controls' or 'spread', the last over
+        responses.
       statistic: what is said -> statistic of multiplicities, see `statistics`.
     """
 
@@ -133,6 +134,12 @@ def _probabilities(j: Judged) -> np.ndarray:
 def _divergence(name: str) -> Callable[[Judged], statistics.Statistic]:
     function = divergences.ESTIMATORS[name].function
     return lambda j: lambda weights: function(*j.own.rewards, weights, j.own.groups)
+
+
+def _part(name: str) -> Callable[[Judged], statistics.Statistic]:
+    """A part of the Gaussian divergence, see `divergences.Split`."""
+    return lambda j: lambda weights: getattr(
+        divergences.split(*j.own.rewards, weights, j.own.groups), name)
 
 
 def _log_ratio(p: Predictions) -> np.ndarray:
@@ -193,6 +200,8 @@ COLUMNS = {
         *statistics.stated_and_observed(_probabilities(j), j.own.label))),
     **{name: Column(f'KL, {e.label}', 'pairs', _divergence(name))
        for name, e in divergences.ESTIMATORS.items() if e.is_kl},
+    'within': Column('KL within pairs, Gaussian', 'pooling', _part('within')),
+    'share': Column('share of the variance within pairs', 'pooling', _part('share')),
     'longer_chosen': Column('where the longer is preferred', 'controls',
                             _accuracy_where(lambda ratio: ratio > 0.0)),
     'shorter_chosen': Column('where the shorter is', 'controls',
@@ -452,12 +461,16 @@ def format_tables(result: Mapping[str, Any]) -> str:
         rows = of_workload['rows']
         trained = [row for row in rows if 'head' in row]
         of = {table: [name for name, column in COLUMNS.items() if column.table == table]
-              for table in ('pairs', 'controls', 'spread')}
+              for table in ('pairs', 'pooling', 'controls', 'spread')}
         parts += [
             f'\n## {of_workload["workload"]}\n', tables.markdown(_model_lines(trained)),
             '\nJudged by pairs:\n', tables.markdown(_column_lines(rows, labels, of['pairs'])),
             f'\nDifference to {settings["reference"]}, paired:\n',
             tables.markdown(_column_lines(rows, labels, of['pairs'], difference=True)),
+            '\nWhat the Gaussian estimate is made of: their product, and a little of unequal variances '
+            '(below, the difference to the reference):\n',
+            tables.markdown(_column_lines(rows, labels, of['pooling'])), '',
+            tables.markdown(_column_lines(rows, labels, of['pooling'], difference=True)),
             '\nAccuracy by length, and what of it the own prompt adds in place of the prompt of '
             'another pair:\n', tables.markdown(_column_lines(rows, labels, of['controls'])),
             '\nThe spread (standard deviation of the predicted distribution of a response):\n',

@@ -467,8 +467,8 @@ def format_tables(result: Mapping[str, Any]) -> str:
             '\nJudged by pairs:\n', tables.markdown(_column_lines(rows, labels, of['pairs'])),
             f'\nDifference to {settings["reference"]}, paired:\n',
             tables.markdown(_column_lines(rows, labels, of['pairs'], difference=True)),
-            '\nWhat the Gaussian estimate is made of: their product, and a little of unequal variances '
-            '(below, the difference to the reference):\n',
+            '\nWhat the Gaussian estimate is made of: their product, and a little of unequal '
+            'variances (below, the difference to the reference):\n',
             tables.markdown(_column_lines(rows, labels, of['pooling'])), '',
             tables.markdown(_column_lines(rows, labels, of['pooling'], difference=True)),
             '\nAccuracy by length, and what of it the own prompt adds in place of the prompt of '

@@ -168,11 +168,17 @@ class Bayes(NamedTuple):
 def fit_bayes(prepared: Prepared) -> Bayes:
     """The Bayesian linear head on the training pairs of a run."""
     found = _fit(prepared)
-    x = _differences(prepared.model.features.of(prepared.encoded['train'])) / found.scale
-    win = scipy.special.expit(x @ (found.weights * found.scale))
-    precision = len(x) * found.penalty * np.eye(x.shape[1]) + (x * (win * (1.0 - win))[:, None]
-                                                               ).T @ x
-    return Bayes(prepared, found, np.linalg.inv(precision))
+    differences = _differences(prepared.model.features.of(prepared.encoded['train']))
+    return Bayes(prepared, found, posterior(found, differences))
+
+
+def posterior(probe: Probe, differences: np.ndarray) -> np.ndarray:
+    """Covariance [W, W] of the weights, see `Bayes`, from the pairs [n, W] that were learnt."""
+    x = differences / probe.scale
+    win = scipy.special.expit(differences @ probe.weights)
+    precision = (x * (win * (1.0 - win))[:, None]).T @ x
+    precision[np.diag_indices_from(precision)] += len(x) * probe.penalty
+    return np.linalg.inv(precision)
 
 
 def _fit(prepared: Prepared) -> Probe:

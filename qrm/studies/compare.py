@@ -239,11 +239,10 @@ def compare(config: Any, folder: str) -> str:
     for member in members.values():
         features.share(member, folder)
     settings = config.analysis
-    for (*_, seed), member in members.items():
-        # What each model and the analysis need of the data is checked before the first is trained.
-        if seed == config.compare.seeds[0]:
-            resampling.check_groups(item.group for item in read_data(member).encoded['test']
-                                    if (item.preference > 0.5).any())
+    # What each model and the analysis need of the data is checked before the first is trained.
+    for member in {key[:2]: member for key, member in members.items()}.values():
+        resampling.check_groups(item.group for item in read_data(member).encoded['test']
+                                if (item.preference > 0.5).any())
     results = []
     for workload in config.compare.workloads:
         own = {key: member for key, member in members.items() if key.workload == workload}

@@ -10,7 +10,7 @@ from qrm.rewards import statistics
 from qrm.studies import baselines
 from qrm.training import base, train
 from qrm.training.schema import ConfigError
-from tests.helpers import TINY, load_config, word_pairs
+from tests.helpers import ROOT, TINY, load_config, word_pairs
 
 
 def test_the_probe_is_at_the_optimum_of_the_best_penalty():
@@ -118,3 +118,21 @@ def test_what_a_baseline_needs_is_said(name, changes, message, tmp_path):
     demo = load_config('demo', 'helpful,scalar', **TINY | {'train.tune': 'head'} | changes)
     with pytest.raises(ConfigError, match=message):
         baselines.judge(name, demo, str(tmp_path))
+
+
+def test_the_bayesian_head_is_that_of_rewarduq():
+    # tests/reference/make_rewarduq.py
+    with np.load(ROOT / 'tests' / 'reference' / 'rewarduq.npz') as file:
+        known = dict(file)
+    x = known['differences']
+    # Their penalty is for all pairs together, on features as they are.
+    probe = baselines.Probe(known['weights'], np.ones(5), float(known['penalty']) / len(x))
+    bayes = baselines.Bayes(None, probe, baselines.posterior(probe, x))
+    mean, std = bayes.predict(known['features'])
+    np.testing.assert_allclose(std, known['std'], rtol=1e-6)
+    np.testing.assert_allclose(mean, known['features'] @ known['weights'])
+    # The scale of features is a choice of units.
+    scale = np.array([1.0, 10.0, 0.1, 3.0, 2.0])
+    other = baselines.Probe(known['weights'], scale, probe.penalty)
+    assert not np.allclose(baselines.Bayes(None, other, baselines.posterior(other, x)).predict(
+        known['features'])[1], known['std'])

@@ -243,34 +243,10 @@ def compare(config: Any, folder: str) -> str:
     for member in {key[:2]: member for key, member in members.items()}.values():
         resampling.check_groups(item.group for item in read_data(member).encoded['test']
                                 if (item.preference > 0.5).any())
-    results = []
-    for workload in config.compare.workloads:
-        own = {key: member for key, member in members.items() if key.workload == workload}
-        runs, described = {}, {}
-        first = next(iter(own.values()))
-        if first.train.tune == 'head' and config.compare.reads:
-            # Random backbones differ by seed.
-            bases = {m.seed * (not m.model.checkpoint): m for m in own.values()}
-            for member in bases.values():
-                _extract(member, config.compare.reads)
-        for model in config.compare.models:
-            runs_of_model, described[model] = _run(
-                {key: member for key, member in own.items() if key.model == model}, folder)
-            runs |= runs_of_model
-        trained = dict(runs)
-        for name in config.compare.baselines:
-            print(f'\n== {workload}, {name}', flush=True)
-            # A probe can take all that any head reads.
-            widest = max(own, key=lambda key: len(own[key].head.reads))
-            judged = baselines.judge(name, own[widest], os.path.join(folder, widest.folder))
-            runs |= {(name, seed): judged for seed in config.compare.seeds}
-        print(f'\n== analysis of {workload}', flush=True)
-        rows = [row | described.get(row['model'], {}) for row in measure(
-            runs, reference=config.compare.reference, replicates=settings.bootstrap,
-            level=settings.level, seed=settings.seed)]
-        results.append({'workload': workload, 'rows': rows,
-                        'mechanism': mechanism([r for r in rows if r['model'] in described]),
-                        'truth': _against_truth(first, trained)})
+    results = [
+        _workload(config, workload, {key: member for key, member in members.items()
+                                     if key.workload == workload}, folder)
+        for workload in config.compare.workloads]
     result = {
         'results': results,
         'columns': {name: column.label for name, column in COLUMNS.items()},
@@ -286,6 +262,36 @@ def compare(config: Any, folder: str) -> str:
     if not jax.process_index():
         figures.draw_comparison(folder, result)
     return text
+
+
+def _workload(config: Any, workload: str, members: Mapping[Member, Any],
+              folder: str) -> dict[str, Any]:
+    """Trains and measures all models of a workload, and the baselines beside them."""
+    first, settings = next(iter(members.values())), config.analysis
+    if first.train.tune == 'head' and config.compare.reads:
+        # Random backbones differ by seed.
+        bases = {m.seed * (not m.model.checkpoint): m for m in members.values()}
+        for member in bases.values():
+            _extract(member, config.compare.reads)
+    trained, described = {}, {}
+    for model in config.compare.models:
+        runs, described[model] = _run(
+            {key: member for key, member in members.items() if key.model == model}, folder)
+        trained |= runs
+    judged = {}
+    for name in config.compare.baselines:
+        print(f'\n== {workload}, {name}', flush=True)
+        # A probe can take all that any head reads.
+        widest = max(members, key=lambda key: len(members[key].head.reads))
+        found = baselines.judge(name, members[widest], os.path.join(folder, widest.folder))
+        judged |= {(name, seed): found for seed in config.compare.seeds}
+    print(f'\n== analysis of {workload}', flush=True)
+    rows = [row | described.get(row['model'], {}) for row in measure(
+        trained | judged, reference=config.compare.reference, replicates=settings.bootstrap,
+        level=settings.level, seed=settings.seed)]
+    return {'workload': workload, 'rows': rows,
+            'mechanism': mechanism([row for row in rows if row['model'] in described]),
+            'truth': _against_truth(first, trained)}
 
 
 def _extract(member: Any, reads: Sequence[str]) -> None:

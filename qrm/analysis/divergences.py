@@ -257,23 +257,29 @@ class Parts(NamedTuple):
 
     Attributes:
       total: the difference.
-      within: what a larger divergence within pairs contributes.
-      centring: what a smaller variance between pairs does.
+      within: what less variance within pairs, relative to the squared mean margin, contributes.
+      between: what less variance between pairs does, relative to the same.
       unequal: what unequal variances of the sides do.
     """
 
     total: float
     within: float
-    centring: float
+    between: float
     unequal: float
 
 
 def attribute(a: Split, b: Split) -> Parts:
-    """Splits a - b into parts that sum to it; a change of both factors is shared equally."""
-    within = (a.within - b.within) * (a.share + b.share) / 2.0
-    centring = (a.share - b.share) * (a.within + b.within) / 2.0
+    """Splits a - b into parts that sum to it.
+
+    Of within * share = 2 (E d)^2 / (Var d + Var m) the inverse is a sum, v + w with v = Var d / 2
+    (E d)^2 and w = Var m / 2 (E d)^2, so that the difference of two of them, 1 / (v + w) - 1 / (v'
+    + w'), is exactly their product times (v' - v) + (w' - w).
+    """
+    first, second = a.within * a.share, b.within * b.share
+    within = first * b.share - second * a.share
+    between = first * (1.0 - b.share) - second * (1.0 - a.share)
     unequal = a.unequal - b.unequal
-    return Parts(within + centring + unequal, within, centring, unequal)
+    return Parts(within + between + unequal, within, between, unequal)
 
 
 def _kth_distance(points: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:

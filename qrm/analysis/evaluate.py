@@ -1,5 +1,6 @@
 """Evaluation of a run: predictions on the test split, their metrics, and what is saved."""
 
+import copy
 import dataclasses
 import json
 import os
@@ -70,6 +71,7 @@ def evaluate(config: Any, folder: str, *, exchange: bool = False) -> Evaluation:
       ConfigError, DataError, WorkdirError: nothing was evaluated.
     """
     config_lib.check(config)
+    config = config_lib.absolute(config)
     return _evaluate(config, folder, _load(config, folder, validation=False, exchange=exchange))
 
 
@@ -113,6 +115,7 @@ def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> st
       ConfigError, DataError, WorkdirError: as `evaluate` and `winrate.win_rates`.
     """
     config_lib.check(config)
+    config = config_lib.absolute(config)
     rules = [selection.parse_rule(text) for text in config.evaluation.rules]
     settings = config.analysis
     resampled = {'replicates': settings.bootstrap, 'level': settings.level, 'seed': settings.seed}
@@ -213,7 +216,8 @@ def exchange_some(config: Any, model: RewardModel,
                   comparisons: list[Comparison]) -> list[Encoded] | None:
     """Some comparisons with a preference, each with the prompt of another; None if there are none.
 
-    They are reported nowhere, and what is wrong with any of them was said of the originals.
+    A prompt that is too long for another's responses loses its left end, whatever `data.overlong`
+    says of the data. Those that a chat template refuses are counted in a note.
 
     Args:
       config: which says how many of them, and by what seed.
@@ -226,8 +230,13 @@ def exchange_some(config: Any, model: RewardModel,
     some = [judged[i] for i in np.sort(rng.choice(len(judged), count, replace=False))]
     found = exchange_prompts(some, config.analysis.seed)
     report = DataReport(config.data.path, 'exchanged', read=len(found))
-    return read_tokens(config.data, model, found, report,
-                       ratings=model.loss.reads != 'preferences') or None
+    data = copy.deepcopy(config.data)
+    data.overlong = 'truncate_prompt'
+    encoded = read_tokens(data, model, found, report, ratings=model.loss.reads != 'preferences')
+    if len(encoded) < count:
+        print(f'note: {count - len(encoded)} of {count} comparisons have no other prompt that they '
+              'can be read with', flush=True)
+    return encoded or None
 
 
 def encode(data: Any, model: RewardModel, comparisons: list[Comparison],

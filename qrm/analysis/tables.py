@@ -161,7 +161,9 @@ def format_table(table: Mapping[str, Any]) -> str:
     if table['differences']:
         parts += [f'\n## Differences between models, paired, with {level} intervals\n',
                   *_of_workloads(table['differences'], functools.partial(_difference_lines, table)),
-                  'What the differences of the Gaussian estimate are made of, in nats:\n',
+                  'What the differences of the Gaussian estimate are made of, in nats: less '
+                  'variance within pairs and less between them, each relative to the squared mean '
+                  'margin, and unequal variances of the sides:\n',
                   markdown(_parts_lines(table))]
     if table['per_quantile']:
         parts += ['\n## Each quantile by itself\n', markdown(_quantile_lines(table))]
@@ -358,9 +360,9 @@ def _split_lines(table: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _parts_lines(table: Mapping[str, Any]) -> list[list[str]]:
-    lines = [['workload', 'difference', 'within pairs', 'centring', 'unequal variances']]
+    lines = [['workload', 'difference', 'within pairs', 'between pairs', 'unequal variances']]
     lines += [[d['workload'], f"{d['model']} - {d['reference']}",
-               *(_signed(d['parts'][name]) for name in ('within', 'centring', 'unequal'))]
+               *(_signed(d['parts'][name]) for name in ('within', 'between', 'unequal'))]
               for d in table['differences']]
     return lines
 
@@ -375,9 +377,10 @@ def _signed(cell: Mapping[str, float]) -> str:
 
 def _quantile_lines(table: Mapping[str, Any]) -> list[list[str]]:
     names = [name for name, e in table['estimators'].items() if e['is_kl']]
-    lines = [['workload', 'tau', 'accuracy', *(table['estimators'][n]['label'] for n in names)]]
+    lines = [['workload', 'model', 'tau', 'accuracy',
+              *(table['estimators'][n]['label'] for n in names)]]
     lines += [
-        [q['workload'], f"{q['tau']:.3f}", f"{q['accuracy']:.3f}",
+        [q['workload'], q['model'], f"{q['tau']:.3f}", f"{q['accuracy']:.3f}",
          *(f"{q['kl'][n]:.3f}" for n in names)]
         for q in table['per_quantile']
     ]

@@ -17,6 +17,7 @@ from qrm.training.schema import ConfigError
 
 # How absl and ml_collections report flags that cannot be parsed, and files that are not there.
 _FLAG_ERRORS = (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError)
+_MOST_MINUTES = 100_000  # of waiting, more than two months
 _HELP = ('-h', '-help', '--help')
 _CONFIG = ('-config', '--config')
 
@@ -171,6 +172,9 @@ def _check_process_flags() -> None:
         return
     coordinator, count, own = (
         flags.FLAGS[name].value for name in ('coordinator', 'num_processes', 'process_id'))
+    if not 0.0 <= (minutes := flags.FLAGS.stall_minutes) <= _MOST_MINUTES:
+        raise flags.ValidationError(
+            f'--stall_minutes={minutes}, expected a number from 0 to {_MOST_MINUTES}')
     if coordinator in (None, 'auto'):
         if count is not None or own is not None:
             raise flags.ValidationError(

@@ -10,7 +10,7 @@ COMMANDS = {
     'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
     'score': 'scores responses with a trained reward model',
     'export': 'writes a reward model for transformers',
-    'reproduce': "the paper's experiment: both heads on both workloads, tables and figures",
+    'reproduce': "the paper's experiment: two heads and a control, tables and figures",
     'published': "the paper's table explained from its authors' own code",
     'compare': 'every head on the same batches',
     'disagreement': 'whether spreads know where judges disagree',

@@ -28,8 +28,8 @@ def run(main: Callable[[], None], coordinator: str | None, count: int | None,
         own: int | None, stall_minutes: float | None) -> None:
     """Runs `main`; exit code 2 for bad input, 0 after a signal that was served.
 
-    Of several processes each exits so; if one fails or dies, the others end within a minute, and
-    if all wait for each other they end too, see `interruptions.watched`.
+    Of several processes each exits so; if one fails or dies, the others end within a minute. While
+    they train or compute they also end if all wait for each other, see `interruptions.watched`.
 
     Args:
       main: takes no arguments.

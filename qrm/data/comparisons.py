@@ -140,17 +140,21 @@ class Comparison:
 def exchange_prompts(comparisons: Sequence[Comparison], seed: int) -> list[Comparison]:
     """The comparisons, each with the prompt of one of another group in place of its own.
 
-    A prompt brings its tools along, and serves once. Texts take prompts of texts, chats of chats.
-    Left out are comparisons without a prompt, and of a group that has more than half of them those
-    for which no other prompt is left.
+    A prompt brings its tools along, and serves once. Texts take prompts of texts, chats those of
+    chats that end with the same role. Left out are comparisons without a prompt, and those that
+    would get one of their own group or their own once more, as where one group has more than half.
 
     Args:
       comparisons: whose responses, judgements, ids and groups stay.
       seed: of the exchange, which is drawn at random.
     """
     rng, found = np.random.default_rng(seed), {}
-    for kind in (str, tuple):
-        members = [i for i, c in enumerate(comparisons) if c.prompt and isinstance(c.prompt, kind)]
+    kinds: dict[str | None, list[int]] = {}
+    for i, c in enumerate(comparisons):
+        if c.prompt:
+            kinds.setdefault(
+                None if isinstance(c.prompt, str) else c.prompt[-1]['role'], []).append(i)
+    for members in kinds.values():
         groups: dict[str, list[int]] = {}
         for i in rng.permutation(members).tolist():
             groups.setdefault(comparisons[i].group, []).append(i)
@@ -159,7 +163,7 @@ def exchange_prompts(comparisons: Sequence[Comparison], seed: int) -> list[Compa
         shift = max(map(len, groups.values()), default=0)
         for place, i in enumerate(order):
             own, other = comparisons[i], comparisons[order[(place + shift) % len(order)]]
-            if own.group != other.group:
+            if own.group != other.group and (own.prompt, own.tools) != (other.prompt, other.tools):
                 found[i] = dataclasses.replace(own, prompt=other.prompt, tools=other.tools)
     return [found[i] for i in sorted(found)]
 

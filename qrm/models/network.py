@@ -5,6 +5,7 @@ W features that the head reads.
 """
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -22,6 +23,7 @@ from qrm.rewards.heads import HeadConfig
 
 Params = dict[str, Any]
 DTYPES = ('float32', 'bfloat16')
+_TOGETHER = 128  # tokens whose logits are computed at once
 
 
 class Hidden(NamedTuple):
@@ -224,12 +226,27 @@ class RewardNetwork:
 
         In this batch responses share no rows of tokens: each stands alone after its prompt.
         """
-        everywhere = self.hidden(params, batch, self.embed(params, batch), everywhere=True)
-        log_probs = jax.nn.log_softmax(
-            self._transformer.logits(params['backbone'], everywhere.tokens))
+        hidden = self.hidden(params, batch, self.embed(params, batch), everywhere=True).tokens
+        inside = self._inside(batch, batch.starts - 1, before=1)
+        read = jnp.any(inside & batch.present[..., None], axis=(0, 1))
         following = jnp.roll(batch.tokens, -1, axis=1)
-        picked = jnp.take_along_axis(log_probs, following[..., None], axis=-1)
-        return self._mean(picked, batch, batch.starts - 1, before=1)[..., 0]
+
+        def picked(x: jax.Array, token: jax.Array) -> jax.Array:
+            log_probs = jax.nn.log_softmax(self._transformer.logits(params['backbone'], x))
+            return jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
+
+        def of_some(some: tuple[jax.Array, ...]) -> jax.Array:
+            # Most tokens are those of prompts, whose logits nobody reads.
+            x, token, wanted = some
+            return jax.lax.cond(jnp.any(wanted), picked, lambda x, token: jnp.zeros(len(x)), x,
+                                token)
+
+        size = math.gcd(len(read), _TOGETHER)
+        log_probs = jax.lax.map(of_some, jax.tree.map(
+            lambda x: x.reshape(-1, size, *x.shape[1:]),
+            (hidden.reshape(-1, hidden.shape[-1]), following.reshape(-1), read))).reshape(-1)
+        count = jnp.maximum(jnp.sum(inside, axis=-1), 1)
+        return jnp.sum(jnp.where(inside, log_probs, 0.0), axis=-1) / count
 
     @property
     def _reads(self) -> list[heads.Read]:
@@ -252,29 +269,29 @@ class RewardNetwork:
         """Hidden states [C, K, D] float32 at a place, from those of all tokens [R, L, D]."""
         if place in ('last', 'first'):
             return x.reshape(-1, x.shape[-1])[self._place(batch, place)].astype(jnp.float32)
-        return self._mean(x, batch, batch.starts * (place == 'mean'))
-
-    @staticmethod
-    def _mean(x: jax.Array, batch: MicroBatch, starts: jax.Array, before: int = 0) -> jax.Array:
-        """Mean [C, K, D] float32 of values of all tokens [R, L, D] over those of each dialogue.
-
-        Args:
-          x, batch: see above.
-          starts: [C, K] position of the first.
-          before: how many at its end are left out.
-        """
         x = x.reshape(-1, x.shape[-1])
-        segments, responses, positions = (
-            y.reshape(-1) for y in (batch.segments, batch.responses, batch.positions))
-        rows = jnp.arange(len(x)) // batch.tokens.shape[1]
-        at = batch.reads[..., None]
-        inside = ((rows == rows[at]) & (segments == segments[at])
-                  & ((responses == 0) | (responses == responses[at]))
-                  & (starts[..., None] <= positions) & (positions <= positions[at] - before))
+        inside = self._inside(batch, batch.starts * (place == 'mean'))
         total = jnp.einsum('ckt,td->ckd', inside.astype(x.dtype), x,
                            precision=attention.precision(x.dtype),
                            preferred_element_type=jnp.float32)
-        return total / jnp.maximum(jnp.sum(inside, axis=-1, keepdims=True), 1)
+        return total / jnp.sum(inside, axis=-1, keepdims=True)
+
+    @staticmethod
+    def _inside(batch: MicroBatch, starts: jax.Array, before: int = 0) -> jax.Array:
+        """Which of all R * L tokens are of each dialogue, [C, K, R * L] bool.
+
+        Args:
+          batch: see above.
+          starts: [C, K] position of the first that is.
+          before: how many at its end are not.
+        """
+        segments, responses, positions = (
+            y.reshape(-1) for y in (batch.segments, batch.responses, batch.positions))
+        rows = jnp.arange(len(segments)) // batch.tokens.shape[1]
+        at = batch.reads[..., None]
+        return ((rows == rows[at]) & (segments == segments[at])
+                & ((responses == 0) | (responses == responses[at]))
+                & (starts[..., None] <= positions) & (positions <= positions[at] - before))
 
 
 def _normal(x: jax.Array) -> jax.Array:

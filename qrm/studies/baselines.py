@@ -19,7 +19,7 @@ from qrm.rewards.heads import HeadConfig
 from qrm.rewards.losses import LossConfig
 from qrm.rewards.metrics import Predictions
 from qrm.training import base, inference
-from qrm.training.features import Featured
+from qrm.training.features import Featured, Features
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
 from qrm.training.train import Prepared, prepare
@@ -52,12 +52,12 @@ def likelihood(config: Any, prepared: Prepared) -> Scorer:
     """The mean log-probability of a response's tokens, by the language model of the checkpoint.
 
     Raises:
-      ConfigError: there is no checkpoint, or no decoder.
+      ConfigError: the checkpoint is that of an encoder.
       DataError: see `base.read`.
     """
     network = prepared.model.network
-    if not config.model.checkpoint or not network.architecture.causal:
-        raise ConfigError("config.compare.baselines: 'likelihood' without the checkpoint of a "
+    if not network.architecture.causal:
+        raise ConfigError("config.compare.baselines: 'likelihood' of an encoder, expected a "
                           'decoder in config.model.checkpoint')
     place = base.find(config.model.checkpoint, config.seed, 'float32', frozen=False)
     language_model = RewardNetwork(network.architecture, HeadConfig('scalar'), network.dtype,
@@ -68,17 +68,15 @@ def likelihood(config: Any, prepared: Prepared) -> Scorer:
 
 
 def probe(config: Any, prepared: Prepared) -> Scorer:
-    """Logistic regression on what a head reads of a frozen backbone, see `fit_probe`.
-
-    Raises:
-      ConfigError: the backbone is trained.
-    """
-    kept = prepared.model.features
-    if kept is None:
-        raise ConfigError("config.compare.baselines: 'probe' with train.tune="
-                          f"{config.train.tune!r}, expected 'head'")
-    weights = _fit(prepared).weights
+    """Logistic regression on what a head reads of a frozen backbone, see `fit_probe`."""
+    kept, weights = _judged(prepared), _fit(prepared).weights
     return lambda items: [item.features @ weights for item in kept.of(items)]
+
+
+def _judged(prepared: Prepared) -> Features:
+    """Where features of what is judged are kept, in float32 as models are judged."""
+    kept = prepared.model.features
+    return dataclasses.replace(kept, network=dataclasses.replace(kept.network, dtype='float32'))
 
 
 BASELINES = {'longer': longer, 'likelihood': likelihood, 'probe': probe}
@@ -89,13 +87,14 @@ def judge(name: str, config: Any, folder: str) -> Judged:
     """What a baseline says of the test comparisons of a run, and with prompts exchanged.
 
     Args:
-      name: one of `BASELINES`.
+      name: one of `BASELINES`; 'probe' is of a run whose head alone is trained, 'likelihood' of
+        one with a checkpoint.
       config: of a run.
       folder: whose tokenizer is used, if there is one; where features are kept, if the config does
         not say it.
 
     Raises:
-      ConfigError: the baseline needs what the config does not have.
+      ConfigError: the baseline needs another kind of model.
       DataError, WorkdirError: see `train.prepare`.
     """
     prepared = prepare(config, folder)
@@ -156,7 +155,7 @@ class Bayes(NamedTuple):
 
     def features(self, items: Sequence[Encoded]) -> list[np.ndarray]:
         """[K, W] of each."""
-        return [item.features for item in self.prepared.model.features.of(items)]
+        return [item.features for item in _judged(self.prepared).of(items)]
 
     def predict(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Mean and standard deviation [n] of the reward of features [n, W], or differences."""

@@ -9,6 +9,7 @@ opening questions and seeds, the same ones for every model, so that differences 
 """
 
 import copy
+import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -23,6 +24,7 @@ from qrm.data import demo, sources
 from qrm.data.comparisons import DataError
 from qrm.data.sources import workloads_of
 from qrm.rewards import heads, metrics, resampling, statistics
+from qrm.rewards.heads import HeadConfig
 from qrm.rewards.metrics import Predictions
 from qrm.rewards.statistics import Undefined
 from qrm.studies import baselines, figures, worlds
@@ -37,7 +39,7 @@ _PAPER = 'bradley_terry_quantile_huber'
 # Name -> what a model has in its `head` and `loss` sections. Nothing else may differ.
 MODELS = {
     'scalar': {'head': {'name': 'scalar'}},
-    # Pulled towards 0 as the paper's quantiles are, see `config.set_model`.
+    # Pulled towards 0 as ten quantiles with lambda = .1 are, see `config.centre_weight`.
     'scalar_centred': {'head': {'name': 'scalar'}, 'loss': {'centre_weight': 0.125}},
     # The paper's objective; lambda = 0 is Bradley-Terry on the mean of free quantiles.
     'quantile': {'head': {'name': 'quantile'}},
@@ -303,8 +305,11 @@ def _extract(member: Any, reads: Sequence[str]) -> None:
     comparisons, report = sources.load_splits(widest.data, widest.workload)['test']
     test = evaluate.encode(widest.data, model, comparisons, report)
     exchanged = evaluate.exchange_some(widest, model, comparisons) or []
-    prepared.model.features.of(
-        [*prepared.encoded['train'], *prepared.encoded['validation'], *test, *exchanged])
+    kept = prepared.model.features
+    kept.of([*prepared.encoded['train'], *prepared.encoded['validation']])
+    # What is judged is computed in float32, whatever is trained on.
+    dataclasses.replace(kept, network=dataclasses.replace(kept.network, dtype='float32')).of(
+        [*test, *exchanged])
 
 
 def _run(members: Mapping[Member, Any], folder: str
@@ -360,6 +365,20 @@ def member_configs(config: Any) -> dict[Member, Any]:
                           f'one of {tuple(settings.models)}')
     if taken := set(settings.models) & set(settings.baselines):
         raise ConfigError(f'config.compare.models: {sorted(taken)}, which are names of baselines')
+    if 'probe' in settings.baselines and config.train.tune != 'head':
+        raise ConfigError("config.compare.baselines: 'probe' with train.tune="
+                          f"{config.train.tune!r}, expected 'head'")
+    if 'likelihood' in settings.baselines and not config.model.checkpoint:
+        raise ConfigError("config.compare.baselines: 'likelihood' without a checkpoint, expected "
+                          'a language model in config.model.checkpoint')
+    if settings.reads and config.head.reads != config_lib.KEYS['head.reads'].default:
+        raise ConfigError(f'config.head.reads={tuple(config.head.reads)} beside compare.reads, '
+                          'expected one of the two')
+    for text in settings.reads:
+        try:
+            HeadConfig('scalar', reads=text.split('+'))
+        except ValueError as error:
+            raise ConfigError(f'config.compare.reads: {text!r}: {error}') from error
     result = {}
     for workload in settings.workloads:
         for model in settings.models:

@@ -5,8 +5,9 @@ replicates, W features.
 
 The models are those of a folder of `qrm compare`, trained on one judgement a comparison. Of each
 panel (`panels`) they see the texts alone. The spread of a pair is the standard deviation of the
-difference of its sides, taken as independent; numbers are means over seeds, with intervals of a
-bootstrap over opening questions and seeds, as in `compare`.
+difference of its sides, taken as independent; of the Bayesian linear head, which is fitted here,
+that of its posterior. Numbers are means over seeds, with intervals of a bootstrap over opening
+questions and seeds, as in `compare`.
 """
 
 import os
@@ -129,7 +130,12 @@ def disagreement(config: Any, folder: str) -> str:
     """
     check(config)
     runs, all_panels = find_runs(config.runs), read_panels(config)
-    workdir.make(folder)
+    with workdir.lock(folder):
+        return _judge(config, folder, runs, all_panels)
+
+
+def _judge(config: Any, folder: str, runs: Sequence[_Run], all_panels: Sequence[Panel]) -> str:
+    """Judges the runs by the panels, and writes what comes out."""
     by_model: dict[tuple[str, str], list[_Run]] = {}
     for run in runs:
         by_model.setdefault((run.workload, run.model), []).append(run)
@@ -143,6 +149,7 @@ def disagreement(config: Any, folder: str) -> str:
             results[panel.name].append(row)
     result = {
         'panels': [{'name': p.name, 'judges': p.judges, 'items': len(p.comparisons),
+                    'pairs': _of_pairs(p),
                     'disputed': p.disputed and sum(p.disputed.values())} for p in all_panels],
         'results': results, 'settings': dict(schema.flatten(config, KEYS)),
     }
@@ -192,7 +199,9 @@ def read_panels(config: Any) -> list[Panel]:
 
 
 def find_runs(folder: str) -> list[_Run]:
-    """The runs of a comparison that were judged there, and a Bayesian head for each workload.
+    """The runs of a comparison that were judged there.
+
+    With a Bayesian linear head for each workload, where backbones stayed as they were.
 
     Raises:
       WorkdirError: it is no folder of a comparison.
@@ -212,7 +221,8 @@ def find_runs(folder: str) -> list[_Run]:
                     for seed in seeds]
             widest = max(trained, key=lambda row: row['reads'].count('+'))
             first = next(run for run in own if run.model == widest['model'])
-            runs += [*own, first._replace(model=BAYES)]
+            frozen = workdir.load_config(first.folder).train.tune == 'head'
+            runs += [*own, *([first._replace(model=BAYES)] if frozen else [])]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise WorkdirError(f'{path}: not of a comparison ({error!r})') from error
     return runs
@@ -261,6 +271,10 @@ def _of_bayes(bayes: baselines.Bayes, encoded: Sequence[Encoded]) -> Said:
                 _first_less_second(lengths), None)
 
 
+def _of_pairs(panel: Panel) -> bool:
+    return len(panel.comparisons[0].responses) == 2
+
+
 def _first_less_second(values: np.ndarray) -> np.ndarray:
     """Differences of pairs, along the last axis but for features; of singles what they are."""
     axis = 0 if values.ndim == 2 and values.shape[1] > 2 else 1
@@ -300,7 +314,7 @@ def measure(panel: Panel, said: Sequence[Said], config: Any) -> dict[str, Any]:
         return resampling.over_seeds(values, picks, settings.level)
 
     found: dict[str, Any] = {'items': len(first.ids), 'seeds': len(said)}
-    pairs = len(panel.comparisons[0].responses) == 2
+    pairs = _of_pairs(panel)
     if panel.disputed is not None:
         found['disputed'] = {name: over_seeds(
             lambda one, name=name: _of_disputed(name, panel, one, settings.seed))
@@ -322,6 +336,8 @@ def measure(panel: Panel, said: Sequence[Said], config: Any) -> dict[str, Any]:
 def _of_disputed(name: str, panel: Panel, said: Said, seed: int) -> Statistic:
     """An AUROC of `DISPUTED`."""
     disputed = np.array([panel.disputed[str(i)] for i in said.ids])
+    if name in ('spread', 'equal_margin', 'shuffled') and statistics.is_constant(said.spread):
+        raise Undefined('the spread is constant')
     if name == 'margin':
         return statistics.auroc(-np.abs(said.margin), disputed)
     if name == 'length':
@@ -336,7 +352,7 @@ def _of_disputed(name: str, panel: Panel, said: Said, seed: int) -> Statistic:
 
 def _strata(panel: Panel, said: Said) -> np.ndarray:
     """[n] tenths by the size of the margin; of single responses by the reward."""
-    size = np.abs(said.margin) if len(panel.comparisons[0].responses) == 2 else said.margin
+    size = np.abs(said.margin) if _of_pairs(panel) else said.margin
     place = np.unique(size, return_inverse=True)[1]
     ranks = statistics.middle_ranks(place, np.full(len(size), 1.0 / len(size)))
     return np.minimum((_STRATA * ranks).astype(np.int64), _STRATA - 1)
@@ -345,8 +361,7 @@ def _strata(panel: Panel, said: Said) -> np.ndarray:
 def _of_graded(name: str, panel: Panel, said: Said) -> Statistic:
     """A rank correlation of `GRADED`."""
     target = np.array([panel.spread[str(i)] for i in said.ids])
-    pairs = len(panel.comparisons[0].responses) == 2
-    small = -np.abs(said.margin) if pairs else said.margin
+    small = -np.abs(said.margin) if _of_pairs(panel) else said.margin
     if name == 'margin':
         return statistics.rank_correlation(small, target)
     if name == 'length':
@@ -444,7 +459,7 @@ def verdict(result: Mapping[str, Any], bounds: Any) -> list[str]:
 
 def _answer(cell: Mapping[str, float | None], bound: float) -> str:
     if cell['value'] is None:
-        return 'has none'
+        return 'not defined'
     if cell['low'] > bound:
         return 'yes'
     return 'no' if cell['high'] < bound else 'not shown'
@@ -474,7 +489,10 @@ def format_result(result: Mapping[str, Any]) -> str:
             if not known:
                 continue
             names = [name for name in columns if name in known[0][table]]
-            lines = [['workload', 'model', *(columns[name] for name in names)]]
+            # A single response has no margin: its reward stands in its place.
+            words = [columns[name] if panel['pairs'] else columns[name].replace('margin', 'reward')
+                     for name in names]
+            lines = [['workload', 'model', *words]]
             lines += [[row['workload'], row['model'],
                        *(_cell(row[table][name]) for name in names)] for row in known]
             parts += [f'{title}:\n', tables.markdown(lines), '']

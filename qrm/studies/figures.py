@@ -39,10 +39,11 @@ def draw_disagreement(folder: str, result: Mapping[str, Any]) -> None:
     """
     for panel in result['panels']:
         rows = result['results'][panel['name']]
+        beside = 'margin' if panel['pairs'] else 'reward'
         table, column, label, bound = (
-            ('disputed', 'equal_margin', 'AUROC of the spread at equal margin', 0.5)
+            ('disputed', 'equal_margin', f'AUROC of the spread at equal {beside}', 0.5)
             if 'disputed' in rows[0] else
-            ('graded', 'partial', 'rank correlation of the spread given the margin', 0.0))
+            ('graded', 'partial', f'rank correlation of the spread given the {beside}', 0.0))
         workloads = list(dict.fromkeys(row['workload'] for row in rows))
         figure, places = grid(1, len(workloads), height=0.3 * len(rows) / len(workloads) + 1.0,
                               sharex='row')

@@ -15,6 +15,7 @@ from qrm.data.sources import workloads_of
 from qrm.rewards import resampling
 from qrm.training import config as config_lib
 from qrm.training import features, workdir
+from qrm.training.config import CENTRED
 from qrm.training.schema import ConfigError
 from qrm.training.train import read_data, train
 
@@ -82,11 +83,16 @@ def run_configs(config: Any) -> dict[tuple[str, str], Any]:
     elif unknown := [name for name in workloads if name not in names]:
         raise DataError(f'config.reproduce.workloads: {unknown} not in {config.data.path}, '
                         f'expected some of {names}')
-    result = {}
+    given, result = config.loss.centre_weight, {}
+    if CENTRED in config.reproduce.models and given not in (0.0, config_lib.centre_weight(config)):
+        raise ConfigError(f'config.loss.centre_weight={given} beside the model {CENTRED!r}, which '
+                          'has one of its own, expected 0')
     for workload in workloads:
         for model in config.reproduce.models:
             member = copy.deepcopy(config)
             member.workload = workload
+            if CENTRED in config.reproduce.models:
+                member.loss.centre_weight = 0.0  # of the control alone
             config_lib.set_model(member, model)
             config_lib.check(member)
             result[workload, model] = member

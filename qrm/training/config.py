@@ -278,16 +278,33 @@ def build(changes: Mapping[str, Any], arg: str = '', more: Table | None = None) 
 
 
 def set_model(config: Any, name: str) -> None:
-    """Makes a config that of a head, or of the control 'scalar_centred'.
+    """Makes a config that of a head, or of the control 'scalar_centred', see `centre_weight`.
 
-    The control is a scalar head that is pulled towards 0 as quantile heads are. On equal quantiles
-    the quantile Huber loss with targets +1 and -1 is, within kappa of them,
-    lambda N / 4 ((1 - c)^2 + (1 + r)^2) = lambda N / 8 ((c + r)^2 + (2 - (c - r))^2):
-    `loss.centre_weight` takes the first part of it, and nothing of the second.
+    Raises:
+      ConfigError: there is no such control beside this objective.
     """
     config.head.name = 'scalar' if name == CENTRED else name
     if name == CENTRED:
-        config.loss.centre_weight = config.loss.huber_weight * config.head.num_quantiles / 8.0
+        config.loss.centre_weight = centre_weight(config)
+
+
+def centre_weight(config: Any) -> float:
+    """`loss.centre_weight` that pulls a scalar towards 0 as the quantile head is.
+
+    On equal quantiles the quantile Huber loss with targets +1 and -1 is, within kappa of them,
+    lambda N / 4 ((1 - c)^2 + (1 + r)^2) = lambda N / 8 ((c + r)^2 + (2 - (c - r))^2). This is the
+    weight of the first part; the control has nothing of the second.
+
+    Raises:
+      ConfigError: the objective of the quantile head has no such part.
+    """
+    loss = config.loss
+    if (loss.quantile, loss.targets, loss.huber_sides) != (
+            'bradley_terry_quantile_huber', 'label', 'both') or not loss.huber_weight:
+        raise schema.ConfigError(
+            f'config.reproduce.models: {CENTRED!r} beside a quantile head that is not pulled '
+            "towards 0, expected loss.targets='label', huber_sides='both' and a huber_weight")
+    return loss.huber_weight * config.head.num_quantiles / 8.0
 
 
 def check(config: Any, more: Table | None = None) -> None:
@@ -325,7 +342,9 @@ def absolute(config: Any) -> Any:
     found, values = copy.deepcopy(config), dict(schema.flatten(config, {}))
     found.update_from_flattened_dict({
         key: os.path.abspath(values[key]) for key in _PATHS
-        if values[key] and os.path.exists(values[key]) and (key, values[key]) != _DEMO})
+        # What does not exist may be a name on the hub, but for the folder of features.
+        if values[key] and (os.path.exists(values[key]) or key == 'train.features')
+        and (key, values[key]) != _DEMO})
     return found
 
 

@@ -44,6 +44,7 @@ def stop(number: int, unused_frame: Any) -> None:
 
 
 _patience = 0.0  # seconds
+_watched = 0  # how many are entered
 
 
 def end_stalls(seconds: float) -> None:
@@ -65,15 +66,22 @@ def watched() -> Iterator[Callable[[], None]]:
       is printed to the standard error output, and the process ends with exit code 1.
     """
 
+    global _watched
+
     def progress() -> None:
         if _patience:
             faulthandler.dump_traceback_later(_patience, exit=True)
 
+    _watched += 1
     progress()
     try:
         yield progress
     finally:
-        faulthandler.cancel_dump_traceback_later()
+        _watched -= 1
+        if _watched:  # of one within another
+            progress()
+        elif _patience:
+            faulthandler.cancel_dump_traceback_later()
 
 
 class Signals:

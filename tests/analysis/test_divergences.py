@@ -537,6 +537,14 @@ def test_the_gaussian_estimate_is_split_into_within_and_between_pairs():
 def test_a_difference_of_splits_is_the_sum_of_its_parts():
     a, b = divergences.Split(0.5, 0.4, 0.01), divergences.Split(0.3, 0.2, 0.03)
     parts = divergences.attribute(a, b)
-    # By hand: .2 at a share of .3, .2 at a divergence of .4, and .01 - .03.
-    assert parts == pytest.approx((0.12, 0.06, 0.08, -0.02))
+    # By hand: 1 / .5 and 1 / .3 within pairs; 1 / .2 - 1 / .5 and 1 / .06 - 1 / .3 between them.
+    within, between = 1 / 0.3 - 1 / 0.5, (1 / 0.06 - 1 / 0.3) - (1 / 0.2 - 1 / 0.5)
+    assert parts == pytest.approx((0.12, 0.2 * 0.06 * within, 0.2 * 0.06 * between, -0.02))
     assert parts.total == pytest.approx((0.5 * 0.4 + 0.01) - (0.3 * 0.2 + 0.03))
+    # Margins of the same mean that vary more: nothing is said of the variance between pairs.
+    noisy = divergences.attribute(divergences.Split(0.5, 0.5, 0.0),
+                                  divergences.Split(2.0, 0.2, 0.0))
+    assert noisy.between == pytest.approx(0.0)
+    assert noisy.within == pytest.approx(0.25 - 0.4)
+    none = divergences.attribute(divergences.Split(0.0, 0.3, 0.0), b)
+    assert none.total == pytest.approx(-0.09)

@@ -1,6 +1,8 @@
 """What a run was trained on is known wherever it stands; other models are judged by files too."""
 
+import copy
 import json
+import os
 import shutil
 
 import numpy as np
@@ -160,3 +162,32 @@ def test_prompts_of_some_test_comparisons_are_exchanged(run):
     some = judged(5).exchanged
     assert len(some.comparison_ids) == 5
     assert set(some.comparison_ids) <= set(found.exchanged.comparison_ids)
+
+
+def test_paths_may_be_relative_where_a_run_was_started(run, tmp_path, monkeypatch):
+    folder, config = run
+    monkeypatch.chdir(folder)
+    own = copy.deepcopy(config)
+    for key in ('data.path', 'model.checkpoint'):
+        section, name = key.split('.')
+        own[section][name] = os.path.relpath(own[section][name], folder)
+    own.train.features, own.train.tune = 'kept', 'head'
+    train.train(own, str(tmp_path / 'relative'))
+    found = evaluate.evaluate(own, str(tmp_path / 'relative'))
+    stored = workdir.load_config(str(tmp_path / 'relative'))
+    assert stored.train.features == str(folder / 'kept')
+    monkeypatch.chdir(tmp_path)
+    again = evaluate.evaluate(stored, str(tmp_path / 'relative'))
+    np.testing.assert_array_equal(again.predictions.means, found.predictions.means)
+    assert not (tmp_path / 'kept').exists()
+
+
+def test_a_foreign_prompt_that_is_too_long_is_cut_whatever_is_said_of_the_data(run):
+    folder, _ = run
+    place = str(folder / 'run')
+    config = workdir.load_config(place)
+    config.data.overlong = 'drop'
+    found = evaluate.evaluate(config, place, exchange=True)
+    # Each that is kept is judged with another prompt too, however long that is.
+    assert len(found.exchanged.comparison_ids) == 12
+    assert len(found.predictions.comparison_ids) == 9  # of three the own prompt is too long

@@ -109,7 +109,7 @@ def test_markdown_names_published_cells_suspects_and_the_statement(table):
     text = tables.format_table(table)
     for part in ('4.914', '6.779', '6.833', '7.291', '(!) KDE sum without dx',
                  'the script that made it is not public', '## Differences between models',
-                 'centring'):
+                 'between pairs'):
         assert part in text
     for line in text.splitlines():
         if line.startswith('|'):
@@ -147,8 +147,8 @@ def test_what_the_divergence_is_made_of():
     assert parts['total']['value'] == pytest.approx(kl['value'])
     assert parts['total']['low'] == pytest.approx(kl['low'])
     assert parts['within']['value'] == pytest.approx(0.0, abs=1e-9)
-    assert parts['centring']['low'] > 0.0
-    assert sum(parts[name]['value'] for name in ('within', 'centring', 'unequal')) == (
+    assert parts['between']['low'] > 0.0
+    assert sum(parts[name]['value'] for name in ('within', 'between', 'unequal')) == (
         pytest.approx(parts['total']['value']))
     assert differences['quantile', 'scalar']['parts']['total']['value'] == 0.0
 

@@ -68,6 +68,8 @@ with interruptions.watched() as progressed:
     for _ in range(int(sys.argv[2])):
         time.sleep(0.4)
         progressed()
+        with interruptions.watched():
+            pass
     def wait_for_a_peer():
         time.sleep(60 if sys.argv[3] else 0)
     wait_for_a_peer()

@@ -113,3 +113,11 @@ def test_prompts_are_exchanged_between_groups():
     assert len({c.prompt for c in some}) == 6
     assert exchange_prompts(uneven[:7], seed=0) == []
     assert exchange_prompts([], seed=0) == []
+    # Of one prompt under several names there is no other; chats keep the role that they end with.
+    same = [dataclasses.replace(c, prompt='prompt', group=c.id) for c in rows[:10]]
+    assert exchange_prompts(same, seed=0) == []
+    ends = [Comparison(f'{i}', ({'role': 'user', 'content': f'{i}'},
+                                {'role': 'assistant', 'content': 'so'})[:1 + i % 2], ('x', 'y'),
+                       f'{i}') for i in range(6)]
+    for c in exchange_prompts(ends, seed=0):
+        assert len(c.prompt) == 1 + int(c.id) % 2

@@ -9,8 +9,7 @@ import scipy.special
 from qrm.rewards import statistics
 from qrm.studies import baselines
 from qrm.training import base, train
-from qrm.training.schema import ConfigError
-from tests.helpers import ROOT, TINY, load_config, word_pairs
+from tests.helpers import ROOT, load_config, word_pairs
 
 
 def test_the_probe_is_at_the_optimum_of_the_best_penalty():
@@ -109,15 +108,6 @@ def test_longer_and_probe_judge_the_test_split(config, tmp_path):
     np.testing.assert_allclose(chosen - rejected, margins, atol=1e-4)
     assert len(other.pairs) == len(own.pairs)
     assert 0.0 <= statistics.accuracy(chosen - rejected)(None) <= 1.0
-
-
-@pytest.mark.parametrize(('name', 'changes', 'message'), [
-    ('probe', {'train.tune': 'all'}, "'probe' with train.tune='all', expected 'head'"),
-    ('likelihood', {}, "'likelihood' without the checkpoint of a decoder")])
-def test_what_a_baseline_needs_is_said(name, changes, message, tmp_path):
-    demo = load_config('demo', 'helpful,scalar', **TINY | {'train.tune': 'head'} | changes)
-    with pytest.raises(ConfigError, match=message):
-        baselines.judge(name, demo, str(tmp_path))
 
 
 def test_the_bayesian_head_is_that_of_rewarduq():

@@ -215,8 +215,8 @@ def test_each_model_reads_what_has_the_least_held_out_loss(tmp_path, monkeypatch
         'compare.seeds': (0, 1), 'compare.models': ('scalar', 'gaussian'), 'compare.reads': reads,
         'compare.baselines': ('longer', 'probe')})
     text = compare.compare(config, str(tmp_path))
-    # Training, validation, test, and that with prompts exchanged: in one pass for each backbone.
-    assert computed == 2 * [300 + 150 + 150]
+    # For each backbone training and validation, then test and that with prompts exchanged.
+    assert computed == 2 * [300, 150 + 150]
     result = workdir.read_json(str(tmp_path / 'compare.json'))['results'][0]
     for row in result['rows'][:2]:
         expected = {}
@@ -240,7 +240,11 @@ def test_each_model_reads_what_has_the_least_held_out_loss(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
-    ({'compare.reads': ('last+least',)}, "config.head: reads 'least', expected one of"),
+    ({'compare.reads': ('last+least',)}, "compare.reads: 'last.least': reads 'least', expected"),
+    ({'compare.reads': ('',)}, "compare.reads: '': reads '', expected one of"),
+    ({'compare.reads': ('last',), 'head.reads': ('mean',)}, 'beside compare.reads, expected one'),
+    ({'compare.baselines': ('probe',)}, "'probe' with train.tune='all', expected 'head'"),
+    ({'compare.baselines': ('likelihood',)}, "'likelihood' without a checkpoint"),
     ({'compare.baselines': ('shorter',)}, r"compare.baselines=\('shorter',\), expected a tuple"),
     ({'compare.sections.longer': {}, 'compare.models': ('scalar', 'longer')},
      r"models: \['longer'\], which are names of baselines")])

@@ -119,7 +119,8 @@ def test_answers_are_by_the_bounds_of_the_config():
              'disputed': {'equal_margin': dict(zip(('value', 'low', 'high'), cell, strict=True))},
              'choices': {'cvar:0.2': {'value': 0.1, 'low': 0.01, 'high': 0.2}}}
             for name, cell in cells.items()]
-    result = {'panels': [{'name': 'made', 'judges': 'judges'}], 'results': {'made': rows}}
+    result = {'panels': [{'name': 'made', 'judges': 'judges', 'pairs': True}],
+              'results': {'made': rows}}
     lines = disagreement.verdict(result, config().yes)
     for name in cells:
         assert f'its spread finds what is disputed: {name}: {name} (helpful)' in lines[
@@ -177,7 +178,8 @@ def test_a_study_of_tiny_models(compared):
     assert list(rows) == ['scalar', 'quantile', 'bayes']
     assert (rows['scalar']['seeds'], rows['bayes']['seeds']) == (2, 1)
     # A scalar's spread is 0 everywhere: it can say nothing.
-    assert rows['scalar']['disputed']['spread']['value'] == 0.5
+    assert rows['scalar']['disputed']['spread']['value'] is None
+    assert 'the spread at equal reward' in text
     assert 'choices' not in rows['bayes']
     assert set(rows['quantile']['choices']) == {'quantile:0.1', 'cvar:0.2', 'mean-std:1'}
     assert 'rated' in result['results']['prometheus'][1]
@@ -226,3 +228,10 @@ def test_what_cannot_be_judged_is_said(changes, error, message, compared, tmp_pa
     with pytest.raises(error, match=message):
         disagreement.disagreement(settings, str(tmp_path / 'out'))
     assert not (tmp_path / 'out').exists()
+
+
+def test_a_backbone_that_was_trained_has_no_bayesian_head(tmp_path):
+    compare.compare(load_config('compare', **TINY | {
+        'train.max_steps': 2, 'compare.seeds': (0,), 'compare.models': ('scalar',),
+        'compare.baselines': (), 'analysis.bootstrap': 20}), str(tmp_path))
+    assert [run.model for run in disagreement.find_runs(str(tmp_path))] == ['scalar']

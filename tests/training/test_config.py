@@ -20,6 +20,7 @@ from qrm.studies import (
     disagreement,
     identifiability,
     published,
+    reproduce,
 )
 from qrm.training import config as config_lib
 from qrm.training import schema, train
@@ -151,6 +152,32 @@ def test_the_centred_control_is_pulled_towards_0_as_equal_quantiles_are():
     for m in (-0.2, 0.0, 0.2):
         assert pull(scalar, 'scalar', m) == pytest.approx(pull(quantile, 'quantile', m), abs=1e-6)
     assert pull(scalar, 'scalar', 0.2) == pytest.approx(10 * 0.1 * 0.2, rel=1e-5)
+
+
+@pytest.mark.parametrize('changes', [
+    {'loss.targets': 'own_mean'}, {'loss.huber_sides': 'chosen'}, {'loss.huber_weight': 0.0},
+    {'loss.quantile': 'distributional_bradley_terry'}])
+def test_no_control_of_what_is_not_there(changes):
+    config = load_config('hh', **changes)
+    with pytest.raises(ConfigError, match='a quantile head that is not pulled towards 0'):
+        reproduce.run_configs(config)
+
+
+def test_the_weight_of_the_control_is_its_own():
+    config = load_config('hh', 'helpful,scalar_centred', **{'loss.huber_weight': 0.2})
+    config.loss.centre_weight = 0.0
+    config.reproduce.models = ('scalar', 'scalar_centred', 'quantile')
+    found = {model: member.loss.centre_weight
+             for (_, model), member in reproduce.run_configs(config).items()}
+    assert found == {'scalar': 0.0, 'scalar_centred': pytest.approx(0.25), 'quantile': 0.0}
+    # Of a config that is made for the control, too.
+    config = load_config('hh', 'helpful,scalar_centred')
+    config.reproduce.models = ('scalar', 'scalar_centred')
+    members = reproduce.run_configs(config)
+    assert members['helpful', 'scalar'].loss.centre_weight == 0.0
+    config.loss.centre_weight = 0.5
+    with pytest.raises(ConfigError, match=r"centre_weight=0\.5 beside the model 'scalar_centred'"):
+        reproduce.run_configs(config)
 
 
 def test_hh_is_the_described_experiment():

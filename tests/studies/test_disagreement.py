@@ -139,7 +139,7 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp('disagreement')
     compare.compare(load_config('compare', **TINY | {
         'train.tune': 'head', 'train.max_steps': 5, 'compare.seeds': (0, 1),
-        'compare.models': ('scalar', 'quantile'), 'compare.reads': ('last', 'last+mean'),
+        'compare.models': ('scalar', 'quantile'), 'head.reads': ('last', 'mean'),
         'compare.baselines': (), 'analysis.bootstrap': 20}), str(folder / 'runs'))
     rng = np.random.default_rng(0)
     words = ['one', 'two', 'three', 'four']

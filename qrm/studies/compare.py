@@ -426,8 +426,9 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
 
     Returns:
       One row for each model: 'model', 'columns' (name -> value, low, high and the same of the
-      difference to the reference), 'kl' (definition -> mean over seeds), 'seeds' (what the columns
-      are for each seed).
+      difference to the reference), 'parts' (of the difference in the Gaussian divergence, see
+      `divergences.Parts`), 'kl' (definition -> mean over seeds), 'seeds' (what the columns are for
+      each seed).
 
     Raises:
       DataError: models that saw different comparisons.
@@ -443,9 +444,14 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
         (model, name): [_evaluate(runs[model, s], column, weights) for s in seeds]
         for model in models for name, column in COLUMNS.items()
     }
+    pair_weights = weights[:, first.comparisons[first.pairs[:, 0]]]
+    splits = {key: [divergences.split(*j.own.rewards, row, j.own.groups)
+                    for row in (None, *pair_weights)] for key, j in runs.items()}
     rows = []
     for model in models:
         columns = {}
+        parts = [np.array([divergences.attribute(a, b) for a, b in zip(
+            splits[model, s], splits[reference, s], strict=True)]).T for s in seeds]
         for name in COLUMNS:
             own, other = values[model, name], values[reference, name]
             columns[name] = resampling.over_seeds(own, picks, level) | {
@@ -453,6 +459,8 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
         rows.append({
             'model': model,
             'columns': columns,
+            'parts': {name: resampling.over_seeds([of_seed[i] for of_seed in parts], picks, level)
+                      for i, name in enumerate(divergences.Parts._fields)},
             'kl': {name: float(np.mean([e.function(*runs[model, s].own.rewards, None, first.groups)
                                         for s in seeds]))
                    for name, e in divergences.ESTIMATORS.items()},
@@ -491,10 +499,13 @@ def format_tables(result: Mapping[str, Any]) -> str:
             '\nJudged by pairs:\n', tables.markdown(_column_lines(rows, labels, of['pairs'])),
             f'\nDifference to {settings["reference"]}, paired:\n',
             tables.markdown(_column_lines(rows, labels, of['pairs'], difference=True)),
-            '\nWhat the Gaussian estimate is made of: their product, and a little of unequal '
-            'variances (below, the difference to the reference):\n',
-            tables.markdown(_column_lines(rows, labels, of['pooling'])), '',
-            tables.markdown(_column_lines(rows, labels, of['pooling'], difference=True)),
+            '\nWhat the Gaussian estimate is made of: the product of these two, and a little of '
+            'unequal variances:\n',
+            tables.markdown(_column_lines(rows, labels, of['pooling'])),
+            f'\nWhat the difference to {settings["reference"]} is made of, in nats: less variance '
+            'within pairs, less between them, each relative to the squared mean margin, and '
+            'unequal variances of the sides:\n',
+            tables.markdown(_part_lines(rows)),
             '\nAccuracy by length, and what of it the own prompt adds in place of the prompt of '
             'another pair:\n', tables.markdown(_column_lines(rows, labels, of['controls'])),
             '\nThe spread (standard deviation of the predicted distribution of a response):\n',
@@ -609,6 +620,12 @@ def _column_lines(rows: list[dict[str, Any]], labels: Mapping[str, str], names: 
         lines.append([row['model'], *(
             _interval(c['difference'], sign='+') if difference else _interval(c) for c in cells)])
     return lines
+
+
+def _part_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    lines = [['model', 'Gaussian', 'within pairs', 'between pairs', 'unequal variances']]
+    return lines + [[row['model'], *(_interval(cell, sign='+') for cell in row['parts'].values())]
+                    for row in rows]
 
 
 def _truth_lines(rows: list[dict[str, Any]]) -> list[list[str]]:

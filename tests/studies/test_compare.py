@@ -59,6 +59,18 @@ def test_differences_are_paired(rows):
     assert width < 1.5 * (gap['high'] - gap['low'])
 
 
+def test_differences_of_the_divergence_are_split(rows):
+    parts, kl = rows['b']['parts'], rows['b']['columns']['gaussian']['difference']
+    for key in ('value', 'low', 'high'):
+        assert parts['total'][key] == pytest.approx(kl[key])
+    assert sum(parts[name]['value'] for name in ('within', 'between', 'unequal')) == (
+        pytest.approx(kl['value']))
+    # The same noise within pairs and between them, and three times the margin.
+    assert parts['within']['low'] > 0.0
+    assert parts['between']['low'] > 0.0
+    assert rows['a']['parts']['total']['value'] == 0.0
+
+
 def test_intervals_cover_seeds_too():
     # Two seeds that differ far more than resampled pairs do: the interval reaches both.
     runs = {('a', 0): Judged(made(0, shift=0.0)), ('a', 1): Judged(made(0, shift=3.0))}

@@ -83,12 +83,13 @@ class Said(NamedTuple):
 
 
 class _Run(NamedTuple):
-    """A run that is judged, and where it is."""
+    """A run that is judged, where it is, and how much of the backbone it reads."""
 
     workload: str
     model: str
     seed: int
     folder: str
+    reads: int
 
 
 # Column -> what it is, of disputed items; all are AUROCs.
@@ -139,14 +140,16 @@ def _judge(config: Any, folder: str, runs: Sequence[_Run], all_panels: Sequence[
     by_model: dict[tuple[str, str], list[_Run]] = {}
     for run in runs:
         by_model.setdefault((run.workload, run.model), []).append(run)
-    results: dict[str, list[dict[str, Any]]] = {panel.name: [] for panel in all_panels}
-    for (workload, model), members in by_model.items():
-        print(f'\n== {workload}, {model}', flush=True)
-        said = [_say(run, all_panels) for run in members]
-        for i, panel in enumerate(all_panels):
-            row = {'workload': workload, 'model': model} | measure(
-                panel, [of_run[i] for of_run in said], config)
-            results[panel.name].append(row)
+    measured = {}
+    # Those that read most first: others then find what they read among what was computed.
+    for key in sorted(by_model, key=lambda key: -by_model[key][0].reads):
+        print('\n== ' + ', '.join(key), flush=True)
+        said = [_say(run, all_panels) for run in by_model[key]]
+        measured[key] = [measure(panel, [of_run[i] for of_run in said], config)
+                         for i, panel in enumerate(all_panels)]
+    results = {panel.name: [
+        {'workload': workload, 'model': model} | measured[workload, model][i]
+        for workload, model in by_model] for i, panel in enumerate(all_panels)}
     result = {
         'panels': [{'name': p.name, 'judges': p.judges, 'items': len(p.comparisons),
                     'pairs': _of_pairs(p),
@@ -216,11 +219,10 @@ def find_runs(folder: str) -> list[_Run]:
             own = []
             for row in trained:
                 reads = min(row['held_out'], key=row['held_out'].get)
-                own += [_Run(of_workload['workload'], row['model'], seed, os.path.join(
-                    folder, Member(of_workload['workload'], row['model'], reads, seed).folder))
-                    for seed in seeds]
-            widest = max(trained, key=lambda row: row['reads'].count('+'))
-            first = next(run for run in own if run.model == widest['model'])
+                members = [Member(of_workload['workload'], row['model'], reads, s) for s in seeds]
+                own += [_Run(m.workload, m.model, m.seed, os.path.join(folder, m.folder),
+                             1 + row['reads'].count('+')) for m in members]
+            first = max(own, key=lambda run: run.reads)
             frozen = workdir.load_config(first.folder).train.tune == 'head'
             runs += [*own, *([first._replace(model=BAYES)] if frozen else [])]
     except (KeyError, TypeError, ValueError, AttributeError) as error:

@@ -1,6 +1,7 @@
 """Spreads against judges: numbers where the answer is known, and a study of tiny models."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -230,8 +231,12 @@ def test_what_cannot_be_judged_is_said(changes, error, message, compared, tmp_pa
     assert not (tmp_path / 'out').exists()
 
 
-def test_a_backbone_that_was_trained_has_no_bayesian_head(tmp_path):
-    compare.compare(load_config('compare', **TINY | {
-        'train.max_steps': 2, 'compare.seeds': (0,), 'compare.models': ('scalar',),
-        'compare.baselines': (), 'analysis.bootstrap': 20}), str(tmp_path))
-    assert [run.model for run in disagreement.find_runs(str(tmp_path))] == ['scalar']
+def test_a_backbone_that_was_trained_has_no_bayesian_head(compared, tmp_path):
+    shutil.copytree(compared / 'runs', tmp_path / 'runs')
+    assert [run.model for run in disagreement.find_runs(str(tmp_path / 'runs'))][-1] == 'bayes'
+    for path in (tmp_path / 'runs').glob('*/config.json'):
+        config = json.loads(path.read_text())
+        config['train']['tune'] = 'all'
+        path.write_text(json.dumps(config))
+    assert {run.model for run in disagreement.find_runs(str(tmp_path / 'runs'))} == {
+        'scalar', 'quantile'}

@@ -134,7 +134,7 @@ def test_diagnosis_of_a_head_takes_validation_features_from_the_run(tmp_path, mo
     train.train(own, folder)
     computed = count_computed(monkeypatch)
     evaluate.diagnose(own, folder)
-    assert computed == [150]  # the test split
+    assert computed == [150, 150]  # the test split, and that with prompts exchanged
 
 
 def count_computed(monkeypatch):

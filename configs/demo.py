@@ -2,7 +2,7 @@
 
     qrm reproduce --config=demo --workdir=results/demo
 
-Needs no download and takes about 2 minutes on 2 CPU cores. Expect test accuracies of .743 to .754
+Needs no download and takes about 3 minutes on 2 CPU cores. Expect test accuracies of .735 to .754
 (the best possible are .763 and .766) and real estimates of KL(chosen || rejected) from .28 to .38
 nats.
 

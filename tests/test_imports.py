@@ -13,12 +13,13 @@ HOUSE = {
                'transformer', 'network', 'checkpoint_heads', 'weights', 'adapters', 'smollm2'],
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',
                  'interruptions', 'inference', 'features', 'reward_model', 'train'],
-    'analysis': ['divergences', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
+    'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'evaluate'],
     'serving': ['score', 'export'],
-    'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'baselines', 'compare', 'identifiability',
-                'best_of_n', 'costs', 'benchmark', 'scaling', 'generated', 'strikes', 'breakages',
-                'campaign', 'padded', 'panels', 'published', 'disagreement'],
+    'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines', 'compare',
+                'identifiability', 'best_of_n', 'costs', 'benchmark', 'scaling', 'generated',
+                'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
+                'disagreement'],
     'commands': ['configs', 'processes', 'launch', 'main'],
 }
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]

@@ -34,12 +34,12 @@ from qrm.rewards.statistics import (
     length_controlled_accuracy,
     log_scores,
     mean,
-    middle_ranks,
     moments,
     normalised,
     rank_correlation,
     stated_and_observed,
     temperature,
+    tenths,
     unexplained_share,
     variation,
 )
@@ -54,8 +54,9 @@ CALIBRATION_ERROR = 0.05  # ECE up to which win probabilities are called calibra
 DISAGREEMENT_LABEL = 0.75  # annotators disagree on pairs whose soft label is below this
 FLIPPED_SHARE = 0.1  # of the pairs, whose labels are made wrong on purpose
 LENGTH_RATIO = 1.25  # pairs are matched in length if no side is longer than this times the other
+RATING_STATISTICS = ('coverage_error', 'crps', 'crps_constant_spread', 'crps_gain',
+                     'rank_correlation_of_reward', 'rank_correlation_with_error')
 MIN_ITEMS = 20  # fewest items in a class or a subset of which something is said
-_STRATA = 10  # classes of pairs of about equal absolute margin
 
 
 
@@ -299,22 +300,31 @@ def _against_ratings(data: _Data, in_ratings: np.ndarray | str) -> dict[str, Any
     own mean: above 0 the spread of a response says something about its rating.
     'rank_correlation_with_error' is that of the spread with the absolute error of the mean.
     """
-    names = ('coverage_error', 'crps', 'crps_constant_spread', 'crps_gain',
-             'rank_correlation_of_reward', 'rank_correlation_with_error')
-    if isinstance(in_ratings, str):
-        return {name: _of_responses(data, _undefined(in_ratings)) for name in names}
     rated = np.isfinite(data.ratings)
-    quantiles, ratings = in_ratings[rated], data.ratings[rated]
+    if isinstance(in_ratings, str):
+        found = dict.fromkeys(RATING_STATISTICS, _undefined(in_ratings))
+    else:
+        found = rating_statistics(in_ratings[rated], data.taus, data.rewards[rated],
+                                  data.spread[rated], data.ratings[rated])
+    return {name: _of_responses(data, statistic, rated) for name, statistic in found.items()}
+
+
+def rating_statistics(quantiles: np.ndarray, taus: np.ndarray, rewards: np.ndarray,
+                      spread: np.ndarray, ratings: np.ndarray) -> dict[str, Statistic]:
+    """The statistics of `RATING_STATISTICS`, of n rated responses.
+
+    Args:
+      quantiles: [n, N] sorted, in units of ratings, at `taus`.
+      rewards, spread: [n] of the model, in its units.
+      ratings: [n].
+    """
     center = quantiles.mean(axis=1)
     constant = center[:, None] + (quantiles - center[:, None]).mean(axis=0)
     own_score, constant_score = crps(quantiles, ratings), crps(constant, ratings)
-    statistics = (
-        coverage_error(quantiles, ratings, data.taus), mean(own_score), mean(constant_score),
-        mean(constant_score - own_score), rank_correlation(data.rewards[rated], ratings),
-        rank_correlation(data.spread[rated], np.abs(ratings - center)),
-    )
-    return {name: _of_responses(data, statistic, rated)
-            for name, statistic in zip(names, statistics, strict=True)}
+    return dict(zip(RATING_STATISTICS, (
+        coverage_error(quantiles, ratings, taus), mean(own_score), mean(constant_score),
+        mean(constant_score - own_score), rank_correlation(rewards, ratings),
+        rank_correlation(spread, np.abs(ratings - center))), strict=True))
 
 
 def _disagreement(data: _Data) -> dict[str, Any]:
@@ -329,13 +339,10 @@ def _disagreement(data: _Data) -> dict[str, Any]:
     reason = ('there are no soft labels' if (data.label == 1.0).all()
               else _too_few(min(counts.values()), 'pairs on one side'))
     margin, spread = np.abs(data.margin), data.pair_spread
-    place = np.unique(margin, return_inverse=True)[1]
-    ranks = middle_ranks(place, np.full(len(margin), 1.0 / max(len(margin), 1)))
-    strata = (_STRATA * ranks).astype(np.int64)
     statistics = {
         'spread': auroc(spread, disagree),
         'margin': auroc(-margin, disagree),
-        'spread_at_equal_margin': auroc(spread, disagree, strata),
+        'spread_at_equal_margin': auroc(spread, disagree, tenths(margin)),
     }
     return counts | {name: _of_pairs(data, _unless(reason, statistic))
                      for name, statistic in statistics.items()}
@@ -442,26 +449,32 @@ def matching_pairs(test: Predictions, other: Predictions) -> tuple[np.ndarray, n
     return tuple(np.array([of[key] for key in common], np.int64) for of in places)
 
 
+def exchanged_margins(
+    test: Predictions, exchanged: Predictions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Which pairs [m] of the test have another prompt, and their margins [m] before and after."""
+    which, other = matching_pairs(test, exchanged)
+    margins = [np.subtract(*p.rewards)[i] for p, i in ((test, which), (exchanged, other))]
+    return which, *margins
+
+
 def _prompt(data: _Data, test: Predictions, exchanged: Predictions | None) -> dict[str, Any]:
     """How much of the accuracy depends on the prompt: that with own prompts and with others'.
 
     'changed_order' is the share of pairs of which the other side is ahead once the prompt is
     another one.
     """
-    own, other = ((), ()) if exchanged is None else matching_pairs(test, exchanged)
-    reason = ('no prompts were exchanged' if exchanged is None
-              else _too_few(len(own), 'pairs with another prompt'))
-    which = np.asarray(own, np.int64)
-    margin, foreign = data.margin[which], np.zeros(0)
-    if len(which):
-        rewards = exchanged.means.astype(np.float64)[exchanged.pairs[other]]
-        foreign = rewards[:, 0] - rewards[:, 1]
-    before, after = halved_ties(margin), halved_ties(foreign)
+    reason = 'no prompts were exchanged'
+    which = own = foreign = np.zeros(0, np.int64)
+    if exchanged is not None:
+        which, own, foreign = exchanged_margins(test, exchanged)
+        reason = _too_few(len(which), 'pairs with another prompt')
+    before, after = halved_ties(own), halved_ties(foreign)
     statistics = {
         'accuracy': mean(before),
         'accuracy_exchanged': mean(after),
         'gain': mean(before - after),
-        'rank_correlation_of_margins': rank_correlation(margin, foreign),
+        'rank_correlation_of_margins': rank_correlation(own, foreign),
         'changed_order': mean((before != after).astype(np.float64)),
     }
     return {'pairs': len(which)} | {

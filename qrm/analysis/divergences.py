@@ -34,7 +34,7 @@ _EstimatorFunction = Callable[
     [np.ndarray, np.ndarray, np.ndarray | None, np.ndarray], float]
 
 # A sample narrower than this share of the pooled range is treated as this wide.
-_WIDTH_FLOOR = 1e-6
+WIDTH_FLOOR = 1e-6
 # Same for kernels, where the grid must still resolve the width.
 _BANDWIDTH_FLOOR = 1e-3
 # Densities below this share of the uniform density over the pooled range are rounding errors of
@@ -206,80 +206,10 @@ def gaussian(pairs: _Pairs) -> float:
     Raises:
       ValueError: if shapes or types differ from the above, n < 10, or a reward is not finite.
     """
-    floor = (_WIDTH_FLOOR * pairs.span) ** 2
+    floor = (WIDTH_FLOOR * pairs.span) ** 2
     mean_p, var_p = _moments(pairs.chosen, pairs.weights)
     mean_q, var_q = _moments(pairs.rejected, pairs.weights)
     return gaussian_kl(mean_p, max(var_p, floor), mean_q, max(var_q, floor))
-
-
-class Split(NamedTuple):
-    """What the Gaussian divergence of pooled rewards is made of.
-
-    Attributes:
-      within: nats; the divergence of rewards around the mean of their pair.
-      share: of the variance of rewards within a side, what is within pairs; in [0, 1].
-      unequal: nats; what the sides' unequal variances add.
-    """
-
-    within: float
-    share: float
-    unequal: float
-
-
-def split(chosen: np.ndarray, rejected: np.ndarray, weights: np.ndarray | None,
-          clusters: np.ndarray) -> Split:
-    """Splits the Gaussian estimate: gaussian = within * share + unequal.
-
-    With m = (chosen + rejected) / 2 of a pair, which preferences say nothing of, and half its
-    margin d = (chosen - rejected) / 2, the sides are m + d and m - d. Around m they are d and -d:
-    within = (2 E d)^2 / (2 Var d). If m and d do not covary, both sides have the variance
-    Var d + Var m, and share = Var d / (Var d + Var m) is what pooling prompts leaves of it.
-
-    Args:
-      chosen, rejected, weights, clusters: as of `gaussian`.
-
-    Raises:
-      ValueError: as `gaussian`.
-    """
-    pairs = _prepare(chosen, rejected, weights, clusters)
-    if not pairs.span:
-        return Split(0.0, 1.0, 0.0)
-    margin, within = _moments((pairs.chosen - pairs.rejected) / 2.0, pairs.weights)
-    between = _moments((pairs.chosen + pairs.rejected) / 2.0, pairs.weights)[1]
-    within = max(within, (_WIDTH_FLOOR * pairs.span) ** 2)
-    inside, share = 2.0 * margin**2 / within, within / (within + between)
-    return Split(float(inside), float(share),
-                 gaussian(chosen, rejected, weights, clusters) - float(inside * share))
-
-
-class Parts(NamedTuple):
-    """Why one model's Gaussian divergence is larger than another's, in nats.
-
-    Attributes:
-      total: the difference.
-      within: what less variance within pairs, relative to the squared mean margin, contributes.
-      between: what less variance between pairs does, relative to the same.
-      unequal: what unequal variances of the sides do.
-    """
-
-    total: float
-    within: float
-    between: float
-    unequal: float
-
-
-def attribute(a: Split, b: Split) -> Parts:
-    """Splits a - b into parts that sum to it.
-
-    Of within * share = 2 (E d)^2 / (Var d + Var m) the inverse is a sum, v + w with v = Var d / 2
-    (E d)^2 and w = Var m / 2 (E d)^2, so that the difference of two of them, 1 / (v + w) - 1 / (v'
-    + w'), is exactly their product times (v' - v) + (w' - w).
-    """
-    first, second = a.within * a.share, b.within * b.share
-    within = first * b.share - second * a.share
-    between = first * (1.0 - b.share) - second * (1.0 - a.share)
-    unequal = a.unequal - b.unequal
-    return Parts(within + between + unequal, within, between, unequal)
 
 
 def _kth_distance(points: np.ndarray, queries: np.ndarray, k: int) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import scipy
 
-from qrm.analysis import divergences
+from qrm.analysis import divergences, pooling
 from qrm.data.comparisons import DataError
 from qrm.rewards import metrics, resampling, statistics
 from qrm.rewards.metrics import Predictions
@@ -82,7 +82,7 @@ def build_table(runs: Runs, *, replicates: int, null_draws: int, level: float, s
              'kl': {name: _difference(cells[model][name], cells[reference][name], level)
                     for name in divergences.ESTIMATORS},
              'parts': _with_intervals(
-                 [divergences.attribute(a, b)
+                 [pooling.attribute(a, b)
                   for a, b in zip(splits[model], splits[reference], strict=True)], level)}
             for reference, model in itertools.combinations(members, 2)]
     return {
@@ -182,10 +182,10 @@ def _divergences(predictions: Predictions, weights: np.ndarray, null_draws: int,
     }
 
 
-def _splits(predictions: Predictions, weights: np.ndarray) -> list[divergences.Split]:
+def _splits(predictions: Predictions, weights: np.ndarray) -> list[pooling.Split]:
     """Of all pairs, and of each replicate."""
     chosen, rejected = predictions.rewards
-    return [divergences.split(chosen, rejected, each, predictions.groups)
+    return [pooling.split(chosen, rejected, each, predictions.groups)
             for each in (None, *weights)]
 
 

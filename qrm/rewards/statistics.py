@@ -144,6 +144,13 @@ def auroc(score: np.ndarray, positive: np.ndarray, strata: np.ndarray | None = N
     return statistic
 
 
+def tenths(values: np.ndarray) -> np.ndarray:
+    """[m] in which tenth of values [m] each of them is, from 0; equal ones are in the same."""
+    ranks = middle_ranks(np.unique(values, return_inverse=True)[1],
+                         np.full(len(values), 1.0 / max(len(values), 1)))
+    return (10 * ranks).astype(np.int64)
+
+
 def crps(quantiles: np.ndarray, ratings: np.ndarray) -> np.ndarray:
     """Continuous ranked probability score [m] of quantiles [m, N] as equally likely atoms.
 

@@ -18,6 +18,7 @@ from qrm.rewards import metrics
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.losses import LossConfig
 from qrm.rewards.metrics import Predictions
+from qrm.studies.columns import Judged
 from qrm.training import base, inference
 from qrm.training.features import Featured, Features
 from qrm.training.reward_model import RewardModel
@@ -29,18 +30,6 @@ Scorer = Callable[[Sequence[Encoded]], Sequence[np.ndarray]]
 
 # Weights of the probe's penalty, per pair and on features of mean square 1.
 PENALTIES = tuple(10.0**x for x in np.arange(-4.0, 1.5, 0.5))
-
-
-class Judged(NamedTuple):
-    """What is said of test comparisons.
-
-    Attributes:
-      own: predictions.
-      exchanged: of some of them with the prompts of others; None if there are none.
-    """
-
-    own: Predictions
-    exchanged: Predictions | None = None
 
 
 def longer(config: Any, prepared: Prepared) -> Scorer:

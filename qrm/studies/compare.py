@@ -12,23 +12,23 @@ import copy
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from qrm.analysis import diagnostics, divergences, evaluate, tables
+from qrm.analysis import divergences, evaluate, pooling, tables
 from qrm.data import demo, sources
 from qrm.data.comparisons import DataError
 from qrm.data.sources import workloads_of
-from qrm.rewards import heads, metrics, resampling, statistics
+from qrm.rewards import heads, metrics, resampling
 from qrm.rewards.heads import HeadConfig
-from qrm.rewards.metrics import Predictions
 from qrm.rewards.statistics import Undefined
 from qrm.studies import baselines, figures, worlds
-from qrm.studies.baselines import BASELINES, Judged
+from qrm.studies.baselines import BASELINES
+from qrm.studies.columns import COLUMNS, Column, Judged
 from qrm.training import config as config_lib
 from qrm.training import features, schema, workdir
 from qrm.training.schema import ANY, NOT_NEGATIVE, ConfigError, Each, Key, OneOf, Table
@@ -95,132 +95,6 @@ class Member(NamedTuple):
     @property
     def folder(self) -> str:
         return '-'.join(str(part) for part in self if part != '')
-
-
-class Column(NamedTuple):
-    """A number that is measured of every model.
-
-    Attributes:
-      label: for tables.
-      table: which one it stands in: 'pairs', 'pooling', 'controls' or 'spread', the last over
-        responses.
-      statistic: what is said -> statistic of multiplicities, see `statistics`.
-    """
-
-    label: str
-    table: str
-    statistic: Callable[[Judged], statistics.Statistic]
-
-    @property
-    def of_pairs(self) -> bool:
-        """Whether it is over pairs, else over responses."""
-        return self.table != 'spread'
-
-
-def _margin(p: Predictions) -> np.ndarray:
-    chosen, rejected = p.rewards
-    return chosen - rejected
-
-
-def _probabilities(j: Judged) -> np.ndarray:
-    """[n] float64 log of the predicted probability of the label.
-
-    Raises:
-      Undefined: a score is no log odds.
-    """
-    if np.isnan(j.own.log_win).any():
-        raise Undefined('no probability is predicted')
-    return j.own.log_win.astype(np.float64)
-
-
-def _divergence(name: str) -> Callable[[Judged], statistics.Statistic]:
-    function = divergences.ESTIMATORS[name].function
-    return lambda j: lambda weights: function(*j.own.rewards, weights, j.own.groups)
-
-
-def _part(name: str) -> Callable[[Judged], statistics.Statistic]:
-    """A part of the Gaussian divergence, see `divergences.Split`."""
-    return lambda j: lambda weights: getattr(
-        divergences.split(*j.own.rewards, weights, j.own.groups), name)
-
-
-def _log_ratio(p: Predictions) -> np.ndarray:
-    """[n] log of the ratio of lengths, preferred side over the other."""
-    first, second = np.log(np.maximum(p.lengths, 1)).astype(np.float64)[p.pairs.T]
-    return first - second
-
-
-def _accuracy_where(which: Callable[[np.ndarray], np.ndarray]
-                    ) -> Callable[[Judged], statistics.Statistic]:
-    """Accuracy on the pairs for whose log ratios of lengths something holds."""
-
-    def statistic(j: Judged) -> statistics.Statistic:
-        some = np.flatnonzero(which(_log_ratio(j.own)))
-        return _among(some, statistics.accuracy(_margin(j.own)[some]))
-
-    return statistic
-
-
-def _among(which: np.ndarray, statistic: statistics.Statistic) -> statistics.Statistic:
-    """A statistic of some of the pairs as one of all.
-
-    Raises:
-      Undefined: they are too few.
-    """
-    if len(which) < diagnostics.MIN_ITEMS:
-        raise Undefined(f'{len(which)} pairs, fewer than {diagnostics.MIN_ITEMS}')
-    return lambda weights: statistic(None if weights is None else weights[which])
-
-
-def _own_prompt(j: Judged) -> statistics.Statistic:
-    """What the own prompt adds to the accuracy, in place of another's."""
-    if j.exchanged is None:
-        raise Undefined('no prompts were exchanged')
-    own, other = diagnostics.matching_pairs(j.own, j.exchanged)
-    before, after = (statistics.halved_ties(_margin(p)[i])
-                     for p, i in ((j.own, own), (j.exchanged, other)))
-    return _among(own, statistics.mean(before - after))
-
-
-def _means(j: Judged) -> np.ndarray:
-    return j.own.means.astype(np.float64)
-
-
-def _stds(j: Judged) -> np.ndarray:
-    return j.own.stds.astype(np.float64)
-
-
-def _lowest(j: Judged) -> np.ndarray:
-    return np.sort(j.own.quantiles, axis=1)[:, 0].astype(np.float64)
-
-
-COLUMNS = {
-    'accuracy': Column('accuracy', 'pairs', lambda j: statistics.accuracy(_margin(j.own))),
-    'nll': Column('NLL', 'pairs', lambda j: statistics.mean(
-        statistics.log_scores(_probabilities(j), j.own.log_loss, j.own.label))),
-    'ece': Column('ECE', 'pairs', lambda j: statistics.calibration_error(
-        *statistics.stated_and_observed(_probabilities(j), j.own.label))),
-    **{name: Column(f'KL, {e.label}', 'pairs', _divergence(name))
-       for name, e in divergences.ESTIMATORS.items() if e.is_kl},
-    'within': Column('KL within pairs, Gaussian', 'pooling', _part('within')),
-    'share': Column('share of the variance within pairs', 'pooling', _part('share')),
-    'longer_chosen': Column('where the longer is preferred', 'controls',
-                            _accuracy_where(lambda ratio: ratio > 0.0)),
-    'shorter_chosen': Column('where the shorter is', 'controls',
-                             _accuracy_where(lambda ratio: ratio < 0.0)),
-    'length_matched': Column(
-        f'within {diagnostics.LENGTH_RATIO:g} in length', 'controls',
-        _accuracy_where(lambda ratio: np.abs(ratio) <= np.log(diagnostics.LENGTH_RATIO))),
-    'own_prompt': Column('added by the own prompt', 'controls', _own_prompt),
-    'reward_std': Column('std of rewards', 'spread', lambda j: statistics.deviation(_means(j))),
-    'spread': Column('spread', 'spread', lambda j: statistics.mean(_stds(j))),
-    'spread_variation': Column('variation of the spread', 'spread',
-                               lambda j: statistics.variation(_stds(j))),
-    'outer_rank': Column('rank(lowest quantile, reward)', 'spread',
-                         lambda j: statistics.rank_correlation(_lowest(j), _means(j))),
-    'unexplained': Column('share of the spread beyond the reward', 'spread',
-                          lambda j: statistics.unexplained_share(_stds(j), _means(j))),
-}
 
 
 def compare(config: Any, folder: str) -> str:
@@ -427,7 +301,7 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
     Returns:
       One row for each model: 'model', 'columns' (name -> value, low, high and the same of the
       difference to the reference), 'parts' (of the difference in the Gaussian divergence, see
-      `divergences.Parts`), 'kl' (definition -> mean over seeds), 'seeds' (what the columns are for
+      `pooling.Parts`), 'kl' (definition -> mean over seeds), 'seeds' (what the columns are for
       each seed).
 
     Raises:
@@ -445,12 +319,12 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
         for model in models for name, column in COLUMNS.items()
     }
     pair_weights = weights[:, first.comparisons[first.pairs[:, 0]]]
-    splits = {key: [divergences.split(*j.own.rewards, row, j.own.groups)
+    splits = {key: [pooling.split(*j.own.rewards, row, j.own.groups)
                     for row in (None, *pair_weights)] for key, j in runs.items()}
     rows = []
     for model in models:
         columns = {}
-        parts = [np.array([divergences.attribute(a, b) for a, b in zip(
+        parts = [np.array([pooling.attribute(a, b) for a, b in zip(
             splits[model, s], splits[reference, s], strict=True)]).T for s in seeds]
         for name in COLUMNS:
             own, other = values[model, name], values[reference, name]
@@ -460,7 +334,7 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
             'model': model,
             'columns': columns,
             'parts': {name: resampling.over_seeds([of_seed[i] for of_seed in parts], picks, level)
-                      for i, name in enumerate(divergences.Parts._fields)},
+                      for i, name in enumerate(pooling.Parts._fields)},
             'kl': {name: float(np.mean([e.function(*runs[model, s].own.rewards, None, first.groups)
                                         for s in seeds]))
                    for name, e in divergences.ESTIMATORS.items()},

@@ -32,7 +32,6 @@ from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ANY, LEVEL, NOT_NEGATIVE, SHARE, Each, Key, Range, Table
 from qrm.training.workdir import WorkdirError
 
-_STRATA = 10  # classes of pairs of about equal absolute margin, as in `diagnostics`
 BAYES = 'bayes'  # the Bayesian linear head, which is fitted here
 
 KEYS: Table = {
@@ -109,11 +108,11 @@ GRADED = {
 }
 # Column -> what it is, of single ratings.
 RATED = {
-    'reward': 'rank correlation of the reward',
-    'coverage': 'coverage error',
+    'rank_correlation_of_reward': 'rank correlation of the reward',
+    'coverage_error': 'coverage error',
     'crps': 'CRPS',
     'crps_gain': 'CRPS gained over one constant spread',
-    'error': 'rank correlation of the spread with the error',
+    'rank_correlation_with_error': 'rank correlation of the spread with the error',
 }
 
 
@@ -354,10 +353,7 @@ def _of_disputed(name: str, panel: Panel, said: Said, seed: int) -> Statistic:
 
 def _strata(panel: Panel, said: Said) -> np.ndarray:
     """[n] tenths by the size of the margin; of single responses by the reward."""
-    size = np.abs(said.margin) if _of_pairs(panel) else said.margin
-    place = np.unique(size, return_inverse=True)[1]
-    ranks = statistics.middle_ranks(place, np.full(len(size), 1.0 / len(size)))
-    return np.minimum((_STRATA * ranks).astype(np.int64), _STRATA - 1)
+    return statistics.tenths(np.abs(said.margin) if _of_pairs(panel) else said.margin)
 
 
 def _of_graded(name: str, panel: Panel, said: Said) -> Statistic:
@@ -388,7 +384,7 @@ def _of_graded(name: str, panel: Panel, said: Said) -> Statistic:
 def _of_ratings(name: str, p: Predictions) -> Statistic:
     """A number of `RATED`; quantiles are mapped to ratings by the line that fits rewards best."""
     rewards, ratings = p.means.astype(np.float64), p.ratings.astype(np.float64)
-    if name == 'reward':
+    if name == 'rank_correlation_of_reward':  # needs no line
         return statistics.rank_correlation(rewards, ratings)
     if statistics.is_constant(rewards):
         raise Undefined('all rewards are equal')
@@ -396,16 +392,8 @@ def _of_ratings(name: str, p: Predictions) -> Statistic:
     if slope <= 0.0:
         raise Undefined('ratings do not rise with the reward')
     quantiles = intercept + slope * np.sort(p.quantiles.astype(np.float64), axis=1)
-    center = quantiles.mean(axis=1)
-    constant = center[:, None] + (quantiles - center[:, None]).mean(axis=0)
-    own = statistics.crps(quantiles, ratings)
-    return {
-        'coverage': lambda: statistics.coverage_error(quantiles, ratings, p.taus),
-        'crps': lambda: statistics.mean(own),
-        'crps_gain': lambda: statistics.mean(statistics.crps(constant, ratings) - own),
-        'error': lambda: statistics.rank_correlation(
-            p.stds.astype(np.float64), np.abs(ratings - center)),
-    }[name]()
+    return diagnostics.rating_statistics(
+        quantiles, p.taus, rewards, p.stds.astype(np.float64), ratings)[name]
 
 
 def _of_choices(text: str, panel: Panel, p: Predictions) -> Statistic:

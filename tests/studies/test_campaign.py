@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from qrm.studies import breakages, campaign, generated
+from qrm.studies import breakages, campaign, generated, strikes
 from qrm.studies.strikes import Ground, Outcome
 from qrm.training import schema
 from qrm.training.schema import ConfigError
@@ -14,7 +14,10 @@ from qrm.training.schema import ConfigError
 
 @pytest.fixture(scope='module')
 def ground(tmp_path_factory):
-    return Ground(tmp_path_factory.mktemp('ground'))
+    """Of runs a third as long as the campaign's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(strikes.TINY, 'train.epochs', 3.0)
+        yield Ground(tmp_path_factory.mktemp('ground'))
 
 
 SAMPLES = {'killed': 1, 'killed_of_two': 1, 'checkpoint_damaged': 4, 'disk_full': 1, 'stopped': 2,

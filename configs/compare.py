@@ -11,6 +11,8 @@ pairs, of which there are twice as many; and baselines stand beside them:
 
     qrm compare --config=compare:frozen --workdir=results/heads --config.data.path=DIR \\
       --config.model.checkpoint=DIR
+
+`scalar_chats` and `quantile_chats` in `compare.models` read the texts by the chat template.
 """
 
 from ml_collections import ConfigDict
@@ -19,7 +21,7 @@ from qrm.commands import configs
 from qrm.studies import compare
 from qrm.training import config
 
-_UNRATED = {'compare.models': tuple(name for name in compare.MODELS if name not in compare.RATED)}
+_UNRATED = {'compare.models': tuple(name for name in compare.DEFAULT if name not in compare.RATED)}
 _FROZEN = _UNRATED | {
     'data.max_length': 1024,
     'data.validation_fraction': 0.1,

@@ -3,8 +3,9 @@
 Axes: n pairs, R responses, c comparisons, N quantiles, S seeds, r bootstrap replicates.
 
 A model is a head and a loss; data, backbone, batches and seeds are the same for all, and what of
-the backbone it reads can be chosen for each on held-out comparisons. Beside models stand baselines,
-which are not trained. A number is the mean over seeds, its interval that of a bootstrap that draws
+the backbone it reads can be chosen for each on held-out comparisons. One that reads the texts as
+chats stands beside one that reads them as they are. Beside models stand baselines, which are not
+trained. A number is the mean over seeds, its interval that of a bootstrap that draws
 opening questions and seeds, the same ones for every model, so that differences are paired.
 """
 
@@ -36,7 +37,10 @@ from qrm.training.train import prepare, read_data, train
 
 _PAPER = 'bradley_terry_quantile_huber'
 
-# Name -> what a model has in its `head` and `loss` sections. Nothing else may differ.
+_CHATS = {'as_chats': True}
+
+# Name -> what a model has in its `head` and `loss` sections, and how it reads texts. Nothing else
+# may differ.
 MODELS = {
     'scalar': {'head': {'name': 'scalar'}},
     # Pulled towards 0 as ten quantiles with lambda = .1 are, see `config.centre_weight`.
@@ -53,7 +57,11 @@ MODELS = {
     'ensemble': {'head': {'name': 'scalar', 'members': 5}},
     'ratings': {'head': {'name': 'monotone_quantile'},
                 'loss': {'monotone_quantile': 'ratings_pinball'}},
+    'scalar_chats': {'head': {'name': 'scalar'}, 'data': _CHATS},
+    'quantile_chats': {'head': {'name': 'quantile'}, 'data': _CHATS},
 }
+# Those that need no chat template, which a tokenizer trained on the data does not have.
+DEFAULT = tuple(name for name, sections in MODELS.items() if 'data' not in sections)
 RATED = ('ratings',)  # those that learn from ratings, where responses have them
 
 KEYS: Table = {  # beside those of every run
@@ -63,8 +71,9 @@ KEYS: Table = {  # beside those of every run
         'of parameters, batch order and dropout; the data stay'),
     'compare.reference': Key(
         'scalar', ANY, 'the model that others are compared with, pair by pair'),
-    'compare.models': Key(tuple(MODELS), Each(str), 'which, in the order of the tables'),
-    'compare.sections': Key(MODELS, ANY, 'what each has in its `head` and `loss`'),
+    'compare.models': Key(DEFAULT, Each(str), 'which, in the order of the tables'),
+    'compare.sections': Key(
+        MODELS, ANY, 'what each has in its `head` and `loss`, and in `data.as_chats`'),
     'compare.reads': Key(
         (), Each(str), "what heads may read, as 'last+mean': each model reads what has the least "
         'held-out loss, the mean over seeds; (): `head.reads`'),
@@ -145,8 +154,8 @@ def _workload(config: Any, workload: str, members: Mapping[Member, Any],
     """Trains and measures all models of a workload, and the baselines beside them."""
     first, settings = next(iter(members.values())), config.analysis
     if first.train.tune == 'head' and config.compare.reads:
-        # Random backbones differ by seed.
-        bases = {m.seed * (not m.model.checkpoint): m for m in members.values()}
+        # Random backbones differ by seed, and chats from texts.
+        bases = {(m.seed * (not m.model.checkpoint), m.data.as_chats): m for m in members.values()}
         for member in bases.values():
             _extract(member, config.compare.reads)
     trained, described = {}, {}
@@ -274,12 +283,12 @@ def _changes_of(model: str, sections: Any) -> dict[str, Any]:
     """Dotted name -> value of what a model sets in the config of a run."""
     where = f'config.compare.sections.{model}'
     if not isinstance(sections, Mapping | ConfigDict):
-        raise ConfigError(f'{where}={sections!r}, expected the sections head and loss')
+        raise ConfigError(f'{where}={sections!r}, expected the sections head, loss and data')
     changes = dict(schema.flatten(sections, {}))
     for name, value in changes.items():
-        if name.partition('.')[0] not in ('head', 'loss'):
-            raise ConfigError(f'{where}: sets {name!r}, expected only keys of head and loss, so '
-                              'that models differ in nothing else')
+        if name.partition('.')[0] not in ('head', 'loss') and name != 'data.as_chats':
+            raise ConfigError(f'{where}: sets {name!r}, expected only keys of head and loss, and '
+                              'data.as_chats, so that models differ in nothing else')
         if name not in config_lib.KEYS:
             raise ConfigError(f'{where}: {schema.unknown(name, config_lib.KEYS)}')
         if expected := schema.expected(config_lib.KEYS[name], value):
@@ -348,7 +357,7 @@ def mechanism(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What changes with lambda: the rows of the paper's objective with one head, by its weight."""
     found = [row for row in rows
              if row['objective'] == _PAPER and row['targets'] == 'label'
-             and row['head'] == 'quantile']
+             and row['head'] == 'quantile' and row['as_chats'] == rows[0]['as_chats']]
     return [{'model': row['model'], 'lambda': row['huber_weight'],
              'accuracy': row['columns']['accuracy'], 'reward_std': row['columns']['reward_std'],
              'kl': row['kl']} for row in sorted(found, key=lambda row: row['huber_weight'])]
@@ -368,8 +377,12 @@ def format_tables(result: Mapping[str, Any]) -> str:
         trained = [row for row in rows if 'head' in row]
         of = {table: [name for name, column in COLUMNS.items() if column.table == table]
               for table in ('pairs', 'pooling', 'controls', 'spread')}
+        parts += [f'\n## {of_workload["workload"]}\n', tables.markdown(_model_lines(trained))]
+        if any(len(row['held_out']) > 1 for row in trained):
+            parts += ['\nHeld-out loss of each model by what its head reads, in the units of its '
+                      'criterion (mean over seeds; the least is chosen):\n',
+                      tables.markdown(_held_out_lines(trained))]
         parts += [
-            f'\n## {of_workload["workload"]}\n', tables.markdown(_model_lines(trained)),
             '\nJudged by pairs:\n', tables.markdown(_column_lines(rows, labels, of['pairs'])),
             f'\nDifference to {settings["reference"]}, paired:\n',
             tables.markdown(_column_lines(rows, labels, of['pairs'], difference=True)),
@@ -414,7 +427,8 @@ def _cost(costs: list[dict[str, Any]]) -> dict[str, Any]:
 def _describe(member: Any) -> dict[str, Any]:
     loss = config_lib.loss_config(member)
     return {'head': member.head.name, 'members': member.head.members, 'objective': loss.objective,
-            'targets': loss.targets, 'huber_weight': loss.huber_weight}
+            'targets': loss.targets, 'huber_weight': loss.huber_weight,
+            'as_chats': member.data.as_chats}
 
 
 def _evaluate(j: Judged, column: Column, weights: np.ndarray) -> np.ndarray | None:
@@ -484,6 +498,12 @@ def _model_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
                       '-' if seconds is None else f'{1000 * seconds:.0f}']
                      + [row['reads']] * chosen)
     return lines
+
+
+def _held_out_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    reads = list(dict.fromkeys(name for row in rows for name in row['held_out']))
+    return [['model', *reads], *([row['model'], *(f'{row["held_out"][name]:.3f}' for name in reads)]
+                                 for row in rows)]
 
 
 def _column_lines(rows: list[dict[str, Any]], labels: Mapping[str, str], names: list[str],

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from qrm.data import templates
 from qrm.data.comparisons import DataError
 from qrm.studies import compare, figures
 from qrm.studies.columns import Judged
@@ -107,12 +108,21 @@ def test_members_differ_in_head_and_loss_only():
             k: v for k, v in plain.items() if k not in ('head', 'loss', 'seed')}, model
 
 
+def test_some_models_read_texts_as_chats():
+    models = ('scalar', 'quantile', 'quantile_chats')
+    members = compare.member_configs(load_config('compare', **{'compare.models': models}))
+    plain, chats = (members['helpful', name, '', 0].to_dict() for name in models[1:])
+    assert (plain['data'].pop('as_chats'), chats['data'].pop('as_chats')) == (False, True)
+    assert plain == chats
+
+
 def test_models_that_set_anything_else_are_refused():
     config = load_config('compare')
-    with config.unlocked():
-        config.compare.sections.scalar.train = {'epochs': 9.0}
-    with pytest.raises(ConfigError, match="sections.scalar: sets 'train.epochs', expected only k"):
-        compare.member_configs(config)
+    for section, key in (('train', 'epochs'), ('data', 'max_length')):
+        with config.unlocked():
+            config.compare.sections.scalar = {section: {key: 9.0}}
+        with pytest.raises(ConfigError, match=f"sections.scalar: sets '{section}.{key}', expected"):
+            compare.member_configs(config)
     with pytest.raises(ConfigError, match="reference='none', expected one of"):
         compare.member_configs(load_config('compare', **{'compare.reference': 'none'}))
     with pytest.raises(ConfigError, match=r"models: \['none'\], expected some of"):
@@ -205,14 +215,16 @@ def test_each_head_on_a_frozen_backbone_reads_what_has_the_least_held_out_loss(
     reads = ('last', 'last+dialogue')
     config = load_config('compare', **TINY | {
         'train.tune': 'head', 'train.max_steps': 6, 'train.checkpoint_every': 3,
-        'compare.seeds': (0, 1), 'compare.models': ('scalar', 'ensemble'), 'compare.reads': reads,
+        'model.chat_template': templates.MOSS, 'compare.reads': reads, 'compare.seeds': (0, 1),
+        'compare.models': ('scalar', 'ensemble', 'scalar_chats'),
         'compare.baselines': ('longer', 'probe')})
     text = compare.compare(config, str(tmp_path))
-    # For each backbone training and validation, then test and that with prompts exchanged.
-    assert computed == 2 * [300, 150 + 150]
+    # Of texts and of chats, of which one is cut to two equal sides: for each backbone training and
+    # validation, then test and that with prompts exchanged.
+    assert computed == 2 * [300, 150 + 150] + 2 * [299, 150 + 150]
     assert (tmp_path / 'features').is_dir()
     result = workdir.read_json(str(tmp_path / 'compare.json'))['results'][0]
-    for row, members in zip(result['rows'], (1, 5), strict=False):
+    for row, members in zip(result['rows'], (1, 5, 1), strict=False):
         expected = {}
         for name in reads:
             losses = []
@@ -231,8 +243,12 @@ def test_each_head_on_a_frozen_backbone_reads_what_has_the_least_held_out_loss(
                   if (tmp_path / f'helpful-{row["model"]}-{name}-0' / 'evaluation.json').exists()}
         assert judged == {row['reads']}
         assert f"| {row['reads']} " in text
-    assert [row['model'] for row in result['rows'][2:]] == ['longer', 'probe']
-    assert result['rows'][3]['columns']['nll']['value'] > 0.0
+        stated = next(line for line in text.partition('Held-out loss')[2].splitlines()
+                      if line.startswith(f'| {row["model"]} '))
+        assert [float(cell) for cell in stated.split('|')[2:-1]] == pytest.approx(
+            list(expected.values()), abs=5e-4)
+    assert [row['model'] for row in result['rows'][3:]] == ['longer', 'probe']
+    assert result['rows'][4]['columns']['nll']['value'] > 0.0
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

@@ -129,7 +129,7 @@ def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> st
     diagnosis = diagnostics.diagnose(
         evaluation.predictions, subject.validation and subject.predict(subject.validation),
         evaluation.exchanged, **resampled,
-        fits_ratings=subject.model.loss.reads != 'preferences')
+        fits_ratings=subject.model.loss.rated)
     parts = [evaluation.report.format(), json.dumps(evaluation.metrics, indent=2)]
     text = verdict(diagnosis)
     if folder:
@@ -232,7 +232,7 @@ def exchange_some(config: Any, model: RewardModel,
     report = DataReport(config.data.path, 'exchanged', read=len(found))
     data = copy.deepcopy(config.data)
     data.overlong = 'truncate_prompt'
-    encoded = read_tokens(data, model, found, report, ratings=model.loss.reads != 'preferences')
+    encoded = read_tokens(data, model, found, report, ratings=model.loss.rated)
     if len(encoded) < count:
         print(f'note: {count - len(encoded)} of {count} comparisons have no other prompt that they '
               'can be read with', flush=True)
@@ -252,7 +252,7 @@ def encode(data: Any, model: RewardModel, comparisons: list[Comparison],
     Raises:
       DataError: nothing is left to judge it by, or too many rows are malformed.
     """
-    rated = model.loss.reads != 'preferences'
+    rated = model.loss.rated
     encoded = read_tokens(data, model, comparisons, report, ratings=rated)
     check_malformed([report], data.max_malformed)
     if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):

@@ -30,7 +30,7 @@ from typing import NamedTuple
 import chex
 import jax
 import jax.numpy as jnp
-from jax.scipy.special import ndtr, ndtri
+from jax.scipy.special import log_ndtr, ndtr, ndtri
 
 # Quadrature of `_log_expected_sigmoid`.
 _NODES = 65
@@ -256,6 +256,60 @@ def log_shared_win_probability(
     chex.assert_equal_shape_suffix([a.values, b.values], 1)
     log_wins = jax.nn.log_sigmoid(a.values - b.values - jnp.asarray(margin)[..., None])
     return jax.nn.logsumexp(log_wins, axis=-1, b=a.weights)
+
+
+def log_greater_probability(
+    a: Gaussians, b: Gaussians, margin: jax.Array | float = 0.0
+) -> jax.Array:
+    """log P(A - B > margin) of independent draws, without noise beside theirs.
+
+    Thurstone's law of comparative judgement, case III (1927): log Phi((m_a - m_b - margin) /
+    sqrt(s_a^2 + s_b^2)), the mean over components of mixtures.
+
+    Args:
+      a, b: with leading axes [...].
+      margin: [...] by how much a should be ahead.
+
+    Returns:
+      [...] nats, <= 0.
+    """
+    lead, scale = _pairs(a, b)
+    log_wins = log_ndtr((lead - jnp.asarray(margin)[..., None, None]) / scale)
+    return _log_mean_of_pairs(log_wins, a.weights, b.weights)
+
+
+def log_class_probabilities(a: Gaussians, thresholds: jax.Array) -> jax.Array:
+    """log P(t_k <= A < t_k+1) of the classes into which thresholds part the line.
+
+    An ordered probit with known thresholds (McKelvey & Zavoina 1975).
+
+    Args:
+      a: with leading axes [...].
+      thresholds: [T] increasing, at least one.
+
+    Returns:
+      [..., T + 1] nats, of all below the first threshold, between neighbours, and the rest.
+    """
+    z = a._standardised(thresholds)
+    log_classes = jnp.concatenate([
+        log_ndtr(z[..., :1, :]),
+        _log_ndtr_between(z[..., :-1, :], z[..., 1:, :]),
+        log_ndtr(-z[..., -1:, :])], axis=-2)
+    return jax.nn.logsumexp(log_classes, axis=-1, b=a.weights[..., None, :])
+
+
+def _log_ndtr_between(low, high):
+    """log(Phi(high) - Phi(low)), low < high, precise in both tails."""
+    flipped = low > 0.0
+    low, high = jnp.where(flipped, -high, low), jnp.where(flipped, -low, high)
+    log_high = log_ndtr(high)
+    distance = log_high - log_ndtr(low)
+    # log(1 - exp(-d)), by the form that loses fewer digits (Maechler 2012); each is kept from the
+    # other's part of the line, where its slope is infinite.
+    near = distance < math.log(2.0)
+    of_near = jnp.log(-jnp.expm1(-jnp.where(near, distance, 1.0)))
+    of_far = jnp.log1p(-jnp.exp(-jnp.where(near, 1.0, distance)))
+    return log_high + jnp.where(near, of_near, of_far)
 
 
 def _check_same_class(a, b):

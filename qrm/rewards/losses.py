@@ -9,6 +9,7 @@ shape are right. Ratings identify the distribution itself.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -49,11 +50,13 @@ OBJECTIVES = {
     'bradley_terry_quantile_huber': Objective('preferences', 'mean', _LEVELS),
     'quantile_bradley_terry': Objective('preferences', 'mean', _LEVELS),
     'distributional_bradley_terry': Objective('preferences', 'independent', _ALONE),
+    'thurstone': Objective('preferences', 'draws', ('gaussian',)),
     'posterior_quantile_regression': Objective('preferences', 'independent', QUANTILE_HEADS),
     'plackett_luce': Objective('preferences', 'mean', _ALONE),
     'ratings_pinball': Objective('ratings', 'independent', _LEVELS),
     'ratings_quantile_huber': Objective('ratings', 'independent', _LEVELS),
     'ratings_crps': Objective('ratings', 'independent', _ALONE),
+    'ratings_ordinal': Objective('ratings', 'independent', ('gaussian',)),
     'annotator_bradley_terry': Objective('annotators', 'shared', ('annotator',)),
 }
 
@@ -70,14 +73,18 @@ class LossConfig:
       pair_epsilon: what is added to the probability inside of the logarithm of Bradley-Terry.
       kappa: threshold of the Huber loss.
       ema_decay: of the teacher's parameters, an exponential moving average ('teacher' targets).
-      anchor_weight: weight of an annotator's ratings beside its preferences.
+      thresholds: that part ratings into classes, of which alone 'ratings_ordinal' learns; with an
+        objective on preferences of the Gaussian head responses that are rated as well are anchors,
+        see `ordinal`.
+      anchor_weight: weight of ratings beside preferences: of an annotator's own, or of classes.
       label_smoothing: share epsilon of preferences taken to be the wrong way round.
       centre_weight: weight of the squared sum of both sides' rewards, see `centring`.
       entropy_weight: weight of the entropy of categorical rewards, which is rewarded.
       lm_weight: weight of the language-model loss on the preferred response (MOSS-RLHF).
 
     Raises:
-      ValueError: an unknown name, kappa <= 0, a negative weight, or one that is not finite.
+      ValueError: an unknown name, kappa <= 0, a negative weight, or one that is not finite,
+        thresholds that do not increase or that nothing reads.
     """
 
     objective: str
@@ -87,6 +94,7 @@ class LossConfig:
     pair_epsilon: float = 0.0
     kappa: float = 1.0
     ema_decay: float = 0.99
+    thresholds: tuple[float, ...] = ()
     anchor_weight: float = 1.0
     label_smoothing: float = 0.0
     centre_weight: float = 0.0
@@ -94,6 +102,7 @@ class LossConfig:
     lm_weight: float = 0.0
 
     def __post_init__(self):
+        object.__setattr__(self, 'thresholds', tuple(map(float, self.thresholds)))
         if self.objective not in OBJECTIVES:
             raise ValueError(f'objective {self.objective!r}, expected one of {tuple(OBJECTIVES)}')
         if self.targets not in TARGETS:
@@ -108,6 +117,13 @@ class LossConfig:
         if not (0 <= self.ema_decay < 1 and 0 <= self.label_smoothing < 0.5):
             raise ValueError(f'ema_decay={self.ema_decay}, label_smoothing={self.label_smoothing}, '
                              'expected numbers in [0, 1) and [0, .5)')
+        if any(not low < high for low, high in itertools.pairwise(
+                (-math.inf, *self.thresholds, math.inf))):
+            raise ValueError(f'thresholds={self.thresholds}, expected finite numbers that increase')
+        ordinal = self.objective == 'ratings_ordinal'
+        if ordinal != bool(self.thresholds) and self.reads != 'preferences':
+            raise ValueError(f'thresholds={self.thresholds} with the objective {self.objective!r}, '
+                             f'expected {"at least one" if ordinal else "none"}')
         for key in ('huber_weight', 'pair_epsilon', 'anchor_weight', 'centre_weight',
                     'entropy_weight', 'lm_weight'):
             if not 0 <= getattr(self, key) < math.inf:
@@ -118,6 +134,11 @@ class LossConfig:
     def reads(self) -> str:
         """What it learns from: 'preferences', 'ratings' or 'annotators'."""
         return OBJECTIVES[self.objective].reads
+
+    @property
+    def rated(self) -> bool:
+        """Whether it learns from ratings, alone or beside preferences."""
+        return self.reads != 'preferences' or bool(self.thresholds)
 
     @property
     def has_teacher(self) -> bool:
@@ -138,6 +159,9 @@ def check_head(loss: LossConfig, head: HeadConfig) -> None:
     if loss.entropy_weight and head.name != 'categorical':
         raise ValueError(f'entropy_weight={loss.entropy_weight} with the {head.name} head, '
                          'expected 0: only categorical weights have an entropy')
+    if loss.thresholds and head.name != 'gaussian':
+        raise ValueError(f'thresholds={loss.thresholds} with the {head.name} head, expected none: '
+                         'classes have probabilities with a slope under Gaussians only')
     if loss.centre_weight and loss.reads != 'preferences':
         raise ValueError(f'centre_weight={loss.centre_weight} with the objective '
                          f'{loss.objective!r}, expected 0: ratings say where rewards are')
@@ -224,6 +248,23 @@ def distributional_bradley_terry(
       [] nats.
     """
     return -chosen.log_win_probability(rejected, margin)
+
+
+def thurstone(chosen: Gaussians, rejected: Gaussians, margin: jax.Array | float = 0.0):
+    """-log P(R_c - R_r > m) of independent draws: Thurstone's case III, without logistic noise.
+
+    Identifies means and standard deviations up to a shift and a scale that all share; ratings of
+    two or more thresholds beside the preferences, see `ordinal`, fix both (Fang et al. 2026,
+    arXiv:2605.11865, their equation 7 and public code).
+
+    Args:
+      chosen, rejected: Gaussians of one reward.
+      margin: by how much the chosen reward should be ahead.
+
+    Returns:
+      [] nats.
+    """
+    return -distributions.log_greater_probability(chosen, rejected, margin)
 
 
 def quantile_bradley_terry(
@@ -438,16 +479,35 @@ def quantile_huber(quantiles: jax.Array, taus: jax.Array, target: jax.Array, *, 
     return jnp.sum(jnp.abs(taus - below) * huber)
 
 
+def ordinal(reward: Gaussians, thresholds: tuple[float, ...], rating: jax.Array):
+    """-log of the probability of a rating's class, the number of thresholds at or below it.
+
+    An ordered probit whose thresholds are known: one of them identifies the ratio of the mean's
+    distance from it to the standard deviation, two or more both.
+
+    Args:
+      reward: Gaussians without leading axes.
+      thresholds: that increase, in units of the rating.
+      rating: [].
+
+    Returns:
+      [] nats.
+    """
+    limits = jnp.asarray(thresholds)
+    return -distributions.log_class_probabilities(reward, limits)[jnp.sum(rating >= limits)]
+
+
 def attribute_ratings(config: LossConfig, parts: Distribution, taus: jax.Array,
                       ratings: jax.Array):
     """Mean loss of the attributes that were rated, each as its own regression.
 
     Dorka 2024 (QRM) regresses quantiles on the ratings of several attributes with missing entries,
     Wang et al. 2024 (ArmoRM) scalars. 'ratings_crps' is the continuous ranked probability score,
-    for any distribution (Gneiting & Raftery 2007, eq. 21).
+    for any distribution (Gneiting & Raftery 2007, eq. 21); with thresholds only classes of ratings
+    are read, see `ordinal`.
 
     Args:
-      config: a rating objective.
+      config: a rating objective, or one on preferences with thresholds.
       parts: distribution with axes [K, A].
       taus: [K, N] levels.
       ratings: [K, A], NaN where missing.
@@ -459,6 +519,8 @@ def attribute_ratings(config: LossConfig, parts: Distribution, taus: jax.Array,
     targets = jnp.where(known, ratings, 0.0)
 
     def one(part: Distribution, levels: jax.Array, target: jax.Array) -> jax.Array:
+        if config.thresholds:
+            return ordinal(part, config.thresholds, target)
         if config.objective == 'ratings_crps':
             return part.crps(target)
         if config.objective == 'ratings_pinball':
@@ -508,7 +570,8 @@ def log_win_probability(config: LossConfig, chosen: Distribution, rejected: Dist
     """log P(chosen preferred) under the likelihood that the objective fits, without margin.
 
     'mean': sigma(mean of R_c - mean of R_r), Bradley-Terry; 'independent': E sigma(R_c - R_r) with
-    independent draws; 'shared': the mean over annotators who each judge both sides.
+    independent draws; 'draws': P(R_c > R_r) with these; 'shared': the mean over annotators who
+    each judge both sides.
 
     Args:
       config: objective.
@@ -520,6 +583,8 @@ def log_win_probability(config: LossConfig, chosen: Distribution, rejected: Dist
     likelihood = OBJECTIVES[config.objective].likelihood
     if likelihood == 'independent':
         return chosen.log_win_probability(rejected)
+    if likelihood == 'draws':
+        return distributions.log_greater_probability(chosen, rejected)
     if likelihood == 'shared':
         return distributions.log_shared_win_probability(chosen, rejected)
     return jax.nn.log_sigmoid(chosen.mean - rejected.mean)
@@ -532,8 +597,8 @@ def _member_loss(config: LossConfig, reward: Reward, judgement: Judgement,
     smoothing = config.label_smoothing
     preference = judgement.preference
     preference = (1.0 - smoothing) * preference + smoothing * preference.T
+    parts = jax.tree.map(lambda x: x[:, 0], reward.parts)
     if config.reads == 'ratings':
-        parts = jax.tree.map(lambda x: x[:, 0], reward.parts)
         loss = attribute_ratings(config, parts, reward.taus, judgement.ratings)
         if reward.gates.shape[-1] > 1:
             loss += _gate_loss(reward, preference, judgement.margin)
@@ -547,6 +612,9 @@ def _member_loss(config: LossConfig, reward: Reward, judgement: Judgement,
         pair = _pair_loss(config)
         sides = Side(total, reward.taus, teacher)
         loss = _expected(lambda c, r: pair(c, r, judgement.margin), sides, preference)
+    if config.thresholds and config.reads == 'preferences':
+        loss += config.anchor_weight * attribute_ratings(
+            config, parts, reward.taus, judgement.ratings)
     if config.centre_weight:
         loss += config.centre_weight * _expected(centring, total.mean, preference)
     if config.entropy_weight:
@@ -570,6 +638,7 @@ def _pair_loss(config: LossConfig) -> Callable[[Side, Side, jax.Array], jax.Arra
             c.reward.mean, r.reward.mean, m, config.pair_epsilon),
         'distributional_bradley_terry': lambda c, r, m: distributional_bradley_terry(
             c.reward, r.reward, m),
+        'thurstone': lambda c, r, m: thurstone(c.reward, r.reward, m),
         'quantile_bradley_terry': lambda c, r, m: quantile_bradley_terry(
             c.reward.values, r.reward.values, m),
         'posterior_quantile_regression': lambda c, r, m: posterior_quantile_regression(c, r),

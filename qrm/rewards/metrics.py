@@ -129,7 +129,7 @@ def _read(head: HeadConfig, loss: losses.LossConfig, outputs: jax.Array, ratings
     # Attributes are rated one by one, each against its own distribution over all members.
     parts = distributions.pool(jax.tree.map(lambda x: jnp.moveaxis(x, 1, 2), reward.parts))
     # Preferences leave the scale of rewards open: their distance to a rating means nothing.
-    known = jnp.isfinite(ratings) & (loss.reads != 'preferences')
+    known = jnp.isfinite(ratings) & loss.rated
     crps = jnp.where(known, parts.crps(jnp.where(known, ratings, 0.0)), 0.0)
     return {
         'quantiles': head.quantiles(outputs), 'means': whole.mean, 'stds': whole.std,

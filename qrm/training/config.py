@@ -149,9 +149,10 @@ KEYS: Table = {
         1, Range(1, 2**10), 'heads with parameters of their own, an ensemble if several'),
     # Objective of each head. From preferences: 'bradley_terry', 'bradley_terry_quantile_huber'
     # (the paper's), 'distributional_bradley_terry', 'posterior_quantile_regression',
-    # 'plackett_luce' and 'quantile_bradley_terry' (a control); from ratings: 'ratings_pinball',
-    # 'ratings_quantile_huber', 'ratings_crps'; from preferences of named annotators:
-    # 'annotator_bradley_terry'. `losses.OBJECTIVES` says which can train which head.
+    # 'plackett_luce', 'thurstone' and 'quantile_bradley_terry' (a control); from ratings:
+    # 'ratings_pinball', 'ratings_quantile_huber', 'ratings_crps', 'ratings_ordinal'; from
+    # preferences of named annotators: 'annotator_bradley_terry'. `losses.OBJECTIVES` says which can
+    # train which head.
     'loss.scalar': Key(
         'bradley_terry', _OBJECTIVE, 'objective of the scalar head; `losses.OBJECTIVES` has all'),
     'loss.gaussian': Key('distributional_bradley_terry', _OBJECTIVE, 'of the Gaussian head'),
@@ -175,8 +176,12 @@ KEYS: Table = {
         'added to the probability inside of the logarithm of Bradley-Terry; 0: none'),
     'loss.kappa': Key(1.0, POSITIVE, 'threshold of the Huber loss, in units of reward'),
     'loss.ema_decay': Key(0.99, BELOW_ONE, "of the teacher's parameters, a moving average"),
+    'loss.thresholds': Key(
+        (), Each(float),
+        "that part ratings into classes, which 'ratings_ordinal' learns; beside preferences, of "
+        'the Gaussian head, rated responses are anchors'),
     'loss.anchor_weight': Key(
-        1.0, NOT_NEGATIVE, "weight of an annotator's ratings beside its preferences"),
+        1.0, NOT_NEGATIVE, "weight of an annotator's ratings, or of classes, beside preferences"),
     'loss.label_smoothing': Key(
         0.0, Range(0, 0.5, open_high=True), 'share of preferences taken to be the wrong way round'),
     'loss.centre_weight': Key(

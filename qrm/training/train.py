@@ -209,7 +209,7 @@ def read_data(config: Any, folder: str | None = None) -> Data:
     encoded = {
         split: tokens.encode(
             comparisons, tokenizer, report, reading, overlong=config.data.overlong,
-            ratings=loss.reads != 'preferences',
+            ratings=loss.rated,
             # Held-out comparisons are judged by all that is known of them.
             preferences=split != 'train' or loss.reads != 'ratings' or network.head.gated,
             named=split == 'train' and loss.reads == 'annotators',
@@ -220,13 +220,15 @@ def read_data(config: Any, folder: str | None = None) -> Data:
         inference.check_look_ups(network, items)
     reports = {split: report for split, (_, report) in splits.items()}
     check_malformed(reports.values(), config.data.max_malformed)
-    by_ratings = metrics.criterion(loss) == 'crps'
+    has = {'preferred': tokens.has_preferred, 'rated': tokens.has_rating}
+    judged_by = 'rated' if metrics.criterion(loss) == 'crps' else 'preferred'
     for split, items in encoded.items():
-        if not (tokens.has_rating if by_ratings else tokens.has_preferred)(items):
-            known = 'rated' if by_ratings else 'preferred'
-            raise DataError(f'no comparison with a {known} response is left in the {split} split '
-                            '(rows with the same opening question stay in one split)\n'
-                            + format_reports(reports))
+        anchored = split == 'train' and loss.thresholds
+        for known in dict.fromkeys((judged_by, 'rated') if anchored else (judged_by,)):
+            if not has[known](items):
+                raise DataError(f'no comparison with a {known} response is left in the {split} '
+                                'split (rows with the same opening question stay in one split)\n'
+                                + format_reports(reports))
     return Data(tokenizer, reading, encoded, reports,
                 Seen.of(source.digest, splits['train'][0]), annotators)
 

@@ -18,6 +18,8 @@ from scipy.stats import norm
 from qrm.rewards.distributions import (
     Atoms,
     Gaussians,
+    log_class_probabilities,
+    log_greater_probability,
     log_shared_win_probability,
     pool,
     uniform_atoms,
@@ -402,6 +404,54 @@ def test_shared_annotators_by_hand():
     assert float(only) == pytest.approx(-300.0)
     with pytest.raises(AssertionError):
         log_shared_win_probability(a, uniform_atoms(jnp.zeros(3)))
+
+
+@pytest.mark.parametrize('components', [1, 3])
+@pytest.mark.usefixtures('float64')
+def test_greater_probability_is_the_mean_over_pairs_of_components(components):
+    a, b = _gaussians(20, 6, components), _gaussians(21, 6, components)
+    found = log_greater_probability(a, b, 0.4)
+    for i in range(6):
+        expected = sum(
+            a.weights[i, j] * b.weights[i, k] * norm.cdf(
+                (a.means[i, j] - b.means[i, k] - 0.4) / math.hypot(a.scales[i, j], b.scales[i, k]))
+            for j in range(components) for k in range(components))
+        assert float(found[i]) == pytest.approx(math.log(expected), abs=1e-12)
+    # Far behind, where the probability itself underflows in float32.
+    one, other = (Gaussians(*(jnp.full(1, x, jnp.float32) for x in (1.0, mean, 3.0)))
+                  for mean in (-40.0, 60.0))
+    assert float(log_greater_probability(one, other)) == pytest.approx(
+        norm.logcdf(-100.0 / math.sqrt(18.0)), rel=1e-6)
+
+
+@pytest.mark.parametrize('components', [1, 3])
+@pytest.mark.usefixtures('float64')
+def test_classes_are_differences_of_the_cdf(components):
+    a, thresholds = _gaussians(22, 6, components), jnp.array([-1.0, 0.2, 1.5])
+    ends = np.concatenate([np.zeros((6, 1)), a.cdf(thresholds), np.ones((6, 1))], axis=1)
+    np.testing.assert_allclose(np.exp(log_class_probabilities(a, thresholds)), np.diff(ends),
+                               rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(('mean', 'scale'), [
+    (0.0, 1.0), (30.0, 2.0), (-30.0, 2.0), (8.0, 0.5), (0.5, 200.0)])
+def test_classes_keep_their_digits_and_slopes_in_the_tails(mean, scale):
+    thresholds = jnp.array([0.0, 1.0], jnp.float32)
+
+    def middle(mean, scale):
+        d = Gaussians(jnp.ones(1), mean[None], scale[None])
+        return log_class_probabilities(d, thresholds)[1]
+
+    found, slopes = jax.value_and_grad(middle, (0, 1))(jnp.float32(mean), jnp.float32(scale))
+    # log(Phi(b) - Phi(a)) from the side where both are small.
+    a, b = -mean / scale, (1.0 - mean) / scale
+    a, b = (-b, -a) if a > 0.0 else (a, b)
+    expected = scipy.special.logsumexp([norm.logcdf(b), norm.logcdf(a)], b=[1.0, -1.0])
+    assert float(found) == pytest.approx(expected, rel=2e-4)
+    z, w = -mean / scale, (1.0 - mean) / scale
+    density = np.exp([norm.logpdf(z) - expected, norm.logpdf(w) - expected])
+    by_hand = (density[0] - density[1]) / scale, (z * density[0] - w * density[1]) / scale
+    np.testing.assert_allclose(slopes, by_hand, rtol=2e-3, atol=1e-5)
 
 
 def test_classes_do_not_mix():

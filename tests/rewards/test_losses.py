@@ -17,7 +17,7 @@ import scipy.stats
 
 from qrm.rewards import losses
 from qrm.rewards.distributions import Atoms, Gaussians, uniform_atoms
-from qrm.rewards.heads import HEADS, HeadConfig, taus
+from qrm.rewards.heads import HEADS, HeadConfig, Reward, taus
 from qrm.rewards.losses import (
     OBJECTIVES,
     LossConfig,
@@ -578,13 +578,15 @@ OPTIONS = {
     'bradley_terry': {'centre_weight': 0.3}, 'distributional_bradley_terry': {
         'label_smoothing': 0.1}, 'plackett_luce': {'label_smoothing': 0.1},
     'ratings_quantile_huber': {'kappa': 0.4}, 'annotator_bradley_terry': {'anchor_weight': 0.7},
+    'ratings_ordinal': {'thresholds': (-0.5, 1.0)},
 }
 PAIRS = [(objective, name) for objective, known in OBJECTIVES.items()
          for name in NAMES if name in known.heads]
 TRAINED = [(LossConfig(objective, **OPTIONS.get(objective, {})), HEAD[name])
            for objective, name in PAIRS]
 TRAINED += [(LossConfig('bradley_terry_quantile_huber', targets='teacher'), HEAD['quantile']),
-            (LossConfig('distributional_bradley_terry', entropy_weight=0.2), HEAD['categorical'])]
+            (LossConfig('distributional_bradley_terry', entropy_weight=0.2), HEAD['categorical']),
+            (LossConfig('thurstone', thresholds=(-0.5, 1.0), anchor_weight=0.7), HEAD['gaussian'])]
 TRAINED_NAMES = [f'{loss.objective}-{head.name}' for loss, head in TRAINED]
 
 
@@ -635,6 +637,55 @@ def test_every_objective_can_train_some_head():
 
 
 # Objectives of pairs, by hand.
+
+
+GAUSSIAN_SIDES = np.array([[1.0, 2.0], [0.5, 1.5]])  # mean and standard deviation of both
+
+
+def _of_gaussians(config, sides, ratings):
+    """Loss of a pair of Gaussians, the first preferred."""
+    means, scales = jnp.reshape(sides.T, (2, 2, 1, 1, 1))
+    reward = Reward(Gaussians(jnp.ones_like(means), means, scales), jnp.ones((2, 1, 1)),
+                    jnp.zeros((2, 0)))
+    known = judgement(np.array([[0.0, 1.0], [0.0, 0.0]]), 0.0, np.array(ratings)[:, None])
+    return comparison_loss(config, reward, known)
+
+
+@pytest.mark.parametrize(('ratings', 'anchored'), [
+    ((math.nan, math.nan), ()),
+    # Below, between and above the thresholds -.5 and 1; a rating on a threshold is above it.
+    ((-3.0, math.nan), [(0, -math.inf, -0.5)]),
+    ((math.nan, 0.0), [(1, -0.5, 1.0)]),
+    ((1.0, -0.5), [(0, 1.0, math.inf), (1, -0.5, 1.0)]),
+])
+@pytest.mark.usefixtures('float64')
+def test_thurstone_and_its_anchors_by_hand(ratings, anchored):
+    normal = scipy.stats.norm.cdf
+
+    def by_hand(sides):
+        (m, s), (n, t) = sides
+        loss = -math.log(normal((m - n) / math.hypot(s, t)))
+        each = [-math.log(normal(high, *sides[i]) - normal(low, *sides[i]))
+                for i, low, high in anchored]
+        return loss + 0.1 * np.mean(each) if each else loss
+
+    config = LossConfig('thurstone', thresholds=(-0.5, 1), anchor_weight=0.1)
+    value, gradient = jax.value_and_grad(
+        lambda sides: _of_gaussians(config, sides, ratings))(jnp.asarray(GAUSSIAN_SIDES))
+    assert float(value) == pytest.approx(by_hand(GAUSSIAN_SIDES), abs=1e-12)
+    np.testing.assert_allclose(gradient, _finite_differences(by_hand, GAUSSIAN_SIDES), atol=1e-6)
+
+
+@pytest.mark.usefixtures('float64')
+def test_thurstone_leaves_scale_and_shift_open_and_two_anchors_do_not():
+    free = LossConfig('thurstone')
+    anchored = LossConfig('thurstone', thresholds=(-0.5, 1.0))
+    moved = 3.0 * GAUSSIAN_SIDES + [2.0, 0.0]
+    one, other = (_of_gaussians(free, sides, (0.0, 1.5)) for sides in (GAUSSIAN_SIDES, moved))
+    assert float(one) == pytest.approx(float(other), abs=1e-12)
+    one, other = (_of_gaussians(anchored, sides, (0.0, 1.5)) for sides in (GAUSSIAN_SIDES, moved))
+    assert abs(float(one) - float(other)) > 0.1
+
 
 
 @pytest.mark.usefixtures('float64')
@@ -1058,6 +1109,9 @@ def test_win_probability_under_each_likelihood():
     for name in ('distributional_bradley_terry', 'ratings_crps'):
         found = _log_win_of(LossConfig(name), *gaussians)
         assert float(found) == pytest.approx(math.log(expected), abs=1e-5)
+    # A reward of N(1, 2^2) is above one of N(0, 1.5^2): Phi(1 / 2.5).
+    found = _log_win_of(LossConfig('thurstone'), *gaussians)
+    assert float(found) == pytest.approx(math.log(scipy.stats.norm.cdf(0.4)), abs=1e-6)
     # The same annotator judges both sides: (0, 4) against (1, 1) is the mean of two.
     shared = LossConfig('annotator_bradley_terry')
     found = _log_win(shared, jnp.array([0.0, 4.0]), jnp.array([1.0, 1.0]))
@@ -1089,6 +1143,13 @@ def test_win_probability_under_each_likelihood():
         ({'ema_decay': 1.0}, r'ema_decay=1.0.*expected numbers in \[0, 1\) and \[0, .5\)'),
         ({'label_smoothing': 0.5}, 'label_smoothing=0.5'),
         ({'label_smoothing': math.nan}, 'label_smoothing=nan'),
+        ({'thresholds': (1.0, 1.0)}, r'thresholds=\(1.0, 1.0\), expected finite numbers that incr'),
+        ({'thresholds': (0.0, math.nan)}, r'thresholds=\(0.0, nan\), expected finite'),
+        ({'thresholds': (0.0, math.inf)}, r'thresholds=\(0.0, inf\), expected finite'),
+        ({'thresholds': (0.5,), 'objective': 'ratings_crps'},
+         r"thresholds=\(0.5,\) with the objective 'ratings_crps', expected none"),
+        ({'objective': 'ratings_ordinal'},
+         r"thresholds=\(\) with the objective 'ratings_ordinal', expected at least one"),
     ],
 )
 def test_config_errors(change, message):
@@ -1113,6 +1174,8 @@ def test_weights_of_zero_are_allowed():
      'entropy_weight=0.1 with the quantile head, expected 0'),
     (LossConfig('ratings_pinball', centre_weight=0.1), HeadConfig('quantile'),
      "centre_weight=0.1 with the objective 'ratings_pinball', expected 0"),
+    (LossConfig('distributional_bradley_terry', thresholds=(0.0,)), HeadConfig('categorical'),
+     r'thresholds=\(0.0,\) with the categorical head, expected none'),
     (LossConfig('bradley_terry'), HeadConfig('scalar', attributes=('a', 'b')),
      "'bradley_terry' with 2 attributes, expected one that reads ratings"),
 ])
@@ -1127,4 +1190,4 @@ def test_objectives_name_heads_that_exist():
         head = HeadConfig(name, annotators=('a',) * (name == 'annotator'))
         for objective, known in OBJECTIVES.items():
             if name in known.heads:
-                check_head(LossConfig(objective), head)
+                check_head(LossConfig(objective, **OPTIONS.get(objective, {})), head)

@@ -21,9 +21,12 @@ _MORE_GROWTH = (
     'independent/scalar', 'independent/margin', 'independent/teacher',
     'independent/per_quantile', 'independent/free', 'independent/implicit',
     'independent/gaussian', 'independent/categorical', 'independent/posterior',
-    'independent/posterior_monotone', 'independent/ensemble', 'shared/scalar',
-    'shared/label', 'shared/monotone', 'identified/monotone', 'identified/annotator',
+    'independent/posterior_monotone', 'independent/ensemble', 'independent/thurstone',
+    'independent/thurstone_anchored', 'independent/gaussian_anchored', 'independent/gaussian_few',
+    'shared/scalar', 'shared/label', 'shared/monotone', 'shared/thurstone_anchored',
+    'shared/gaussian_anchored', 'identified/monotone', 'identified/annotator',
     'identified/anchor_loss', 'ratings/implicit', 'ratings/huber', 'ratings/crps',
+    'ratings/ordinal',
 )
 
 

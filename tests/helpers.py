@@ -17,14 +17,15 @@ import transformers
 from ml_collections import ConfigDict
 
 from qrm.commands import configs
-from qrm.data import packing
-from qrm.data.tokens import Encoded
+from qrm.data import packing, tokens
+from qrm.data.tokens import Encoded, Reading
 from qrm.models import families
 from qrm.models import lora as lora_lib
 from qrm.models.network import RewardNetwork
 from qrm.models.tuning import Tuning
 from qrm.rewards import distributions, heads, losses, metrics
 from qrm.rewards.heads import HeadConfig
+from qrm.training.reward_model import RewardModel
 from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parents[1]
@@ -170,6 +171,15 @@ def command(name, *flags, package='experiments', cwd=ROOT, code=0):
     assert done.returncode == code, done.stdout + done.stderr
     assert 'Traceback' not in done.stderr
     return done.stdout, done.stderr
+
+
+def small_reward_model(comparisons):
+    """Random weights, with a tokenizer trained on the comparisons."""
+    tokenizer = tokens.train_tokenizer(tokens.texts_of(comparisons), 300)
+    settings = SETTINGS | {'vocab_size': 300, 'n_positions': 200}
+    net = dataclasses.replace(network(layers=1), architecture=families.architecture(settings))
+    return RewardModel(net, settings, init(net), tokenizer, losses.LossConfig('bradley_terry'),
+                       Reading(200), row_length=128)
 
 
 def write_tokenizer(folder, words=40):

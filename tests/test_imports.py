@@ -25,7 +25,7 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['device', 'trl']}
+          'benchmarks': ['device', 'precision', 'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 

@@ -37,6 +37,8 @@ _NODES = 65
 _REACH = 8.0
 _FINE = 4.0
 
+_FAR = 1e4  # standard deviations, beyond which a Gaussian has no mass in any precision
+
 
 class Atoms(NamedTuple):
     """A finite distribution.
@@ -278,24 +280,26 @@ def log_greater_probability(
     return _log_mean_of_pairs(log_wins, a.weights, b.weights)
 
 
-def log_class_probabilities(a: Gaussians, thresholds: jax.Array) -> jax.Array:
-    """log P(t_k <= A < t_k+1) of the classes into which thresholds part the line.
-
-    An ordered probit with known thresholds (McKelvey & Zavoina 1975).
+def log_interval_probability(a: Gaussians, low: jax.Array, high: jax.Array) -> jax.Array:
+    """log P(low <= A < high), precise in both tails.
 
     Args:
       a: with leading axes [...].
-      thresholds: [T] increasing, at least one.
+      low, high: [...] ends, low < high; infinite ones are allowed.
 
     Returns:
-      [..., T + 1] nats, of all below the first threshold, between neighbours, and the rest.
+      [...] nats, <= 0.
     """
-    z = a._standardised(thresholds)
-    log_classes = jnp.concatenate([
-        log_ndtr(z[..., :1, :]),
-        _log_ndtr_between(z[..., :-1, :], z[..., 1:, :]),
-        log_ndtr(-z[..., -1:, :])], axis=-2)
-    return jax.nn.logsumexp(log_classes, axis=-1, b=a.weights[..., None, :])
+
+    def standardised(end: jax.Array) -> jax.Array:
+        end = jnp.asarray(end)[..., None]
+        known = jnp.isfinite(end)
+        # Selected twice, as an infinite distance would reach the gradient as 0 * inf.
+        z = (jnp.where(known, end, 0.0) - a.means) / a.scales
+        return jnp.where(known, z, jnp.copysign(_FAR, end))
+
+    log_masses = _log_ndtr_between(standardised(low), standardised(high))
+    return jax.nn.logsumexp(log_masses, axis=-1, b=a.weights)
 
 
 def _log_ndtr_between(low, high):

@@ -482,8 +482,8 @@ def quantile_huber(quantiles: jax.Array, taus: jax.Array, target: jax.Array, *, 
 def ordinal(reward: Gaussians, thresholds: tuple[float, ...], rating: jax.Array):
     """-log of the probability of a rating's class, the number of thresholds at or below it.
 
-    An ordered probit whose thresholds are known: one of them identifies the ratio of the mean's
-    distance from it to the standard deviation, two or more both.
+    An ordered probit (McKelvey & Zavoina 1975) whose thresholds are known: one of them identifies
+    the ratio of the mean's distance from it to the standard deviation, two or more both.
 
     Args:
       reward: Gaussians without leading axes.
@@ -493,8 +493,9 @@ def ordinal(reward: Gaussians, thresholds: tuple[float, ...], rating: jax.Array)
     Returns:
       [] nats.
     """
-    limits = jnp.asarray(thresholds)
-    return -distributions.log_class_probabilities(reward, limits)[jnp.sum(rating >= limits)]
+    ends = jnp.array([-math.inf, *thresholds, math.inf], rating.dtype)
+    own = jnp.sum(rating >= ends[1:-1])
+    return -distributions.log_interval_probability(reward, ends[own], ends[own + 1])
 
 
 def attribute_ratings(config: LossConfig, parts: Distribution, taus: jax.Array,

@@ -282,7 +282,8 @@ def simulate(config: Any) -> tuple[list[Curves], list[dict[str, dict[str, float]
     trained = {}
     for place, (name, proxy) in enumerate(proxies(config).items()):
         print(f'== training: {proxy.label}', flush=True)
-        data = mlp.stack([mlp.comparisons(p, rated=proxy.rated) for p in pairs])
+        data = mlp.stack([
+            mlp.comparisons(p, p.rewards if proxy.rated else None) for p in pairs])
         keys = [jax.random.fold_in(jax.random.key(seed), place) for seed in seeds]
         trained[name] = proxy.model, mlp.train(
             proxy.model, Training(**config.training), data, jnp.stack(keys))

@@ -43,6 +43,9 @@ LEVELS = heads.taus(10)  # at which all models are compared with the truth
 
 # Streams of random numbers, apart from those of the training pairs of seeds 0, 1, ...
 _TEST, _ANCHORS, _ITEMS = 1_000_000, 2_000_000, 3_000_000
+# About the quartiles of all ratings, where Fang et al. 2026 (arXiv:2605.11865) put two anchors.
+_THRESHOLDS = (-0.9, 0.8)
+_FEW = 0.01  # share of items that are rated where few are
 _EQUAL_ITEMS = 6  # of the construction with equal win probabilities
 _BOUND_ITEMS = 150  # whose pairs say what more than one number an item is worth
 _DRAWN_ITEMS = 300  # of a figure
@@ -82,11 +85,13 @@ class Kind(NamedTuple):
       model: what is trained.
       anchors: how one rated item of each annotator is used: '' not at all, 'loss' in every step,
         'after' to shift the annotator's rewards once the model is trained.
+      rated: share of the items of pairs that an annotator of their own rates.
     """
 
     label: str
     model: Model
     anchors: str = ''
+    rated: float = 0.0
 
 
 class Cell(NamedTuple):
@@ -124,6 +129,13 @@ METRICS = {
     'spread_correlation': ('spread correlation', 2),
     'outer_rank': ('Spearman(q.05, mean)', 3),
 }
+
+
+# Whose spreads are compared with each other: (table, kind).
+_ANCHORED = (
+    ('identified', 'anchor_after'), ('independent', 'gaussian_anchored'),
+    ('independent', 'gaussian_few'), ('independent', 'thurstone_anchored'),
+    ('shared', 'gaussian_anchored'), ('shared', 'thurstone_anchored'), ('ratings', 'pinball'))
 
 
 class Tolerance(NamedTuple):
@@ -167,6 +179,11 @@ def kinds(config: Any) -> dict[str, dict[str, Kind]]:
     label = Kind('BT + QH, target ±1 (the paper)', quantile(paper))
     monotone = Kind('distributional BT, monotone', quantile(whole, 'monotone_quantile'))
     gaussian = Kind('distributional BT, Gaussian', quantile(whole, 'gaussian'))
+    thurstone = Kind('Thurstone, Gaussian', quantile('thurstone', 'gaussian'))
+    gaussian_anchored, thurstone_anchored = (
+        kind._replace(label=f'{kind.label}, two anchors', rated=1.0, model=dataclasses.replace(
+            kind.model, loss=dataclasses.replace(kind.model.loss, thresholds=_THRESHOLDS)))
+        for kind in (gaussian, thurstone))
     panel = Model(HeadConfig('annotator', annotators=tuple(map(str, range(config.annotators)))),
                   LossConfig('annotator_bradley_terry'))
     return {
@@ -187,8 +204,16 @@ def kinds(config: Any) -> dict[str, dict[str, Kind]]:
                 'posterior_quantile_regression', 'monotone_quantile')),
             'ensemble': Kind(f'distributional BT, Gaussian, {config.networks} networks',
                              dataclasses.replace(gaussian.model, networks=config.networks)),
+            'thurstone': thurstone,
+            'thurstone_anchored': thurstone_anchored,
+            'gaussian_anchored': gaussian_anchored,
+            'gaussian_few': gaussian_anchored._replace(
+                label=f'{gaussian_anchored.label}, {_FEW:.0%} rated', rated=_FEW),
         },
-        'shared': {'scalar': scalar, 'label': label, 'monotone': monotone, 'gaussian': gaussian},
+        'shared': {
+            'scalar': scalar, 'label': label, 'monotone': monotone, 'gaussian': gaussian,
+            'thurstone_anchored': thurstone_anchored, 'gaussian_anchored': gaussian_anchored,
+        },
         'identified': {
             'monotone': monotone._replace(label=f'{monotone.label}, names unused'),
             'annotator': Kind('BT per annotator, no anchor', panel),
@@ -200,6 +225,8 @@ def kinds(config: Any) -> dict[str, dict[str, Kind]]:
             'implicit': Kind('pinball, implicit', quantile('ratings_pinball', 'implicit_quantile')),
             'huber': Kind('QH, κ = 1', quantile('ratings_quantile_huber')),
             'crps': Kind('CRPS, Gaussian', quantile('ratings_crps', 'gaussian')),
+            'ordinal': Kind('three classes of ratings, Gaussian', quantile(
+                'ratings_ordinal', 'gaussian', thresholds=_THRESHOLDS)),
         },
     }
 
@@ -317,11 +344,8 @@ def measure(config: Any, world: World, cell: Cell) -> dict[str, Any]:
 
 def fit(config: Any, world: World, cell: Cell, kind: Kind) -> mlp.Params:
     """Trains the models of a cell, each on pairs of its own: leading axes [S, E]."""
-    data = mlp.stack([
-        mlp.comparisons(worlds.sample_pairs(
-            world, cell.scheme, cell.pairs, config.seed + seed, config.annotators),
-            rated=cell.table == 'ratings')
-        for seed in range(config.seeds)])
+    data = mlp.stack([_data(config, world, cell, kind, config.seed + seed)
+                      for seed in range(config.seeds)])
     always = None
     if kind.anchors == 'loss':
         always = mlp.stack([mlp.anchors(*_anchors(config, world, seed))
@@ -330,6 +354,16 @@ def fit(config: Any, world: World, cell: Cell, kind: Kind) -> mlp.Params:
                         config.batch_size, config.learning_rate, config.width)
     keys = jax.random.split(jax.random.key(config.seed), config.seeds)
     return mlp.train(kind.model, training, data, keys, always)
+
+
+def _data(config: Any, world: World, cell: Cell, kind: Kind, seed: int) -> mlp.Comparisons:
+    """What one model of a cell learns from."""
+    pairs = worlds.sample_pairs(world, cell.scheme, cell.pairs, seed, config.annotators)
+    if cell.table == 'ratings':
+        return mlp.comparisons(pairs, pairs.rewards)
+    if kind.rated:
+        return mlp.comparisons(pairs, worlds.sample_ratings(world, pairs.x, seed, kind.rated))
+    return mlp.comparisons(pairs)
 
 
 def anchored(config: Any, world: World, model: Model, params: mlp.Params, seed: int,
@@ -401,6 +435,8 @@ def summarise(config: Any, world: World, found: Mapping[Cell, Any]) -> dict[str,
         'levels': LEVELS.tolist(),
         'truth': truth(config, world),
         'equal_win_probabilities': equal_win_probabilities(config, world),
+        'agreement': agreement({(cell.table, cell.kind): row for cell, row in by_cell.items()
+                                if cell.pairs == config.pairs}),
         'tolerances': [_met(t.label, by_cell[t.cell]['metrics'][t.metric]['mean'], t.bound,
                             t.at_most) for t in tolerances(config) if t.cell in by_cell]
         + population_tolerances(config.seed),
@@ -446,6 +482,25 @@ def truth(config: Any, world: World) -> dict[str, Any]:
         'scalar_bound': worlds.scalar_bound(
             world, worlds.sample_items(config.seed + _ITEMS, _BOUND_ITEMS)),
     }
+
+
+def agreement(rows: Mapping[tuple[str, str], Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Pearson's correlations of the spreads of some items, by models that are anchored.
+
+    One number of each named annotator, classes of ratings beside preferences, and ratings alone
+    each fix what preferences leave open: those that work find the same spreads.
+
+    Args:
+      rows: of (table, kind), with 'spread' and 'true_spread'.
+
+    Returns:
+      A row for each: 'table', 'label', 'with' (each of them in the same order, then the truth).
+    """
+    chosen = [rows[key] for key in _ANCHORED]
+    spreads = [row['spread'] for row in chosen] + [chosen[0]['true_spread']]
+    table = np.corrcoef(spreads)
+    return [{'table': row['table'], 'label': row['label'], 'with': values.tolist()}
+            for row, values in zip(chosen, table, strict=False)]
 
 
 def equal_win_probabilities(config: Any, world: World) -> dict[str, Any]:
@@ -539,6 +594,8 @@ def format_report(config: Any, result: Mapping[str, Any]) -> str:
                 for row in main if row['table'] in ('independent', 'ratings')]),
         '## How it moves with the number of pairs',
         _growth(config, rows),
+        '## Do anchored models agree?',
+        _agreement(result['agreement']),
         '## Equal win probabilities, different spreads',
         _equal(result['equal_win_probabilities']),
         '## Published tolerances',
@@ -579,6 +636,9 @@ seeds, and may pass the ends of a scale; the world and the test items are the sa
 - With names of annotators the differences between items are known for each annotator, and one
   number each is missing. One rated item gives it: as a shift after training. In the loss, beside
   the pairs, the network can fit the few anchors as such and leave the number open.
+- Two anchors: an annotator of its own sorts every item into three classes, by two thresholds that
+  are known, beside the preferences. Thurstone's law has no logistic noise, and takes that of the
+  choices for spread. The classes alone stand under ratings.
 - Ratings show the distribution itself, and quantile regression finds it. Quantile Huber draws the
   outer quantiles in by an amount that grows with κ.\
 """
@@ -607,6 +667,15 @@ def _growth(config: Any, rows: Sequence[Mapping[str, Any]]) -> str:
         [[row['table'], row['label'], f'{row["pairs"]:,}',
           *(_cell(row['metrics'][name], METRICS[name][1]) for name in names)]
          for row in sorted(chosen, key=lambda row: (row['table'], row['kind'], row['pairs']))])
+
+
+def _agreement(rows: Sequence[Mapping[str, Any]]) -> str:
+    names = [f'{row["table"]}: {row["label"]}' for row in rows]
+    return (
+        f"Pearson's correlation of the spreads of {_DRAWN_ITEMS} items, one model of each kind.\n\n"
+        + _table(['', *(f'({i})' for i in range(1, len(rows) + 1)), 'the truth'],
+                 [[f'({i}) {name}', *(f'{value:.2f}' for value in row['with'])]
+                  for i, (name, row) in enumerate(zip(names, rows, strict=True), 1)]))
 
 
 def _equal(equal: Mapping[str, Any]) -> str:

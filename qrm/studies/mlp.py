@@ -80,15 +80,16 @@ class Comparisons(NamedTuple):
     judgement: Judgement
 
 
-def comparisons(pairs: Pairs, *, rated: bool = False) -> Comparisons:
+def comparisons(pairs: Pairs, ratings: np.ndarray | None = None) -> Comparisons:
     """Pairs of a world, whose preferred item is the first, for the trainer.
 
     Args:
       pairs: n of them.
-      rated: whether the rewards that were given are observed; else only the choices are.
+      ratings: [n, 2] of both items, NaN where there is none; without, only choices are observed.
     """
     n = len(pairs.x)
-    ratings = pairs.rewards if rated else np.full((n, 2), np.nan, np.float32)
+    if ratings is None:
+        ratings = np.full((n, 2), np.nan, np.float32)
     preference = np.broadcast_to(np.array([[0, 1], [0, 0]], np.float32), (n, 2, 2))
     return Comparisons(pairs.x, Judgement(
         preference, np.zeros(n, np.float32), ratings[..., None], pairs.annotators))

@@ -150,6 +150,16 @@ def sample_pairs(world: World, scheme: str, n: int, seed: int, annotators: int =
                  np.take_along_axis(rewards, order, 1).astype(np.float32), who.astype(np.int32))
 
 
+def sample_ratings(world: World, x: np.ndarray, seed: int, share: float = 1.0) -> np.ndarray:
+    """Ratings [...] float32 of items [..., 8] by annotators of their own, of about a share of them.
+
+    NaN stands where there is none.
+    """
+    rng = np.random.default_rng((seed, 3))
+    ratings = world.reward(x, rng.standard_normal(x.shape[:-1]))
+    return np.where(rng.random(ratings.shape) < share, ratings, np.nan).astype(np.float32)
+
+
 def sample_anchors(world: World, annotators: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """One rated item of each known annotator: ([A, 8] items, [A] rewards), float32."""
     x = np.random.default_rng((seed, 2)).standard_normal((annotators, FEATURES)).astype(np.float32)

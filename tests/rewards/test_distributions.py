@@ -4,6 +4,7 @@ Axes: b cases, N atoms, M components.
 """
 
 import functools
+import itertools
 import math
 from typing import NamedTuple
 
@@ -18,8 +19,8 @@ from scipy.stats import norm
 from qrm.rewards.distributions import (
     Atoms,
     Gaussians,
-    log_class_probabilities,
     log_greater_probability,
+    log_interval_probability,
     log_shared_win_probability,
     pool,
     uniform_atoms,
@@ -426,31 +427,29 @@ def test_greater_probability_is_the_mean_over_pairs_of_components(components):
 
 @pytest.mark.parametrize('components', [1, 3])
 @pytest.mark.usefixtures('float64')
-def test_classes_are_differences_of_the_cdf(components):
-    a, thresholds = _gaussians(22, 6, components), jnp.array([-1.0, 0.2, 1.5])
-    ends = np.concatenate([np.zeros((6, 1)), a.cdf(thresholds), np.ones((6, 1))], axis=1)
-    np.testing.assert_allclose(np.exp(log_class_probabilities(a, thresholds)), np.diff(ends),
-                               rtol=0, atol=1e-12)
+def test_intervals_are_differences_of_the_cdf(components):
+    a, ends = _gaussians(22, 6, components), jnp.array([-math.inf, -1.0, 0.2, 1.5, math.inf])
+    cdf = np.concatenate([np.zeros((6, 1)), a.cdf(ends[1:-1]), np.ones((6, 1))], axis=1)
+    for i, (low, high) in enumerate(itertools.pairwise(ends)):
+        np.testing.assert_allclose(np.exp(log_interval_probability(a, low, high)),
+                                   cdf[:, i + 1] - cdf[:, i], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize(('low', 'high'), [(0.0, 1.0), (-math.inf, 1.0), (1.0, math.inf)])
 @pytest.mark.parametrize(('mean', 'scale'), [
     (0.0, 1.0), (30.0, 2.0), (-30.0, 2.0), (8.0, 0.5), (0.5, 200.0)])
-def test_classes_keep_their_digits_and_slopes_in_the_tails(mean, scale):
-    thresholds = jnp.array([0.0, 1.0], jnp.float32)
-
-    def middle(mean, scale):
-        d = Gaussians(jnp.ones(1), mean[None], scale[None])
-        return log_class_probabilities(d, thresholds)[1]
-
-    found, slopes = jax.value_and_grad(middle, (0, 1))(jnp.float32(mean), jnp.float32(scale))
+def test_intervals_keep_their_digits_and_slopes_in_the_tails(mean, scale, low, high):
+    found, slopes = jax.value_and_grad(
+        lambda m, s: log_interval_probability(Gaussians(jnp.ones(1), m[None], s[None]), low, high),
+        (0, 1))(jnp.float32(mean), jnp.float32(scale))
     # log(Phi(b) - Phi(a)) from the side where both are small.
-    a, b = -mean / scale, (1.0 - mean) / scale
-    a, b = (-b, -a) if a > 0.0 else (a, b)
+    z, w = (low - mean) / scale, (high - mean) / scale
+    a, b = (-w, -z) if z > 0.0 else (z, w)
     expected = scipy.special.logsumexp([norm.logcdf(b), norm.logcdf(a)], b=[1.0, -1.0])
-    assert float(found) == pytest.approx(expected, rel=2e-4)
-    z, w = -mean / scale, (1.0 - mean) / scale
-    density = np.exp([norm.logpdf(z) - expected, norm.logpdf(w) - expected])
-    by_hand = (density[0] - density[1]) / scale, (z * density[0] - w * density[1]) / scale
+    assert float(found) == pytest.approx(expected, rel=2e-4, abs=1e-12)
+    density = [0.0 if math.isinf(x) else math.exp(norm.logpdf(x) - expected) for x in (z, w)]
+    moved = [0.0 if math.isinf(x) else x * d for x, d in zip((z, w), density, strict=True)]
+    by_hand = (density[0] - density[1]) / scale, (moved[0] - moved[1]) / scale
     np.testing.assert_allclose(slopes, by_hand, rtol=2e-3, atol=1e-5)
 
 

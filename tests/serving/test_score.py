@@ -9,16 +9,12 @@ import numpy as np
 import pytest
 
 from qrm.commands import processes
-from qrm.data import demo, tokens
+from qrm.data import demo
 from qrm.data.comparisons import DataError
-from qrm.data.tokens import Reading
-from qrm.models import families
-from qrm.rewards import losses
 from qrm.serving import score
 from qrm.training import reward_model
 from qrm.training.interruptions import NonFiniteLoss
-from qrm.training.reward_model import RewardModel
-from tests.helpers import SETTINGS, init, network
+from tests.helpers import small_reward_model
 
 
 @pytest.fixture(scope='module')
@@ -28,12 +24,7 @@ def comparisons():
 
 @pytest.fixture(scope='module')
 def model(comparisons):
-    tokenizer = tokens.train_tokenizer(tokens.texts_of(comparisons), 300)
-    net = network(layers=1)
-    settings = SETTINGS | {'vocab_size': 300, 'n_positions': 200}
-    net = dataclasses.replace(net, architecture=families.architecture(settings))
-    return RewardModel(net, settings, init(net), tokenizer, losses.LossConfig('bradley_terry'),
-                       Reading(200), row_length=128)
+    return small_reward_model(comparisons)
 
 
 def test_files_are_scored_row_by_row_in_order(model, comparisons, tmp_path):

@@ -27,7 +27,7 @@ TINY = {'seeds': 2, 'test_pairs': 100, 'pairs': 64, 'reproduce.sizes': (32, 64),
 def learnt():
     """'table/kind' -> metric -> mean over two seeds, of models trained as in the experiment."""
     cells = ('ratings/pinball', 'independent/teacher', 'independent/gaussian', 'shared/gaussian',
-             'identified/anchor_after')
+             'identified/anchor_after', 'independent/gaussian_anchored')
     done = subprocess.run([sys.executable, '-m', 'tests.on_worlds', *cells], cwd=ROOT, check=True,
                           env=optimised(), stdout=subprocess.PIPE, text=True, timeout=600)
     return json.loads(done.stdout)
@@ -60,6 +60,14 @@ def test_an_anchor_each_brings_the_spread_back(learnt):
     found = learnt['identified/anchor_after']
     assert found['spread_correlation'] >= 0.9
     assert found['w1_affine'] <= 0.25
+
+
+def test_two_thresholds_of_ratings_bring_the_spread_back(learnt):
+    found, free = learnt['independent/gaussian_anchored'], learnt['independent/gaussian']
+    # In full .88 and 1.00, from .69 and 1.16.
+    assert found['spread_correlation'] >= 0.85
+    assert found['spread_ratio'] == pytest.approx(1.0, abs=0.1)
+    assert found['w1_shift'] < 0.75 * free['w1_shift']
 
 
 def test_quantile_regression_itself():
@@ -109,6 +117,35 @@ def test_two_sets_of_quantiles_in_the_report():
     assert found['spread_ratio'] == pytest.approx(1.88, abs=0.2)
 
 
+def test_agreement_by_hand():
+    spreads = [[1.0, 2.0, 3.0], [2.0, 4.0, 6.0], [3.0, 2.0, 1.0]] + [[1.0, 1.0, 4.0]] * 4
+    rows = {key: {'table': key[0], 'label': key[1], 'spread': spread,
+                  'true_spread': [0.0, 1.0, 0.0]}
+            for key, spread in zip(identifiability._ANCHORED, spreads, strict=True)}
+    found = identifiability.agreement(rows)
+    assert [(row['table'], row['label']) for row in found] == list(rows)
+    np.testing.assert_allclose(found[0]['with'][:3], [1.0, 1.0, -1.0])
+    # (1, 2, 3) with (1, 1, 4) is sqrt(3) / 2, and with the truth 0.
+    np.testing.assert_allclose(found[0]['with'][3:], [3**0.5 / 2] * 4 + [0.0], atol=1e-12)
+
+
+def test_models_learn_from_what_their_kind_says():
+    config, world = load_config('identifiability', pairs=500), worlds.make(0)
+    kinds = identifiability.kinds(config)
+
+    def ratings(table, kind):
+        data = identifiability._data(config, world, Cell(table, kind, 500), kinds[table][kind], 0)
+        return np.asarray(data.judgement.ratings)[..., 0]
+
+    pairs = worlds.sample_pairs(world, 'independent', 500, 0)
+    np.testing.assert_array_equal(ratings('ratings', 'ordinal'), pairs.rewards)
+    assert np.isnan(ratings('independent', 'thurstone')).all()
+    for table in ('independent', 'shared'):
+        assert np.isfinite(ratings(table, 'thurstone_anchored')).all()
+    assert not np.allclose(ratings('independent', 'gaussian_anchored'), pairs.rewards)
+    assert 0 < np.isfinite(ratings('independent', 'gaussian_few')).sum() < 30
+
+
 # A run.
 
 
@@ -146,6 +183,7 @@ def test_a_run_leaves_numbers_text_and_figures(measured, tmp_path):
     assert '| distributional BT, 64 pairs: W1 after affine map | ≤ 0.32 | 0.5 | **no** |' in text
     assert '| one annotator a pair, Gaussian: spread correlation | ≤ 0.3 | 0.5 | **no** |' in text
     assert text.count('| independent | distributional BT, monotone | ') == 2
+    assert '| (7) ratings: pinball | 1.00 |' in text
     for name in ('spread', 'coverage', 'growth', 'equal_win_probabilities'):
         assert (tmp_path / 'figures' / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
 
@@ -219,6 +257,6 @@ def test_config_errors(change, message):
 
 def test_the_argument_is_empty_or_full():
     assert len(load_config('identifiability').reproduce.growth) == 5
-    assert len(load_config('identifiability', 'full').reproduce.growth) == 25
+    assert len(load_config('identifiability', 'full').reproduce.growth) == 32
     with pytest.raises(ValueError, match="argument 'half', expected '' or 'full'"):
         load_config('identifiability', 'half')

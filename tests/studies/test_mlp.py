@@ -36,7 +36,7 @@ def test_comparisons_hold_what_is_observed():
     np.testing.assert_array_equal(unrated.judgement.preference, [[[0, 1], [0, 0]]] * 3)
     assert np.isnan(unrated.judgement.ratings).all()
     np.testing.assert_array_equal(unrated.judgement.annotator, pairs.annotators)
-    rated = mlp.comparisons(pairs, rated=True)
+    rated = mlp.comparisons(pairs, pairs.rewards)
     np.testing.assert_array_equal(rated.judgement.ratings, pairs.rewards[..., None])
 
 

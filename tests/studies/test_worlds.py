@@ -157,6 +157,19 @@ def test_anchors_are_rated_by_their_annotator():
                                (np.arange(5) + 0.5) / 5, atol=1e-5)
 
 
+def test_some_items_are_rated_by_annotators_of_their_own():
+    pairs = worlds.sample_pairs(WORLD, 'independent', 2000, 0)
+    ratings = worlds.sample_ratings(WORLD, pairs.x, 0, 0.5)
+    rated = np.isfinite(ratings)
+    assert rated.mean() == pytest.approx(0.5, abs=0.03)
+    shares, judges = (WORLD.cdf(pairs.x[rated], r[rated][:, None].astype(np.float64))[:, 0]
+                      for r in (ratings, pairs.rewards))
+    assert scipy.stats.kstest(shares, 'uniform').pvalue > 0.01
+    # They are not those who chose.
+    assert abs(np.corrcoef(shares, judges)[0, 1]) < 0.08
+    assert np.isfinite(worlds.sample_ratings(WORLD, pairs.x, 0)).all()
+
+
 def test_unknown_scheme():
     with pytest.raises(ValueError, match=r"scheme 'alone', expected one of \('independent'"):
         worlds.sample_pairs(WORLD, 'alone', 2, 0)

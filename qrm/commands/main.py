@@ -6,6 +6,7 @@ import signal
 import sys
 
 COMMANDS = {
+    'data': 'says what a file of preference data says, and writes it as rows',
     'train': 'trains a reward model',
     'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
     'score': 'scores responses with a trained reward model',

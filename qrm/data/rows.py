@@ -19,8 +19,8 @@ ROLES = ('system', 'developer', 'user', 'assistant', 'tool')
 _OTHER_ROLES = {'human': 'user', 'gpt': 'assistant', 'chatgpt': 'assistant', 'model': 'assistant',
                 'observation': 'tool'}
 
-_HUMAN = '\n\nHuman:'
-_ASSISTANT = '\n\nAssistant:'
+HUMAN = '\n\nHuman:'
+ASSISTANT = '\n\nAssistant:'
 _FORMS = {'chosen': ('chosen', 'rejected'), 'responses': ('responses',),
           'response': ('response',)}
 _ROW_FORMS = "'chosen' + 'rejected', 'prompt' + 'responses' or 'prompt' + 'response'"
@@ -32,6 +32,11 @@ _UNREAD_PROMPTS = ('context', 'history', 'input', 'inputs', 'post', 'problem', '
                    'prompt_text', 'system')
 # A text that is shorter may well stand at the start of its own answer.
 _REPEATED_WORDS, _REPEATED_LETTERS = 3, 16
+# Every key that means something to `parse_row`, but for names of attributes.
+NATIVE = frozenset((
+    'prompt', 'chosen', 'rejected', 'responses', 'response', *_CHAT_PROMPTS, *_TEXT_PROMPTS,
+    *_UNREAD_PROMPTS, 'rating', 'ratings', 'ranks', 'preferred', 'preference', 'margin', 'weight',
+    'annotator', 'id', 'group', 'tools'))
 _DEEPEST = 32  # levels of lists and objects in a message
 _LONGEST_LITERAL = 2**20  # letters, as Python's parser takes far more memory than JSON's
 
@@ -85,7 +90,7 @@ def parse_row(
     else:
         raise MalformedRow(
             f'{fields.where}: keys {sorted(map(str, row))} make no comparison, expected '
-            f'{_ROW_FORMS}'
+            f'{_ROW_FORMS}, or a format of `qrm data --formats`'
         )
     annotator = fields.name('annotator')
     if annotator is not None and not annotator.strip():
@@ -114,12 +119,25 @@ def parse_row(
     return Comparison(**comparison, **known, remarks=tuple(remarks))
 
 
+def as_row(comparison: Comparison) -> dict[str, Any]:
+    """A row that `parse_row` reads as this comparison, ready for JSON."""
+    c = comparison
+    said = {'ranks': c.ranks, 'preferred': c.preferred, 'preference': c.preference,
+            'ratings': c.ratings, **c.attributes, 'annotator': c.annotator, 'id': c.id,
+            'group': c.group if c.has_opening and c.group != opening(c.prompt) else None,
+            'margin': c.margin or None, 'weight': None if c.weight == 1.0 else c.weight,
+            'tools': c.tools or None}
+    return {'prompt': c.prompt, 'responses': list(c.responses)} | {
+        key: list(value) if isinstance(value, tuple) else value
+        for key, value in said.items() if value is not None}
+
+
 def opening(prompt: Text) -> str:
     """The first human turn of a prompt, or the whole prompt if it has no turns."""
     if not isinstance(prompt, str):
         return next((m['content'] for m in prompt if m['role'] == 'user'), '')
-    if prompt.startswith(_HUMAN):
-        return prompt[len(_HUMAN):].split(_ASSISTANT)[0].strip()
+    if prompt.startswith(HUMAN):
+        return prompt[len(HUMAN):].split(ASSISTANT)[0].strip()
     return prompt.strip()
 
 
@@ -136,11 +154,11 @@ def as_chat(comparison: Comparison) -> Comparison:
     if not isinstance(prompt, str):
         return comparison
     chat: Text = ({'role': 'user', 'content': prompt.strip()},) if prompt.strip() else ()
-    in_turns = prompt.startswith(_HUMAN) or (
-        not chat and all(response.startswith(_HUMAN) for response in responses))
-    if not in_turns and prompt.rstrip().endswith(_ASSISTANT.strip()):
+    in_turns = prompt.startswith(HUMAN) or (
+        not chat and all(response.startswith(HUMAN) for response in responses))
+    if not in_turns and prompt.rstrip().endswith(ASSISTANT.strip()):
         raise MalformedRow(f"{comparison.place} field 'prompt': got turns that do not begin with "
-                           f'{_HUMAN!r}, expected such, to be read as chats')
+                           f'{HUMAN!r}, expected such, to be read as chats')
     if not in_turns:
         chats = [({'role': 'assistant', 'content': text.strip()},) for text in responses]
     elif not chat:
@@ -149,15 +167,15 @@ def as_chat(comparison: Comparison) -> Comparison:
         *chat, last = _messages(prompt)
         if last != {'role': 'assistant', 'content': ''}:
             raise MalformedRow(f"{comparison.place} field 'prompt': got turns that do not end in "
-                               f'{_ASSISTANT!r}, which responses are read as chats after')
-        chats = [_messages(_ASSISTANT + text) for text in responses]
+                               f'{ASSISTANT!r}, which responses are read as chats after')
+        chats = [_messages(ASSISTANT + text) for text in responses]
     return dataclasses.replace(comparison, prompt=tuple(chat), responses=tuple(chats))
 
 
 def _messages(text: str) -> Text:
     """The turns of a text that begins with one, as messages."""
-    _, *parts = re.split(f'({_HUMAN}|{_ASSISTANT})', text)
-    return tuple({'role': 'user' if mark == _HUMAN else 'assistant', 'content': said.strip()}
+    _, *parts = re.split(f'({HUMAN}|{ASSISTANT})', text)
+    return tuple({'role': 'user' if mark == HUMAN else 'assistant', 'content': said.strip()}
                  for mark, said in zip(parts[::2], parts[1::2], strict=True))
 
 
@@ -255,15 +273,15 @@ class _Fields:
                                'to be of a kind')
             if given and given not in contents:
                 self._used.discard(key)
-        elif isinstance(chosen, str) and not chosen.startswith(_HUMAN):
+        elif isinstance(chosen, str) and not chosen.startswith(HUMAN):
             self._refuse_unread(_UNREAD_PROMPTS)
         elif self._row.get('system'):
             self.fail('system', "text beside whole dialogues, expected it in them, or a 'prompt'")
         if isinstance(chosen, str):
-            split = _common(chosen, rejected).rfind(_ASSISTANT)
-            split = split + len(_ASSISTANT) if split >= 0 else 0
+            split = _common(chosen, rejected).rfind(ASSISTANT)
+            split = split + len(ASSISTANT) if split >= 0 else 0
             # Unrelated texts may begin alike: only turns tell what the opening question is.
-            group = opening(chosen) if chosen.startswith(_HUMAN) else ''
+            group = opening(chosen) if chosen.startswith(HUMAN) else ''
             return chosen[:split], (chosen[split:], rejected[split:]), group
         prompt = _common(chosen[:-1], rejected[:-1])
         return prompt, (chosen[len(prompt):], rejected[len(prompt):]), opening(prompt or chosen)
@@ -369,7 +387,7 @@ class _Fields:
         self._check('system', system)
         if not system:
             return prompt
-        if isinstance(prompt, str) and prompt.startswith(_HUMAN):
+        if isinstance(prompt, str) and prompt.startswith(HUMAN):
             self.fail('system', "text beside a prompt in turns of text, expected a prompt of one "
                                 'turn, or chat messages')
         user = ({'role': 'user', 'content': prompt},) if isinstance(prompt, str) else prompt
@@ -402,7 +420,7 @@ class _Fields:
         if all(begin) and (not plainly or _unmistakable(prompt)):
             responses = tuple(text[n:] for text in responses)
             self.remarks.append('responses begin with the prompt, which stands once')
-        elif any(begin) and not all(begin) and (not plainly or prompt.startswith(_HUMAN)):
+        elif any(begin) and not all(begin) and (not plainly or prompt.startswith(HUMAN)):
             self.fail(key, 'a prompt that some responses begin with and others do not, expected '
                            'continuations, or dialogues that all begin with it')
         elif any(begin):
@@ -510,7 +528,7 @@ def _holds_messages(text: str) -> bool:
 
 def _unmistakable(prompt: str) -> bool:
     """Whether a text that begins with this repeats it, and does not merely begin alike."""
-    return (prompt.startswith(_HUMAN) or len(prompt.split()) >= _REPEATED_WORDS
+    return (prompt.startswith(HUMAN) or len(prompt.split()) >= _REPEATED_WORDS
             or len(prompt.strip()) >= _REPEATED_LETTERS)
 
 

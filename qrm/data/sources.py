@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrm.data import demo
+from qrm.data import demo, formats
 from qrm.data.comparisons import (
     Comparison,
     DataError,
@@ -202,6 +202,10 @@ def _hub_sources(name: str, data_dir: str | None) -> dict[str, _Found]:
     try:
         loaded = datasets.load_dataset(name, data_dir=data_dir)
     except Exception as error:  # The library raises a different type for each way to fail.
+        if 'scripts are no longer supported' in str(error):
+            raise DataError(
+                f'{name}: is loaded by a script of its own, which datasets {datasets.__version__} '
+                'does not run; expected config.data.path to name its files, downloaded') from error
         raise DataError(
             f'{name}: could not be loaded from the hub ({type(error).__name__}: '
             f'{in_a_line(error)}); for '
@@ -259,13 +263,16 @@ def _collect(found: _Found, data: Any, split: str) -> Split:
     report.notes.update(f'{one} not read' for one in found.unread)
     comparisons: list[Comparison] = []
     by_id: dict[str, Comparison] = {}
-    for where, row in found.rows:
+    name, rows = understood(found.rows, data)
+    if name != 'rows':
+        report.notes[f'read as of the format {name!r}'] += 1
+    for where, row in rows:
         report.read += 1
         try:
             if isinstance(row, MalformedRow):
                 raise row
             comparison = row if isinstance(row, Comparison) else parse_row(
-                row, where, attributes=data.attributes)
+                row, where, attributes=data.attributes, literal=name not in ('rows', 'columns'))
         except MalformedRow as error:
             report.drop_malformed(error)
             continue
@@ -276,6 +283,29 @@ def _collect(found: _Found, data: Any, split: str) -> Split:
         comparisons.append(comparison)
     check_malformed([report], data.max_malformed)
     return _note_duplicates(comparisons), report
+
+
+def understood(rows: Iterable[Row], data: Any) -> tuple[str, Iterable[Row]]:
+    """The format of rows, and the rows as `parse_row` reads them.
+
+    Args:
+      rows: as they stand in a source.
+      data: the `data` section of a config, which names the format, or 'auto'.
+
+    Raises:
+      DataError: the format has to be named, see `formats.recognise`.
+    """
+    if data.columns:
+        columns = formats.parse_columns(data.columns, data.attributes)
+        return 'columns', formats.mapped(columns, rows)
+    name, rows = data.format, iter(rows)
+    if name == 'auto':
+        first = list(itertools.islice(rows, 1))
+        name = formats.recognise(first[0][1], first[0][0]) if first else 'rows'
+        rows = itertools.chain(first, rows)
+    if name == 'rows':
+        return name, rows
+    return name, formats.native(name, rows, votes=data.votes, strengths=data.strengths)
 
 
 def _note_duplicates(comparisons: Sequence[Comparison]) -> list[Comparison]:

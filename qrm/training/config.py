@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from qrm.data import demo, tokens
+from qrm.data import demo, formats, tokens
 from qrm.models import attention, families, lora, tuning
 from qrm.models.architecture import Architecture
 from qrm.models.families import FAMILIES
@@ -52,6 +52,20 @@ KEYS: Table = {
         'Anthropic/hh-rlhf', ANY,
         "'demo', a file of rows (.jsonl, .json, either with .gz, .parquet), a folder with train "
         'and test files or of the HH layout, or a hub data set'),
+    'data.format': Key(
+        'auto', OneOf(('auto', 'rows', *formats.FORMATS)),
+        "how rows say what is preferred, see `qrm data --formats`: 'rows' as they are read here, "
+        "'auto' by the first of them"),
+    'data.columns': Key(
+        (), Each(str), "of rows whose keys are called otherwise, as ('prompt=question.text', "
+        "'rating=score'); in place of data.format"),
+    'data.votes': Key(
+        'share', OneOf(formats.VOTES),
+        "of several judges of a pair: 'share' of those who prefer a response, or a comparison of "
+        "'each'"),
+    'data.strengths': Key(
+        'ignored', OneOf(formats.STRENGTHS),
+        "by how much a response is preferred, in units of the format: 'ignored', or the 'margin'"),
     'data.max_length': Key(
         0, NOT_NEGATIVE, "tokens of a dialogue with EOS; 0: the model's number of positions"),
     'data.overlong': Key(
@@ -326,8 +340,9 @@ def check(config: Any, more: Table | None = None) -> None:
     problems = []
     if bool(config.evaluation.candidates) != bool(config.evaluation.references):
         problems.append('config.evaluation: candidates and references, expected both or neither')
-    for section, use in (('head', _check_head), ('model.sizes', architecture),
-                         ('train.tune', _check_tune), ('evaluation.rules', _check_rules)):
+    for section, use in (('data.columns', _check_columns), ('head', _check_head),
+                         ('model.sizes', architecture), ('train.tune', _check_tune),
+                         ('evaluation.rules', _check_rules)):
         try:
             use(config)
         except ValueError as error:
@@ -418,6 +433,13 @@ def _check_tune(config: Any) -> None:
                          'worth splitting')
     if kind == 'lora' and not config.lora.targets:
         raise ValueError("'lora' with lora.targets=(), expected at least one")
+
+
+def _check_columns(config: Any) -> None:
+    formats.parse_columns(config.data.columns, config.data.attributes)
+    if config.data.columns and config.data.format not in ('auto', 'rows'):
+        raise ValueError(f'{tuple(config.data.columns)} beside data.format='
+                         f'{config.data.format!r}, expected one of the two')
 
 
 def _check_rules(config: Any) -> None:

@@ -23,7 +23,8 @@ def _settings(path, **changes):
     """The `data` section of a config, as far as loading reads it."""
     return ConfigDict({
         'path': str(path), 'validation_fraction': 0.25, 'test_fraction': 0.25,
-        'max_malformed': 0.0, 'attributes': (),
+        'max_malformed': 0.0, 'attributes': (), 'format': 'auto', 'columns': (),
+        'votes': 'share', 'strengths': 'ignored',
         'demo': {'train': 40, 'test': 20, 'seed': 3, 'annotators': 'independent'},
     } | changes)
 
@@ -477,6 +478,73 @@ def test_hub_data_sets_that_cannot_be_loaded_are_refused(tmp_path, monkeypatch, 
 
 
 # Generated and real comparisons.
+
+
+def test_hub_data_sets_with_a_script_are_refused_by_what_to_do(tmp_path, monkeypatch, offline):
+    (tmp_path / 'hub').mkdir()
+    (tmp_path / 'hub' / 'hub.py').write_text('import datasets\n')
+    with pytest.raises(DataError, match=r'^someone/preferences: is loaded by a script of its own, '
+                                        r'which datasets [\d.]+ does not run; expected config\.'):
+        _from_hub(tmp_path / 'hub', monkeypatch)
+
+
+# Formats.
+
+
+def _shp(number, label):
+    return {'post_id': f'p{number}', 'history': f'Why {number}?', 'human_ref_A': 'So.',
+            'human_ref_B': 'No.', 'labels': label, 'score_ratio': 2.0}
+
+
+def test_rows_of_a_known_format_are_read_and_said_to_be(tmp_path):
+    path = _write(tmp_path / 'rows.jsonl', [_shp(i, i % 2) for i in range(40)])
+    comparisons, report = data_lib.read(_settings(path), '').splits['train']
+    assert [c.preferred for c in comparisons] == [1, 0] * 20
+    assert [c.group for c in comparisons] == [f'p{i}' for i in range(40)]
+    assert report.notes["read as of the format 'shp'"] == 1
+    named, _ = data_lib.read(_settings(path, format='shp', strengths='margin'), '').splits['train']
+    assert [c.margin for c in named] == [2.0] * 40
+    with pytest.raises(DataError, match="rows.jsonl:1: keys .* make no comparison, expected"):
+        data_lib.read(_settings(path, format='rows'), '')
+
+
+def test_several_judges_of_a_row_are_as_many_rows(tmp_path):
+    path = _write(tmp_path / 'rows.jsonl', [
+        {'instruction': f'{i}?', 'response1': 'a', 'response2': 'b', 'annotator1': 1,
+         'annotator2': 2, 'annotator3': 0} for i in range(8)])
+    comparisons, report = data_lib.read(_settings(path, votes='each'), '').splits['train']
+    assert (report.read, len(comparisons)) == (24, 24)
+    assert [c.annotator for c in comparisons[:3]] == ['annotator1', 'annotator2', 'annotator3']
+    assert comparisons[1].id == f'{path}:1#1'
+    shared, _ = data_lib.read(_settings(path), '').splits['train']
+    assert [c.preference_matrix()[0, 1] for c in shared] == [0.5] * 8
+
+
+def test_malformed_rows_of_a_format_are_counted(tmp_path):
+    path = _write(tmp_path / 'rows.jsonl', [_shp(i, 1) for i in range(9)] + [_shp(9, 3)])
+    with pytest.raises(DataError, match=r"rows.jsonl:10 field 'labels': got 3, expected one of "
+                                        r'\[1, 0\]; 1 of 10 rows are malformed'):
+        data_lib.read(_settings(path), '')
+    _, report = data_lib.read(_settings(path, max_malformed=0.1), '').splits['train']
+    assert dict(report.dropped) == {'malformed row': 1}
+
+
+def test_formats_that_have_to_be_named_are(tmp_path):
+    path = _write(tmp_path / 'rows.jsonl', [
+        {'instruction': 'Why?', 'output_1': 'a', 'output_2': 'b', 'preference': 2}])
+    with pytest.raises(DataError, match="rows.jsonl:1: may be of the format 'alpaca-eval', and"):
+        data_lib.read(_settings(path), '')
+    (one,), _ = data_lib.read(_settings(path, format='alpaca-eval'), '').splits['train']
+    assert one.preferred == 1
+
+
+def test_columns_that_are_called_otherwise(tmp_path):
+    path = _write(tmp_path / 'rows.jsonl', [
+        {'q': {'text': f'Why {i}?'}, 'good': 'So.', 'bad': 'No.'} for i in range(3)])
+    columns = ('prompt=q.text', 'chosen=good', 'rejected=bad')
+    comparisons, _ = data_lib.read(_settings(path, columns=columns), '').splits['train']
+    assert [c.prompt for c in comparisons] == ['Why 0?', 'Why 1?', 'Why 2?']
+    assert comparisons[0].responses == ('So.', 'No.')
 
 
 def test_demo_splits_are_the_generated_pairs(tmp_path):

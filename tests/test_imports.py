@@ -15,7 +15,7 @@ HOUSE = {
                  'interruptions', 'inference', 'features', 'reward_model', 'train'],
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'evaluate'],
-    'serving': ['score', 'export'],
+    'serving': ['score', 'export', 'functions'],
     'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines', 'compare',
                 'identifiability', 'best_of_n', 'costs', 'benchmark', 'scaling', 'generated',
                 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',

@@ -1,0 +1,132 @@
+"""A reward model as a function, as engines of reinforcement learning call one.
+
+    reward = qrm.reward('results/run', rule='cvar:0.2')
+    rewards = reward(prompts=['Why?'], completions=[' Because.'])
+
+TRL, Tunix, EasyDeL and MaxText take it as it is: they call it with prompts and completions, texts
+or chats, and with whatever columns the data have, by position or by name, and want a number for
+each completion.
+"""
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from qrm.data.comparisons import Comparison, DataError
+from qrm.data.rows import parse_row
+from qrm.rewards import selection
+from qrm.rewards.selection import Rule
+from qrm.training import reward_model
+from qrm.training.reward_model import RewardModel
+
+
+class RewardFunction:
+    """Rewards of completions by a rule on the distributions that a model predicts.
+
+    Completions of equal prompts share them, so that a group costs little more than its own tokens.
+    A reward does not depend on what else is in the call.
+
+    Attributes:
+      model: the reward model.
+      rule: 'mean', a quantile or a CVaR.
+      __name__: by which engines log it.
+    """
+
+    def __init__(self, model: RewardModel, rule: Rule, name: str = ''):
+        if rule.kind == 'mean-std':
+            raise ValueError(f'rule {rule.name!r} needs a scale of other responses, expected mean, '
+                             'quantile:tau or cvar:alpha')
+        self.model, self.rule = model, rule
+        self.__name__ = name or 'qrm_' + re.sub(r'\W', '_', rule.name)
+
+    def __call__(
+        self,
+        prompts: Sequence[Any],
+        completions: Sequence[Any],
+        *unused: Any,
+        log_extra: Callable[[str, list[Any]], Any] | None = None,
+        log_metric: Callable[[str, float], Any] | None = None,
+        **columns: Any,
+    ) -> list[float]:
+        """Rewards of completions.
+
+        Args:
+          prompts: n texts or chats, that the completions continue.
+          completions: n texts, or chats of what is said in answer.
+          unused, columns: what engines pass on and a reward model does not read.
+          log_extra: TRL's, called with a name and a value for each completion: the standard
+            deviation and the outer quantiles of the distribution, if the model has one.
+          log_metric: TRL's, called with a name and the mean standard deviation.
+
+        Returns:
+          n numbers.
+
+        Raises:
+          DataError: not as many completions as prompts, or something that is neither text nor chat.
+          NonFiniteLoss: a reward is not finite.
+        """
+        if len(prompts) != len(completions):
+            raise DataError(f'{len(prompts)} prompts and {len(completions)} completions')
+        if not len(prompts):
+            return []
+        groups = _grouped(prompts)
+        encoded, _ = self.model.encode([
+            _comparison(number, prompts[members[0]], [completions[i] for i in members])
+            for number, members in enumerate(groups)])
+        order = np.argsort([i for members in groups for i in members])
+        outputs = jnp.asarray(np.concatenate(self.model.predict(encoded))[order])
+        distribution = self.model.network.head.read(outputs).distribution
+        if (spread := np.asarray(distribution.std)).any():
+            self._log(outputs, spread, log_extra, log_metric)
+        return np.asarray(selection.scores(self.rule, distribution), np.float64).tolist()
+
+    def _log(self, outputs: Any, spread: np.ndarray, log_extra: Callable[..., Any] | None,
+             log_metric: Callable[..., Any] | None) -> None:
+        if log_metric:
+            log_metric(f'{self.__name__}_std', float(spread.mean(dtype=np.float64)))
+        if log_extra:
+            quantiles = np.sort(self.model.network.head.quantiles(outputs), axis=-1)
+            low, high = self.model.taus[[0, -1]]
+            log_extra(f'{self.__name__}_std', spread.tolist())
+            log_extra(f'{self.__name__}_q{low:.2f}', quantiles[:, 0].tolist())
+            log_extra(f'{self.__name__}_q{high:.2f}', quantiles[:, -1].tolist())
+
+
+def reward(path: str, rule: str = 'mean', *, name: str = '', **options: Any) -> RewardFunction:
+    """A reward model as a function for engines of reinforcement learning.
+
+    Args:
+      path: workdir of a run, or another reward model as `reward_model.load` takes it.
+      rule: 'mean', 'quantile:tau' or 'cvar:alpha', what of its distribution is the reward.
+      name: by which engines log it; '': by the rule.
+      options: see `reward_model.load`.
+
+    Raises:
+      ValueError: a rule that is none.
+      DataError, WorkdirError: see `reward_model.load`.
+    """
+    parsed = selection.parse_rule(rule)
+    return RewardFunction(reward_model.load(path, **options), parsed, name)
+
+
+def _grouped(prompts: Sequence[Any]) -> list[list[int]]:
+    """Indices of equal prompts, in the order in which each comes first."""
+    groups: dict[str, list[int]] = {}
+    for i, prompt in enumerate(prompts):
+        groups.setdefault(json.dumps(_plain(prompt), sort_keys=True, default=repr), []).append(i)
+    return list(groups.values())
+
+
+def _comparison(number: int, prompt: Any, completions: Sequence[Any]) -> Comparison:
+    """Completions of a prompt, in which nothing is taken for anything else."""
+    return parse_row({'prompt': _plain(prompt), 'responses': list(map(_plain, completions))},
+                     f'prompts[{number}]', literal=True)
+
+
+def _plain(value: Any) -> Any:
+    """Texts and chats as they come out of arrays."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -1,0 +1,122 @@
+"""Reward functions as engines call them: by name, by position, with texts, chats and arrays."""
+
+import numpy as np
+import pytest
+
+import qrm
+from qrm.data import demo
+from qrm.data.comparisons import DataError
+from qrm.rewards import selection
+from qrm.serving.functions import RewardFunction
+from tests.helpers import small_reward_model
+
+
+@pytest.fixture(scope='module')
+def comparisons():
+    return demo.generate('helpful', 'train', 4, 0).comparisons
+
+
+@pytest.fixture(scope='module')
+def model(comparisons):
+    return small_reward_model(comparisons)
+
+
+@pytest.fixture(scope='module')
+def asked(comparisons):
+    """Prompts and completions, those of a prompt one after the other."""
+    return ([c.prompt for c in comparisons for _ in c.responses],
+            [response for c in comparisons for response in c.responses])
+
+
+def rewarded(model, rule='mean', **options):
+    return RewardFunction(model, selection.parse_rule(rule), **options)
+
+
+def test_rewards_are_those_of_the_model_in_the_order_asked_for(model, asked):
+    expected = np.array(model.score(*asked).rewards)
+    order = [5, 0, 3, 1, 7, 2, 6, 4]  # completions of a prompt apart from each other
+    prompts, completions = ([texts[i] for i in order] for texts in asked)
+    found = rewarded(model)(prompts=prompts, completions=completions)
+    assert all(type(value) is float for value in found)
+    np.testing.assert_allclose(found, expected[order], atol=1e-4)
+
+
+def test_completions_of_a_prompt_share_it(model, asked, monkeypatch):
+    seen = []
+    predict = type(model).predict
+    monkeypatch.setattr(type(model), 'predict',
+                        lambda self, encoded: seen.extend(encoded) or predict(self, encoded))
+    rewarded(model)(*asked)
+    assert [len(item.responses) for item in seen] == [2, 2, 2, 2]
+    assert all(len(item.prompt) > 0 for item in seen)
+
+
+@pytest.mark.parametrize('rule', ['quantile:0.25', 'cvar:0.2'])
+def test_rules_are_applied_to_the_distribution(model, asked, rule):
+    quantiles = np.sort(np.array(model.score(*asked).quantiles), axis=-1)
+    n = quantiles.shape[1]
+    by_hand = {'quantile:0.25': quantiles[:, int(np.ceil(0.25 * n)) - 1],
+               'cvar:0.2': None}[rule]
+    if by_hand is None:  # the lowest fifth of the mass, an atom in part
+        counted = np.clip(0.2 * n - np.arange(n), 0.0, 1.0)
+        by_hand = quantiles @ counted / (0.2 * n)
+    np.testing.assert_allclose(rewarded(model, rule)(*asked), by_hand, atol=1e-4)
+
+
+def test_engines_pass_on_what_a_reward_model_does_not_read(model, asked):
+    prompts, completions = asked
+    expected = rewarded(model)(prompts, completions)
+    function = rewarded(model)
+    # TRL by names with columns; MaxText with its config third; Tunix with arrays of np.str_.
+    assert function(prompts=prompts, completions=completions, completion_ids=[[1]] * 8,
+                    trainer_state=None, answer=['x'] * 8) == expected
+    assert function(prompts, completions, object()) == expected
+    assert function(prompts=np.array(prompts), completions=np.array(completions)) == expected
+
+
+def test_names_say_the_rule(model):
+    assert rewarded(model).__name__ == 'qrm_mean'
+    assert rewarded(model, 'quantile:0.1').__name__ == 'qrm_quantile_0_1'
+    assert rewarded(model, name='helpful').__name__ == 'helpful'
+
+
+def test_distributions_are_logged_where_it_is_asked_for(model, asked):
+    columns, metrics = {}, {}
+    found = rewarded(model, name='r')(
+        *asked, log_extra=columns.__setitem__, log_metric=metrics.__setitem__)
+    quantiles = np.array(model.score(*asked).quantiles)
+    low, high = (f'r_q{model.taus[i]:.2f}' for i in (0, -1))
+    assert set(columns) == {'r_std', low, high}
+    np.testing.assert_allclose(columns['r_std'], quantiles.std(axis=1), atol=1e-4)
+    np.testing.assert_allclose(columns[low], quantiles.min(axis=1), atol=1e-4)
+    np.testing.assert_allclose(columns[high], quantiles.max(axis=1), atol=1e-4)
+    assert metrics == {'r_std': pytest.approx(np.mean(columns['r_std']))}
+    np.testing.assert_allclose(found, quantiles.mean(axis=1), atol=1e-4)
+
+
+def test_chats_are_answered_by_chats(model):
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+    model.tokenizer.chat_template = template
+    try:
+        chats = [[{'role': 'user', 'content': 'Why?'}]] * 2
+        answers = [[{'role': 'assistant', 'content': text}] for text in ('So.', 'No.')]
+        found = rewarded(model)(chats, answers)
+        # A template is all that stands between them and texts.
+        expected = rewarded(model)(['user: Why?\n'] * 2, ['assistant: So.\n', 'assistant: No.\n'])
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    finally:
+        model.tokenizer.chat_template = None
+
+
+def test_what_cannot_be_answered_is_refused(model, comparisons):
+    assert rewarded(model)([], []) == []
+    with pytest.raises(DataError, match='2 prompts and 1 completions'):
+        rewarded(model)(['a', 'b'], ['c'])
+    with pytest.raises(DataError, match=r"prompts\[1\] field 'responses\[0\]': got null, expected"):
+        rewarded(model)(['a', 'b'], ['c', None])
+    with pytest.raises(ValueError, match="rule 'mean-std:1' needs a scale of other responses"):
+        rewarded(model, 'mean-std:1')
+    with pytest.raises(ValueError, match="rule 'median': rule 'median', expected one of"):
+        qrm.reward('nowhere', rule='median')
+    with pytest.raises(DataError, match='nowhere'):
+        qrm.reward('./nowhere')

@@ -16,9 +16,9 @@ HOUSE = {
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'evaluate'],
     'serving': ['score', 'export', 'functions'],
-    'studies': ['figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines', 'compare',
-                'identifiability', 'best_of_n', 'costs', 'benchmark', 'scaling', 'generated',
-                'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
+    'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
+                'compare', 'identifiability', 'best_of_n', 'costs', 'benchmark', 'scaling',
+                'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
                 'disagreement'],
     'commands': ['configs', 'processes', 'launch', 'main'],
 }

@@ -13,6 +13,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qrm.analysis.figures import CHOSEN, COLORS, FAINT, INK, PALE, REJECTED, grid, hide_empty, save
+from qrm.studies import landscapes
+from qrm.studies.landscapes import Surface
 
 
 def draw_comparison(folder: str, result: Mapping[str, Any]) -> None:
@@ -166,14 +168,17 @@ def draw_spread_over_training(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_identifiability(folder: str, result: Mapping[str, Any]) -> None:
-    """Draws spreads, coverage, growth and equal win probabilities as PNGs in `<folder>/figures/`.
+    """Draws spreads, coverage, growth, equal win probabilities and losses, in `<folder>/figures/`.
 
     Args:
       folder: of the experiment.
       result: of `identifiability.summarise`.
     """
     figures = {'spread': draw_spreads(result), 'coverage': draw_coverage(result),
-               'equal_win_probabilities': draw_equal(result)}
+               'equal_win_probabilities': draw_equal(result),
+               'landscapes': draw_landscapes({
+                   label: landscapes.surface(loss)
+                   for label, loss in landscapes.OBJECTIVES.items()})}
     if len({row['pairs'] for row in result['rows']}) > 1:
         figures['growth'] = draw_growth(result)
     save(folder, figures)
@@ -268,6 +273,33 @@ def draw_equal(result: Mapping[str, Any]) -> Figure:
     axes.set_title(f'spreads x {equal["spread_ratio"]:.2f}, win probabilities equal to '
                    f'{equal["largest_difference"]:.0e} nats', fontsize='medium')
     axes.legend(frameon=False, fontsize='small', loc='upper right')
+    return figure
+
+
+def draw_landscapes(surfaces: Mapping[str, Surface]) -> Figure:
+    """Loss of a pair over both rewards, a panel for each objective, and where it pulls them.
+
+    Args:
+      surfaces: label -> surface.
+    """
+    columns, every = 3, 10
+    figure, panels = grid(-(-len(surfaces) // columns), columns, height=3.4, sharex='all',
+                          sharey='all')
+    few = landscapes.REWARDS[every // 2::every]
+    for axes, (label, one) in zip(panels.flat, surfaces.items(), strict=False):
+        # Steps of equal height in the logarithm of 1 + loss: losses range over decades.
+        height = np.log1p(one.loss - one.loss.min())
+        axes.contourf(landscapes.REWARDS, landscapes.REWARDS, height, levels=14, cmap='Blues_r')
+        pull = -one.slopes[every // 2::every, every // 2::every]
+        axes.quiver(few, few, pull[..., 0], pull[..., 1], color=REJECTED, angles='xy', width=0.006,
+                    scale=12.0 * np.sqrt(np.mean(pull**2)))
+        axes.axline((0.0, 0.0), slope=1.0, color=FAINT, linewidth=0.8, linestyle=':')
+        axes.set_title(label, fontsize='small')
+    for axes in panels[-1]:
+        axes.set_xlabel('reward of the chosen')
+    for axes in panels[:, 0]:
+        axes.set_ylabel('of the rejected')
+    hide_empty(panels)
     return figure
 
 

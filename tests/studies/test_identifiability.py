@@ -184,7 +184,7 @@ def test_a_run_leaves_numbers_text_and_figures(measured, tmp_path):
     assert '| one annotator a pair, Gaussian: spread correlation | ≤ 0.3 | 0.5 | **no** |' in text
     assert text.count('| independent | distributional BT, monotone | ') == 2
     assert '| (7) ratings: pinball | 1.00 |' in text
-    for name in ('spread', 'coverage', 'growth', 'equal_win_probabilities'):
+    for name in ('spread', 'coverage', 'growth', 'equal_win_probabilities', 'landscapes'):
         assert (tmp_path / 'figures' / f'{name}.png').read_bytes()[:4] == b'\x89PNG'
 
 

@@ -36,24 +36,30 @@ def convert(data: Any, target: str = '') -> str:
     if target and (not target.endswith('.jsonl') or os.path.exists(target)):
         raise DataError(f'{target}: expected the name of a .jsonl file that is not there yet')
     name, rows = understood(read_rows(data.path), data)
+    attributes = data.attributes or formats.attributes(name)
     comparisons: list[Comparison] = []
     notes: collections.Counter[str] = collections.Counter()
     malformed: list[str] = []
+    unjudged = 0
     for where, row in rows:
         try:
             if isinstance(row, MalformedRow):
                 raise row
-            comparison = parse_row(row, where, attributes=data.attributes,
+            comparison = parse_row(row, where, attributes=attributes,
                                    literal=name in formats.FORMATS)
             if target:
-                _check_row(comparison, data.attributes)
+                _check_row(comparison, attributes)
+        except formats.NotJudged:
+            unjudged += 1
+            continue
         except MalformedRow as error:
             malformed.append(str(error))
             continue
         comparisons.append(comparison)
         notes.update(comparison.remarks)
     if not comparisons:
-        raise DataError(malformed[0])
+        raise DataError(malformed[0] if malformed else
+                        f'{data.path}: none of its {unjudged} rows says anything of its responses')
     if target:
         lines = (json.dumps(as_row(c), ensure_ascii=False) for c in comparisons)
         with open(f'{target}.tmp', 'w', encoding='utf-8') as file:
@@ -65,7 +71,7 @@ def convert(data: Any, target: str = '') -> str:
                 formats.describe(name).items() if name in formats.FORMATS else ())),
         '', *_shown(comparisons[0]), '',
         f'{len(comparisons)} comparisons of {sum(len(c.responses) for c in comparisons)} '
-        f'responses, {len(malformed)} malformed rows',
+        f'responses, {len(malformed)} malformed rows, {unjudged} rows not judged',
         *(f'  first malformed: {one}' for one in malformed[:1]),
         *(f'  {count}: {what}' for what, count in _counts(comparisons).items() if count),
         *(f'  note {count}: {note}' for note, count in notes.items()),

@@ -12,11 +12,12 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from qrm.data.comparisons import DataError, MalformedRow, in_a_line
-from qrm.data.rows import ASSISTANT, HUMAN, NATIVE
+from qrm.data.rows import ASSISTANT, HUMAN, NATIVE, holds_messages
 
 # What becomes of several judgements of the same responses, and of a stated strength.
 VOTES = ('share', 'each')
@@ -24,7 +25,12 @@ STRENGTHS = ('ignored', 'margin')
 
 _TIE = 'tie'
 _NOTHING = 'nothing'  # is said, as of a row that was not judged
+FIRST_ROWS = 100  # by which a format is recognised
 Row = tuple[str, Any]  # where it stands, and the row
+
+
+class NotJudged(MalformedRow):
+    """A row that says nothing of its responses."""
 
 
 class Judgement(NamedTuple):
@@ -33,12 +39,12 @@ class Judgement(NamedTuple):
     Attributes:
       first: probability that the first is preferred, 1/2 for a tie; None: nothing is said.
       strength: by how much, in the units of the format; None: it is not said.
-      judge: name; None: it is not said.
+      judge: name, as the row has it; None: it is not said.
     """
 
     first: float | None
     strength: float | None = None
-    judge: str | None = None
+    judge: Any = None
 
 
 class Place:
@@ -105,9 +111,9 @@ class Values(NamedTuple):
     meaning: Mapping[Any, int | str]
 
     def judge(self, place: Place) -> Judgement:
-        value = place.need(self.key, f'one of {list(self.meaning)}')
-        if isinstance(value, float) and value.is_integer():  # as a column with gaps has it
-            value = int(value)
+        if (value := place.get(self.key)) is None:
+            return Judgement(None)
+        value = _whole(value)
         known = {(type(given), given): meaning for given, meaning in self.meaning.items()}
         try:
             found = known.get((type(value), value))
@@ -128,9 +134,15 @@ class Sign(NamedTuple):
 
     key: str
     negative: int  # index of the response that a negative number prefers
+    most: float = math.inf
+    nothing: tuple[float, ...] = ()  # numbers of what was not judged
 
     def judge(self, place: Place) -> Judgement:
-        number = place.number(self.key)
+        if place.get(self.key) is None or (number := place.number(self.key)) in self.nothing:
+            return Judgement(None)
+        if abs(number) > self.most:
+            place.fail(self.key, f'{number:g}, expected a number from {-self.most:g} to '
+                                 f'{self.most:g}')
         ahead = number if self.negative else -number
         return Judgement(0.5 * (1.0 + (ahead > 0) - (ahead < 0)), abs(number))
 
@@ -146,9 +158,13 @@ class Chance(NamedTuple):
     key: str
     first: float
     second: float
+    tie: float | None = None
 
     def judge(self, place: Place) -> Judgement:
-        number = place.number(self.key)
+        if place.get(self.key) is None:
+            return Judgement(None)
+        if (number := place.number(self.key)) == self.tie:
+            return Judgement(0.5)
         share = (self.second - number) / (self.second - self.first)
         if not 0.0 <= share <= 1.0:
             place.fail(self.key, f'{number:g}, expected a number from {self.first:g} to '
@@ -156,8 +172,9 @@ class Chance(NamedTuple):
         return Judgement(share)
 
     def __str__(self) -> str:
+        tie = '' if self.tie is None else f'; {self.tie:g} a tie'
         return (f'`{self.key}`: {self.first:g} the first, {self.second:g} the second, between them '
-                'a share of both')
+                f'a share of both{tie}')
 
 
 class Fixed(NamedTuple):
@@ -178,6 +195,8 @@ class Flags(NamedTuple):
     keys: tuple[str, str, str]  # the first is preferred, the second is, a tie
 
     def judge(self, place: Place) -> Judgement:
+        if all(place.get(key) is None for key in self.keys):
+            return Judgement(None)
         flags = [place.number(key) for key in self.keys]
         if sorted(flags) != [0.0, 0.0, 1.0]:
             place.fail(self.keys[0], f'{flags} with {self.keys[1:]}, expected a single 1')
@@ -220,7 +239,7 @@ class Panel(NamedTuple):
     Attributes:
       keys: where they stand.
       verdict: what each says; of a list by the keys of its objects, else its own key is unused.
-      name: key of a judge's name in an object; '': they are called by key and number.
+      name: key of a judge's name in an object; '': nothing says who they are.
       listed: whether the keys hold lists of objects.
     """
 
@@ -242,9 +261,8 @@ class Panel(NamedTuple):
                 if not isinstance(item, Mapping):
                     place.fail(f'{key}[{i}]', f'{_shown(item)}, expected an object')
                 inner = Place(f"{place.where} in '{key}[{i}]'", item)
-                judge = inner.get(self.name) if self.name else f'{key}[{i}]'
-                found.append(self.verdict.judge(inner)._replace(
-                    judge=None if judge is None else str(judge)))
+                judge = inner.get(self.name) if self.name else None
+                found.append(self.verdict.judge(inner)._replace(judge=judge))
         return found
 
     def __str__(self) -> str:
@@ -258,6 +276,18 @@ class Panel(NamedTuple):
 # Formats
 
 
+class Parts(NamedTuple):
+    """A prompt of several parts; those that a row does not have are left out.
+
+    Attributes:
+      places: title -> place of a part; '': a title alone.
+      joint: between them.
+    """
+
+    places: Mapping[str, str]
+    joint: str
+
+
 class Items(NamedTuple):
     """Responses in a list of objects, or in lists of texts.
 
@@ -267,7 +297,8 @@ class Items(NamedTuple):
       rating: key of a number in an object, higher is better; '': none.
       rank: key of a place, 1 best; '': none.
       attributes: name of an attribute -> key of a number in an object.
-      ranked: whether all of a list are preferred to all of those after it.
+      ranked: whether each of the first list is preferred to all of the second; nothing is said
+        of those of one list, so each of the first is in a comparison of its own.
     """
 
     lists: tuple[str, ...]
@@ -285,8 +316,8 @@ class Format:
     Attributes:
       home: where such rows are published.
       responses: places of responses, or a list of them.
-      prompt: place of the prompt, or title -> place of its parts, which follow each other;
-        '': it is what the responses, which are whole chats, have in common.
+      prompt: place of the prompt, or its parts; '': it is what the responses, which are whole
+        chats, have in common.
       verdict: which of two responses is preferred; None: ratings or ranks say it.
       panel: what each of several judges says, in place of the verdict.
       marks: places that a row must have beside, to be taken for one of this format.
@@ -297,13 +328,14 @@ class Format:
       unless: keys that a row of this format does not have.
       turns: whether a prompt and a response are what two say to each other; else the response
         completes the prompt.
+      said_by: what the user's and the assistant's turns begin with in a prompt of several.
       each: what turns a row into rows before it is read, as of texts that are JSON.
       ask: why it must be named; '': rows that look like it are taken for it.
     """
 
     home: str
     responses: tuple[str, ...] | Items
-    prompt: str | Mapping[str, str] = 'prompt'
+    prompt: str | Parts = 'prompt'
     verdict: Verdict | None = None
     panel: Panel | None = None
     marks: tuple[str, ...] = ()
@@ -315,29 +347,59 @@ class Format:
     strength: str = ''
     unless: tuple[str, ...] = ()
     turns: bool = True
-    each: Callable[[Place], Iterable[Mapping[str, Any]]] | None = None
+    said_by: tuple[str, str] | None = None
+    each: Callable[[Place, str], Iterable[Mapping[str, Any]]] | None = None
     ask: str = ''
 
     def fits(self, row: Any) -> bool:
-        """Whether a row has what this format needs."""
+        """Whether a row has what this format needs; null is no value, but a key."""
         if not isinstance(row, Mapping) or any(key in row for key in self.unless):
             return False
+        if not all(_has(row, key) for key in self.marks):
+            return False
+        own = {key.split('.')[0] for key in self.marks}
+        if any(all(row.get(key) is not None for key in keys) and not own.issuperset(keys)
+               for keys in _COMPLETE):
+            return False
         place = Place('', row)
-        lists = self.responses.lists if isinstance(self.responses, Items) and not self.each else ()
-        return all(place.get(key) is not None for key in self.marks) and all(
-            isinstance(items := place.get(key), list) and all(
-                isinstance(item, Mapping if self.responses.text else str) for item in items)
-            for key in lists)
+        if isinstance(self.responses, Items) and (self.responses.ranked or not self.each):
+            kind = Mapping if self.responses.text else str
+            return all(items is None or (isinstance(items, list) and all(
+                isinstance(item, kind) for item in items))
+                for items in map(place.get, self.responses.lists))
+        if not self.prompt and not self.each:
+            return all(chat is None or (isinstance(chat, list) and len(chat) > 1)
+                       for chat in map(place.get, self.responses))
+        return True
+
+
+# Keys by which a row is one of this project: another format must read them itself.
+_COMPLETE = (('chosen', 'rejected'), ('responses',), ('response',))
+# Keys that mean in all formats what they mean here.
+_KEPT = ('weight', 'id', 'group', 'tools', 'annotator')
+# Keys that hold a part of the prompt where they hold anything.
+_OF_PROMPTS = ('system', 'input', 'context', 'history')
+
+
+def _has(row: Mapping[str, Any], place: str) -> bool:
+    """Whether a row has a key, be it null; of a place within an object, a value."""
+    first, _, rest = place.partition('.')
+    if not rest:
+        return first in row
+    return Place('', row).get(place) is not None
 
 
 _AB = {'model_a': 0, 'model_b': 1}
 _TIES = {'tie': _TIE, 'tie (bothbad)': _TIE, 'both_bad': _TIE}
+_UNSURE = {'tie': _TIE, 'tie (inconsistent)': _NOTHING}
 _LEANS = {'A-is-clearly-better': 0, 'A-is-slightly-better': 0, 'Tie': _TIE,
           'B-is-slightly-better': 1, 'B-is-clearly-better': 1}
 _NUMBERS = 'the numbers of this format mean something else in others'
 _HELPFULNESS = ('helpfulness', 'correctness', 'coherence', 'complexity', 'verbosity')
-_REDDIT = {'SUBREDDIT: r/': 'info.subreddit', '\n\nTITLE: ': 'info.title',
-           '\n\nPOST: ': 'info.post', 'ARTICLE: ': 'info.article', '\n\nTL;DR:': ''}
+_REDDIT = Parts({'SUBREDDIT: r/': 'info.subreddit', 'TITLE: ': 'info.title',
+                 'POST: ': 'info.post', 'ARTICLE: ': 'info.article', 'TL;DR:': ''}, '\n\n')
+_TASK = Parts({'': 'instruction', ' ': 'input'}, '\n')
+_EXTRA_ID = ('<extra_id_1>User\n', '<extra_id_1>Assistant\n')
 _ASPECTS = {name: f'annotations.{name}.Rating' for name in (
     'helpfulness', 'honesty', 'instruction_following', 'truthfulness')}
 
@@ -345,21 +407,26 @@ _ASPECTS = {name: f'annotations.{name}.Rating' for name in (
 # What turns a row into others before it is read.
 
 
-def _annotators(place: Place) -> Iterator[Mapping[str, Any]]:
-    """Attributes that are lists, one number of each annotator, as one row of each annotator."""
+def _annotators(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
+    """Attributes that are lists, a number of each annotator: their mean, or a row of each."""
     if not any(isinstance(place.row.get(name), list) for name in _HELPFULNESS):
         yield place.row
         return
-    each = {name: place.need(name, 'a list of numbers') for name in _HELPFULNESS}
-    for name, values in each.items():
-        if not isinstance(values, list) or len(values) != len(each[_HELPFULNESS[0]]):
+    each = {}
+    for name in _HELPFULNESS:
+        values = place.need(name, 'a list of numbers')
+        if not isinstance(values, list) or not values or len(values) != len(
+                next(iter(each.values()), values)):
             place.fail(name, f'{_shown(values)}, expected as many numbers as '
                              f'{_HELPFULNESS[0]!r} has')
-    for i, numbers in enumerate(zip(*each.values(), strict=True)):
-        yield {**place.row, **dict(zip(each, numbers, strict=True)), 'annotator': f'annotator {i}'}
+        each[name] = [place.as_number(name, value) for value in values]
+    if votes == 'share':
+        each = {name: [sum(values) / len(values)] for name, values in each.items()}
+    for numbers in zip(*each.values(), strict=True):
+        yield {**place.row, **dict(zip(each, numbers, strict=True))}
 
 
-def _alternating(place: Place) -> Iterator[Mapping[str, Any]]:
+def _alternating(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
     """Turns in a list, the first of them the human's, as the dialogues of Anthropic's HH."""
     marks, dialogues = (HUMAN, ASSISTANT), {}
     for key in ('chosen', 'rejected'):
@@ -371,7 +438,13 @@ def _alternating(place: Place) -> Iterator[Mapping[str, Any]]:
     yield {**place.row, **dialogues}
 
 
-def _last(place: Place) -> Iterator[Mapping[str, Any]]:
+def _one_chosen(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
+    """A list of good responses, each with all of the others."""
+    for chosen in _list(place, 'chosen'):
+        yield {**place.row, 'chosen': [chosen]}
+
+
+def _last(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
     """Messages, of which the last is the response."""
     messages = place.need('messages', 'a list of messages')
     if not isinstance(messages, list) or len(messages) < 2:
@@ -379,7 +452,7 @@ def _last(place: Place) -> Iterator[Mapping[str, Any]]:
     yield {**place.row, 'prompt': messages[:-1], 'messages': messages[-1:]}
 
 
-def _parsed_lists(place: Place) -> Iterator[Mapping[str, Any]]:
+def _parsed_lists(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
     """Turns whose texts are JSON lists in a text, an exchange each, as chats."""
     turns = {}
     for key in ('prompt', 'response_a', 'response_b'):
@@ -401,36 +474,57 @@ def _parsed_lists(place: Place) -> Iterator[Mapping[str, Any]]:
     yield {**place.row, **chats, 'prompt': None}
 
 
-def _turns(place: Place) -> Iterator[Mapping[str, Any]]:
+def _conversations(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
+    """Chats that may be JSON in a text, and whose messages have more than is said in them."""
+    chats = {}
+    for key in ('conversation_a', 'conversation_b'):
+        chat = place.need(key, 'a list of messages')
+        if isinstance(chat, str):
+            try:
+                chat = json.loads(chat)
+            except (ValueError, RecursionError):
+                place.fail(key, f'{_shown(chat)}, expected a list of messages')
+        if not isinstance(chat, list) or not all(isinstance(m, Mapping) for m in chat):
+            place.fail(key, f'{_shown(chat)}, expected a list of messages')
+        chats[key] = [{name: message.get(name) for name in ('role', 'content')}
+                      for message in chat]
+    yield {**place.row, **chats}
+
+
+def _turns(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
     """Judgements of the first exchange of a conversation leave out the second."""
-    turn = place.row.get('turn')
-    if turn not in (1, 2):
-        place.fail('turn', f'{_shown(turn)}, expected 1 or 2')
     place.read.add('turn')
-    chats = {key: place.need(key, 'a list of messages')
-             for key in ('conversation_a', 'conversation_b')}
-    yield {**place.row, **{key: chat[:2 * turn] if isinstance(chat, list) else chat
-                           for key, chat in chats.items()}}
+    turn = _whole(place.row.get('turn'))
+    if turn not in (1, 2) or isinstance(turn, bool):
+        place.fail('turn', f'{_shown(turn)}, expected 1 or 2')
+    for row in _conversations(place, votes):
+        yield {**row, **{key: row[key][:2 * turn] for key in ('conversation_a', 'conversation_b')}}
 
 
-def _siblings(place: Place) -> Iterator[Mapping[str, Any]]:
+def _siblings(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
     """Every set of ranked answers in a tree of messages, after the messages before it."""
 
     def walk(node: Any, before: tuple[Any, ...]) -> Iterator[Mapping[str, Any]]:
         if not isinstance(node, Mapping) or not isinstance(node.get('text'), str):
             place.fail('prompt', f"{_shown(node)}, expected messages with 'text'")
-        role = {'prompter': 'user', 'assistant': 'assistant'}.get(node.get('role'))
-        if role is None:
+        roles = {'prompter': 'user', 'assistant': 'assistant'}
+        if node.get('role') not in list(roles):
             place.fail('prompt', f"role {node.get('role')!r}, expected prompter or assistant")
+        role = roles[node['role']]
         chat = (*before, {'role': role, 'content': node['text']})
-        replies = node.get('replies') or ()
+        replies = node.get('replies') or []
+        if not isinstance(replies, list):
+            place.fail('prompt', f'{_shown(replies)}, expected a list of replies')
         ranked = [reply for reply in replies if isinstance(reply, Mapping)
                   and reply.get('rank') is not None and not reply.get('deleted')]
         if role == 'user' and len(ranked) > 1:
             yield {'id': node.get('message_id'), 'prompt': list(chat), 'answers': ranked,
                    'group': place.row.get('message_tree_id')}
         for reply in replies:
-            yield from walk(reply, chat)
+            # What was taken out may have no text, and nothing that follows it a whole prompt.
+            if not (isinstance(reply, Mapping) and reply.get('deleted')
+                    and reply.get('text') is None):
+                yield from walk(reply, chat)
 
     place.read |= {'prompt', 'message_tree_id'}
     yield from walk(place.need('prompt', 'the first message of a tree'), ())
@@ -438,8 +532,8 @@ def _siblings(place: Place) -> Iterator[Mapping[str, Any]]:
 
 FORMATS: dict[str, Format] = {
     'alpaca-eval': Format(
-        'tatsu-lab/alpaca_eval, annotations', ('output_1', 'output_2'), 'instruction',
-        Chance('preference', 1.0, 2.0), annotator='annotator',
+        'tatsu-lab/alpaca_eval, annotations', ('output_1', 'output_2'), _TASK,
+        Chance('preference', 1.0, 2.0, 0.0), annotator='annotator',
         marks=('instruction', 'output_1', 'output_2', 'preference'), ask=_NUMBERS),
     'arena-55k': Format(
         'lmsys/lmsys-arena-human-preference-55k', ('response_a', 'response_b'), '',
@@ -448,22 +542,28 @@ FORMATS: dict[str, Format] = {
     'arena': Format(
         'lmsys/chatbot_arena_conversations, lmarena-ai/arena-human-preference-100k and -140k',
         ('conversation_a', 'conversation_b'), '', Values('winner', _AB | _TIES), annotator='judge',
-        marks=('conversation_a', 'conversation_b', 'winner', 'language')),
+        each=_conversations, marks=('conversation_a', 'conversation_b', 'winner', 'language')),
     'helpsteer': Format(
         'nvidia/HelpSteer, nvidia/HelpSteer2 and its disagreements/', ('response',),
-        attributes={name: name for name in _HELPFULNESS}, each=_annotators, annotator='annotator',
-        marks=('prompt', 'response', *_HELPFULNESS)),
+        attributes={name: name for name in _HELPFULNESS}, each=_annotators, said_by=_EXTRA_ID,
+        marks=('prompt', 'response', *_HELPFULNESS), unless=('rating',)),
     'helpsteer2-preference': Format(
-        'nvidia/HelpSteer2, preference/', ('response_1', 'response_2'),
-        panel=Panel(('all_preferences_unprocessed',), Sign('strength', 0)),
-        marks=('prompt', 'response_1', 'response_2', 'all_preferences_unprocessed')),
+        'nvidia/HelpSteer2, preference/, the three judgements that agree most',
+        ('response_1', 'response_2'), said_by=_EXTRA_ID,
+        panel=Panel(('three_most_similar_preferences',), Sign('strength', 0, 3.0)),
+        marks=('prompt', 'response_1', 'response_2', 'three_most_similar_preferences')),
+    'helpsteer2-preference:all': Format(
+        'nvidia/HelpSteer2, preference/, all judgements', ('response_1', 'response_2'),
+        panel=Panel(('all_preferences_unprocessed',), Sign('strength', 0, 3.0, (-100.0,))),
+        marks=('prompt', 'response_1', 'response_2', 'all_preferences_unprocessed'),
+        said_by=_EXTRA_ID),
     'helpsteer2-preference:overall': Format(
-        'nvidia/HelpSteer2, preference/', ('response_1', 'response_2'),
-        verdict=Sign('preference_strength', 0),
+        'nvidia/HelpSteer2, preference/', ('response_1', 'response_2'), said_by=_EXTRA_ID,
+        verdict=Sign('preference_strength', 0, 3.0),
         marks=('prompt', 'response_1', 'response_2', 'preference_strength')),
     'helpsteer3': Format(
         'nvidia/HelpSteer3', ('response1', 'response2'), 'context',
-        panel=Panel(('individual_preference',), Sign('score', 0)),
+        panel=Panel(('individual_preference',), Sign('score', 0, 3.0)),
         marks=('context', 'response1', 'response2', 'individual_preference')),
     'hh-strength': Format(
         'fnlp/hh-rlhf-strength-cleaned', ('chosen', 'rejected'), '', Fixed('chosen'),
@@ -489,7 +589,7 @@ FORMATS: dict[str, Format] = {
         ask=_NUMBERS),
     'mt-bench': Format(
         'lmsys/mt_bench_human_judgments', ('conversation_a', 'conversation_b'), '',
-        Values('winner', _AB | _TIES), annotator='judge', group='question_id', each=_turns,
+        Values('winner', _AB | _UNSURE), annotator='judge', group='question_id', each=_turns,
         marks=('conversation_a', 'conversation_b', 'winner', 'judge', 'turn'),
         unless=('language',)),
     'multipref': Format(
@@ -505,7 +605,7 @@ FORMATS: dict[str, Format] = {
         'OpenAssistant/oasst1, trees', Items(('answers',), 'text', rank='rank'), each=_siblings,
         group='group', id='id', marks=('message_tree_id', 'prompt')),
     'pandalm': Format(
-        "PandaLM's test set", ('response1', 'response2'), {'': 'instruction', '\n': 'input'},
+        "PandaLM's test set", ('response1', 'response2'), _TASK,
         panel=Panel(('annotator1', 'annotator2', 'annotator3'),
                     Values('annotator', {1: 0, 2: 1, 0: _TIE}), listed=False),
         id='idx', marks=('instruction', 'response1', 'response2', 'annotator1')),
@@ -525,7 +625,7 @@ FORMATS: dict[str, Format] = {
         marks=('prompt', 'response_1', 'response_2', 'winner')),
     'reward-bench-2': Format(
         'allenai/reward-bench-2, THU-KEG/RM-Bench', Items(('chosen', 'rejected'), ranked=True),
-        id='id', marks=('prompt', 'chosen', 'rejected')),
+        id='id', each=_one_chosen, marks=('prompt', 'chosen', 'rejected')),
     'shp': Format(
         'stanfordnlp/SHP', ('human_ref_A', 'human_ref_B'), 'history',
         Values('labels', {1: 0, 0: 1}), strength='score_ratio', group='post_id',
@@ -565,13 +665,30 @@ FORMATS: dict[str, Format] = {
 # Reading
 
 
-def recognise(row: Any, where: str) -> str:
-    """The format of a row, by its keys and their values; 'rows' if it is none of these.
+def recognise(rows: Iterable[Row]) -> str:
+    """The format of the first rows, by their keys and their values; 'rows' if it is none of these.
 
     Raises:
-      DataError: it may be of several, or of one whose numbers others use otherwise: it must be
-        named.
+      DataError: it may be of several, or of one whose numbers others use otherwise, or rows differ:
+        it must be named.
     """
+    first = [(where, row) for where, row in itertools.islice(rows, FIRST_ROWS)
+             if isinstance(row, Mapping)]
+    # What is null in all of them is not there.
+    empty = {key for _, row in first for key in row} - {
+        key for _, row in first for key, value in row.items() if value is not None}
+    found: dict[str, str] = {}
+    for where, row in first:
+        found.setdefault(_recognised(where, {
+            key: value for key, value in row.items() if key not in empty}), where)
+    if len(found) > 1:
+        raise DataError(f'{" and ".join(found.values())} look like rows of different formats, '
+                        f'{" and ".join(map(repr, found))}; expected config.data.format to name '
+                        'one')
+    return next(iter(found), 'rows')
+
+
+def _recognised(where: str, row: Mapping[str, Any]) -> str:
     # A variant of a format that is one itself, 'name:variant', is never meant if it is not named.
     fitting = {name: known for name, known in FORMATS.items()
                if known.fits(row) and (name.partition(':')[0] not in FORMATS or ':' not in name)}
@@ -588,6 +705,15 @@ def recognise(row: Any, where: str) -> str:
     return found[0]
 
 
+def attributes(name: str) -> tuple[str, ...]:
+    """Names of attributes that rows of a format rate; () of what is none."""
+    known = FORMATS.get(name)
+    if known is None:
+        return ()
+    items = known.responses
+    return tuple(items.attributes if isinstance(items, Items) else known.attributes)
+
+
 def describe(name: str) -> dict[str, str]:
     """What a format says and where, in words: topic -> place."""
     known = FORMATS[name]
@@ -595,7 +721,7 @@ def describe(name: str) -> dict[str, str]:
     said = {
         'home': known.home,
         'prompt': (f'`{prompt}`' if isinstance(prompt, str) and prompt else
-                   ', '.join(f'`{key}`' for key in prompt.values() if key) if prompt else
+                   ', '.join(f'`{key}`' for key in prompt.places.values() if key) if prompt else
                    'what the responses have in common'),
         'responses': ', '.join(f'`{key}`' for key in (
             responses.lists if isinstance(responses, Items) else responses)),
@@ -606,18 +732,17 @@ def describe(name: str) -> dict[str, str]:
         said['preference'] = said['preference'] or (
             f'rank `{responses.rank}`, the lowest is best' if responses.rank else
             f'rating `{responses.rating}`' if responses.rating else
-            'all of the first list over all of the second')
+            'each of the first list over all of the second')
     elif known.ratings:
         said['preference'] = 'ratings ' + ', '.join(f'`{key}`' for key in known.ratings)
     elif known.attributes and not said['preference']:
         said['preference'] = 'ratings of attributes'
     more = {'strength': known.strength, 'annotator': known.annotator, 'group': known.group}
     if known.panel and known.panel.listed:
-        more['annotator'] = known.panel.name or 'by number'
-    attributes = responses.attributes if isinstance(responses, Items) else known.attributes
+        more['annotator'] = known.panel.name
     said |= {topic: f'`{place}`' for topic, place in more.items() if place}
-    if attributes:
-        said['attributes'] = ', '.join(attributes)
+    if rated := attributes(name):
+        said['attributes'] = ', '.join(rated)
     return said | ({'must be named': known.ask} if known.ask else {})
 
 
@@ -632,7 +757,8 @@ def native(name: str, given: Iterable[Row], *, votes: str, strengths: str) -> It
       strengths: 'ignored', or 'margin', by how much rewards should differ at least.
 
     Yields:
-      Rows with their places, one that cannot be read as a `MalformedRow`.
+      Rows with their places, one that cannot be read as a `MalformedRow`, one that says nothing of
+      its responses as `NotJudged`.
     """
     known = FORMATS[name]
     for where, row in given:
@@ -642,14 +768,22 @@ def native(name: str, given: Iterable[Row], *, votes: str, strengths: str) -> It
             if not isinstance(row, Mapping):
                 raise MalformedRow(f'{where}: got {_shown(row)}, expected an object of the format '
                                    f'{name!r}')
-            found = list(_converted(known, Place(where, row), votes, strengths))
+            place = Place(where, row)
+            for key in known.marks:
+                if key.split('.')[0] not in row:
+                    place.fail(key, f'nothing (the key is missing), expected the format {name!r}')
+            found = list(_converted(known, place, votes, strengths))
             if not found:
-                raise MalformedRow(f'{where}: says nothing of any responses')
+                raise NotJudged(f'{where}: says nothing of its responses')
         except MalformedRow as error:
             yield where, error
             continue
+        # Several of a row have places of their own, and names if they share one.
+        alone = len(found) == 1
+        named = not alone and found[0].get('id') == found[-1].get('id') is not None
         for i, one in enumerate(found):
-            yield where if len(found) == 1 else f'{where}#{i}', one
+            yield (where if alone else f'{where}#{i}',
+                   one | {'id': f'{one["id"]}#{i}'} if named else one)
 
 
 def parse_columns(texts: Sequence[str], attributes: Sequence[str]) -> dict[str, str]:
@@ -686,68 +820,84 @@ def mapped(columns: Mapping[str, str], given: Iterable[Row]) -> Iterator[Row]:
         place = Place(where, row)
         found = {key: value for key, name in columns.items()
                  if (value := place.get(name)) is not None}
-        yield where, _unread(place) | found
+        rest = {f'{key} (of the rows)' if key in columns else key: value
+                for key, value in row.items() if key not in place.read}
+        yield where, rest | found
 
 
 def _converted(known: Format, whole: Place, votes: str,
                strengths: str) -> Iterator[dict[str, Any]]:
     """What a row of a format says, as rows that `rows.parse_row` reads."""
-    for row in known.each(whole) if known.each else (whole.row,):
+    for row in known.each(whole, votes) if known.each else (whole.row,):
         place = Place(whole.where, row)
-        texts, said = _texts(known, place)
-        for key in ('annotator', 'group', 'id'):
-            if (name := getattr(known, key)) and (value := place.get(name)) is not None:
-                said[key] = value if isinstance(value, int) else str(value)
+        base = _in_turns(known, place, _texts(known, place))
+        for key in _KEPT:
+            # Where a row says it otherwise, its own key means something else.
+            if (value := place.get(getattr(known, key, '') or key)) is not None:
+                base[key] = value
         judgements = _judgements(known, place, votes)
-        base = _unread(place) | (_in_turns(texts) if known.turns else texts) | said
-        for number, one in enumerate(judgements):
-            if one is not None and one.first is None:
-                continue
-            verdict = {} if one is None else _said(one, strengths)
-            if len(judgements) > 1 and 'id' in base:
-                verdict['id'] = f'{base["id"]}#{number}'
-            yield base | verdict
+        base = _unread(place) | base
+        yield from (base | said(strengths) for said in judgements)
 
 
-def _texts(known: Format, place: Place) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Prompt and responses of a row, and what it says of each response."""
-    texts, said = {}, {}
-    if isinstance(known.prompt, str):
-        if known.prompt:
-            texts['prompt'] = place.need(known.prompt, 'a prompt')
-    else:
+def _texts(known: Format, place: Place) -> dict[str, Any]:
+    """Prompt and responses of a row."""
+    texts = {}
+    if isinstance(known.prompt, Parts):
         texts['prompt'] = _joined(known.prompt, place)
+    elif known.prompt:
+        texts['prompt'] = place.need(known.prompt, 'a prompt')
     if isinstance(known.responses, Items):
-        return texts | _items(known.responses, place), said
-    responses = [place.need(key, 'a response') for key in known.responses]
-    if known.ratings:
-        said['ratings'] = [_graded(place, key, place.need(key, 'a rating'))
-                           for key in known.ratings]
-    for name, key in known.attributes.items():
-        if (value := place.get(key)) is not None:
-            said[name] = [_graded(place, key, value)]
+        places, responses = zip(*_items(known.responses, place), strict=True)
+    else:
+        places = known.responses
+        responses = [place.need(key, 'a response') for key in places]
     if not known.prompt:  # whole chats or dialogues: what they share is the prompt
-        shared = _shared(place, known.responses, responses)
+        shared = _shared(place, places, responses)
         texts['prompt'], responses = responses[0][:shared], [r[shared:] for r in responses]
-    return texts | {'responses': responses}, said
+    for key in _OF_PROMPTS:
+        if place.row.get(key) and key not in place.read:
+            place.fail(key, 'what may be a part of the prompt, expected no such key in this format')
+    for key, text in (('prompt', texts['prompt']), *zip(places, responses, strict=True)):
+        if isinstance(text, str) and holds_messages(text):
+            place.fail(key, 'text that is a list of chat messages, expected the list itself')
+    return texts | {'responses': list(responses)}
 
 
-def _in_turns(texts: Mapping[str, Any]) -> dict[str, Any]:
-    """A prompt and responses that are plain texts, as turns."""
+def _in_turns(known: Format, place: Place, texts: Mapping[str, Any]) -> dict[str, Any]:
+    """A prompt and responses that are plain texts, as turns if they are, a blank between them."""
     prompt, responses = texts['prompt'], texts['responses']
     if not isinstance(prompt, str) or not all(isinstance(r, str) for r in responses):
         return dict(texts)
-    # It may be in turns already, and end in the blank that a response begins with here.
-    prompt = prompt.rstrip() if prompt.startswith(HUMAN) else f'{HUMAN} {prompt}{ASSISTANT}'
-    return {**texts, 'prompt': prompt, 'responses': [
-        r if r[:1].isspace() or not r else f' {r}' for r in responses]}
+    responses = [r if r[:1].isspace() or not r else f' {r}' for r in responses]
+    if not known.turns:
+        return {'prompt': prompt, 'responses': responses}
+    if prompt.startswith(HUMAN):  # in turns already, maybe with the blank that a response has
+        prompt = prompt.rstrip()
+        if not prompt.endswith(ASSISTANT):
+            place.fail('prompt', f'turns that do not end in {ASSISTANT!r}, expected such')
+    elif HUMAN in prompt or ASSISTANT in prompt:
+        place.fail('prompt', f'a text with {HUMAN!r} or {ASSISTANT!r} in it, expected turns that '
+                             'begin with the first, or none')
+    else:
+        if known.said_by:
+            user, assistant = known.said_by
+            prompt = re.sub(rf'\s*{re.escape(assistant)}', f'{ASSISTANT} ', prompt)
+            prompt = re.sub(rf'\s*{re.escape(user)}', f'{HUMAN} ', prompt)
+        prompt = f'{HUMAN} {prompt}{ASSISTANT}'
+    if any(mark in response for mark in (HUMAN, ASSISTANT) for response in responses):
+        place.fail('responses', f'a text with {HUMAN!r} or {ASSISTANT!r} in it, expected one turn')
+    return {'prompt': prompt, 'responses': responses}
 
 
 def _shared(place: Place, keys: Sequence[str], responses: Sequence[Any]) -> int:
     """How many messages, or letters up to the assistant's last common turn, all have in common."""
     if all(isinstance(r, str) for r in responses):
-        count = len(_common(responses))
-        return responses[0].rfind(ASSISTANT, 0, count) + len(ASSISTANT)
+        found = responses[0].rfind(ASSISTANT, 0, len(_common(responses)))
+        if found < 0:
+            place.fail(keys[-1], f'another prompt than in {keys[0]!r}, expected dialogues that '
+                                 'begin alike')
+        return found + len(ASSISTANT)
     for key, response in zip(keys, responses, strict=True):
         if not isinstance(response, list) or len(response) < 2:
             place.fail(key, f'{_shown(response)}, expected a list of at least two messages')
@@ -762,60 +912,84 @@ def _common(sequences: Sequence[Any]) -> list[Any]:
         lambda items: all(item == items[0] for item in items), zip(*sequences, strict=False))]
 
 
-def _joined(parts: Mapping[str, str], place: Place) -> str:
-    """Parts of a prompt, each after its title; those that the row does not have are left out."""
-    found = ''
-    for title, key in parts.items():
+def _joined(parts: Parts, place: Place) -> str:
+    """Parts of a prompt, each after its title."""
+    found = []
+    for title, key in parts.places.items():
         value = place.get(key) if key else ''
         if value is None or (key and value == ''):
             continue
         if not isinstance(value, str):
             place.fail(key, f'{_shown(value)}, expected text')
-        found += title + value
+        found.append(title.strip(' ') + ' ' * (title.endswith(' ') and bool(title.strip())) + value)
+    return parts.joint.join(found)
+
+
+def _items(items: Items, place: Place) -> list[tuple[str, Any]]:
+    """Responses in lists, with the place of each."""
+    found = []
+    for key in items.lists:
+        for i, item in enumerate(_list(place, key)):
+            if items.text and not (isinstance(item, Mapping) and items.text in item):
+                place.fail(f'{key}[{i}]', f'{_shown(item)}, expected an object with {items.text!r}')
+            found.append((f'{key}[{i}]', item[items.text] if items.text else item))
     return found
 
 
-def _items(items: Items, place: Place) -> dict[str, Any]:
-    """Responses in lists, with the rating or the rank of each."""
-    found = [(number, key, i, item) for number, key in enumerate(items.lists)
-             for i, item in enumerate(_list(place, key))]
-    said: dict[str, Any] = {'responses': [
-        item[items.text] if items.text and isinstance(item, Mapping) and items.text in item
-        else item if not items.text
-        else place.fail(f'{key}[{i}]', f'{_shown(item)}, expected an object with {items.text!r}')
-        for _, key, i, item in found]}
+# What a judgement says in keys of `rows.parse_row`, given what becomes of strengths.
+Said = Callable[[str], dict[str, Any]]
+
+
+def _judgements(known: Format, place: Place, votes: str) -> list[Said]:
+    """What is said of the responses, by as many comparisons as it takes; [] if nothing is."""
+    graded = _graded(known, place)
+    if known.panel is None and known.verdict is None:
+        return [lambda _: graded] if graded else []
+    each = known.panel.judge(place) if known.panel else [known.verdict.judge(place)]
+    if known.strength and (strength := place.get(known.strength)) is not None:
+        each = [one._replace(strength=abs(place.as_number(known.strength, strength)))
+                for one in each]
+    each = [one for one in each if one.first is not None]
+    if each and known.panel and votes == 'share':
+        leads = [(2.0 * one.first - 1.0) * one.strength for one in each if one.strength is not None]
+        each = [Judgement(sum(one.first for one in each) / len(each),
+                          abs(sum(leads) / len(each)) if leads else None)]
+    return [lambda strengths, one=one: graded | _said(one, strengths) for one in each]
+
+
+def _graded(known: Format, place: Place) -> dict[str, Any]:
+    """Ratings and ranks of the responses; {} if there are none."""
+    said: dict[str, list[float | None]] = {}
+    if not isinstance(known.responses, Items):
+        said['ratings'] = [_rating(place, key, place.get(key)) for key in known.ratings]
+        said |= {name: [_rating(place, key, place.get(key))]
+                 for name, key in known.attributes.items()}
+        return _some(said)
+    items, found = known.responses, [
+        (f'{key}[{i}]', item) for key in known.responses.lists
+        for i, item in enumerate(_list(place, key))]
     if items.ranked:
-        said['ranks'] = [number for number, *_ in found]
-
-    def numbers(name: str) -> list[float | None]:
-        values = [(f'{key}[{i}].{name}', Place('', item).get(name)) for _, key, i, item in found]
-        return [None if value in (None, 'N/A') else place.as_number(key, value)
-                for key, value in values]
-
-    if items.rating:
-        said['ratings'] = numbers(items.rating)
-    if items.rank:
-        said['ranks'] = numbers(items.rank)
-        if None in said['ranks']:
-            place.fail(items.lists[0], f'items without {items.rank!r}, expected one in each')
-    return said | {name: numbers(key) for name, key in items.attributes.items()}
+        return {'preferred': 0}
+    keys = {'ratings': items.rating, 'ranks': items.rank, **items.attributes}
+    for name, key in keys.items():
+        said[name] = [_rating(place, f'{at}.{key}', Place('', item).get(key))
+                      for at, item in found] if key else []
+    if items.rank and None in said['ranks']:
+        place.fail(items.lists[0], f'items without {items.rank!r}, expected one in each')
+    return _some(said)
 
 
-def _judgements(known: Format, place: Place, votes: str) -> list[Judgement | None]:
-    """What judges say of the two responses; [None] where ratings or ranks say it."""
-    if known.panel is None:
-        if known.verdict is None:
-            return [None]
-        one = known.verdict.judge(place)
-        if known.strength and (strength := place.get(known.strength)) is not None:
-            one = one._replace(strength=place.as_number(known.strength, strength))
-        return [one]
-    each = [one for one in known.panel.judge(place) if one.first is not None]
-    if votes == 'each' or not each:
-        return list(each)
-    leads = [(2.0 * one.first - 1.0) * one.strength for one in each if one.strength is not None]
-    return [Judgement(sum(one.first for one in each) / len(each),
-                      abs(sum(leads) / len(each)) if leads else None)]
+def _some(said: Mapping[str, list[float | None]]) -> dict[str, Any]:
+    """Those that say anything."""
+    return {name: values for name, values in said.items()
+            if any(value is not None for value in values)}
+
+
+def _rating(place: Place, key: str, value: Any) -> float | None:
+    """A number, its text, or whether a response is good; None where it is not rated."""
+    if value is None or value == 'N/A':
+        return None
+    return float(value) if isinstance(value, bool) else place.as_number(key, value)
 
 
 def _said(one: Judgement, strengths: str) -> dict[str, Any]:
@@ -850,9 +1024,9 @@ def _list(place: Place, key: str) -> list[Any]:
     return value
 
 
-def _graded(place: Place, key: str, value: Any) -> float:
-    """A rating: a number, or whether a response is good."""
-    return float(value) if isinstance(value, bool) else place.as_number(key, value)
+def _whole(value: Any) -> Any:
+    """A whole number as one, also as a column with gaps has it."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _shown(value: Any) -> str:

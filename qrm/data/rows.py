@@ -435,7 +435,7 @@ class _Fields:
     def _text(self, key: str, value: Any) -> Text:
         if isinstance(value, str):
             self._check(key, value)
-            if not self._literal and _holds_messages(value):
+            if not self._literal and holds_messages(value):
                 self.fail(key, 'text that is a list of chat messages, expected the list itself')
             return value
         if isinstance(value, Mapping) and _ROLE_KEYS & value.keys():
@@ -507,7 +507,7 @@ _ROLE_KEYS = frozenset(('role', 'from'))
 _LIKE_MESSAGES = re.compile(r'\s*(\[\s*)?\{[^{}]*[\'"](role|from)[\'"]\s*:')
 
 
-def _holds_messages(text: str) -> bool:
+def holds_messages(text: str) -> bool:
     """Whether a text is what JSON or Python writes for a message, or for a list of them."""
     if not _LIKE_MESSAGES.match(text):
         return False

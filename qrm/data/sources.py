@@ -153,10 +153,15 @@ def read_comparisons(path: str) -> list[Comparison]:
     """Reads a file of rows to be scored.
 
     Raises:
-      DataError: see `files.read_rows`; or a row is malformed.
+      DataError: see `files.read_rows`; or a row is malformed, or of another format, which has other
+        texts.
     """
-    comparisons = []
-    for where, row in read_rows(path):
+    comparisons, rows = [], read_rows(path)
+    first = list(itertools.islice(rows, formats.FIRST_ROWS))
+    if (name := formats.recognise(first)) != 'rows':
+        raise DataError(f'{path}: rows of the format {name!r}, expected those that `qrm data '
+                        f'--input={path} --output=ROWS.jsonl` writes')
+    for where, row in itertools.chain(first, rows):
         if isinstance(row, MalformedRow):
             raise row
         comparisons.append(parse_row(row, where))
@@ -273,6 +278,9 @@ def _collect(found: _Found, data: Any, split: str) -> Split:
                 raise row
             comparison = row if isinstance(row, Comparison) else parse_row(
                 row, where, attributes=data.attributes, literal=name not in ('rows', 'columns'))
+        except formats.NotJudged:
+            report.dropped['not judged'] += 1
+            continue
         except MalformedRow as error:
             report.drop_malformed(error)
             continue
@@ -300,8 +308,8 @@ def understood(rows: Iterable[Row], data: Any) -> tuple[str, Iterable[Row]]:
         return 'columns', formats.mapped(columns, rows)
     name, rows = data.format, iter(rows)
     if name == 'auto':
-        first = list(itertools.islice(rows, 1))
-        name = formats.recognise(first[0][1], first[0][0]) if first else 'rows'
+        first = list(itertools.islice(rows, formats.FIRST_ROWS))
+        name = formats.recognise(first)
         rows = itertools.chain(first, rows)
     if name == 'rows':
         return name, rows

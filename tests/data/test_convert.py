@@ -48,7 +48,7 @@ def test_the_first_comparison_and_counts_are_shown(tmp_path):
     assert lines == [
         f'{place}: rows as they are read here', '', f'the first comparison ({place}:1):',
         '  prompt: Why?', '  response 0: So.', '  response 1: No.', '  preferred: 1',
-        '  annotator: "a"', '', '3 comparisons of 9 responses, 1 malformed rows',
+        '  annotator: "a"', '', '3 comparisons of 9 responses, 1 malformed rows, 0 rows not judged',
         f"  first malformed: {place}:4 field 'responses': got empty list, expected a list of at "
         'least one response',
         '  2: with a preferred response', '  1: with a tie', '  1: with a rating',
@@ -60,12 +60,35 @@ def test_the_first_comparison_and_counts_are_shown(tmp_path):
 
 
 def test_responses_that_would_be_taken_to_repeat_the_prompt_are_not_written(tmp_path):
-    row = {'post_id': 'p', 'history': 'x', 'human_ref_A': 'a', 'human_ref_B': 'b', 'labels': 1}
-    asked = '\n\nHuman: x\n\nAssistant:'
-    source = write(tmp_path / 'in.jsonl', row | {'human_ref_A': asked, 'human_ref_B': asked + '!'},
-                   row)
+    row, chat = ROWS['helpsteer3'][0], [{'role': 'user', 'content': 'Why?'},
+                                        {'role': 'assistant', 'content': 'So.'}]
+    source = write(tmp_path / 'in.jsonl', row | {'response1': chat, 'response2': chat}, row)
     assert '1 malformed rows' in convert.convert(data(source), str(tmp_path / 'out.jsonl'))
     assert len(read_comparisons(str(tmp_path / 'out.jsonl'))) == 1
+
+
+def test_attributes_of_a_format_are_written_without_being_asked_for(tmp_path):
+    source, target = write(tmp_path / 'in.jsonl', ROWS['helpsteer'][0]), tmp_path / 'out.jsonl'
+    assert '  1: with a rating' in convert.convert(data(source), str(target))
+    row = json.loads(target.read_text())
+    assert {name: row[name] for name in formats.attributes('helpsteer')} == {
+        'helpfulness': [3.0], 'correctness': [4.0], 'coherence': [4.0], 'complexity': [1.0],
+        'verbosity': [0.0]}
+
+
+def test_rows_that_were_not_judged_are_counted(tmp_path):
+    row = ROWS['shp'][0]
+    text = convert.convert(data(write(tmp_path / 'in.jsonl', row, row | {'labels': None})))
+    assert '1 comparisons of 2 responses, 0 malformed rows, 1 rows not judged' in text
+    with pytest.raises(DataError, match='in.jsonl: none of its 1 rows says anything of its resp'):
+        convert.convert(data(write(tmp_path / 'in.jsonl', row | {'labels': None}), format='shp'))
+
+
+def test_files_of_other_formats_are_not_scored(tmp_path):
+    source = write(tmp_path / 'in.jsonl', ROWS['shp'][0])
+    with pytest.raises(DataError, match=r"rows of the format 'shp', expected those that "
+                                        r'`qrm data --input=.*in.jsonl --output=ROWS.jsonl` wr'):
+        read_comparisons(str(source))
 
 
 def test_files_that_cannot_be_read_or_written_are_refused(tmp_path):

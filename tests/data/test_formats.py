@@ -47,7 +47,11 @@ ULTRA = {'source': 's', 'instruction': 'Why?', 'completions': [
 PREFERENCE2 = {'prompt': 'Why?', 'response_1': 'So.', 'response_2': 'No.',
                'preference_strength': -2, 'all_preferences_unprocessed': [
                    {'strength': -3, 'justification': ''}, {'strength': 0, 'justification': ''},
-                   {'strength': 1, 'justification': ''}, {'strength': -2, 'justification': ''}]}
+                   {'strength': 1, 'justification': ''}, {'strength': -2, 'justification': ''},
+                   {'strength': -100, 'justification': ''}],
+               'three_most_similar_preferences': [
+                   {'strength': -3, 'statement': ''}, {'strength': 1, 'statement': ''},
+                   {'strength': -2, 'statement': ''}]}
 
 # Format -> a row, and what is read of it: prompt, responses, and all else that is said.
 ROWS = {
@@ -67,6 +71,8 @@ ROWS = {
     'helpsteer': (
         HELPSTEER, said('Why?'), [' So.'], {'attributes': {'helpfulness': (3.0,)}}),
     'helpsteer2-preference': (
+        PREFERENCE2, said('Why?'), [' So.', ' No.'], {'preference': 2.0 / 3.0}),
+    'helpsteer2-preference:all': (
         PREFERENCE2, said('Why?'), [' So.', ' No.'], {'preference': 0.625}),
     'helpsteer2-preference:overall': (
         PREFERENCE2, said('Why?'), [' So.', ' No.'], {'preferred': 0}),
@@ -136,7 +142,7 @@ ROWS = {
     'reward-bench-2': (
         {'id': '9', 'prompt': 'Why?', 'chosen': ['So.'], 'rejected': ['No.', 'Hm.', 'Eh.'],
          'subset': 'Focus', 'num_correct': 1},
-        said('Why?'), [' So.', ' No.', ' Hm.', ' Eh.'], {'ranks': (0, 1, 1, 1), 'id': '9'}),
+        said('Why?'), [' So.', ' No.', ' Hm.', ' Eh.'], {'preferred': 0, 'id': '9'}),
     'shp': (
         {'post_id': 'h', 'domain': 'd', 'history': 'Why?', 'human_ref_A': 'So.',
          'human_ref_B': 'No.', 'labels': 0, 'score_A': 2, 'score_B': 6, 'score_ratio': 3.0},
@@ -209,9 +215,9 @@ def test_rows_are_recognised_or_have_to_be_named(name):
     if formats.FORMATS[name].ask:
         with pytest.raises(DataError, match=rf"f.csv:3: may be of the format .*'{name}'.*, and it"
                            if variant else f"f.csv:3: may be of the format '{name}', and the num"):
-            formats.recognise(row, 'f.csv:3')
+            formats.recognise([('f.csv:3', row)])
     else:
-        assert formats.recognise(row, 'f.csv:3') == base
+        assert formats.recognise([('f.csv:3', row)]) == base
 
 
 @pytest.mark.parametrize('row', [
@@ -222,9 +228,17 @@ def test_rows_are_recognised_or_have_to_be_named(name):
     {'conversations': [{'from': 'human', 'value': 'Why?'}],
      'chosen': {'from': 'gpt', 'value': 'So.'}, 'rejected': {'from': 'gpt', 'value': 'No.'}},
     {'prompt': 'Why?', 'response': 'So.', 'rating': 3}, 'text', None, [1],
+    {'messages': turns('Why?'), 'chosen': turns('So.'), 'rejected': turns('No.'), 'label': 1},
+    {'prompt': turns('Why?'), 'chosen': turns('So.'), 'rejected': turns('No.'), 'score_chosen': 3,
+     'score_rejected': 1},
+    {'prompt': 'Why?', 'chosen': 'So.', 'rejected': 'No.', 'score_chosen': 3, 'score_rejected': 1},
+    {'prompt': 'Why?', 'chosen': 'So.', 'rejected': 'No.', 'answers': [{'answer': '', 'rank': 1}]},
+    {'instruction': 'Why?', 'chosen': 'So.', 'rejected': 'No.', 'completions': [{'response': ''}]},
+    {'messages': turns('Why?'), 'response': 'So.', 'rating': 1, 'label': 'spam'},
+    HELPSTEER | {'rating': 2},
 ])
 def test_rows_of_this_project_are_no_other_format(row):
-    assert formats.recognise(row, 'f:1') == 'rows'
+    assert formats.recognise([('f:1', row)]) == 'rows'
 
 
 def test_each_judge_is_a_comparison_of_its_own():
@@ -235,9 +249,11 @@ def test_each_judge_is_a_comparison_of_its_own():
     disagreeing = HELPSTEER | {name: [value, value + 1] for name, value in HELPSTEER.items()
                                if isinstance(value, int)}
     found = read('helpsteer', disagreeing, ('helpfulness', 'verbosity'))
+    assert [c.attributes for c in found] == [{'helpfulness': (3.5,), 'verbosity': (0.5,)}]
+    found = read('helpsteer', disagreeing, ('helpfulness', 'verbosity'), votes='each')
     assert [(c.annotator, c.attributes) for c in found] == [
-        ('annotator 0', {'helpfulness': (3.0,), 'verbosity': (0.0,)}),
-        ('annotator 1', {'helpfulness': (4.0,), 'verbosity': (1.0,)})]
+        (None, {'helpfulness': (3.0,), 'verbosity': (0.0,)}),
+        (None, {'helpfulness': (4.0,), 'verbosity': (1.0,)})]
 
 
 def test_strengths_are_margins_if_asked_for():
@@ -247,8 +263,8 @@ def test_strengths_are_margins_if_asked_for():
     assert margins('shp') == [3.0]
     assert margins('webgpt') == [0.5]
     assert margins('helpsteer2-preference:overall') == [2.0]
-    assert margins('helpsteer2-preference') == [1.0]  # |-3 + 0 + 1 - 2| / 4
-    assert margins('helpsteer2-preference', votes='each') == [3.0, 0.0, 1.0, 2.0]
+    assert margins('helpsteer2-preference:all') == [1.0]  # |-3 + 0 + 1 - 2| / 4
+    assert margins('helpsteer2-preference:all', votes='each') == [3.0, 0.0, 1.0, 2.0]
     assert margins('hh-strength') == [0.25]
     assert margins('judgebench') == [0.0]
 
@@ -264,18 +280,102 @@ def test_what_is_not_read_is_counted():
     one, = read('pku-saferlhf:safer', PKU)
     assert one.remarks == ("key 'is_response_0_safe' not used", "key 'is_response_1_safe' not used",
                            "key 'better_response_id' not used")
+    one, = read('shp', ROWS['shp'][0] | {'rating': 3})
+    assert "key 'rating (of the format)' not used" in one.remarks
+
+
+def test_keys_that_mean_the_same_everywhere_are_kept():
+    kept = {'weight': 0.5, 'id': 'x', 'group': 'g', 'annotator': 'a', 'tools': []}
+    one, = read('judgebench', ROWS['judgebench'][0] | kept | {'pair_id': None})
+    assert (one.weight, one.group, one.annotator, one.id) == (0.5, 'g', 'a', 'rows:1')
+    one, = read('pku-saferlhf:safer', PKU | kept)
+    assert one.id == 'x'
+
+
+def test_prompts_of_several_turns_and_parts():
+    marked = 'Hi\n<extra_id_1>Assistant\nHo\n<extra_id_1>User\nWhy?'
+    expected = '\n\nHuman: Hi\n\nAssistant: Ho\n\nHuman: Why?\n\nAssistant:'
+    for name in ('helpsteer', 'helpsteer2-preference', 'helpsteer2-preference:overall'):
+        one, = read(name, ROWS[name][0] | {'prompt': marked}, ('helpfulness',))
+        assert one.prompt == expected
     one, = read('alpaca-eval', ROWS['alpaca-eval'][0] | {'input': 'x'})
-    assert "key 'input (of the format)' not used" in one.remarks
+    assert one.prompt == said('Why?\nx')
+    news = {'id': 'n', 'title': 'Rain', 'article': 'It rained.', 'post': None, 'subreddit': None}
+    one, = read('summarize-comparisons', ROWS['summarize-comparisons'][0] | {
+        'info': news, 'summaries': [{'text': 'Wet.'}, {'text': ' Dry.'}]})
+    assert one.prompt == 'TITLE: Rain\n\nARTICLE: It rained.\n\nTL;DR:'
+    assert one.responses == (' Wet.', ' Dry.')
+
+
+def test_arena_messages_are_compared_by_what_is_said():
+    row = ROWS['arena'][0]
+    more = [message | {'num_tokens': 3} for message in row['conversation_b']]
+    one, = read('arena', row | {'conversation_b': more})
+    assert plain(one.prompt) == turns('Hi')
+    one, = read('arena', row | {key: json.dumps(row[key]) for key in (
+        'conversation_a', 'conversation_b')})
+    assert plain(one.prompt) == turns('Hi')
+
+
+def test_several_good_responses_are_several_comparisons():
+    row = {'id': 9, 'prompt': 'Why?', 'chosen': ['So.', 'As.'], 'rejected': ['No.', 'Hm.']}
+    found = read('reward-bench-2', row)
+    assert [(c.id, c.responses, c.preferred) for c in found] == [
+        ('9#0', (' So.', ' No.', ' Hm.'), 0), ('9#1', (' As.', ' No.', ' Hm.'), 0)]
+    # Nothing is said of the others.
+    assert found[0].preference_matrix().tolist() == [[0, 1, 1], [0, 0, 0], [0, 0, 0]]
+
+
+@pytest.mark.parametrize(('name', 'changes'), [
+    ('shp', {'labels': None}), ('webgpt', {'score_0': None}), ('alpaca-eval', {'preference': None}),
+    ('arena-55k', dict.fromkeys(('winner_model_a', 'winner_model_b', 'winner_tie'))),
+    ('mt-bench', {'winner': 'tie (inconsistent)'}), ('kto', {'label': None}),
+    ('multipref', {'normal_worker_annotations': [], 'expert_worker_annotations': [
+        {'evaluator': 'u', 'overall_pref': None}]}),
+    ('helpsteer2-preference', {'three_most_similar_preferences': []}),
+    ('oasst', {'prompt': {'message_id': 't', 'text': 'Why?', 'role': 'prompter', 'replies': []}}),
+])
+def test_rows_that_were_not_judged_are_told_apart(name, changes):
+    with pytest.raises(formats.NotJudged, match='^rows:1: says nothing of its responses'):
+        read(name, ROWS[name][0] | changes)
+
+
+def test_some_of_what_may_be_missing_is():
+    one, = read('pandalm', ROWS['pandalm'][0] | {'annotator2': None})
+    assert one.preferred == 0
+    row = ROWS['summarize-axis'][0]
+    axes = row['summary']['axes'] | {'overall': None}
+    one, = read('summarize-axis', row | {'summary': row['summary'] | {'axes': axes}}, ('accuracy',))
+    assert (one.ratings, one.attributes) == (None, {'accuracy': (6.0,)})
+    one, = read('mt-bench', ROWS['mt-bench'][0] | {'turn': 1.0})
+    assert len(one.responses[0]) == 1
+    one, = read('alpaca-eval', ROWS['alpaca-eval'][0] | {'preference': 0})
+    assert one.ranks == (0, 0)
+    gone = {'text': None, 'role': 'assistant', 'deleted': True, 'replies': []}
+    tree = ROWS['oasst'][0]
+    replies = [*tree['prompt']['replies'], gone]
+    one, = read('oasst', tree | {'prompt': tree['prompt'] | {'replies': replies}})
+    assert len(one.responses) == 2
+
+
+def test_formats_are_recognised_by_the_first_rows():
+    row = ROWS['helpsteer'][0]
+    rows = [('f:1', MalformedRow('f:1: not JSON')), ('f:2', row | {'verbosity': None}),
+            ('f:3', row), ('f:4', 'text')]
+    assert formats.recognise(rows) == 'helpsteer'
+    assert formats.recognise([('f:1', row | {'verbosity': None})]) == 'rows'
+    assert formats.recognise([]) == 'rows'
+    with pytest.raises(DataError, match="f:1 and f:2 look like rows of different formats, 'shp'"):
+        formats.recognise([('f:1', ROWS['shp'][0]), ('f:2', ROWS['nectar'][0])])
 
 
 @pytest.mark.parametrize(('name', 'changes', 'message'), [
     ('shp', {'labels': 2}, "field 'labels': got 2, expected one of [1, 0]"),
     ('shp', {'labels': True}, "field 'labels': got true, expected one of [1, 0]"),
-    ('shp', {'labels': None}, "field 'labels': got nothing, expected one of [1, 0]"),
     ('shp', {'human_ref_B': None}, "field 'human_ref_B': got nothing, expected a response"),
     ('shp', {'human_ref_B': 5}, "field 'responses[1]': got an integer, expected text or a list"),
     ('judgebench', {'label': 'A=B'}, 'field \'label\': got "A=B", expected one of [\'A>B\', '),
-    ('alpaca-eval', {'preference': 0}, "field 'preference': got 0, expected a number from 1 to 2"),
+    ('alpaca-eval', {'preference': 3}, "field 'preference': got 3, expected a number from 1 to 2"),
     ('alpaca-eval', {'preference': 'no'}, 'field \'preference\': got "no", expected a number'),
     ('webgpt', {'score_0': float('nan')}, "field 'score_0': got NaN, expected a number"),
     ('arena-55k', {'winner_tie': 1}, "field 'winner_model_a': got [0.0, 1.0, 1.0] with"),
@@ -290,8 +390,21 @@ def test_what_is_not_read_is_counted():
      "field 'expert_worker_annotations[0]': got 5, expected an object"),
     ('multipref', {'expert_worker_annotations': [{'overall_pref': 'C'}]},
      "in 'expert_worker_annotations[0]' field 'overall_pref': got \"C\", expected one of"),
-    ('multipref', {'normal_worker_annotations': [], 'expert_worker_annotations': []},
-     'says nothing of any responses'),
+    ('helpsteer2-preference:overall', {'preference_strength': -100},
+     "field 'preference_strength': got -100, expected a number from -3 to 3"),
+    ('hh-strength', {'rejected': ['Who?', 'No.']},
+     "field 'rejected': got another prompt than in 'chosen', expected dialogues that begin alike"),
+    ('mt-bench', {'turn': True}, "field 'turn': got true, expected 1 or 2"),
+    ('judgebench', {'system': 'Be kind.'}, "field 'system': got what may be a part of the prompt"),
+    ('kto', {'prompt': '[{"role": "user", "content": "Why?"}]'},
+     "field 'prompt': got text that is a list of chat messages"),
+    ('kto', {'prompt': 'Go on:\n\nHuman: hi'}, "field 'prompt': got a text with"),
+    ('kto', {'prompt': '\n\nHuman: hi'}, "field 'prompt': got turns that do not end in"),
+    ('kto', {'completion': 'So.\n\nHuman: hi'}, "field 'responses': got a text with"),
+    ('oasst', {'prompt': {'text': 'Why?', 'role': 'prompter', 'replies': 5}},
+     "field 'prompt': got 5, expected a list of replies"),
+    ('oasst', {'prompt': {'text': 'Why?', 'role': ['x']}}, "field 'prompt': got role ['x'], expec"),
+    ('shp', {'post_id': ['z']}, "field 'group': got a list, expected text or an integer"),
     ('nectar', {'answers': [{'answer': 'So.'}]}, "field 'answers': got items without 'rank'"),
     ('nectar', {'answers': ['So.']}, 'field \'answers[0]\': got "So.", expected an object with'),
     ('nectar', {'answers': []}, "field 'answers': got [], expected a list of responses"),
@@ -310,6 +423,12 @@ def test_rows_that_say_something_else_are_malformed(name, changes, message):
         read(name, ROWS[name][0] | changes)
 
 
+def test_rows_without_the_keys_of_their_format_are_malformed():
+    row = {key: value for key, value in ROWS['shp'][0].items() if key != 'human_ref_B'}
+    with pytest.raises(MalformedRow, match=r"'human_ref_B': got nothing \(the key is missing\)"):
+        read('shp', row)
+
+
 def test_rows_that_could_not_be_read_stay_that():
     broken = MalformedRow('rows:1: not JSON')
     assert list(formats.native('shp', [('rows:1', broken)], **SETTINGS)) == [('rows:1', broken)]
@@ -326,7 +445,12 @@ def test_columns_are_called_otherwise():
     one = parse_row(found, where, attributes=('care',))
     assert (one.prompt, one.responses, one.ratings) == ('Why?', ('So.',), (2.0,))
     assert one.attributes == {'care': (1.0,)}
-    assert one.remarks == ("key 'response (of the format)' not used",)
+    assert one.remarks == ("key 'response (of the rows)' not used",)
+    # What is not called otherwise stays what it is.
+    rated = formats.parse_columns(('rating=judge_score',), ())
+    row = {'prompt': 'Why?', 'response': 'So.', 'judge_score': 0.5}
+    (where, found), = formats.mapped(rated, [('rows:1', row)])
+    assert parse_row(found, where).ratings == (0.5,)
     for text, message in (('prompt', "'prompt', expected 'key=place'"),
                           ('prompt=', "'prompt=', expected 'key=place'"),
                           ('promt=a', "'promt=a': nothing reads 'promt', expected one of")):
@@ -351,7 +475,7 @@ def test_real_files_are_recognised_and_read(path, name, count):
     if not file.exists():
         pytest.skip(f'no {file}')
     rows = list(read_rows(str(file)))
-    assert formats.recognise(rows[0][1], rows[0][0]) == name
+    assert formats.recognise(rows) == name
     if name != 'rows':
         rows = formats.native(name, rows, **SETTINGS)
     comparisons, malformed = [], []

@@ -525,8 +525,10 @@ def test_malformed_rows_of_a_format_are_counted(tmp_path):
     with pytest.raises(DataError, match=r"rows.jsonl:10 field 'labels': got 3, expected one of "
                                         r'\[1, 0\]; 1 of 10 rows are malformed'):
         data_lib.read(_settings(path), '')
+    _write(tmp_path / 'rows.jsonl', [_shp(i, 1) for i in range(8)] + [_shp(8, None), _shp(9, 3)])
     _, report = data_lib.read(_settings(path, max_malformed=0.1), '').splits['train']
-    assert dict(report.dropped) == {'malformed row': 1}
+    assert dict(report.dropped) == {'not judged': 1, 'malformed row': 1}
+    assert report.read == 10
 
 
 def test_formats_that_have_to_be_named_are(tmp_path):

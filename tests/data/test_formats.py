@@ -190,8 +190,13 @@ def plain(text):
     return text if isinstance(text, str) else list(text)
 
 
-def test_every_format_has_a_row():
+def test_every_format_has_a_row_and_is_documented():
     assert set(ROWS) == set(formats.FORMATS)
+    text = (ROOT / 'docs/data.md').read_text(encoding='utf-8')
+    for name in formats.FORMATS:
+        place = formats.describe(name)
+        assert (f"| `{name}` | {place['home']} | {place['prompt']}; {place['responses']} | "
+                f"{place['preference']} |") in text
 
 
 @pytest.mark.parametrize('name', ROWS)

@@ -280,11 +280,11 @@ class Parts(NamedTuple):
     """A prompt of several parts; those that a row does not have are left out.
 
     Attributes:
-      places: title -> place of a part; '': a title alone.
+      places: title and place of each; '': a title alone.
       joint: between them.
     """
 
-    places: Mapping[str, str]
+    places: tuple[tuple[str, str], ...]
     joint: str
 
 
@@ -324,7 +324,8 @@ class Format:
       ratings: places of a rating of each response, a number or whether it is good.
       attributes: names of attributes -> places, of a single response.
       annotator, group, id: places of names.
-      strength: place of a strength; '': as the verdict says.
+      strength: place of a strength of what is preferred, negative where it is doubted; '': as
+        the verdict says.
       unless: keys that a row of this format does not have.
       turns: whether a prompt and a response are what two say to each other; else the response
         completes the prompt.
@@ -396,9 +397,9 @@ _LEANS = {'A-is-clearly-better': 0, 'A-is-slightly-better': 0, 'Tie': _TIE,
           'B-is-slightly-better': 1, 'B-is-clearly-better': 1}
 _NUMBERS = 'the numbers of this format mean something else in others'
 _HELPFULNESS = ('helpfulness', 'correctness', 'coherence', 'complexity', 'verbosity')
-_REDDIT = Parts({'SUBREDDIT: r/': 'info.subreddit', 'TITLE: ': 'info.title',
-                 'POST: ': 'info.post', 'ARTICLE: ': 'info.article', 'TL;DR:': ''}, '\n\n')
-_TASK = Parts({'': 'instruction', ' ': 'input'}, '\n')
+_REDDIT = Parts((('SUBREDDIT: r/', 'info.subreddit'), ('TITLE: ', 'info.title'),
+                 ('POST: ', 'info.post'), ('ARTICLE: ', 'info.article'), ('TL;DR:', '')), '\n\n')
+_TASK = Parts((('', 'instruction'), ('', 'input')), '\n')
 _EXTRA_ID = ('<extra_id_1>User\n', '<extra_id_1>Assistant\n')
 _ASPECTS = {name: f'annotations.{name}.Rating' for name in (
     'helpfulness', 'honesty', 'instruction_following', 'truthfulness')}
@@ -721,7 +722,7 @@ def describe(name: str) -> dict[str, str]:
     said = {
         'home': known.home,
         'prompt': (f'`{prompt}`' if isinstance(prompt, str) and prompt else
-                   ', '.join(f'`{key}`' for key in prompt.places.values() if key) if prompt else
+                   ', '.join(f'`{key}`' for _, key in prompt.places if key) if prompt else
                    'what the responses have in common'),
         'responses': ', '.join(f'`{key}`' for key in (
             responses.lists if isinstance(responses, Items) else responses)),
@@ -915,13 +916,13 @@ def _common(sequences: Sequence[Any]) -> list[Any]:
 def _joined(parts: Parts, place: Place) -> str:
     """Parts of a prompt, each after its title."""
     found = []
-    for title, key in parts.places.items():
+    for title, key in parts.places:
         value = place.get(key) if key else ''
         if value is None or (key and value == ''):
             continue
         if not isinstance(value, str):
             place.fail(key, f'{_shown(value)}, expected text')
-        found.append(title.strip(' ') + ' ' * (title.endswith(' ') and bool(title.strip())) + value)
+        found.append(title + value)
     return parts.joint.join(found)
 
 
@@ -947,8 +948,7 @@ def _judgements(known: Format, place: Place, votes: str) -> list[Said]:
         return [lambda _: graded] if graded else []
     each = known.panel.judge(place) if known.panel else [known.verdict.judge(place)]
     if known.strength and (strength := place.get(known.strength)) is not None:
-        each = [one._replace(strength=abs(place.as_number(known.strength, strength)))
-                for one in each]
+        each = [one._replace(strength=place.as_number(known.strength, strength)) for one in each]
     each = [one for one in each if one.first is not None]
     if each and known.panel and votes == 'share':
         leads = [(2.0 * one.first - 1.0) * one.strength for one in each if one.strength is not None]

@@ -271,6 +271,9 @@ def test_strengths_are_margins_if_asked_for():
     assert margins('helpsteer2-preference:all') == [1.0]  # |-3 + 0 + 1 - 2| / 4
     assert margins('helpsteer2-preference:all', votes='each') == [3.0, 0.0, 1.0, 2.0]
     assert margins('hh-strength') == [0.25]
+    doubted, = read('hh-strength', STRENGTH | {'mean preference difference': -1.5},
+                    strengths='margin')
+    assert doubted.margin == -1.5
     assert margins('judgebench') == [0.0]
 
 

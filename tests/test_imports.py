@@ -5,8 +5,8 @@ import ast
 from tests.helpers import ROOT
 
 HOUSE = {
-    'data': ['comparisons', 'rows', 'formats', 'files', 'phrases', 'demo', 'sources', 'convert',
-             'seen', 'templates', 'tokens', 'packing'],
+    'data': ['comparisons', 'rows', 'verdicts', 'formats', 'translate', 'files', 'phrases', 'demo',
+             'sources', 'convert', 'seen', 'templates', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
                 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',

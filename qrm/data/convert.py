@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from qrm.data import formats
+from qrm.data import formats, translate
 from qrm.data.comparisons import Comparison, DataError, MalformedRow
 from qrm.data.files import is_rows, read_rows
 from qrm.data.rows import as_row, parse_row
@@ -49,7 +49,7 @@ def convert(data: Any, target: str = '') -> str:
                                    literal=name in formats.FORMATS)
             if target:
                 _check_row(comparison, attributes)
-        except formats.NotJudged:
+        except translate.NotJudged:
             unjudged += 1
             continue
         except MalformedRow as error:

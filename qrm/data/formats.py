@@ -1,279 +1,32 @@
 """Formats of preference data: how the data sets of the field say what people prefer.
 
 A format is a table: where texts stand in a row, and where and by which values it says what is
-preferred. Rows of all formats become rows as `rows.parse_row` reads them, `prompt` and `responses`
-with `preferred`, `preference`, `ranks` or `ratings`, so that whatever is wrong with a text is found
-there. A question and an answer that are plain texts become turns as in Anthropic's HH, which any
-model can read, and `data.as_chats` makes chats of. Places are keys, those of objects within objects
-joined by dots: 'info.post'.
+preferred. `translate` makes of its rows what `rows.parse_row` reads. Places are keys, those of
+objects within objects joined by dots: 'info.post'.
 """
 
 import dataclasses
-import itertools
 import json
-import math
-import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from qrm.data.comparisons import DataError, MalformedRow, in_a_line
-from qrm.data.rows import ASSISTANT, HUMAN, NATIVE, holds_messages
-
-# What becomes of several judgements of the same responses, and of a stated strength.
-VOTES = ('share', 'each')
-STRENGTHS = ('ignored', 'margin')
-
-_TIE = 'tie'
-_NOTHING = 'nothing'  # is said, as of a row that was not judged
-FIRST_ROWS = 100  # by which a format is recognised
-Row = tuple[str, Any]  # where it stands, and the row
-
-
-class NotJudged(MalformedRow):
-    """A row that says nothing of its responses."""
-
-
-class Judgement(NamedTuple):
-    """What one judge says of two responses.
-
-    Attributes:
-      first: probability that the first is preferred, 1/2 for a tie; None: nothing is said.
-      strength: by how much, in the units of the format; None: it is not said.
-      judge: name, as the row has it; None: it is not said.
-    """
-
-    first: float | None
-    strength: float | None = None
-    judge: Any = None
-
-
-class Place:
-    """A row with its place, of which it is noted what is read.
-
-    Attributes:
-      where: 'file:line'.
-      row: the row.
-      read: keys that were read.
-    """
-
-    def __init__(self, where: str, row: Mapping[str, Any]):
-        self.where, self.row, self.read = where, row, set[str]()
-
-    def get(self, key: str) -> Any:
-        """The value at a place; None where there is none."""
-        self.read.add(key.split('.')[0])
-        value = self.row
-        for name in key.split('.'):
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return value
-
-    def need(self, key: str, expected: str) -> Any:
-        """The value at a place.
-
-        Raises:
-          MalformedRow: there is none.
-        """
-        value = self.get(key)
-        if value is None:
-            self.fail(key, f'nothing, expected {expected}')
-        return value
-
-    def number(self, key: str) -> float:
-        """A finite number, or its text, at a place."""
-        return self.as_number(key, self.need(key, 'a number'))
-
-    def as_number(self, key: str, value: Any) -> float:
-        """A value that was found at a place, as a finite number.
-
-        Raises:
-          MalformedRow: it is none.
-        """
-        try:
-            found = math.nan if isinstance(value, bool) else float(value)
-        except (TypeError, ValueError, OverflowError):
-            found = math.nan
-        if not math.isfinite(found):
-            self.fail(key, f'{_shown(value)}, expected a number')
-        return found
-
-    def fail(self, key: str, problem: str):
-        raise MalformedRow(f"{self.where} field '{key}': got {problem}")
-
-
-# ---------------------------------------------------------------------------------------------
-# Where a row says which of two responses is preferred. Each says in words what it reads.
-
-
-class Values(NamedTuple):
-    """A value that names the preferred response: 0, 1, `_TIE` or `_NOTHING`."""
-
-    key: str
-    meaning: Mapping[Any, int | str]
-
-    def judge(self, place: Place) -> Judgement:
-        if (value := place.get(self.key)) is None:
-            return Judgement(None)
-        value = _whole(value)
-        known = {(type(given), given): meaning for given, meaning in self.meaning.items()}
-        try:
-            found = known.get((type(value), value))
-        except TypeError:
-            found = None
-        if found is None:
-            place.fail(self.key, f'{_shown(value)}, expected one of {list(self.meaning)}')
-        return Judgement({0: 1.0, 1: 0.0, _TIE: 0.5, _NOTHING: None}[found])
-
-    def __str__(self) -> str:
-        words = {0: 'the first', 1: 'the second', _TIE: 'a tie', _NOTHING: 'not judged'}
-        return f'`{self.key}`: ' + ', '.join(
-            f'{json.dumps(value)} {words[meaning]}' for value, meaning in self.meaning.items())
-
-
-class Sign(NamedTuple):
-    """A number whose sign says which is preferred, 0 a tie, and whose size is the strength."""
-
-    key: str
-    negative: int  # index of the response that a negative number prefers
-    most: float = math.inf
-    nothing: tuple[float, ...] = ()  # numbers of what was not judged
-
-    def judge(self, place: Place) -> Judgement:
-        if place.get(self.key) is None or (number := place.number(self.key)) in self.nothing:
-            return Judgement(None)
-        if abs(number) > self.most:
-            place.fail(self.key, f'{number:g}, expected a number from {-self.most:g} to '
-                                 f'{self.most:g}')
-        ahead = number if self.negative else -number
-        return Judgement(0.5 * (1.0 + (ahead > 0) - (ahead < 0)), abs(number))
-
-    def __str__(self) -> str:
-        first, second = ('the second', 'the first') if self.negative else (
-            'the first', 'the second')
-        return f'`{self.key}`: below 0 {first}, above {second}, 0 a tie; its size the strength'
-
-
-class Chance(NamedTuple):
-    """A number from `first` to `second`, the nearer the likelier that that one is preferred."""
-
-    key: str
-    first: float
-    second: float
-    tie: float | None = None
-
-    def judge(self, place: Place) -> Judgement:
-        if place.get(self.key) is None:
-            return Judgement(None)
-        if (number := place.number(self.key)) == self.tie:
-            return Judgement(0.5)
-        share = (self.second - number) / (self.second - self.first)
-        if not 0.0 <= share <= 1.0:
-            place.fail(self.key, f'{number:g}, expected a number from {self.first:g} to '
-                                 f'{self.second:g}')
-        return Judgement(share)
-
-    def __str__(self) -> str:
-        tie = '' if self.tie is None else f'; {self.tie:g} a tie'
-        return (f'`{self.key}`: {self.first:g} the first, {self.second:g} the second, between them '
-                f'a share of both{tie}')
-
-
-class Fixed(NamedTuple):
-    """The first response is preferred, by where it stands."""
-
-    key: str
-
-    def judge(self, place: Place) -> Judgement:
-        return Judgement(1.0)
-
-    def __str__(self) -> str:
-        return f'`{self.key}` is preferred'
-
-
-class Flags(NamedTuple):
-    """One key for each answer, of which one is 1."""
-
-    keys: tuple[str, str, str]  # the first is preferred, the second is, a tie
-
-    def judge(self, place: Place) -> Judgement:
-        if all(place.get(key) is None for key in self.keys):
-            return Judgement(None)
-        flags = [place.number(key) for key in self.keys]
-        if sorted(flags) != [0.0, 0.0, 1.0]:
-            place.fail(self.keys[0], f'{flags} with {self.keys[1:]}, expected a single 1')
-        return Judgement((1.0, 0.0, 0.5)[flags.index(1.0)])
-
-    def __str__(self) -> str:
-        first, second, tie = self.keys
-        return f'the one that is 1: `{first}` the first, `{second}` the second, `{tie}` a tie'
-
-
-class Ensemble(NamedTuple):
-    """Scores of both sides by the same judges, the higher one preferred by each."""
-
-    first: str
-    second: str
-
-    def judge(self, place: Place) -> Judgement:
-        sides = [place.need(key, 'a list of numbers') for key in self]
-        if not all(isinstance(side, list) for side in sides) or len(sides[0]) != len(sides[1]):
-            place.fail(self.second, f'{_shown(sides[1])}, expected as many numbers as '
-                                    f'{self.first!r} has')
-        differences = [place.as_number(self.first, a) - place.as_number(self.second, b)
-                       for a, b in zip(*sides, strict=True)]
-        if not differences:
-            return Judgement(None)
-        wins = sum(0.5 * (1.0 + (d > 0) - (d < 0)) for d in differences)
-        return Judgement(wins / len(differences), abs(sum(differences) / len(differences)))
-
-    def __str__(self) -> str:
-        return (f'the share of judges whose `{self.first}` is higher than their `{self.second}`; '
-                'the mean difference is the strength')
-
-
-Verdict = Values | Sign | Chance | Fixed | Flags | Ensemble
-
-
-class Panel(NamedTuple):
-    """Several judges of a row: lists of objects under these keys, or one key for each judge.
-
-    Attributes:
-      keys: where they stand.
-      verdict: what each says; of a list by the keys of its objects, else its own key is unused.
-      name: key of a judge's name in an object; '': nothing says who they are.
-      listed: whether the keys hold lists of objects.
-    """
-
-    keys: tuple[str, ...]
-    verdict: Values | Sign
-    name: str = ''
-    listed: bool = True
-
-    def judge(self, place: Place) -> list[Judgement]:
-        found = []
-        for key in self.keys:
-            if not self.listed:
-                found.append(self.verdict._replace(key=key).judge(place)._replace(judge=key))
-                continue
-            items = place.get(key) or []
-            if not isinstance(items, list):
-                place.fail(key, f'{_shown(items)}, expected a list of objects')
-            for i, item in enumerate(items):
-                if not isinstance(item, Mapping):
-                    place.fail(f'{key}[{i}]', f'{_shown(item)}, expected an object')
-                inner = Place(f"{place.where} in '{key}[{i}]'", item)
-                judge = inner.get(self.name) if self.name else None
-                found.append(self.verdict.judge(inner)._replace(judge=judge))
-        return found
-
-    def __str__(self) -> str:
-        keys = ', '.join(f'`{key}`' for key in self.keys)
-        if self.listed:
-            return f'each in {keys}: {self.verdict}'
-        return f'each of {keys}: {str(self.verdict).partition(": ")[2]}'
-
-
-# ---------------------------------------------------------------------------------------------
-# Formats
+from qrm.data.comparisons import in_a_line
+from qrm.data.rows import ASSISTANT, HUMAN
+from qrm.data.verdicts import (
+    NOTHING,
+    TIE,
+    Chance,
+    Ensemble,
+    Fixed,
+    Flags,
+    Panel,
+    Place,
+    Sign,
+    Values,
+    Verdict,
+    shown,
+    whole_number,
+)
 
 
 class Parts(NamedTuple):
@@ -376,10 +129,6 @@ class Format:
 
 # Keys by which a row is one of this project: another format must read them itself.
 _COMPLETE = (('chosen', 'rejected'), ('responses',), ('response',))
-# Keys that mean in all formats what they mean here.
-_KEPT = ('weight', 'id', 'group', 'tools', 'annotator')
-# Keys that hold a part of the prompt where they hold anything.
-_OF_PROMPTS = ('system', 'input', 'context', 'history')
 
 
 def _has(row: Mapping[str, Any], place: str) -> bool:
@@ -391,9 +140,9 @@ def _has(row: Mapping[str, Any], place: str) -> bool:
 
 
 _AB = {'model_a': 0, 'model_b': 1}
-_TIES = {'tie': _TIE, 'tie (bothbad)': _TIE, 'both_bad': _TIE}
-_UNSURE = {'tie': _TIE, 'tie (inconsistent)': _NOTHING}
-_LEANS = {'A-is-clearly-better': 0, 'A-is-slightly-better': 0, 'Tie': _TIE,
+_TIES = {'tie': TIE, 'tie (bothbad)': TIE, 'both_bad': TIE}
+_UNSURE = {'tie': TIE, 'tie (inconsistent)': NOTHING}
+_LEANS = {'A-is-clearly-better': 0, 'A-is-slightly-better': 0, 'Tie': TIE,
           'B-is-slightly-better': 1, 'B-is-clearly-better': 1}
 _NUMBERS = 'the numbers of this format mean something else in others'
 _HELPFULNESS = ('helpfulness', 'correctness', 'coherence', 'complexity', 'verbosity')
@@ -418,7 +167,7 @@ def _annotators(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
         values = place.need(name, 'a list of numbers')
         if not isinstance(values, list) or not values or len(values) != len(
                 next(iter(each.values()), values)):
-            place.fail(name, f'{_shown(values)}, expected as many numbers as '
+            place.fail(name, f'{shown(values)}, expected as many numbers as '
                              f'{_HELPFULNESS[0]!r} has')
         each[name] = [place.as_number(name, value) for value in values]
     if votes == 'share':
@@ -434,14 +183,14 @@ def _alternating(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
         turns = place.need(key, 'a list of turns')
         if (not isinstance(turns, list) or len(turns) % 2
                 or not all(isinstance(turn, str) for turn in turns)):
-            place.fail(key, f'{_shown(turns)}, expected turns of text that end with a response')
+            place.fail(key, f'{shown(turns)}, expected turns of text that end with a response')
         dialogues[key] = ''.join(f'{marks[i % 2]} {turn}' for i, turn in enumerate(turns))
     yield {**place.row, **dialogues}
 
 
 def _one_chosen(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
     """A list of good responses, each with all of the others."""
-    for chosen in _list(place, 'chosen'):
+    for chosen in list_at(place, 'chosen'):
         yield {**place.row, 'chosen': [chosen]}
 
 
@@ -449,7 +198,7 @@ def _last(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
     """Messages, of which the last is the response."""
     messages = place.need('messages', 'a list of messages')
     if not isinstance(messages, list) or len(messages) < 2:
-        place.fail('messages', f'{_shown(messages)}, expected a prompt and a response')
+        place.fail('messages', f'{shown(messages)}, expected a prompt and a response')
     yield {**place.row, 'prompt': messages[:-1], 'messages': messages[-1:]}
 
 
@@ -463,7 +212,7 @@ def _parsed_lists(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
         except (TypeError, ValueError, RecursionError) as error:
             place.fail(key, f'no JSON ({in_a_line(error)}), expected a list of texts')
         if not isinstance(turns[key], list):
-            place.fail(key, f'{_shown(turns[key])}, expected a list of texts')
+            place.fail(key, f'{shown(turns[key])}, expected a list of texts')
         if None in turns[key]:
             place.fail(key, 'null in place of a turn, expected texts')
     if len({len(each) for each in turns.values()}) != 1:
@@ -484,9 +233,9 @@ def _conversations(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
             try:
                 chat = json.loads(chat)
             except (ValueError, RecursionError):
-                place.fail(key, f'{_shown(chat)}, expected a list of messages')
+                place.fail(key, f'{shown(chat)}, expected a list of messages')
         if not isinstance(chat, list) or not all(isinstance(m, Mapping) for m in chat):
-            place.fail(key, f'{_shown(chat)}, expected a list of messages')
+            place.fail(key, f'{shown(chat)}, expected a list of messages')
         chats[key] = [{name: message.get(name) for name in ('role', 'content')}
                       for message in chat]
     yield {**place.row, **chats}
@@ -495,9 +244,9 @@ def _conversations(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
 def _turns(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
     """Judgements of the first exchange of a conversation leave out the second."""
     place.read.add('turn')
-    turn = _whole(place.row.get('turn'))
+    turn = whole_number(place.row.get('turn'))
     if turn not in (1, 2) or isinstance(turn, bool):
-        place.fail('turn', f'{_shown(turn)}, expected 1 or 2')
+        place.fail('turn', f'{shown(turn)}, expected 1 or 2')
     for row in _conversations(place, votes):
         yield {**row, **{key: row[key][:2 * turn] for key in ('conversation_a', 'conversation_b')}}
 
@@ -507,7 +256,7 @@ def _siblings(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
 
     def walk(node: Any, before: tuple[Any, ...]) -> Iterator[Mapping[str, Any]]:
         if not isinstance(node, Mapping) or not isinstance(node.get('text'), str):
-            place.fail('prompt', f"{_shown(node)}, expected messages with 'text'")
+            place.fail('prompt', f"{shown(node)}, expected messages with 'text'")
         roles = {'prompter': 'user', 'assistant': 'assistant'}
         if node.get('role') not in list(roles):
             place.fail('prompt', f"role {node.get('role')!r}, expected prompter or assistant")
@@ -515,7 +264,7 @@ def _siblings(place: Place, votes: str) -> Iterator[Mapping[str, Any]]:
         chat = (*before, {'role': role, 'content': node['text']})
         replies = node.get('replies') or []
         if not isinstance(replies, list):
-            place.fail('prompt', f'{_shown(replies)}, expected a list of replies')
+            place.fail('prompt', f'{shown(replies)}, expected a list of replies')
         ranked = [reply for reply in replies if isinstance(reply, Mapping)
                   and reply.get('rank') is not None and not reply.get('deleted')]
         if role == 'user' and len(ranked) > 1:
@@ -608,7 +357,7 @@ FORMATS: dict[str, Format] = {
     'pandalm': Format(
         "PandaLM's test set", ('response1', 'response2'), _TASK,
         panel=Panel(('annotator1', 'annotator2', 'annotator3'),
-                    Values('annotator', {1: 0, 2: 1, 0: _TIE}), listed=False),
+                    Values('annotator', {1: 0, 2: 1, 0: TIE}), listed=False),
         id='idx', marks=('instruction', 'response1', 'response2', 'annotator1')),
     'pku-saferlhf:better': Format(
         'PKU-Alignment/PKU-SafeRLHF', ('response_0', 'response_1'),
@@ -662,50 +411,6 @@ FORMATS: dict[str, Format] = {
 }
 
 
-# ---------------------------------------------------------------------------------------------
-# Reading
-
-
-def recognise(rows: Iterable[Row]) -> str:
-    """The format of the first rows, by their keys and their values; 'rows' if it is none of these.
-
-    Raises:
-      DataError: it may be of several, or of one whose numbers others use otherwise, or rows differ:
-        it must be named.
-    """
-    first = [(where, row) for where, row in itertools.islice(rows, FIRST_ROWS)
-             if isinstance(row, Mapping)]
-    # What is null in all of them is not there.
-    empty = {key for _, row in first for key in row} - {
-        key for _, row in first for key, value in row.items() if value is not None}
-    found: dict[str, str] = {}
-    for where, row in first:
-        found.setdefault(_recognised(where, {
-            key: value for key, value in row.items() if key not in empty}), where)
-    if len(found) > 1:
-        raise DataError(f'{" and ".join(found.values())} look like rows of different formats, '
-                        f'{" and ".join(map(repr, found))}; expected config.data.format to name '
-                        'one')
-    return next(iter(found), 'rows')
-
-
-def _recognised(where: str, row: Mapping[str, Any]) -> str:
-    # A variant of a format that is one itself, 'name:variant', is never meant if it is not named.
-    fitting = {name: known for name, known in FORMATS.items()
-               if known.fits(row) and (name.partition(':')[0] not in FORMATS or ':' not in name)}
-    if not fitting:
-        return 'rows'
-    # Of two that fit, the one that asks for more is meant, if it asks for all that the other does.
-    found = [name for name, known in fitting.items()
-             if not any(set(known.marks) < set(other.marks) for other in fitting.values())]
-    asked = next((fitting[name].ask for name in found if fitting[name].ask), '')
-    if len(found) > 1 or asked:
-        raise DataError(f'{where}: may be of the format {" or ".join(map(repr, found))}'
-                        f'{f", and {asked}" if asked else ""}; expected config.data.format to name '
-                        'one')
-    return found[0]
-
-
 def attributes(name: str) -> tuple[str, ...]:
     """Names of attributes that rows of a format rate; () of what is none."""
     known = FORMATS.get(name)
@@ -747,289 +452,8 @@ def describe(name: str) -> dict[str, str]:
     return said | ({'must be named': known.ask} if known.ask else {})
 
 
-def native(name: str, given: Iterable[Row], *, votes: str, strengths: str) -> Iterator[Row]:
-    """Rows of a format as `rows.parse_row` reads them.
-
-    Args:
-      name: of `FORMATS`.
-      given: rows with their places; one that is a `MalformedRow` stays that.
-      votes: of several judges, 'share' makes one row, with the share that prefers the first, and
-        'each' a row for each.
-      strengths: 'ignored', or 'margin', by how much rewards should differ at least.
-
-    Yields:
-      Rows with their places, one that cannot be read as a `MalformedRow`, one that says nothing of
-      its responses as `NotJudged`.
-    """
-    known = FORMATS[name]
-    for where, row in given:
-        try:
-            if isinstance(row, MalformedRow):
-                raise row
-            if not isinstance(row, Mapping):
-                raise MalformedRow(f'{where}: got {_shown(row)}, expected an object of the format '
-                                   f'{name!r}')
-            place = Place(where, row)
-            for key in known.marks:
-                if key.split('.')[0] not in row:
-                    place.fail(key, f'nothing (the key is missing), expected the format {name!r}')
-            found = list(_converted(known, place, votes, strengths))
-            if not found:
-                raise NotJudged(f'{where}: says nothing of its responses')
-        except MalformedRow as error:
-            yield where, error
-            continue
-        # Several of a row have places of their own, and names if they share one.
-        alone = len(found) == 1
-        named = not alone and found[0].get('id') == found[-1].get('id') is not None
-        for i, one in enumerate(found):
-            yield (where if alone else f'{where}#{i}',
-                   one | {'id': f'{one["id"]}#{i}'} if named else one)
-
-
-def parse_columns(texts: Sequence[str], attributes: Sequence[str]) -> dict[str, str]:
-    """Key -> place in rows, of 'key=place'.
-
-    Raises:
-      ValueError: a text that is none, a key that means nothing, or one that stands twice.
-    """
-    columns: dict[str, str] = {}
-    for text in texts:
-        key, equals, place = (part.strip() for part in text.partition('='))
-        if not (key and equals and place):
-            raise ValueError(f"{text!r}, expected 'key=place'")
-        if key not in NATIVE and key not in attributes:
-            raise ValueError(f'{text!r}: nothing reads {key!r}, expected one of {sorted(NATIVE)} '
-                             'or of data.attributes')
-        if key in columns:
-            raise ValueError(f'{text!r}: {key!r} stands twice')
-        columns[key] = place
-    return columns
-
-
-def mapped(columns: Mapping[str, str], given: Iterable[Row]) -> Iterator[Row]:
-    """Rows whose keys are called otherwise, as `rows.parse_row` reads them.
-
-    Args:
-      columns: a key of `rows.NATIVE`, or the name of an attribute -> place in the rows.
-      given: rows with their places.
-    """
-    for where, row in given:
-        if not isinstance(row, Mapping):
-            yield where, row
-            continue
-        place = Place(where, row)
-        found = {key: value for key, name in columns.items()
-                 if (value := place.get(name)) is not None}
-        rest = {f'{key} (of the rows)' if key in columns else key: value
-                for key, value in row.items() if key not in place.read}
-        yield where, rest | found
-
-
-def _converted(known: Format, whole: Place, votes: str,
-               strengths: str) -> Iterator[dict[str, Any]]:
-    """What a row of a format says, as rows that `rows.parse_row` reads."""
-    for row in known.each(whole, votes) if known.each else (whole.row,):
-        place = Place(whole.where, row)
-        base = _in_turns(known, place, _texts(known, place))
-        for key in _KEPT:
-            # Where a row says it otherwise, its own key means something else.
-            if (value := place.get(getattr(known, key, '') or key)) is not None:
-                base[key] = value
-        judgements = _judgements(known, place, votes)
-        base = _unread(place) | base
-        yield from (base | said(strengths) for said in judgements)
-
-
-def _texts(known: Format, place: Place) -> dict[str, Any]:
-    """Prompt and responses of a row."""
-    texts = {}
-    if isinstance(known.prompt, Parts):
-        texts['prompt'] = _joined(known.prompt, place)
-    elif known.prompt:
-        texts['prompt'] = place.need(known.prompt, 'a prompt')
-    if isinstance(known.responses, Items):
-        places, responses = zip(*_items(known.responses, place), strict=True)
-    else:
-        places = known.responses
-        responses = [place.need(key, 'a response') for key in places]
-    if not known.prompt:  # whole chats or dialogues: what they share is the prompt
-        shared = _shared(place, places, responses)
-        texts['prompt'], responses = responses[0][:shared], [r[shared:] for r in responses]
-    for key in _OF_PROMPTS:
-        if place.row.get(key) and key not in place.read:
-            place.fail(key, 'what may be a part of the prompt, expected no such key in this format')
-    for key, text in (('prompt', texts['prompt']), *zip(places, responses, strict=True)):
-        if isinstance(text, str) and holds_messages(text):
-            place.fail(key, 'text that is a list of chat messages, expected the list itself')
-    return texts | {'responses': list(responses)}
-
-
-def _in_turns(known: Format, place: Place, texts: Mapping[str, Any]) -> dict[str, Any]:
-    """A prompt and responses that are plain texts, as turns if they are, a blank between them."""
-    prompt, responses = texts['prompt'], texts['responses']
-    if not isinstance(prompt, str) or not all(isinstance(r, str) for r in responses):
-        return dict(texts)
-    responses = [r if r[:1].isspace() or not r else f' {r}' for r in responses]
-    if not known.turns:
-        return {'prompt': prompt, 'responses': responses}
-    if prompt.startswith(HUMAN):  # in turns already, maybe with the blank that a response has
-        prompt = prompt.rstrip()
-        if not prompt.endswith(ASSISTANT):
-            place.fail('prompt', f'turns that do not end in {ASSISTANT!r}, expected such')
-    elif HUMAN in prompt or ASSISTANT in prompt:
-        place.fail('prompt', f'a text with {HUMAN!r} or {ASSISTANT!r} in it, expected turns that '
-                             'begin with the first, or none')
-    else:
-        if known.said_by:
-            user, assistant = known.said_by
-            prompt = re.sub(rf'\s*{re.escape(assistant)}', f'{ASSISTANT} ', prompt)
-            prompt = re.sub(rf'\s*{re.escape(user)}', f'{HUMAN} ', prompt)
-        prompt = f'{HUMAN} {prompt}{ASSISTANT}'
-    if any(mark in response for mark in (HUMAN, ASSISTANT) for response in responses):
-        place.fail('responses', f'a text with {HUMAN!r} or {ASSISTANT!r} in it, expected one turn')
-    return {'prompt': prompt, 'responses': responses}
-
-
-def _shared(place: Place, keys: Sequence[str], responses: Sequence[Any]) -> int:
-    """How many messages, or letters up to the assistant's last common turn, all have in common."""
-    if all(isinstance(r, str) for r in responses):
-        found = responses[0].rfind(ASSISTANT, 0, len(_common(responses)))
-        if found < 0:
-            place.fail(keys[-1], f'another prompt than in {keys[0]!r}, expected dialogues that '
-                                 'begin alike')
-        return found + len(ASSISTANT)
-    for key, response in zip(keys, responses, strict=True):
-        if not isinstance(response, list) or len(response) < 2:
-            place.fail(key, f'{_shown(response)}, expected a list of at least two messages')
-    count = min(len(_common(responses)), *(len(r) - 1 for r in responses))
-    if not count:
-        place.fail(keys[-1], f'another prompt than in {keys[0]!r}, expected chats that begin alike')
-    return count
-
-
-def _common(sequences: Sequence[Any]) -> list[Any]:
-    return [first for first, *_ in itertools.takewhile(
-        lambda items: all(item == items[0] for item in items), zip(*sequences, strict=False))]
-
-
-def _joined(parts: Parts, place: Place) -> str:
-    """Parts of a prompt, each after its title."""
-    found = []
-    for title, key in parts.places:
-        value = place.get(key) if key else ''
-        if value is None or (key and value == ''):
-            continue
-        if not isinstance(value, str):
-            place.fail(key, f'{_shown(value)}, expected text')
-        found.append(title + value)
-    return parts.joint.join(found)
-
-
-def _items(items: Items, place: Place) -> list[tuple[str, Any]]:
-    """Responses in lists, with the place of each."""
-    found = []
-    for key in items.lists:
-        for i, item in enumerate(_list(place, key)):
-            if items.text and not (isinstance(item, Mapping) and items.text in item):
-                place.fail(f'{key}[{i}]', f'{_shown(item)}, expected an object with {items.text!r}')
-            found.append((f'{key}[{i}]', item[items.text] if items.text else item))
-    return found
-
-
-# What a judgement says in keys of `rows.parse_row`, given what becomes of strengths.
-Said = Callable[[str], dict[str, Any]]
-
-
-def _judgements(known: Format, place: Place, votes: str) -> list[Said]:
-    """What is said of the responses, by as many comparisons as it takes; [] if nothing is."""
-    graded = _graded(known, place)
-    if known.panel is None and known.verdict is None:
-        return [lambda _: graded] if graded else []
-    each = known.panel.judge(place) if known.panel else [known.verdict.judge(place)]
-    if known.strength and (strength := place.get(known.strength)) is not None:
-        each = [one._replace(strength=place.as_number(known.strength, strength)) for one in each]
-    each = [one for one in each if one.first is not None]
-    if each and known.panel and votes == 'share':
-        leads = [(2.0 * one.first - 1.0) * one.strength for one in each if one.strength is not None]
-        each = [Judgement(sum(one.first for one in each) / len(each),
-                          abs(sum(leads) / len(each)) if leads else None)]
-    return [lambda strengths, one=one: graded | _said(one, strengths) for one in each]
-
-
-def _graded(known: Format, place: Place) -> dict[str, Any]:
-    """Ratings and ranks of the responses; {} if there are none."""
-    said: dict[str, list[float | None]] = {}
-    if not isinstance(known.responses, Items):
-        said['ratings'] = [_rating(place, key, place.get(key)) for key in known.ratings]
-        said |= {name: [_rating(place, key, place.get(key))]
-                 for name, key in known.attributes.items()}
-        return _some(said)
-    items, found = known.responses, [
-        (f'{key}[{i}]', item) for key in known.responses.lists
-        for i, item in enumerate(_list(place, key))]
-    if items.ranked:
-        return {'preferred': 0}
-    keys = {'ratings': items.rating, 'ranks': items.rank, **items.attributes}
-    for name, key in keys.items():
-        said[name] = [_rating(place, f'{at}.{key}', Place('', item).get(key))
-                      for at, item in found] if key else []
-    if items.rank and None in said['ranks']:
-        place.fail(items.lists[0], f'items without {items.rank!r}, expected one in each')
-    return _some(said)
-
-
-def _some(said: Mapping[str, list[float | None]]) -> dict[str, Any]:
-    """Those that say anything."""
-    return {name: values for name, values in said.items()
-            if any(value is not None for value in values)}
-
-
-def _rating(place: Place, key: str, value: Any) -> float | None:
-    """A number, its text, or whether a response is good; None where it is not rated."""
-    if value is None or value == 'N/A':
-        return None
-    return float(value) if isinstance(value, bool) else place.as_number(key, value)
-
-
-def _said(one: Judgement, strengths: str) -> dict[str, Any]:
-    """A judgement in keys of `rows.parse_row`."""
-    said: dict[str, Any] = {}
-    if one.first == 0.5:
-        said['ranks'] = [0, 0]
-    elif one.first in (0.0, 1.0):
-        said['preferred'] = int(1.0 - one.first)
-    else:
-        said['preference'] = one.first
-    if one.judge is not None:
-        said['annotator'] = one.judge
-    if strengths == 'margin' and one.strength is not None:
-        said['margin'] = one.strength
-    return said
-
-
-def _unread(place: Place) -> dict[str, Any]:
-    """What stands in a row and was not read, under keys that mean nothing to `rows.parse_row`.
-
-    It is there to be counted.
-    """
-    return {f'{key} (of the format)' if key in NATIVE else key: value
-            for key, value in place.row.items() if key not in place.read}
-
-
-def _list(place: Place, key: str) -> list[Any]:
+def list_at(place: Place, key: str) -> list[Any]:
     value = place.need(key, 'a list of responses')
     if not isinstance(value, list) or not value:
-        place.fail(key, f'{_shown(value)}, expected a list of responses')
+        place.fail(key, f'{shown(value)}, expected a list of responses')
     return value
-
-
-def _whole(value: Any) -> Any:
-    """A whole number as one, also as a column with gaps has it."""
-    return int(value) if isinstance(value, float) and value.is_integer() else value
-
-
-def _shown(value: Any) -> str:
-    """A value in an error, short."""
-    text = json.dumps(value, ensure_ascii=False, default=str)
-    return text if len(text) <= 40 else f'{text[:37]}...'

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrm.data import demo, formats
+from qrm.data import demo, translate
 from qrm.data.comparisons import (
     Comparison,
     DataError,
@@ -157,8 +157,8 @@ def read_comparisons(path: str) -> list[Comparison]:
         texts.
     """
     comparisons, rows = [], read_rows(path)
-    first = list(itertools.islice(rows, formats.FIRST_ROWS))
-    if (name := formats.recognise(first)) != 'rows':
+    first = list(itertools.islice(rows, translate.FIRST_ROWS))
+    if (name := translate.recognise(first)) != 'rows':
         raise DataError(f'{path}: rows of the format {name!r}, expected those that `qrm data '
                         f'--input={path} --output=ROWS.jsonl` writes')
     for where, row in itertools.chain(first, rows):
@@ -278,7 +278,7 @@ def _collect(found: _Found, data: Any, split: str) -> Split:
                 raise row
             comparison = row if isinstance(row, Comparison) else parse_row(
                 row, where, attributes=data.attributes, literal=name not in ('rows', 'columns'))
-        except formats.NotJudged:
+        except translate.NotJudged:
             report.dropped['not judged'] += 1
             continue
         except MalformedRow as error:
@@ -301,19 +301,19 @@ def understood(rows: Iterable[Row], data: Any) -> tuple[str, Iterable[Row]]:
       data: the `data` section of a config, which names the format, or 'auto'.
 
     Raises:
-      DataError: the format has to be named, see `formats.recognise`.
+      DataError: the format has to be named, see `translate.recognise`.
     """
     if data.columns:
-        columns = formats.parse_columns(data.columns, data.attributes)
-        return 'columns', formats.mapped(columns, rows)
+        columns = translate.parse_columns(data.columns, data.attributes)
+        return 'columns', translate.mapped(columns, rows)
     name, rows = data.format, iter(rows)
     if name == 'auto':
-        first = list(itertools.islice(rows, formats.FIRST_ROWS))
-        name = formats.recognise(first)
+        first = list(itertools.islice(rows, translate.FIRST_ROWS))
+        name = translate.recognise(first)
         rows = itertools.chain(first, rows)
     if name == 'rows':
         return name, rows
-    return name, formats.native(name, rows, votes=data.votes, strengths=data.strengths)
+    return name, translate.native(name, rows, votes=data.votes, strengths=data.strengths)
 
 
 def _note_duplicates(comparisons: Sequence[Comparison]) -> list[Comparison]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from qrm.data import demo, formats, tokens
+from qrm.data import demo, formats, tokens, translate
 from qrm.models import attention, families, lora, tuning
 from qrm.models.architecture import Architecture
 from qrm.models.families import FAMILIES
@@ -60,11 +60,11 @@ KEYS: Table = {
         (), Each(str), "of rows whose keys are called otherwise, as ('prompt=question.text', "
         "'rating=score'); in place of data.format"),
     'data.votes': Key(
-        'share', OneOf(formats.VOTES),
+        'share', OneOf(translate.VOTES),
         "of several judges of a pair: 'share' of those who prefer a response, or a comparison of "
         "'each'"),
     'data.strengths': Key(
-        'ignored', OneOf(formats.STRENGTHS),
+        'ignored', OneOf(translate.STRENGTHS),
         "by how much a response is preferred, in units of the format: 'ignored', or the 'margin'"),
     'data.max_length': Key(
         0, NOT_NEGATIVE, "tokens of a dialogue with EOS; 0: the model's number of positions"),
@@ -436,7 +436,7 @@ def _check_tune(config: Any) -> None:
 
 
 def _check_columns(config: Any) -> None:
-    formats.parse_columns(config.data.columns, config.data.attributes)
+    translate.parse_columns(config.data.columns, config.data.attributes)
     if config.data.columns and config.data.format not in ('auto', 'rows'):
         raise ValueError(f'{tuple(config.data.columns)} beside data.format='
                          f'{config.data.format!r}, expected one of the two')

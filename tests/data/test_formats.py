@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from qrm.data import formats
+from qrm.data import formats, translate
 from qrm.data.comparisons import DataError, MalformedRow
 from qrm.data.files import read_rows
 from qrm.data.rows import parse_row
@@ -179,7 +179,7 @@ SETTINGS = {'votes': 'share', 'strengths': 'ignored'}
 
 def read(name, row, attributes=(), **changes):
     """What is read of a row of a format."""
-    found = list(formats.native(name, [('rows:1', row)], **SETTINGS | changes))
+    found = list(translate.native(name, [('rows:1', row)], **SETTINGS | changes))
     for _, one in found:
         if isinstance(one, MalformedRow):
             raise one
@@ -220,9 +220,9 @@ def test_rows_are_recognised_or_have_to_be_named(name):
     if formats.FORMATS[name].ask:
         with pytest.raises(DataError, match=rf"f.csv:3: may be of the format .*'{name}'.*, and it"
                            if variant else f"f.csv:3: may be of the format '{name}', and the num"):
-            formats.recognise([('f.csv:3', row)])
+            translate.recognise([('f.csv:3', row)])
     else:
-        assert formats.recognise([('f.csv:3', row)]) == base
+        assert translate.recognise([('f.csv:3', row)]) == base
 
 
 @pytest.mark.parametrize('row', [
@@ -243,7 +243,7 @@ def test_rows_are_recognised_or_have_to_be_named(name):
     HELPSTEER | {'rating': 2},
 ])
 def test_rows_of_this_project_are_no_other_format(row):
-    assert formats.recognise([('f:1', row)]) == 'rows'
+    assert translate.recognise([('f:1', row)]) == 'rows'
 
 
 def test_each_judge_is_a_comparison_of_its_own():
@@ -344,7 +344,7 @@ def test_several_good_responses_are_several_comparisons():
     ('oasst', {'prompt': {'message_id': 't', 'text': 'Why?', 'role': 'prompter', 'replies': []}}),
 ])
 def test_rows_that_were_not_judged_are_told_apart(name, changes):
-    with pytest.raises(formats.NotJudged, match='^rows:1: says nothing of its responses'):
+    with pytest.raises(translate.NotJudged, match='^rows:1: says nothing of its responses'):
         read(name, ROWS[name][0] | changes)
 
 
@@ -370,11 +370,11 @@ def test_formats_are_recognised_by_the_first_rows():
     row = ROWS['helpsteer'][0]
     rows = [('f:1', MalformedRow('f:1: not JSON')), ('f:2', row | {'verbosity': None}),
             ('f:3', row), ('f:4', 'text')]
-    assert formats.recognise(rows) == 'helpsteer'
-    assert formats.recognise([('f:1', row | {'verbosity': None})]) == 'rows'
-    assert formats.recognise([]) == 'rows'
+    assert translate.recognise(rows) == 'helpsteer'
+    assert translate.recognise([('f:1', row | {'verbosity': None})]) == 'rows'
+    assert translate.recognise([]) == 'rows'
     with pytest.raises(DataError, match="f:1 and f:2 look like rows of different formats, 'shp'"):
-        formats.recognise([('f:1', ROWS['shp'][0]), ('f:2', ROWS['nectar'][0])])
+        translate.recognise([('f:1', ROWS['shp'][0]), ('f:2', ROWS['nectar'][0])])
 
 
 @pytest.mark.parametrize(('name', 'changes', 'message'), [
@@ -439,33 +439,33 @@ def test_rows_without_the_keys_of_their_format_are_malformed():
 
 def test_rows_that_could_not_be_read_stay_that():
     broken = MalformedRow('rows:1: not JSON')
-    assert list(formats.native('shp', [('rows:1', broken)], **SETTINGS)) == [('rows:1', broken)]
-    (_, found), = formats.native('shp', [('rows:2', 5)], **SETTINGS)
+    assert list(translate.native('shp', [('rows:1', broken)], **SETTINGS)) == [('rows:1', broken)]
+    (_, found), = translate.native('shp', [('rows:2', 5)], **SETTINGS)
     assert str(found) == "rows:2: got 5, expected an object of the format 'shp'"
 
 
 def test_columns_are_called_otherwise():
-    columns = formats.parse_columns(
+    columns = translate.parse_columns(
         ('prompt=question.text', ' rating = score', 'care=care'), ('care',))
     row = {'question': {'text': 'Why?'}, 'response': 'old', 'answer': 'So.', 'score': 2, 'care': 1}
-    columns |= formats.parse_columns(('response=answer',), ())
-    (where, found), = formats.mapped(columns, [('rows:1', row)])
+    columns |= translate.parse_columns(('response=answer',), ())
+    (where, found), = translate.mapped(columns, [('rows:1', row)])
     one = parse_row(found, where, attributes=('care',))
     assert (one.prompt, one.responses, one.ratings) == ('Why?', ('So.',), (2.0,))
     assert one.attributes == {'care': (1.0,)}
     assert one.remarks == ("key 'response (of the rows)' not used",)
     # What is not called otherwise stays what it is.
-    rated = formats.parse_columns(('rating=judge_score',), ())
+    rated = translate.parse_columns(('rating=judge_score',), ())
     row = {'prompt': 'Why?', 'response': 'So.', 'judge_score': 0.5}
-    (where, found), = formats.mapped(rated, [('rows:1', row)])
+    (where, found), = translate.mapped(rated, [('rows:1', row)])
     assert parse_row(found, where).ratings == (0.5,)
     for text, message in (('prompt', "'prompt', expected 'key=place'"),
                           ('prompt=', "'prompt=', expected 'key=place'"),
                           ('promt=a', "'promt=a': nothing reads 'promt', expected one of")):
         with pytest.raises(ValueError, match=message):
-            formats.parse_columns((text,), ())
+            translate.parse_columns((text,), ())
     with pytest.raises(ValueError, match="'id=b': 'id' stands twice"):
-        formats.parse_columns(('id=a', 'id=b'), ())
+        translate.parse_columns(('id=a', 'id=b'), ())
 
 
 @pytest.mark.parametrize(('path', 'name', 'count'), [
@@ -483,9 +483,9 @@ def test_real_files_are_recognised_and_read(path, name, count):
     if not file.exists():
         pytest.skip(f'no {file}')
     rows = list(read_rows(str(file)))
-    assert formats.recognise(rows) == name
+    assert translate.recognise(rows) == name
     if name != 'rows':
-        rows = formats.native(name, rows, **SETTINGS)
+        rows = translate.native(name, rows, **SETTINGS)
     comparisons, malformed = [], []
     for where, row in rows:
         try:

@@ -1,10 +1,11 @@
 """What a file of preference data says, as it is understood, and the same as rows."""
 
 import collections
+import itertools
 import json
 import os
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 from qrm.data import formats, translate
 from qrm.data.comparisons import Comparison, DataError, MalformedRow
@@ -14,6 +15,20 @@ from qrm.data.sources import understood
 
 _LETTERS = 300  # of a text that is shown
 _SHOWN = 4  # responses
+
+
+class _Read(NamedTuple):
+    """What was read of a file.
+
+    Attributes:
+      comparisons: that could be.
+      malformed: what is wrong with each row that could not.
+      unjudged: rows that say nothing of their responses.
+    """
+
+    comparisons: list[Comparison]
+    malformed: list[str]
+    unjudged: int
 
 
 def convert(data: Any, target: str = '') -> str:
@@ -36,9 +51,22 @@ def convert(data: Any, target: str = '') -> str:
     if target and (not target.endswith('.jsonl') or os.path.exists(target)):
         raise DataError(f'{target}: expected the name of a .jsonl file that is not there yet')
     name, rows = understood(read_rows(data.path), data)
-    attributes = data.attributes or formats.attributes(name)
+    found = _read(rows, name, data.attributes or formats.attributes(name), check=bool(target))
+    if not found.comparisons:
+        raise DataError(found.malformed[0] if found.malformed else f'{data.path}: none of its '
+                        f'{found.unjudged} rows says anything of its responses')
+    if target:
+        with open(f'{target}.tmp', 'w', encoding='utf-8') as file:
+            file.writelines(json.dumps(as_row(c), ensure_ascii=False) + '\n'
+                            for c in found.comparisons)
+        os.replace(f'{target}.tmp', target)
+    return '\n'.join([f'{data.path}: {_named(name)}', *_report(name, found),
+                      *([f'{target}: written'] if target else [])])
+
+
+def _read(rows: Iterable[Any], name: str, attributes: Sequence[str], *, check: bool) -> _Read:
+    """The comparisons of rows that were understood; `check`: that they can be written as rows."""
     comparisons: list[Comparison] = []
-    notes: collections.Counter[str] = collections.Counter()
     malformed: list[str] = []
     unjudged = 0
     for where, row in rows:
@@ -47,35 +75,30 @@ def convert(data: Any, target: str = '') -> str:
                 raise row
             comparison = parse_row(row, where, attributes=attributes,
                                    literal=name in formats.FORMATS)
-            if target:
+            if check:
                 _check_row(comparison, attributes)
         except translate.NotJudged:
             unjudged += 1
-            continue
         except MalformedRow as error:
             malformed.append(str(error))
-            continue
-        comparisons.append(comparison)
-        notes.update(comparison.remarks)
-    if not comparisons:
-        raise DataError(malformed[0] if malformed else
-                        f'{data.path}: none of its {unjudged} rows says anything of its responses')
-    if target:
-        lines = (json.dumps(as_row(c), ensure_ascii=False) for c in comparisons)
-        with open(f'{target}.tmp', 'w', encoding='utf-8') as file:
-            file.writelines(f'{line}\n' for line in lines)
-        os.replace(f'{target}.tmp', target)
-    return '\n'.join([
-        f'{data.path}: {_named(name)}', *(
-            f'  {topic}: {place}' for topic, place in (
-                formats.describe(name).items() if name in formats.FORMATS else ())),
+        else:
+            comparisons.append(comparison)
+    return _Read(comparisons, malformed, unjudged)
+
+
+def _report(name: str, found: _Read) -> list[str]:
+    """Lines of what a format says where, of the first comparison, and of counts."""
+    comparisons = found.comparisons
+    said = formats.describe(name) if name in formats.FORMATS else {}
+    notes = collections.Counter(itertools.chain.from_iterable(c.remarks for c in comparisons))
+    return [
+        *(f'  {topic}: {place}' for topic, place in said.items()),
         '', *_shown(comparisons[0]), '',
         f'{len(comparisons)} comparisons of {sum(len(c.responses) for c in comparisons)} '
-        f'responses, {len(malformed)} malformed rows, {unjudged} rows not judged',
-        *(f'  first malformed: {one}' for one in malformed[:1]),
+        f'responses, {len(found.malformed)} malformed rows, {found.unjudged} rows not judged',
+        *(f'  first malformed: {one}' for one in found.malformed[:1]),
         *(f'  {count}: {what}' for what, count in _counts(comparisons).items() if count),
-        *(f'  note {count}: {note}' for note, count in notes.items()),
-        *([f'{target}: written'] if target else [])])
+        *(f'  note {count}: {note}' for note, count in notes.items())]
 
 
 def _check_row(comparison: Comparison, attributes: Sequence[str]) -> None:

@@ -198,10 +198,7 @@ def draw_spreads(result: Mapping[str, Any]) -> Figure:
         axes.axline((0.0, 0.0), slope=1.0, color=FAINT, linewidth=0.8, linestyle=':')
         axes.set_ylim(0.0, 1.05 * max(row['true_spread'] + row['spread']))
         axes.set_title(f'{row["table"]}\n{row["label"]}', fontsize='small')
-    for axes in panels[-1]:
-        axes.set_xlabel('true spread')
-    for axes in panels[:, 0]:
-        axes.set_ylabel('predicted spread')
+    _label_edges(panels, 'true spread', 'predicted spread')
     hide_empty(panels)
     return figure
 
@@ -295,10 +292,7 @@ def draw_landscapes(surfaces: Mapping[str, Surface]) -> Figure:
                     scale=12.0 * np.sqrt(np.mean(pull**2)))
         axes.axline((0.0, 0.0), slope=1.0, color=FAINT, linewidth=0.8, linestyle=':')
         axes.set_title(label, fontsize='small')
-    for axes in panels[-1]:
-        axes.set_xlabel('reward of the chosen')
-    for axes in panels[:, 0]:
-        axes.set_ylabel('of the rejected')
+    _label_edges(panels, 'reward of the chosen', 'of the rejected')
     hide_empty(panels)
     return figure
 
@@ -465,3 +459,11 @@ def _legend_below(axes: Axes) -> None:
 
 def _main_rows(result: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [row for row in result['rows'] if row['pairs'] == result['settings']['pairs']]
+
+
+def _label_edges(panels: np.ndarray, below: str, beside: str) -> None:
+    """Labels of what all panels share, below the last row and beside the first column."""
+    for axes in panels[-1]:
+        axes.set_xlabel(below)
+    for axes in panels[:, 0]:
+        axes.set_ylabel(beside)

@@ -34,7 +34,7 @@ from qrm.data.tokens import Encoded
 from qrm.models import attention, families
 from qrm.models.network import Params, RewardNetwork
 from qrm.rewards.heads import HeadConfig
-from qrm.studies import benchmark
+from qrm.studies import speed
 from qrm.training import workdir
 
 
@@ -87,7 +87,7 @@ _LEAST_SHARE = 1e-3  # of the gradient's norm; a leaf with less, perhaps 0, is c
 _MARGIN = 1.3  # the next setting may take longer than the last one
 _NO_PAIRS = 'not measured: no pairs (device.sh prepare --tokenizer --pairs)'
 # TRL takes long for a step, and its share of the time is short.
-_TRL = {'benchmark.repeats': 2, 'benchmark.steps': 2, 'benchmark.scored': 512}
+_TRL = {'speed.repeats': 2, 'speed.steps': 2, 'speed.scored': 512}
 
 Emit = Callable[[Row], None]
 # What a row says of itself, and how to find out the rest.
@@ -181,7 +181,7 @@ def mixed_comparisons(shape: Shape, *, share_prompt: bool) -> list[Encoded]:
       share_prompt: see `tokens.split_prompt`.
     """
     room = _FILL * _ROWS * shape.row_length
-    pairs = benchmark.synthetic(2 * _ROWS * shape.row_length, max_length=shape.max_length,
+    pairs = speed.synthetic(2 * _ROWS * shape.row_length, max_length=shape.max_length,
                                 vocab_size=_SIZES['vocab_size'], seed=0)
     found: list[Encoded] = []
     for item, other in zip(pairs[::2], pairs[1::2], strict=True):
@@ -382,7 +382,7 @@ def sweep(shape: Shape, implementation: str, emit: Emit, deadline: float) -> Non
         config = make_config(shape, **{'model.attention': implementation, 'train.rows': rows,
                                        'train.batch_size': batch_size})
         try:
-            result = benchmark.measure(config, benchmark.prepare(config))
+            result = speed.measure(config, speed.prepare(config))
         except Exception as error:  # Such as memory that is full: settings before it have counted.
             emit(row | failed(error))
             problem = 'not measured: a smaller setting failed'
@@ -398,7 +398,7 @@ def setting(implementation: str, rows: int, batch_size: int) -> str:
 
 
 def table_rows(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The numbers of `benchmark.measure` that the table shows, for training and scoring."""
+    """The numbers of `speed.measure` that the table shows, for training and scoring."""
     found = {
         phase: {
             'comparisons_per_second': result[phase]['comparisons_per_second']['median'],
@@ -438,7 +438,7 @@ def trl(shape: Shape, emit: Emit, carried: Path, rows: Sequence[Row], deadline: 
         # The checkpoint says itself what it is.
         changes = {key: value for key, value in changes.items()
                    if not key.startswith(('model.family', 'model.sizes'))}
-        arguments = ['--config=benchmark:harmless,scalar',  # TRL's head
+        arguments = ['--config=speed:harmless,scalar',  # TRL's head
                      *(f'--config.{key}={value}' for key, value in changes.items())]
         config = load_config('harmless,scalar', changes)
         took = 0.0
@@ -532,27 +532,27 @@ def failed(error: Exception) -> dict[str, str]:
 
 
 def changed(shape: Shape) -> dict[str, Any]:
-    """Keys of configs/benchmark.py that are others on a GPU, as dotted names."""
+    """Keys of configs/speed.py that are others on a GPU, as dotted names."""
     return {
         'model.family': shape.family,
         **{f'model.sizes.{key}': value for key, value in shape.sizes.items()},
         'model.dtype': 'bfloat16', 'data.max_length': shape.max_length,
-        'train.row_length': shape.row_length, 'benchmark.repeats': shape.repeats,
-        'benchmark.steps': shape.steps, 'benchmark.scored': shape.scored,
-        'benchmark.responses': 0,
+        'train.row_length': shape.row_length, 'speed.repeats': shape.repeats,
+        'speed.steps': shape.steps, 'speed.scored': shape.scored,
+        'speed.responses': 0,
     }
 
 
 def make_config(shape: Shape, **overrides: Any) -> Any:
     """A checked config for synthetic comparisons; overrides have dotted names."""
     config = load_config('', changed(shape) | overrides)
-    benchmark.check(config)
+    speed.check(config)
     return config
 
 
 def load_config(arg: str, overrides: Mapping[str, Any]) -> Any:
-    """configs/benchmark.py with some keys set to other values."""
-    config = configs.module('benchmark').get_config(arg)
+    """configs/speed.py with some keys set to other values."""
+    config = configs.module('speed').get_config(arg)
     config.update_from_flattened_dict(dict(overrides))
     return config
 

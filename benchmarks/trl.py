@@ -1,9 +1,9 @@
 """Times qrm beside TRL's RewardTrainer on the same pairs, the same model and this machine.
 
-    python -m benchmarks.trl --config=benchmark --workdir=results/trl \\
+    python -m benchmarks.trl --config=speed --workdir=results/trl \\
       --trl_python=ENV/bin/python --config.data.path=DIR --config.model.checkpoint=DIR
 
-In each round `experiments.benchmark` and `benchmarks/trl_worker.py` run one after the other, each
+In each round `experiments.speed` and `benchmarks/trl_worker.py` run one after the other, each
 in a process of its own. Both train on the same pairs in the same steps, and score the same ones,
 without dropout and without gradient checkpointing; TRL with its own data loader, `--per_device`
 pairs in a forward pass. Scoring beside it is a forward pass of transformers over dialogues padded
@@ -26,7 +26,7 @@ from qrm.commands import launch
 from qrm.data import sources
 from qrm.data.comparisons import DataError
 from qrm.data.tokens import Encoded
-from qrm.studies import benchmark, costs
+from qrm.studies import costs, speed
 from qrm.training import config, train, workdir
 from qrm.training.schema import ConfigError
 
@@ -49,7 +49,7 @@ _RATIOS = {
 def main() -> None:
     # Only to read the data: the devices are for the processes that are timed.
     jax.config.update('jax_platforms', 'cpu')
-    found = launch.config({**config.KEYS, **benchmark.KEYS}, benchmark.check)
+    found = launch.config({**config.KEYS, **speed.KEYS}, speed.check)
     print(compare(found, _WORKDIR.value, trl_python=_TRL_PYTHON.value, rounds=_ROUNDS.value,
                   per_device=_PER_DEVICE.value, config_args=config_arguments(sys.argv[1:])))
 
@@ -59,7 +59,7 @@ def compare(config: Any, folder: str, *, trl_python: str, rounds: int, per_devic
     """Times both in turns; leaves `benchmark_trl.json`, the pairs and all logs in `folder`.
 
     Args:
-      config: a config with a `benchmark` section, data and a checkpoint.
+      config: a config with a `speed` section, data and a checkpoint.
       folder: of the results.
       trl_python: Python of an environment with TRL.
       rounds: times that both are run.
@@ -77,16 +77,16 @@ def compare(config: Any, folder: str, *, trl_python: str, rounds: int, per_devic
         counts = write_pairs(config, folder)
         commands = {
             # One prompt with many responses has no counterpart in TRL.
-            'qrm': [sys.executable, '-m', 'experiments.benchmark', *config_args,
-                    '--config.benchmark.responses=0', f'--workdir={folder}/qrm'],
+            'qrm': [sys.executable, '-m', 'experiments.speed', *config_args,
+                    '--config.speed.responses=0', f'--workdir={folder}/qrm'],
             'trl': [trl_python, str(_WORKER), f'--model={config.model.checkpoint}',
                     f'--training={folder}/training.jsonl', f'--scoring={folder}/scoring.jsonl',
                     f'--output={folder}/trl.json', f'--max_length={config.data.max_length}',
                     f'--batch_size={config.train.batch_size}', f'--per_device={per_device}',
-                    f'--steps={config.benchmark.steps}', f'--repeats={config.benchmark.repeats}',
+                    f'--steps={config.speed.steps}', f'--repeats={config.speed.repeats}',
                     f'--dtype={config.model.dtype}'],
         }
-        outputs = {'qrm': f'{folder}/qrm/benchmark.json', 'trl': f'{folder}/trl.json'}
+        outputs = {'qrm': f'{folder}/qrm/speed.json', 'trl': f'{folder}/trl.json'}
         measured = []
         for number in range(rounds):
             found = {}
@@ -101,11 +101,11 @@ def compare(config: Any, folder: str, *, trl_python: str, rounds: int, per_devic
             measured.append(found)
         result = {
             'pairs': counts, 'per_device': per_device,
-            'ratios': {name: benchmark.summary([found['ratios'][name] for found in measured])
+            'ratios': {name: speed.summary([found['ratios'][name] for found in measured])
                        for name in _RATIOS},
             'comparisons_per_second': {
-                name: {'qrm': benchmark.summary([_rate(f['qrm'], *qrm) for f in measured]),
-                       'trl': benchmark.summary([_rate(f['trl'], *trl) for f in measured])}
+                name: {'qrm': speed.summary([_rate(f['qrm'], *qrm) for f in measured]),
+                       'trl': speed.summary([_rate(f['trl'], *trl) for f in measured])}
                 for name, (qrm, trl) in _RATIOS.items()},
             'rounds': measured,
         }
@@ -119,7 +119,7 @@ def check(config: Any, trl_python: str, per_device: int) -> None:
     Raises:
       ConfigError: it cannot; names the key.
     """
-    benchmark.check(config)
+    speed.check(config)
     for key, value, expected in (
         ('data.path', config.data.path, 'pairs that TRL can read as well'),
         ('model.checkpoint', config.model.checkpoint, 'a model folder for both'),
@@ -147,7 +147,7 @@ def check(config: Any, trl_python: str, per_device: int) -> None:
 
 
 def write_pairs(config: Any, folder: str) -> dict[str, int]:
-    """Writes the texts that qrm's benchmark trains on, step by step, and those that it scores.
+    """Writes the texts that qrm trains on, step by step, and those that it scores.
 
     Returns:
       Pairs of the timed steps and of a scoring, and tokens of their dialogues as qrm reads them.
@@ -158,10 +158,10 @@ def write_pairs(config: Any, folder: str) -> dict[str, int]:
     encoded = train.prepare(config).encoded['train']
     comparisons, _ = sources.load_splits(config.data, config.workload)['train']
     texts = {comparison.id: comparison for comparison in comparisons}
-    steps = 1 + config.benchmark.repeats * config.benchmark.steps
-    training = [benchmark.training_items(config, encoded, number) for number in range(steps)]
+    steps = 1 + config.speed.repeats * config.speed.steps
+    training = [speed.training_items(config, encoded, number) for number in range(steps)]
     timed = [item for items in training[1:] for item in items]
-    scoring = benchmark.scoring_items(config, encoded)
+    scoring = speed.scoring_items(config, encoded)
     for name, items in (('training', [*training[0], *timed]), ('scoring', scoring)):
         rows = [_pair(item, texts[item.id]) for item in items]
         workdir.write_text(os.path.join(folder, f'{name}.jsonl'),

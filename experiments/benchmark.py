@@ -1,23 +1,59 @@
-"""Measures how fast this machine trains and scores.
+"""How often a reward model is right, on published benchmarks or pairs of any format.
 
-    qrm benchmark --config=benchmark --workdir=results/benchmark
+    qrm benchmark --suite=reward-bench-2 --model=results/run --path=reward-bench-2.parquet
+    qrm benchmark --suite=judge-bench --model=some/reward-model
+    qrm benchmark --suite=pairs --model=results/run --path=pairs.jsonl --format=shp
 """
 
 from absl import flags
 
 from qrm.commands import launch
 
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results; a rerun overwrites them.')
-launch.define_config()
+_SUITE = flags.DEFINE_string(
+    'suite', None, 'reward-bench, prior-sets, reward-bench-2, rm-bench, judge-bench, '
+    'ppe-preference, ppe-correctness, or pairs (of any data).')
+_MODEL = flags.DEFINE_string(
+    'model', None, 'Folder of a run, or folder or hub name of a Hugging Face checkpoint.')
+_PATH = flags.DEFINE_string(
+    'path', '', 'File of rows, or a folder of such. Default: the hub; of pairs as data.path.')
+_PRIOR = flags.DEFINE_string(
+    'prior', '', 'Of reward-bench, file or folder of the prior sets. Default: left out.')
+_FORMAT = flags.DEFINE_string('format', 'auto', 'Of pairs, as data.format of a config.')
+_WORKLOAD = flags.DEFINE_string('workload', 'helpful', 'Of pairs, as workload of a config.')
+_RULES = flags.DEFINE_list(
+    'rules', ['mean', 'quantile:0.1', 'cvar:0.2'], 'By which distributions become scores: mean, '
+    'quantile:tau, cvar:alpha.')
+_CHATS = flags.DEFINE_bool(
+    'chats', None, 'Read texts as chats, by the chat template. Default: as the model was trained; '
+    'one that was not trained here, if it has a template.')
+_OUTPUT = flags.DEFINE_string(
+    'output', '', 'Folder for benchmark.json, benchmark.md and scores.jsonl. Default: none.')
+_MAX_LENGTH = flags.DEFINE_integer(
+    'max_length', 0, "Tokens of the longest dialogue, longer ones are cut from the left. 0: the "
+    "model's number of positions.", lower_bound=0)
+_DATE = flags.DEFINE_string(
+    'date', '', 'Of a model that is no run, the day (YYYY-MM-DD) that its chat template prints, if '
+    'it prints any. Default: today.')
+launch.define_outputs()
 
 
 def main() -> None:
-    from qrm.studies import benchmark
-    from qrm.training import config
+    from qrm.analysis import benchmarks
+    from qrm.training import config as config_lib
+    from qrm.training import reward_model
+    from qrm.training.schema import ConfigError
 
-    print(benchmark.benchmark(launch.config(
-        {**config.KEYS, **benchmark.KEYS}, benchmark.check), _WORKDIR.value))
+    if _SUITE.value not in benchmarks.PROTOCOLS:
+        raise ConfigError(f'--suite={_SUITE.value}, expected one of '
+                          f'{", ".join(benchmarks.PROTOCOLS)}')
+    config = config_lib.build({'data.path': _PATH.value or 'demo', 'data.format': _FORMAT.value})
+    config_lib.check(config)
+    model = reward_model.load(_MODEL.value, max_length=_MAX_LENGTH.value,
+                              outputs=flags.FLAGS.outputs, date=_DATE.value)
+    print(benchmarks.benchmark(
+        model, _SUITE.value, _PATH.value, rules=_RULES.value, prior=_PRIOR.value, data=config.data,
+        workload=_WORKLOAD.value, as_chats=_CHATS.value, output=_OUTPUT.value))
 
 
 if __name__ == '__main__':
-    launch.run(main, required=('config', 'workdir'))
+    launch.run(main, required=('suite', 'model'))

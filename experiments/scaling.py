@@ -1,8 +1,8 @@
 """Prints what training on many accelerators would cost, as in docs/scaling.md.
 
-    qrm scaling [--measured=results/benchmark/benchmark.json]
+    qrm scaling [--measured=results/speed/speed.json]
 
-With results of `qrm benchmark` on one device it prints instead what is predicted of those training
+With results of `qrm speed` on one device it prints instead what is predicted of those training
 steps, if it is run on a device of that kind.
 """
 
@@ -10,7 +10,7 @@ from absl import flags
 
 from qrm.commands import launch
 
-_MEASURED = flags.DEFINE_string('measured', None, 'benchmark.json of one device, to compare with.')
+_MEASURED = flags.DEFINE_string('measured', None, 'speed.json of one device, to compare with.')
 
 
 def main() -> None:

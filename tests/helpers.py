@@ -229,7 +229,7 @@ SGD = {'name': 'sgd', 'learning_rate': 0.1, 'schedule': 'constant', 'warmup_frac
 # With words for tokens and the reference checkpoint of 40 words.
 WORDS = {
     'data.max_length': 24, 'train.batch_size': 4, 'train.row_length': 24, 'train.rows': 2,
-    'benchmark.repeats': 2, 'benchmark.scored': 6, 'benchmark.responses': 0,
+    'speed.repeats': 2, 'speed.scored': 6, 'speed.responses': 0,
 }
 TINY = {
     'data.demo.train': 300, 'data.demo.test': 150, 'model.sizes.hidden_size': 16,

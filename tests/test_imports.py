@@ -6,7 +6,7 @@ from tests.helpers import ROOT
 
 HOUSE = {
     'data': ['comparisons', 'rows', 'verdicts', 'formats', 'translate', 'files', 'phrases', 'demo',
-             'sources', 'convert', 'seen', 'templates', 'tokens', 'packing'],
+             'sources', 'convert', 'suites', 'seen', 'templates', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
                 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',
@@ -14,10 +14,10 @@ HOUSE = {
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',
                  'interruptions', 'inference', 'features', 'reward_model', 'train'],
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
-                 'evaluate'],
+                 'evaluate', 'benchmarks'],
     'serving': ['score', 'export', 'functions'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
-                'compare', 'identifiability', 'best_of_n', 'costs', 'benchmark', 'scaling',
+                'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
                 'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
                 'disagreement'],
     'commands': ['configs', 'processes', 'launch', 'main'],

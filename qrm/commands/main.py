@@ -10,6 +10,7 @@ COMMANDS = {
     'train': 'trains a reward model',
     'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
     'score': 'scores responses with a trained reward model',
+    'benchmark': 'how often a reward model is right, on published benchmarks',
     'export': 'writes a reward model for transformers',
     'reproduce': "the paper's experiment: two heads and a control, tables and figures",
     'published': "the paper's table explained from its authors' own code",
@@ -18,7 +19,7 @@ COMMANDS = {
     'identifiability': 'what each objective learns where the truth is known',
     'best_of_n': 'what choosing by each rule and proxy is worth',
     'campaign': 'breaks things on purpose, and counts what survives',
-    'benchmark': 'how fast this machine trains and scores',
+    'speed': 'how fast this machine trains and scores',
     'smollm2': 'makes a folder of a small pretrained model, without a hub',
     'scaling': 'what training on many accelerators would cost, by formulas',
 }

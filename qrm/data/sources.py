@@ -149,6 +149,19 @@ def whole(source: Source) -> Split:
     return comparisons, report
 
 
+def held_out(data: Any, workload: str) -> Split:
+    """What a source has to judge a model on that was not trained on it.
+
+    Returns:
+      Its test split; of a source without one, all that it has.
+
+    Raises:
+      DataError: see `read`.
+    """
+    source = read(data, workload)
+    return divide(source, data)['test'] if 'test' in source.splits else whole(source)
+
+
 def read_comparisons(path: str) -> list[Comparison]:
     """Reads a file of rows to be scored.
 

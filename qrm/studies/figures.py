@@ -334,7 +334,7 @@ def draw_benchmark(result: Mapping[str, Any]) -> Figure:
     """Rates of useful work beside the machine's best, and what the slots hold.
 
     Args:
-      result: of `benchmark.measure`.
+      result: of `speed.measure`.
     """
     figure, panels = grid(1, 2)
     useful_rates(panels[0, 0], {
@@ -427,7 +427,7 @@ def slot_use(axes: Axes, savings: Mapping[str, Any]) -> None:
 
     Args:
       axes: where to draw.
-      savings: of `benchmark.savings`.
+      savings: of `speed.savings`.
     """
     names = ['packed rows', f'padded batches of {savings["padded_batch"]}']
     distinct = np.array([savings['distinct_tokens']] * 2)

@@ -15,7 +15,7 @@ from qrm.models import families
 from qrm.models.architecture import Architecture
 from qrm.models.network import RewardNetwork
 from qrm.rewards.heads import HeadConfig
-from qrm.studies import benchmark, costs
+from qrm.studies import costs, speed
 from qrm.training import workdir
 
 
@@ -65,7 +65,7 @@ def network(architecture: Architecture, remat: bool) -> RewardNetwork:
 @functools.cache
 def pack(comparisons: int, devices: int, rows: int) -> costs.Stacks:
     """Comparisons of HH's lengths dealt to devices: the stacks of the fullest of them."""
-    items = benchmark.synthetic(1500, vocab_size=50257, max_length=512, seed=0)
+    items = speed.synthetic(1500, vocab_size=50257, max_length=512, seed=0)
     layouts = packing.plan_layouts(items, row_length=LENGTH, rows=rows)
     parts = [packing.pack(part, layouts) for part in packing.share(items[:comparisons], devices)]
     return [(layout, max(sum(one.layout == number for one in part) for part in parts))
@@ -97,7 +97,7 @@ def fastest(found: Iterable[Setting], memory: float) -> Setting | None:
                key=lambda one: one.rate, default=None)
 
 
-def speed(machine: costs.Machine, *, together: bool, both: bool) -> str:
+def table_of(machine: costs.Machine, *, together: bool, both: bool) -> str:
     """A table of the fastest setting of each model and number of devices.
 
     Args:
@@ -190,9 +190,9 @@ def table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def tables() -> dict[str, str]:
     """Titles and tables, in the order in which docs/scaling.md has them."""
     return {
-        f'H200, {ON_EACH} comparisons a device': speed(costs.H200, together=False, both=True),
-        f'H200, {TOGETHER} comparisons in all': speed(costs.H200, together=True, both=False),
-        f'TPU v5p, {ON_EACH} comparisons a device': speed(
+        f'H200, {ON_EACH} comparisons a device': table_of(costs.H200, together=False, both=True),
+        f'H200, {TOGETHER} comparisons in all': table_of(costs.H200, together=True, both=False),
+        f'TPU v5p, {ON_EACH} comparisons a device': table_of(
             costs.TPU_V5P, together=False, both=False),
         'H200, the largest model': largest(costs.H200),
         'H200, tokens of a micro-batch that hide its exchange': hidden(costs.H200),
@@ -200,18 +200,18 @@ def tables() -> dict[str, str]:
 
 
 def predicted(config: ConfigDict, flops: float) -> float:
-    """Comparisons a second of the timed steps of a benchmark, if products were all there is.
+    """Comparisons a second of the timed steps of a measurement, if products were all there is.
 
     Args:
-      config: of the benchmark.
+      config: of the measurement.
       flops: floating-point operations a second of its matrix product.
     """
-    workload, settings = benchmark.prepare(config), config.benchmark
+    workload, settings = speed.prepare(config), config.speed
     layouts = packing.plan_layouts(workload.encoded, row_length=config.train.row_length,
                                    rows=config.train.rows)
     items, work = 0, 0
     for number in range(1, 1 + settings.repeats * settings.steps):
-        part = benchmark.training_items(config, workload.encoded, number)
+        part = speed.training_items(config, workload.encoded, number)
         items += len(part)
         for one in packing.pack(part, layouts):
             contexts = workload.network.contexts(one.micro_batch)
@@ -223,15 +223,15 @@ def predicted(config: ConfigDict, flops: float) -> float:
 
 
 def compare(path: str) -> str:
-    """Measured and predicted comparisons a second of a benchmark."""
+    """Measured and predicted comparisons a second of a measurement."""
     result = workdir.read_json(path)
     try:
         rate = result['matmul']['flops_per_second']['median']
         measured = result['training']['comparisons_per_second']['median']
         config = ConfigDict(result['config'])
     except (KeyError, TypeError) as error:
-        raise workdir.WorkdirError(f'--measured={path}: no {error}; expected the benchmark.json of '
-                                   '`qrm benchmark`') from error
+        raise workdir.WorkdirError(f'--measured={path}: no {error}; expected the speed.json of '
+                                   '`qrm speed`') from error
     bound = predicted(config, rate)
     return (f'{measured:.3g} comparisons/s measured, {bound:.3g} if products at {rate / 1e9:.3g} '
             f'GFLOP/s were all there is: {measured / bound:.2f} of it')

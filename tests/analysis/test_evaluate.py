@@ -24,7 +24,7 @@ ASKED = 'opening question this run was trained on'
 def run(tmp_path_factory):
     """A run on 40 pairs, and the config it was started with."""
     folder = tmp_path_factory.mktemp('run')
-    words = {key: value for key, value in WORDS.items() if not key.startswith('benchmark')}
+    words = {key: value for key, value in WORDS.items() if not key.startswith('speed')}
     config = load_config('hh', 'helpful,scalar', **words | word_pairs(folder) | {
         'train.max_steps': 2, 'data.test_fraction': 0.3, 'data.validation_fraction': 0.2,
         'analysis.bootstrap': 20})

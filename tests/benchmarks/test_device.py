@@ -19,7 +19,7 @@ from benchmarks.device_parts import Heads
 from qrm.data import packing
 from qrm.models import attention, families, flash, weights
 from qrm.models.architecture import leaves
-from qrm.studies import benchmark
+from qrm.studies import speed
 from qrm.training import config, schema
 from tests.helpers import ROOT, write_tokenizer
 
@@ -269,8 +269,8 @@ def test_checks_stop_when_too_little_time_is_left(monkeypatch):
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setitem(benchmark._PRODUCT, 'cpu', (64, 1))
-    monkeypatch.setattr(benchmark, '_LOADED', 1)
+    monkeypatch.setitem(speed._PRODUCT, 'cpu', (64, 1))
+    monkeypatch.setattr(speed, '_LOADED', 1)
 
 
 def test_a_sweep_writes_both_phases_of_each_setting(quick):
@@ -306,8 +306,8 @@ def clocked(monkeypatch):
         return RESULT
 
     monkeypatch.setattr(device_parts.time, 'monotonic', lambda: now[0])
-    monkeypatch.setattr(benchmark, 'prepare', lambda config: config)
-    monkeypatch.setattr(benchmark, 'measure', measure)
+    monkeypatch.setattr(speed, 'prepare', lambda config: config)
+    monkeypatch.setattr(speed, 'measure', measure)
 
 
 @pytest.mark.parametrize(('deadline', 'results'), [
@@ -325,7 +325,7 @@ def test_a_sweep_stops_when_too_little_time_is_left(clocked, deadline, results):
 
 
 def test_after_a_setting_that_fails_larger_ones_are_left_out(clocked, monkeypatch):
-    right, calls = benchmark.measure, []
+    right, calls = speed.measure, []
 
     def measure(*args):
         calls.append(args)
@@ -333,7 +333,7 @@ def test_after_a_setting_that_fails_larger_ones_are_left_out(clocked, monkeypatc
             raise RuntimeError('RESOURCE_EXHAUSTED: Out of memory\nwhile trying')
         return right(*args)
 
-    monkeypatch.setattr(benchmark, 'measure', measure)
+    monkeypatch.setattr(speed, 'measure', measure)
     rows = []
     device_parts.sweep(SMALL, 'dense', rows.append, 1e6)
     assert [row['result'] for row in rows] == [

@@ -47,8 +47,8 @@ def test_both_are_timed_on_the_same_pairs(words, stub, tmp_path, monkeypatch):
     monkeypatch.setenv('XLA_FLAGS', simulated(2)['XLA_FLAGS'])
     changes, folder = {'head.name': 'scalar'} | WORDS | words, tmp_path / 'out'
     out = trl.compare(
-        load_config('benchmark', **changes), str(folder), trl_python=stub, rounds=1, per_device=2,
-        config_args=['--config=configs/benchmark.py',
+        load_config('speed', **changes), str(folder), trl_python=stub, rounds=1, per_device=2,
+        config_args=['--config=configs/speed.py',
                      *(f'--config.{key}={value}' for key, value in changes.items())])
     with open(folder / 'benchmark_trl.json', encoding='utf-8') as file:
         found = json.load(file)
@@ -69,7 +69,7 @@ def test_both_are_timed_on_the_same_pairs(words, stub, tmp_path, monkeypatch):
 
 
 def test_the_config_is_given_on():
-    given = ['--config=benchmark:helpful,scalar', '--config.model.remat', '--noconfig.data.x',
+    given = ['--config=speed:helpful,scalar', '--config.model.remat', '--noconfig.data.x',
              "--config.reproduce.models=('scalar',)", '--config.data.path=']
     assert trl.config_arguments(['--rounds=2', *given, '--workdir=x', '--config', 'hh',
                                  '--config.train.rows', '3', 'x']) == [
@@ -77,7 +77,7 @@ def test_the_config_is_given_on():
 
 
 def test_bad_flags_end_in_one_clear_line(tmp_path):
-    _, err = command('trl', '--config=configs/benchmark.py', f'--workdir={tmp_path}',
+    _, err = command('trl', '--config=configs/speed.py', f'--workdir={tmp_path}',
                      '--trl_python=python', package='benchmarks', code=2)
     assert "config.data.path='', expected pairs" in err
 
@@ -92,12 +92,12 @@ def test_ratios_are_taken_round_by_round_and_the_order_changes(words, stub, tmp_
         content = {'training': rates, 'scoring': rates} if name == 'qrm' else {
             'training': rates | {'dialogue_tokens': 1}, 'versions': {}, 'threads': 1,
             'scoring': {'in_order': rates, 'sorted': rates, 'dialogue_tokens': 1}, 'device': 'cpu'}
-        path = tmp_path / ('trl.json' if name == 'trl' else 'qrm/benchmark.json')
+        path = tmp_path / ('trl.json' if name == 'trl' else 'qrm/speed.json')
         path.parent.mkdir(exist_ok=True)
         path.write_text(json.dumps(content))
 
     monkeypatch.setattr(trl, 'run', run)
-    table = trl.compare(load_config('benchmark', **WORDS | words), str(tmp_path),
+    table = trl.compare(load_config('speed', **WORDS | words), str(tmp_path),
                         trl_python=stub, rounds=3, per_device=4, config_args=[])
     assert ran == ['qrm', 'trl', 'trl', 'qrm', 'qrm', 'trl']
     with open(tmp_path / 'benchmark_trl.json', encoding='utf-8') as file:
@@ -117,13 +117,13 @@ def test_ratios_are_taken_round_by_round_and_the_order_changes(words, stub, tmp_
 ])
 def test_what_trl_cannot_be_run_on(words, stub, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
-        trl.compare(load_config('benchmark', **WORDS | words | changes), str(tmp_path),
+        trl.compare(load_config('speed', **WORDS | words | changes), str(tmp_path),
                     trl_python=stub, rounds=1, per_device=4, config_args=[])
 
 
 def test_a_missing_or_failing_program_is_named(words, tmp_path):
     with pytest.raises(ConfigError, match='--trl_python=/no/python: no such program'):
-        trl.check(load_config('benchmark', **WORDS | words), '/no/python', 4)
+        trl.check(load_config('speed', **WORDS | words), '/no/python', 4)
     log = tmp_path / 'log'
     with pytest.raises(ConfigError, match='exit code 1: no torch here'):
         trl.run([sys.executable, '-c', 'raise SystemExit("no torch here")'], str(log))
@@ -134,7 +134,7 @@ def test_only_pairs_can_be_compared(words, tmp_path):
              'ratings': [1, 2, 3]} for i in range(30)]
     path = tmp_path / 'triples.jsonl'
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    cfg = load_config('benchmark', **WORDS | words | {'data.path': str(path)})
+    cfg = load_config('speed', **WORDS | words | {'data.path': str(path)})
     with pytest.raises(DataError, match='expected two responses'):
         trl.write_pairs(cfg, str(tmp_path))
 
@@ -144,7 +144,7 @@ def test_the_chosen_response_is_the_preferred_one(words, tmp_path):
             for i in range(30)]
     path = tmp_path / 'preferred.jsonl'
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    cfg = load_config('benchmark', **WORDS | words | {'data.path': str(path)})
+    cfg = load_config('speed', **WORDS | words | {'data.path': str(path)})
     trl.write_pairs(cfg, str(tmp_path))
     for name in ('training', 'scoring'):
         for row in trl_worker.read(tmp_path / f'{name}.jsonl'):

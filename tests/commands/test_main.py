@@ -97,7 +97,7 @@ def test_config_files_that_fail_are_told_in_one_line(tmp_path, text, message):
 
 
 @pytest.mark.parametrize(('value', 'message'), [
-    ('hhh', '--config=hhh: no such config, expected one of benchmark, best_of_n, campaign, '),
+    ('hhh', '--config=hhh: no such config, expected one of best_of_n, campaign, '),
     ('configs/none.py:x', '--config=configs/none.py:x: configs/none.py: no such file'),
     ('identifiability:half', "argument 'half', expected '' or 'full'"),
 ])

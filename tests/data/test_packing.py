@@ -11,7 +11,7 @@ import pytest
 from qrm.data import packing
 from qrm.models.attention import attention_mask
 from qrm.rewards import losses
-from qrm.studies.benchmark import synthetic
+from qrm.studies.speed import synthetic
 from tests.helpers import (
     encoded,
     init,

@@ -563,7 +563,7 @@ def test_what_is_no_adapter_is_refused(tokenizer, tmp_path):
 
 
 def test_the_command_exports_the_adapter_of_a_run(tmp_path):
-    words = {key: value for key, value in WORDS.items() if not key.startswith('benchmark')}
+    words = {key: value for key, value in WORDS.items() if not key.startswith('speed')}
     config = load_config('hh', 'helpful,scalar', **words | word_pairs(tmp_path) | {
         'train.tune': 'lora', 'lora.rank': 2, 'train.max_steps': 2,
         'optimizer.learning_rate': 0.01})

@@ -24,7 +24,7 @@ from qrm.models.families import FAMILIES
 from qrm.models.network import RewardNetwork, parameter_count
 from qrm.models.tuning import Tuning
 from qrm.rewards.heads import HeadConfig
-from qrm.studies import benchmark, costs, scaling
+from qrm.studies import costs, scaling, speed
 from qrm.training import step
 from tests import compiled
 from tests.helpers import (
@@ -440,18 +440,18 @@ def test_seconds_by_hand():
 
 
 def test_a_benchmark_is_predicted_from_its_product():
-    config = load_config('benchmark', **{
+    config = load_config('speed', **{
         'model.sizes.vocab_size': 300, 'model.sizes.max_positions': 64,
         'model.sizes.hidden_size': 16, 'model.sizes.num_layers': 2, 'model.sizes.num_heads': 2,
         'model.attention': 'dense',
         'data.max_length': 16, 'train.batch_size': 4, 'train.row_length': 64, 'train.rows': 2,
-        'benchmark.repeats': 1, 'benchmark.steps': 2, 'benchmark.comparisons': 30,
-        'benchmark.responses': 0})
-    items = benchmark.synthetic(30, vocab_size=300, max_length=16, seed=0)
+        'speed.repeats': 1, 'speed.steps': 2, 'speed.comparisons': 30,
+        'speed.responses': 0})
+    items = speed.synthetic(30, vocab_size=300, max_length=16, seed=0)
     layouts = packing.plan_layouts(items, row_length=64, rows=2)
     net = RewardNetwork(architecture(vocab_size=300, n_inner=64), HeadConfig('quantile', 10))
     work = [sum(costs.micro_batch_work(net, layouts[one.layout])) for number in (1, 2)
-            for one in packing.pack(benchmark.training_items(config, items, number), layouts)]
+            for one in packing.pack(speed.training_items(config, items, number), layouts)]
     assert scaling.predicted(config, 1e9) == pytest.approx(2 * 4 * 1e9 / sum(work))
 
 

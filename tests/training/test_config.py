@@ -13,7 +13,6 @@ from qrm.commands import configs
 from qrm.rewards import losses
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.studies import (
-    benchmark,
     best_of_n,
     campaign,
     compare,
@@ -21,6 +20,7 @@ from qrm.studies import (
     identifiability,
     published,
     reproduce,
+    speed,
 )
 from qrm.training import config as config_lib
 from qrm.training import schema, train
@@ -28,11 +28,11 @@ from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, load_config
 
 # Keys of each config beside those of every run, and those that have keys of their own.
-RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'paper': {}, 'benchmark': benchmark.KEYS,
+RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'paper': {}, 'speed': speed.KEYS,
         'compare': compare.KEYS, 'published': published.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
           'campaign': campaign.KEYS, 'disagreement': disagreement.KEYS}
-TABLES = [config_lib.KEYS, benchmark.KEYS, compare.KEYS, published.KEYS, *WORLDS.values()]
+TABLES = [config_lib.KEYS, speed.KEYS, compare.KEYS, published.KEYS, *WORLDS.values()]
 
 
 def test_every_config_is_tested():
@@ -90,8 +90,8 @@ def test_keys_that_a_config_lacks_are_named():
 
 
 def test_keys_of_another_kind_of_run_are_refused():
-    with pytest.raises(ConfigError, match=r'^config\.benchmark\.\w+, .* and 4 more: not known'):
-        config_lib.check(load_config('benchmark'))
+    with pytest.raises(ConfigError, match=r'^config\.speed\.\w+, .* and 4 more: not known'):
+        config_lib.check(load_config('speed'))
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

@@ -292,7 +292,7 @@ def test_a_run_over_midnight_goes_on_with_its_own_day(tmp_path, monkeypatch):
     for row in rows:
         row['prompt'] = [{'role': 'user', 'content': row['prompt']}]
     (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
-    words = {key: value for key, value in WORDS.items() if not key.startswith('benchmark')}
+    words = {key: value for key, value in WORDS.items() if not key.startswith('speed')}
     own = load_config('hh', 'helpful,scalar', **words | keys | {'train.max_steps': 2})
 
     def at(day):

@@ -52,17 +52,17 @@ _PROMPT_RESPONSE, _RESPONSE_RESPONSE = 0.22, 0.30
 _IMPORTED = time.monotonic()
 
 KEYS: Table = {  # beside those of every run
-    'benchmark.repeats': Key(5, AT_LEAST_ONE, 'times that everything is measured, in turns'),
-    'benchmark.steps': Key(
+    'speed.repeats': Key(5, AT_LEAST_ONE, 'times that everything is measured, in turns'),
+    'speed.steps': Key(
         1, AT_LEAST_ONE, 'training steps timed together; one more is not timed'),
-    'benchmark.comparisons': Key(
+    'speed.comparisons': Key(
         1500, AT_LEAST_ONE, "synthetic ones, read if data.path is ''"),
-    'benchmark.scored': Key(
+    'speed.scored': Key(
         64, AT_LEAST_ONE, 'comparisons scored in a repeat, or as many as there are'),
-    'benchmark.responses': Key(
+    'speed.responses': Key(
         16, NOT_NEGATIVE, 'N, responses to one prompt against each by itself; 0: not measured'),
-    'benchmark.prompt': Key(400, NOT_NEGATIVE, 'tokens of that prompt'),
-    'benchmark.response': Key(100, AT_LEAST_ONE, 'tokens of each response'),
+    'speed.prompt': Key(400, NOT_NEGATIVE, 'tokens of that prompt'),
+    'speed.response': Key(100, AT_LEAST_ONE, 'tokens of each response'),
 }
 
 
@@ -88,8 +88,8 @@ class Workload(NamedTuple):
     source: str
 
 
-def benchmark(config: Any, folder: str) -> str:
-    """Measures training and scoring; leaves `benchmark.json` and `benchmark.png` in `folder`.
+def run(config: Any, folder: str) -> str:
+    """Measures training and scoring; leaves `speed.json` and `speed.png` in `folder`.
 
     A rerun in the folder measures again.
 
@@ -102,14 +102,14 @@ def benchmark(config: Any, folder: str) -> str:
     check(config)
     with workdir.lock(folder):
         result = measure(config, prepare(config))
-        workdir.write_json(os.path.join(folder, 'benchmark.json'), result)
+        workdir.write_json(os.path.join(folder, 'speed.json'), result)
         figures.draw_benchmark(result).savefig(
-            os.path.join(folder, 'benchmark.png'), dpi=130)
+            os.path.join(folder, 'speed.png'), dpi=130)
     return format_table(result)
 
 
 def check(config: Any) -> None:
-    """Checks a config with a `benchmark` section.
+    """Checks a config with a `speed` section.
 
     Raises:
       ConfigError: there is no such section, or there are values that cannot be used.
@@ -134,18 +134,18 @@ def prepare(config: Any) -> Workload:
         initial = train.initial_network(config)
         a = initial.network.architecture
         max_length = config.data.max_length or a.max_positions
-        encoded = synthetic(config.benchmark.comparisons, vocab_size=a.vocab_size,
+        encoded = synthetic(config.speed.comparisons, vocab_size=a.vocab_size,
                             max_length=max_length, seed=config.seed)
         workload = Workload(initial.network, initial.trained, initial.frozen, initial.mesh,
                             config_lib.loss_config(config), encoded, max_length,
                             'synthetic, lengths of HH harmless-base')
-    positions, settings = workload.network.architecture.max_positions, config.benchmark
+    positions, settings = workload.network.architecture.max_positions, config.speed
     if workload.max_length > positions:
         raise ConfigError(f'config.data.max_length={workload.max_length}, but the model '
                           f'has {positions} positions')
     if settings.responses and settings.prompt + settings.response > workload.max_length:
         raise ConfigError(
-            f'config.benchmark.prompt={settings.prompt} and response={settings.response}, expected '
+            f'config.speed.prompt={settings.prompt} and response={settings.response}, expected '
             f'at most {workload.max_length} tokens together (config.data.max_length)')
     return workload
 
@@ -185,7 +185,7 @@ def synthetic(count: int, *, vocab_size: int, max_length: int, seed: int) -> lis
 
 def training_items(config: Any, encoded: Sequence[Encoded], number: int) -> list[Encoded]:
     """The comparisons of a training step, in order; step 0 is not timed."""
-    batch_size, settings = config.train.batch_size, config.benchmark
+    batch_size, settings = config.train.batch_size, config.speed
     total = (1 + settings.repeats * settings.steps) * batch_size
     return [encoded[i] for i in packing.batch_indices(
         number, seed=config.seed, examples=len(encoded), batch_size=batch_size, total=total)]
@@ -193,16 +193,16 @@ def training_items(config: Any, encoded: Sequence[Encoded], number: int) -> list
 
 def scoring_items(config: Any, encoded: Sequence[Encoded]) -> list[Encoded]:
     """The comparisons that a repeat scores, in order."""
-    return list(encoded[:config.benchmark.scored])
+    return list(encoded[:config.speed.scored])
 
 
 def measure(config: Any, workload: Workload) -> dict[str, Any]:
-    """Measures everything, in turns; what `benchmark.json` holds.
+    """Measures everything, in turns; what `speed.json` holds.
 
     Each timing is {'median', 'min', 'max', 'repeats'}. Times are in seconds, memory in bytes,
     work in floating-point operations.
     """
-    settings, network = config.benchmark, workload.network
+    settings, network = config.speed, workload.network
     training = _Training(config, workload)
     startup = training.start()
     memory = {'after_first_step': peak_memory()}
@@ -269,7 +269,7 @@ class _Training:
         self._layouts = packing.plan_layouts(
             workload.encoded, row_length=config.train.row_length, rows=config.train.rows)
         optimizer = step.make_optimizer(
-            config.optimizer, 1 + config.benchmark.repeats * config.benchmark.steps)
+            config.optimizer, 1 + config.speed.repeats * config.speed.steps)
         state = step.init_state(workload.trained, optimizer, config.seed, workload.mesh,
                                 teacher=workload.loss.has_teacher)
         self.parameters = parameter_count(workload.trained) + parameter_count(workload.frozen)
@@ -310,7 +310,7 @@ class _Training:
 
     def load(self, first: int) -> float:
         """Seconds to prepare some batches, with nothing else to do."""
-        count = 1 + self._config.benchmark.repeats * self._config.benchmark.steps
+        count = 1 + self._config.speed.repeats * self._config.speed.steps
         begin = time.perf_counter()
         for number in range(first, first + _LOADED):
             self._parts(number % count)
@@ -340,7 +340,7 @@ class _BestOf:
     """One prompt with N responses, scored in one call and in one call for each response."""
 
     def __init__(self, config: Any, workload: Workload):
-        settings = config.benchmark
+        settings = config.speed
         vocabulary = workload.network.architecture.vocab_size
         rng = np.random.default_rng((config.seed, settings.responses))
         self._prompt, self._response = settings.prompt, settings.response

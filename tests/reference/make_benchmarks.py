@@ -1,0 +1,52 @@
+"""Makes benchmarks.json: what rewardbench 0.1.4 makes of given scores.
+
+    pip install torch==2.13.0 datasets pandas accelerate tiktoken sentencepiece
+    pip install --no-deps rewardbench==0.1.4 transformers==4.51.0 trl==0.15.2 fschat==0.2.36
+    python tests/reference/make_benchmarks.py
+
+Scores are small whole numbers, so that many are equal.
+"""
+
+import json
+import pathlib
+
+import datasets
+import numpy as np
+from rewardbench import utils
+from rewardbench.constants import EXAMPLE_COUNTS, SUBSET_MAPPING
+
+
+def ties(rng):
+    """Prompts with one right response (ref), with several (tied), and with both."""
+    rows = []
+    for number in range(14):
+        for kind, right, wrong in (('ref', 1, 3), ('tied', int(rng.integers(2, 5)), 4)):
+            if number == (0 if kind == 'ref' else 1):
+                continue
+            lift = np.repeat([rng.integers(0, 6), 0], [right, wrong])
+            scores = rng.integers(0, 5, right + wrong) + lift
+            rows.append({'id': f'{kind}:{number}', 'num_correct': right,
+                         'scores': [float(x) for x in scores]})
+    return rows
+
+
+def main():
+    rng = np.random.default_rng(0)
+    metrics = {name: float(rng.uniform()) for name in EXAMPLE_COUNTS}
+    four = rng.integers(0, 4, (40, 4)).astype(float)
+    flat = datasets.Dataset.from_dict({'text': [''] * 160, 'scores': four.ravel().tolist()})
+    tied = ties(rng)
+    result = {
+        'metrics': metrics,
+        'sections': utils.calculate_scores_per_section(EXAMPLE_COUNTS, SUBSET_MAPPING, metrics),
+        'four': four.tolist(),
+        'four_results': list(utils.reroll_and_score_dataset(flat, [4] * 40)['results']),
+        'ties': tied,
+        'ties_score': float(utils.process_single_model(datasets.Dataset.from_list(tied))[1]),
+    }
+    path = pathlib.Path(__file__).with_name('benchmarks.json')
+    path.write_text(json.dumps(result) + '\n', encoding='utf-8')
+
+
+if __name__ == '__main__':
+    main()

@@ -115,7 +115,8 @@ class Service:
         self.limits, self._token = limits or Limits(), token
         self.scorer = Scorer(model, batch_tokens)
         self._model = model
-        self.served = Served(name, rule, [float(tau) for tau in model.taus], _own_bos(model))
+        levels = [round(float(tau), 6) for tau in model.taus]
+        self.served = Served(name, rule, levels, _own_bos(model))
         self._metrics = _Metrics()
         self._batcher = Batcher(self.scorer.step, self.limits.waiting_tokens, self._metrics.step)
         self._metrics.waiting.set_function(lambda: self._batcher.waiting)
@@ -335,6 +336,14 @@ class _Server(uvicorn.Server):
         super().__init__(config)
         self._service = service
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        host, port = sockets[0].getsockname()[:2]
+        place = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
+        paths = ', '.join(dict.fromkeys(route.path for route in protocols.ROUTES))
+        print(f'http://{place}: {self._service.served.name}, rule '
+              f'{self._service.served.rule.name}; {paths}; /docs, /health, /metrics', flush=True)
+
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self._service.stopping:  # a second signal
             self.force_exit = True
@@ -357,9 +366,11 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         family, kind, number, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(family, kind, number)
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        with contextlib.ExitStack() as failing:
+            bound = failing.enter_context(socket.socket(family, kind, number))
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            bound.bind(address)
+            failing.pop_all()
     except OSError as error:
         raise DataError(f'--host={host} --port={port}: cannot be listened on '
                         f'({error.strerror or error})') from error
@@ -371,11 +382,6 @@ def serve(service: Service, bound: socket.socket) -> None:
 
     What was asked before the signal is answered, new requests are refused with 503.
     """
-    host, port = bound.getsockname()[:2]
-    place = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
-    print(f'http://{place}: {service.served.name}, rule {service.served.rule.name}; '
-          f'{", ".join(dict.fromkeys(route.path for route in protocols.ROUTES))}; /docs, /health, '
-          '/metrics', flush=True)
     config = uvicorn.Config(service.app(), log_config=None, access_log=False, ws='none',
                             server_header=False, lifespan='on',
                             timeout_graceful_shutdown=math.ceil(service.limits.seconds))

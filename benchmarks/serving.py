@@ -26,7 +26,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from absl import flags
@@ -104,23 +104,31 @@ class Client:
                          f'{len(content)}\r\n\r\n'.encode() + content)
             await writer.drain()
             if leave:
-                self.close()
+                await self.close()
                 return 0, None
             head = (await reader.readuntil(b'\r\n\r\n')).decode().lower()
             fields = dict(line.split(': ', 1) for line in head.splitlines()[1:] if line)
             found = json.loads(await reader.readexactly(int(fields['content-length'])))
         except (OSError, asyncio.IncompleteReadError) as error:
-            self.close()
+            await self.close()
             raise Failed('unanswered') from error
         if fields.get('connection') == 'close':
-            self.close()
+            await self.close()
         return int(head.split()[1]), found
 
-    def close(self) -> None:
+    async def close(self) -> None:
         """Ends the connection."""
         if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
+            (_, writer), self._streams = self._streams, None
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *unused: Any) -> None:
+        await self.close()
 
 
 def main() -> None:
@@ -186,14 +194,13 @@ async def measure(port: int, texts: Sequence[str], clients: int) -> Point:
     seconds = []
 
     async def client() -> None:
-        own = Client(port)
-        for text in waiting:
-            start = time.perf_counter()
-            status, found = await own.post('/get_reward', {'query': [text]})
-            if status != 200:
-                raise DataError(f'the server on port {port} answered {status}: {found}')
-            seconds.append(time.perf_counter() - start)
-        own.close()
+        async with Client(port) as own:
+            for text in waiting:
+                start = time.perf_counter()
+                status, found = await own.post('/get_reward', {'query': [text]})
+                if status != 200:
+                    raise DataError(f'the server on port {port} answered {status}: {found}')
+                seconds.append(time.perf_counter() - start)
 
     start = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -208,10 +215,9 @@ async def _differences(ports: Sequence[int], texts: Sequence[str]) -> float:
     """By how much answers of the servers differ, at most."""
     rewards = []
     for port in ports:
-        client = Client(port)
-        answers = [await client.post('/get_reward', {'query': [text]}) for text in texts]
+        async with Client(port) as client:
+            answers = [await client.post('/get_reward', {'query': [text]}) for text in texts]
         rewards.append([found['rewards'][0] for _, found in answers])
-        client.close()
     return float(np.ptp(np.array(rewards), axis=0).max())
 
 
@@ -220,14 +226,14 @@ def table(result: dict[str, Any]) -> str:
     lines = [f'largest difference of a reward between the servers: '
              f'{result["largest_difference"]:.1e}; load average '
              f'{result["load_average"][0]:.1f} at the end', '',
-             f'{"":24}{"requests":>9}{"/ s":>9}{"median s":>10}{"p99 s":>9}']
+             f'{"":32}{"requests":>9}{"/ s":>9}{"median s":>10}{"p99 s":>9}']
     middle: dict[str, dict[str, float]] = {}
     for name, points in result['points'].items():
         middle[name] = m = {key: float(np.median([point[key] for point in points]))
                             for key in Point._fields}
         workload, count, server = name.split('/')
-        lines.append(f'{workload:12}{count:>3} {server:16}{m["answers"]:1.0f}'.ljust(34)
-                     + f'{m["rate"]:>8.2f}{m["median"]:>10.3f}{m["p99"]:>9.3f}')
+        lines.append(f'{workload:12}{count:>3} {server:16}{m["answers"]:>9.0f}{m["rate"]:>9.2f}'
+                     f'{m["median"]:>10.3f}{m["p99"]:>9.3f}')
     for name, own in middle.items():
         if name.endswith('/qrm') and (other := middle.get(name[:-3] + 'transformers')):
             workload, count, _ = name.split('/')
@@ -272,37 +278,41 @@ async def _ask(port: int, pairs: Sequence[tuple[str, str]], known: Sequence[np.n
     stopped = False
 
     async def client(number: int) -> None:
+        choose = random.Random(number + done)
+        async with Client(port) as own:
+            while await ask(choose, own):
+                pass
+
+    async def ask(choose: random.Random, own: Client) -> bool:
+        """Asks once; whether to go on."""
         nonlocal done, stopped
-        choose, own = random.Random(number + done), Client(port)
-        while True:
-            i = choose.randrange(len(pairs))
-            path, body, read = _PROTOCOLS[choose.randrange(len(_PROTOCOLS))](*pairs[i])
-            leave = choose.random() < _LEAVES
-            before = stopped
-            try:
-                status, found = await own.post(path, body, leave=leave)
-            except Failed as error:
-                counts[f'{error} {"after" if stopped else "before"} the stop'] += 1
-                if stopped:
-                    return
-                continue
-            if leave:
-                counts['left'] += 1
-                continue
-            if status == 503 and stopped:
-                counts['503 after the stop'] += 1
-                return
-            if status != 200:
-                raise DataError(f'{path}: {status}: {found}')
-            value = read(found)
-            expected = known[i] if len(value) > 1 else known[i][-1:]
-            counts['right' if np.allclose(value, expected, rtol=0, atol=_TOLERANCE)
-                   else 'wrong'] += 1
-            counts['right after the stop'] += stopped and not before
-            done += 1
-            if done >= most and not stopped:
-                stopped = True
-                process.send_signal(signal.SIGTERM)
+        i = choose.randrange(len(pairs))
+        path, body, read = _PROTOCOLS[choose.randrange(len(_PROTOCOLS))](*pairs[i])
+        leave = choose.random() < _LEAVES
+        before = stopped
+        try:
+            status, found = await own.post(path, body, leave=leave)
+        except Failed as error:
+            counts[f'{error} {"after" if stopped else "before"} the stop'] += 1
+            return not stopped
+        if leave:
+            counts['left'] += 1
+            return True
+        if status == 503 and stopped:
+            counts['503 after the stop'] += 1
+            return False
+        if status != 200:
+            raise DataError(f'{path}: {status}: {found}')
+        value = read(found)
+        expected = known[i] if len(value) > 1 else known[i][-1:]
+        right = np.allclose(value, expected, rtol=0, atol=_TOLERANCE)
+        counts['right' if right else 'wrong'] += 1
+        counts['right, after the stop'] += stopped and not before
+        done += 1
+        if done >= most and not stopped:
+            stopped = True
+            process.send_signal(signal.SIGTERM)
+        return True
 
     async with asyncio.TaskGroup() as group:
         for number in range(clients):

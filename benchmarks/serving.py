@@ -57,6 +57,7 @@ _FEWEST = 16  # requests of a measurement
 _TEXTS = 2000  # of 'integrity'
 _LEAVES = 0.02  # of requests: the client goes without its answer, and another comes
 _TOLERANCE = 1e-4  # of a score
+_TOLD = 5000  # answers, after which the number is printed
 _START_SECONDS = 600
 
 
@@ -309,6 +310,8 @@ async def _ask(port: int, pairs: Sequence[tuple[str, str]], known: Sequence[np.n
         counts['right' if right else 'wrong'] += 1
         counts['right, after the stop'] += stopped and not before
         done += 1
+        if done % _TOLD == 0:
+            print(f'{done} answers', flush=True)
         if done >= most and not stopped:
             stopped = True
             process.send_signal(signal.SIGTERM)

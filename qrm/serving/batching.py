@@ -11,17 +11,22 @@ asks, so that a score depends on its own text alone.
 
 import asyncio
 import concurrent.futures
+import dataclasses
+import functools
 import itertools
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from qrm.data.packing import Layout, round_length
-from qrm.data.tokens import Encoded, split_prompt
+from qrm.data.tokens import Encoded, Ids, split_prompt
 from qrm.rewards import selection
+from qrm.rewards.distributions import Distribution
+from qrm.rewards.heads import HeadConfig
 from qrm.rewards.selection import Rule
 from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.reward_model import RewardModel
@@ -96,7 +101,8 @@ class Scorer:
     """
 
     def __init__(self, model: RewardModel, batch_tokens: int):
-        self.model = model
+        # Cut once: else each batch would copy most of the parameters.
+        self.model = dataclasses.replace(model, params=model.network.cut(model.params))
         self._batch_tokens = batch_tokens
         self.layouts = shapes(model.reading.max_length, batch_tokens,
                               attributes=max(1, len(model.network.head.attributes)))
@@ -118,26 +124,24 @@ class Scorer:
         """Scores the first of the dialogues and some others; of one that fails says why."""
         waiting = waiting[:_within(waiting, _AHEAD * self._batch_tokens)]
         # An encoder's tokens see the whole dialogue: none share anything.
-        groups = share([one.encoded for one in waiting], min(self._batch_tokens, _ROW),
+        groups = share([_tokens(one.encoded) for one in waiting], min(self._batch_tokens, _ROW),
                        _TOGETHER if self.model.reading.share_prompt else 1)
-        layout, chosen = choose([together.size for _, together in groups], self.layouts,
-                                self._batch_tokens)
-        return self._compute(waiting, [groups[i] for i in chosen], layout)
+        layout, chosen = choose([size for size, _ in groups], self.layouts, self._batch_tokens)
+        return self._compute(waiting, [groups[i][1] for i in chosen], layout)
 
-    def _compute(self, waiting: Sequence[Dialogue], groups: Sequence[tuple[list[int], Encoded]],
+    def _compute(self, waiting: Sequence[Dialogue], groups: Sequence[Sequence[int]],
                  layout: Layout) -> Step:
-        members = [i for indices, _ in groups for i in indices]
-        packed = sum(together.size for _, together in groups)
-        computed = layout.rows * layout.length
+        members = [i for indices in groups for i in indices]
+        together = [_together([waiting[i].encoded for i in indices]) for indices in groups]
+        packed, computed = sum(one.size for one in together), layout.rows * layout.length
         try:
-            outputs = np.concatenate(
-                self.model.predict([together for _, together in groups], [layout]))
+            outputs = np.concatenate(self.model.predict(together, [layout]))
             return Step(self._scores(waiting, members, outputs), packed, computed)
         except Exception as error:
             if len(members) == 1:
                 return Step({members[0]: error}, packed, computed)
         # One is at fault, and what is not finite spreads in a row: each by itself.
-        alone = [self._compute(waiting, [([i], waiting[i].encoded)], layout) for i in members]
+        alone = [self._compute(waiting, [[i]], layout) for i in members]
         return Step({i: one for step in alone for i, one in step.found.items()},
                     packed + sum(step.packed for step in alone), computed * (1 + len(alone)))
 
@@ -158,13 +162,21 @@ class Scorer:
 
     def _read(self, outputs: np.ndarray, rule: Rule) -> list[Score]:
         """Scores of up to `_READ` outputs; as many are read, as another number is compiled anew."""
-        head = self.model.network.head
         padded = np.zeros((_READ, outputs.shape[1]), np.float32)
         padded[:len(outputs)] = outputs
-        distribution = head.read(padded).distribution
-        columns = (selection.scores(rule, distribution), distribution.std, head.quantiles(padded))
+        distribution, *columns = _columns(self.model.network.head, padded)
+        if rule.kind != 'mean':
+            columns[0] = selection.scores(rule, distribution)
         return [Score(float(reward), float(std), quantiles.tolist()) for reward, std, quantiles
                 in zip(*(np.asarray(column)[:len(outputs)] for column in columns), strict=True)]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _columns(head: HeadConfig, outputs: jax.Array) -> tuple[Distribution, jax.Array, jax.Array,
+                                                            jax.Array]:
+    """The distributions of outputs, their means, standard deviations and quantiles."""
+    distribution = head.read(outputs).distribution
+    return distribution, distribution.mean, distribution.std, head.quantiles(outputs)
 
 
 class Batcher:
@@ -277,41 +289,39 @@ def shapes(longest: int, batch_tokens: int, *, attributes: int = 1) -> tuple[Lay
                  for rows, length in sorted(sizes, key=lambda size: (size[0] * size[1], size)))
 
 
-def share(encoded: Sequence[Encoded], most_tokens: int, most: int
-          ) -> list[tuple[list[int], Encoded]]:
+def share(dialogues: Sequence[Ids], most_tokens: int, most: int) -> list[tuple[int, list[int]]]:
     """Puts dialogues that begin alike together, where that leaves fewer tokens.
 
     Args:
-      encoded: of one dialogue each.
+      dialogues: the tokens of each.
       most_tokens: of those together; one that is longer stays alone.
       most: dialogues together.
 
     Returns:
-      Indices of those together, ascending, and they as one comparison with the beginning as its
-      prompt; first the one with the first dialogue, and so on.
+      Tokens and indices, ascending, of those together; first of those with the first dialogue, and
+      so on.
     """
-    dialogues = [np.concatenate([item.prompt, *item.responses]) for item in encoded]
     # Those that begin alike are neighbours.
-    order = sorted(range(len(encoded)), key=lambda i: dialogues[i].astype('>i4').tobytes())
-    common = [len(split_prompt([dialogues[i], dialogues[j]])[0])
-              for i, j in itertools.pairwise(order)]
+    order = sorted(range(len(dialogues)), key=lambda i: dialogues[i].astype('>i4').tobytes())
+    common = [_common(dialogues[i], dialogues[j]) for i, j in itertools.pairwise(order)]
     groups: list[list[int]] = []
-    prefix = size = 0  # of the last group
+    sizes: list[int] = []
+    prefix = 0  # of the last group
     for i, left, right in zip(order, [0, *common], [*common, 0], strict=True):
         length = len(dialogues[i])
         if groups and len(groups[-1]) < most and 2 * left >= right:
             others = len(groups[-1]) - 1
             shared = min(left, prefix) if others else left
             # Each of those before repeats what is not common any more.
-            joined = size + others * (prefix - shared) + length - shared
-            if joined <= min(most_tokens, size + length - _WORTH):
+            joined = sizes[-1] + others * (prefix - shared) + length - shared
+            if joined <= min(most_tokens, sizes[-1] + length - _WORTH):
                 groups[-1].append(i)
-                prefix, size = shared, joined
+                prefix, sizes[-1] = shared, joined
                 continue
         groups.append([i])
-        prefix, size = 0, length
-    return sorted(((sorted(group), _together([encoded[i] for i in sorted(group)]))
-                   for group in groups), key=lambda found: found[0][0])
+        sizes.append(length)
+    return sorted(((size, sorted(group)) for size, group in zip(sizes, groups, strict=True)),
+                  key=lambda found: found[1][0])
 
 
 def choose(sizes: Sequence[int], layouts: Sequence[Layout], batch_tokens: int
@@ -348,12 +358,22 @@ def _within(waiting: Sequence[Dialogue], tokens: int) -> int:
     return max(1, int(np.searchsorted(sizes, tokens, 'right')))
 
 
+def _common(first: Ids, second: Ids) -> int:
+    """Tokens with which both begin, of each at most all but one."""
+    length = min(len(first), len(second)) - 1
+    different = first[:length] != second[:length]
+    return int(different.argmax()) if different.any() else length
+
+
+def _tokens(item: Encoded) -> Ids:
+    return np.concatenate([item.prompt, *item.responses])
+
+
 def _together(items: Sequence[Encoded]) -> Encoded:
     """Dialogues as responses of one comparison."""
     if len(items) == 1:
         return items[0]
-    prompt, responses = split_prompt(
-        [np.concatenate([item.prompt, *item.responses]) for item in items])
+    prompt, responses = split_prompt([_tokens(item) for item in items])
     k = len(items)
     return Encoded(', '.join(dict.fromkeys(item.id for item in items)), '', prompt, responses,
                    np.zeros((k, k), np.float32), np.concatenate([item.ratings for item in items]),

@@ -28,6 +28,10 @@ def dialogue(*ids, name='x'):
                    np.full((1, 1), np.nan, np.float32))
 
 
+def tokens(*dialogues):
+    return [np.array(list(ids), np.int32) for ids in dialogues]
+
+
 def sizes(layouts):
     return [(layout.rows, layout.length) for layout in layouts]
 
@@ -54,30 +58,22 @@ def test_the_smallest_shape_that_holds_those_that_come_first_is_chosen():
 
 def test_dialogues_that_begin_alike_share_their_beginning():
     beginning = list(range(1, 41))
-    encoded = [dialogue(*beginning, 50, 51, name='a'), dialogue(9, 8, 7, name='b'),
-               dialogue(*beginning, 60, name='c'), dialogue(*beginning, 50, 52, 53, name='d')]
-    groups = batching.share(encoded, 100, 16)
-    assert [indices for indices, _ in groups] == [[0, 2, 3], [1]]
-    together = groups[0][1]
-    assert together.prompt.tolist() == beginning
-    assert [ids.tolist() for ids in together.responses] == [[50, 51], [60], [50, 52, 53]]
-    assert together.size == 46
+    dialogues = tokens([*beginning, 50, 51], [9, 8, 7], [*beginning, 60], [*beginning, 50, 52, 53])
+    assert batching.share(dialogues, 100, 16) == [(46, [0, 2, 3]), (3, [1])]
     # As many as may be together, and as many tokens.
-    assert [i for i, _ in batching.share(encoded, 100, 2)] == [[0, 3], [1], [2]]
-    assert [i for i, _ in batching.share(encoded, 44, 16)] == [[0, 3], [1], [2]]
-    assert [i for i, _ in batching.share(encoded, 100, 1)] == [[0], [1], [2], [3]]
+    assert batching.share(dialogues, 100, 2) == [(44, [0, 3]), (3, [1]), (41, [2])]
+    assert batching.share(dialogues, 44, 16) == [(44, [0, 3]), (3, [1]), (41, [2])]
+    assert batching.share(dialogues, 100, 1) == [(42, [0]), (3, [1]), (41, [2]), (43, [3])]
 
 
 def test_a_short_beginning_in_common_keeps_no_one_from_a_longer_one():
     long = list(range(1, 31))
-    encoded = [dialogue(1, 2, 3, *range(100, 120)), *(dialogue(*long, k) for k in range(60, 64))]
-    assert [indices for indices, _ in batching.share(encoded, 200, 16)] == [[0], [1, 2, 3, 4]]
+    dialogues = tokens([1, 2, 3, *range(100, 120)], *([*long, k] for k in range(60, 64)))
+    assert batching.share(dialogues, 200, 16) == [(23, [0]), (34, [1, 2, 3, 4])]
 
 
 def test_equal_dialogues_are_computed_once_but_for_their_last_token():
-    [(indices, together)] = batching.share([dialogue(*range(1, 21))] * 3, 100, 16)
-    assert indices == [0, 1, 2]
-    assert together.size == 19 + 3
+    assert batching.share(tokens(*[range(1, 21)] * 3), 100, 16) == [(19 + 3, [0, 1, 2])]
 
 
 @pytest.fixture(scope='module')
@@ -170,7 +166,7 @@ def test_one_that_fails_takes_nobody_along(model, waiting, monkeypatch):
 
 def test_a_reward_that_is_not_finite_by_its_rule_is_no_score(model, waiting, monkeypatch):
     monkeypatch.setattr(selection, 'scores', lambda rule, distribution: np.full(64, np.inf))
-    step = Scorer(model, 128).step(waiting[:1])
+    step = Scorer(model, 128).step([waiting[0]._replace(rule=selection.parse_rule('cvar:0.2'))])
     assert isinstance(step.found[0], NonFiniteLoss)
 
 

@@ -231,7 +231,7 @@ class Service:
         finally:
             answering.cancel()
             gone.cancel()
-            await asyncio.wait((answering, gone))  # what was asked has left the queue
+            await asyncio.wait((answering,))  # what was asked has left the queue
 
     async def _answer(self, path: str, body: bytes) -> Response:
         loop = asyncio.get_running_loop()

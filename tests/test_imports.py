@@ -15,7 +15,7 @@ HOUSE = {
                  'interruptions', 'inference', 'features', 'reward_model', 'train'],
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'evaluate', 'benchmarks'],
-    'serving': ['score', 'export', 'functions'],
+    'serving': ['score', 'export', 'functions', 'batching', 'protocols', 'server'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
                 'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
@@ -25,7 +25,7 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['device', 'precision', 'trl']}
+          'benchmarks': ['device', 'precision', 'serving', 'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 

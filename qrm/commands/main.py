@@ -11,6 +11,7 @@ COMMANDS = {
     'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
     'score': 'scores responses with a trained reward model',
     'benchmark': 'how often a reward model is right, on published benchmarks',
+    'serve': 'answers over HTTP what the clients of other reward servers ask',
     'export': 'writes a reward model for transformers',
     'reproduce': "the paper's experiment: two heads and a control, tables and figures",
     'published': "the paper's table explained from its authors' own code",

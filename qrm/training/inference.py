@@ -70,6 +70,7 @@ def predict(
     row_length: int,
     rows: int,
     mesh: Mesh | None = None,
+    layouts: Sequence[Layout] = (),
 ) -> list[np.ndarray]:
     """What the head gives for every response, whatever shares its rows.
 
@@ -80,12 +81,15 @@ def predict(
       encoded: comparisons with any number of responses.
       row_length, rows: shape of a micro-batch, see `packing.plan_layouts`.
       mesh: the mesh over which params are split, see `sharding`; None: they are not.
+      layouts: shapes that hold each of the comparisons, in place of those that are planned for
+        them, so that any number of calls need no new compilation.
 
     Returns:
       One [K, outputs] float32 array for each comparison, in order; see `HeadConfig.read`.
     """
     return list(itertools.chain.from_iterable(_run(
-        _outputs, network.head.outputs, network, params, encoded, row_length, rows, mesh, _CHUNK)))
+        _outputs, network.head.outputs, network, params, encoded, row_length, rows, mesh, _CHUNK,
+        layouts)))
 
 
 def features(
@@ -147,17 +151,15 @@ def _run(
     rows: int,
     mesh: Mesh | None,
     chunk: int,
+    layouts: Sequence[Layout] = (),
 ) -> Iterator[list[np.ndarray]]:
     """Values [K, width] of what gives [C, K, width] of a micro-batch, a chunk after the other."""
     if not encoded:
         return
-    length = fit_row_length(encoded, row_length)
-    total = round_length(sum(item.size for item in encoded))
-    if total < length:  # a few dialogues alone do not pay for a whole row
-        length, rows = total, 1
-    pieces = [_pieces(item, length) for item in encoded]
-    layouts = plan_layouts([piece for of_item in pieces for piece, _ in of_item],
-                           row_length=length, rows=max(1, rows * row_length // length))
+    if layouts:
+        pieces = [[(item, 0)] for item in encoded]
+    else:
+        pieces, layouts = _planned(encoded, row_length, rows)
     devices, spread = jax.device_count(), Spread(mesh)
     params = spread.start(network.cut(params) if mesh is None else params)
 
@@ -196,6 +198,19 @@ def _run(
         with watched() as progressed:
             values = values_of(slice(start, start + chunk))
         yield values
+
+
+def _planned(
+    encoded: Sequence[Encoded], row_length: int, rows: int
+) -> tuple[list[list[tuple[Encoded, int]]], tuple[Layout, ...]]:
+    """The pieces of each comparison, see `_pieces`, and the shapes that hold them."""
+    length = fit_row_length(encoded, row_length)
+    total = round_length(sum(item.size for item in encoded))
+    if total < length:  # a few dialogues alone do not pay for a whole row
+        length, rows = total, 1
+    pieces = [_pieces(item, length) for item in encoded]
+    return pieces, plan_layouts([piece for of_item in pieces for piece, _ in of_item],
+                                row_length=length, rows=max(1, rows * row_length // length))
 
 
 def _pieces(item: Encoded, length: int) -> list[tuple[Encoded, int]]:

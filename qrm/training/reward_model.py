@@ -15,6 +15,7 @@ import jax
 import numpy as np
 
 from qrm.data.comparisons import Comparison, DataError
+from qrm.data.packing import Layout
 from qrm.data.rows import parse_row
 from qrm.data.tokens import (
     Encoded,
@@ -136,8 +137,14 @@ class RewardModel:
         return encode_to_score(comparisons, self.tokenizer, self.reading,
                                attributes=self.network.head.attributes)
 
-    def predict(self, encoded: Sequence[Encoded]) -> list[np.ndarray]:
+    def predict(
+        self, encoded: Sequence[Encoded], layouts: Sequence[Layout] = ()
+    ) -> list[np.ndarray]:
         """Raw outputs [K, outputs] of each encoded comparison, in order.
+
+        Args:
+          encoded: the comparisons.
+          layouts: see `inference.predict`; of a model with `features` they are not read.
 
         Raises:
           DataError: tokens that the network does not have.
@@ -148,7 +155,7 @@ class RewardModel:
             outputs = features.predict(self.network, self.params, self.features.of(encoded))
         else:
             outputs = inference.predict(self.network, self.params, encoded,
-                                        row_length=self.row_length, rows=_ROWS)
+                                        row_length=self.row_length, rows=_ROWS, layouts=layouts)
         if wrong := [item.id for item, found in zip(encoded, outputs, strict=True)
                      if not np.isfinite(found).all()]:
             more = f' and {len(wrong) - _NAMED} more' if len(wrong) > _NAMED else ''

@@ -15,6 +15,7 @@ setup(
     # The mains and the configs are installed inside the package, so that no other package of these
     # names is met.
     packages=[*find_packages(include=['qrm', 'qrm.*']), 'qrm.configs', 'qrm.experiments'],
+    package_data={'qrm.analysis': ['page/*']},
     package_dir={'qrm.configs': 'configs', 'qrm.experiments': 'experiments'},
     entry_points={'console_scripts': ['qrm=qrm.commands.main:main']},
     python_requires='>=3.11',
@@ -44,6 +45,7 @@ setup(
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'campaign': ['hypothesis>=6.100'],
+        'report': ['vl-convert-python>=1.9'],
         'smollm2': ['gguf>=0.17'],
         'tensorboard': ['tensorboardX>=2.6'],
         'test': [
@@ -58,6 +60,7 @@ setup(
             'scikit-learn>=1.6',
             'setuptools>=77',
             'tensorboardX>=2.6',
+            'vl-convert-python>=1.9',
         ],
     },
 )

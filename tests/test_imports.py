@@ -14,7 +14,7 @@ HOUSE = {
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',
                  'interruptions', 'inference', 'features', 'reward_model', 'train'],
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
-                 'evaluate'],
+                 'report', 'evaluate'],
     'serving': ['score', 'export', 'functions'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'benchmark', 'scaling',

@@ -9,6 +9,7 @@ COMMANDS = {
     'data': 'says what a file of preference data says, and writes it as rows',
     'train': 'trains a reward model',
     'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
+    'report': 'a page to look at, of one run or several side by side',
     'score': 'scores responses with a trained reward model',
     'export': 'writes a reward model for transformers',
     'reproduce': "the paper's experiment: two heads and a control, tables and figures",

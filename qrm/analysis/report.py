@@ -239,14 +239,15 @@ def _write(path: str, runs: Sequence[Run], table: Mapping[str, Any] | None) -> s
     # Names and texts may hold what UTF-8 does not: half of a surrogate pair.
     page = environment.from_string(_file('report.html')).render(
         title=f'qrm report: {runs[0].name}' if len(runs) == 1 else f'qrm report: {len(runs)} runs',
-        runs=runs, verdicts=[_paragraphs(run.diagnosis) for run in runs],
+        runs=runs, sources=list(dict.fromkeys(run.evaluation['data'] for run in runs)),
+        interval=_interval, verdicts=[_paragraphs(run.diagnosis) for run in runs],
         metrics=metric_lines(runs), table=table if table and _is_of(table, runs) else None,
         stale=bool(table) and not _is_of(table, runs), summary=tables.summary,
         figures=_figures(runs), total=len(records), shown=len(shown), limit=LIMIT,
         scripts=scripts, hashes=[_hash(script) for script in scripts], style=style,
-        spec=_as_json(json.loads(_file('quantiles.vl.json'))), data=_as_json(data)).encode('utf-8', 'replace')
+        spec=_as_json(json.loads(_file('quantiles.vl.json'))), data=_as_json(data))
     try:
-        workdir.write_bytes(path, page)
+        workdir.write_bytes(path, page.encode('utf-8', 'replace'))
     except OSError as error:
         raise WorkdirError(f'{path}: cannot be written ({error.strerror})') from error
     count = (f'{len(records):,}' if len(shown) == len(records)
@@ -339,17 +340,18 @@ def choose(records: list[dict[str, Any]], limit: int = LIMIT) -> list[dict[str, 
 
 def metric_lines(runs: Sequence[Run]) -> list[list[str]]:
     """The table of the runs: a line of names, then one for each run; without empty columns."""
-    lines = [['run', 'workload', 'head', 'comparisons', 'pairs', 'accuracy', 'AUC', 'NLL', 'ECE',
-              'CRPS', 'margin', 'reward std', 'spread', 'crossing']]
+    lines = [['run', 'accuracy', 'AUC', 'NLL', 'ECE', 'CRPS', 'margin', 'reward std', 'spread',
+              'crossing', 'comparisons', 'pairs', 'head', 'workload']]
     for run in runs:
         d, summary = run.diagnosis, run.evaluation['metrics']
         numbers = [f'{summary[key]:.3f}' if key in summary else ''
                    for key in ('auc', 'crps', 'margin', 'reward_std')]
         lines.append([
-            run.name, run.workload, run.evaluation['head'], f"{d['counts']['comparisons']}",
-            f"{d['counts']['pairs']}", _interval(d['accuracy']), numbers[0],
+            run.name, _interval(d['accuracy']), numbers[0],
             *(_interval(d['calibration'][key]) for key in ('nll', 'ece')), *numbers[1:],
-            _interval(d['spread']['mean']), f"{summary['crossing_rate']:.1%}"])
+            _interval(d['spread']['mean']), f"{summary['crossing_rate']:.1%}",
+            *(f"{d['counts'][key]:,}" for key in ('comparisons', 'pairs')),
+            run.evaluation['head'], run.workload])
     filled = [any(cells) for cells in zip(*lines[1:], strict=True)]
     return [[cell for cell, keep in zip(line, filled, strict=True) if keep] for line in lines]
 

@@ -1,7 +1,7 @@
 'use strict';
 // The explorer: a list of comparisons, a page of it at a time, and one comparison in full.
 (() => {
-  const PAGE = 25;
+  const PAGE = 12;
   const COLORS = ['#0072B2', '#D55E00', '#009E73', '#B85F92', '#8C7000', '#6E7781'];
   // The shapes of the chart's points, in a square of 16.
   const SHAPES = ['M8 2a6 6 0 1 0 .01 0z', 'M3 3h10v10H3z', 'M8 2l6 12H2z', 'M8 1l6 7-6 7-6-7z',
@@ -31,7 +31,8 @@
   }
 
   const letter = (i) => (i < 26 ? String.fromCharCode(65 + i) : `#${i + 1}`);
-  const number = (value) => (value === null ? '–' : String(value));
+  const exactly = (value) => (value === null ? '–' : String(value).replace('-', '−'));
+  const number = (value) => exactly(value === null ? null : Number(value.toPrecision(3)));
 
   function searched(comparison) {
     texts ||= comparisons.map((c) => [c.id, c.prompt || '', ...(c.responses || [])]
@@ -43,13 +44,14 @@
     return own === null || own.margin === null ? null : Math.sign(own.margin);
   }
 
-  function value(comparison, key, run) {
-    if (key === 'place' || key === 'disagreement') return comparison[key];
-    return comparison.runs[run] && comparison.runs[run][key];
+  // What the chosen run says of a comparison; if none is chosen, the first one that has it.
+  function chosen(comparison) {
+    const run = $('run').value;
+    return run === '' ? comparison.runs.find((own) => own !== null) : comparison.runs[run];
   }
 
-  function kept(comparison, filter, run) {
-    const ahead = aheadIn(comparison.runs[run]);
+  function kept(comparison, filter) {
+    const ahead = aheadIn(chosen(comparison));
     if (filter === 'wrong') return ahead === -1;
     if (filter === 'right') return ahead === 1;
     if (filter === 'split') {
@@ -60,16 +62,15 @@
   }
 
   function select() {
-    const run = Number($('run').value);
     const key = $('sort').value;
     const sign = Number($('order').value);
     const filter = $('filter').value;
     const workload = $('workload').value;
     const words = $('search').value.toLowerCase().split(/\s+/).filter(Boolean);
-    found = comparisons.filter((c) => c.runs[run] !== null
-      && (!workload || c.workload === workload) && kept(c, filter, run)
+    found = comparisons.filter((c) => chosen(c) !== null
+      && (!workload || c.workload === workload) && kept(c, filter)
       && words.every((word) => searched(c).includes(word)));
-    const keyed = found.map((c) => [value(c, key, run), c]);
+    const keyed = found.map((c) => [key in c ? c[key] : chosen(c)[key], c]);
     keyed.sort(([a, c], [b, d]) => (
       a === b ? c.place - d.place : a === null ? 1 : b === null ? -1 : sign * (a - b)));
     found = keyed.map(([, c]) => c);
@@ -93,22 +94,23 @@
     return element('span', {class: kind}, word);
   }
 
-  function facts(comparison, run) {
-    const own = comparison.runs[run];
+  function facts(comparison) {
+    const own = chosen(comparison);
     const parts = [`margin ${number(own.margin)}`, `spread ${number(own.spread)}`,
       `error ${number(own.error)}`];
-    if (comparison.disagreement !== null) parts.push(`disagreement ${comparison.disagreement}`);
+    if (comparison.disagreement !== null) {
+      parts.push(`disagreement ${number(comparison.disagreement)}`);
+    }
     return element('span', {class: 'facts'}, mark(own), ` ${parts.join(' · ')}`);
   }
 
   function showList() {
-    const run = Number($('run').value);
     const last = Math.max(0, Math.ceil(found.length / PAGE) - 1);
     page = Math.min(Math.max(page, 0), last);
     const rows = found.slice(page * PAGE, (page + 1) * PAGE).map((comparison) => {
       const button = element('button', {type: 'button', 'data-place': comparison.place,
         'aria-current': comparison === current ? 'true' : null},
-      element('span', {class: 'text'}, snippet(comparison)), facts(comparison, run));
+      element('span', {class: 'text'}, snippet(comparison)), facts(comparison));
       button.addEventListener('click', () => show(comparison, true));
       return element('li', {}, button);
     });
@@ -160,7 +162,7 @@
     if (size === 2) parts.push(better.length ? 'preferred' : worse.length ? 'rejected' : '');
     else if (better.length) parts.push(`preferred to ${better.join(', ')}`);
     const rating = comparison.ratings && comparison.ratings[i];
-    if (rating !== null && rating !== undefined) parts.push(`rated ${rating}`);
+    if (rating !== null && rating !== undefined) parts.push(`rated ${exactly(rating)}`);
     const text = parts.filter(Boolean).join(', ');
     return `${letter(i)}${text ? `: ${text}` : ''}`;
   }
@@ -180,8 +182,8 @@
     const body = comparison.runs.flatMap((own, run) => (own === null ? [] : own.rewards.map(
       (reward, i) => element('tr', {},
         element('th', {scope: 'row'}, runs[run].name), element('td', {}, letter(i)),
-        element('td', {}, number(reward)), element('td', {}, number(own.stds[i])),
-        element('td', {}, own.quantiles[i].map(number).join(' '))))));
+        element('td', {}, exactly(reward)), element('td', {}, exactly(own.stds[i])),
+        element('td', {}, own.quantiles[i].map(exactly).join(' '))))));
     const table = element('table', {}, element('thead', {}, element('tr', {},
       ...head.map((name) => element('th', {scope: 'col'}, name)))), element('tbody', {}, ...body));
     return element('details', {}, element('summary', {}, 'All numbers of this comparison'),
@@ -200,8 +202,8 @@
 
   function says(own, pairs) {
     const rewards = own.rewards.map((reward, i) => `${letter(i)} ${number(reward)}`).join(', ');
-    const wins = own.wins.map((win, i) => `P(${letter(pairs[i][0])} is preferred to `
-      + `${letter(pairs[i][1])}) = ${win}, judged ${pairs[i][2]}`).join('; ');
+    const wins = own.wins.map((win, i) => `P(${letter(pairs[i][0])} is better than `
+      + `${letter(pairs[i][1])}): predicted ${number(win)}, judged ${pairs[i][2]}`).join('; ');
     return wins ? `Rewards: ${rewards}. ${wins}.` : `Rewards: ${rewards}.`;
   }
 
@@ -268,19 +270,36 @@
     }
   }
 
+  // The runs of the chosen workload; of all of them each comparison has a first one.
+  function offerRuns() {
+    const workload = $('workload').value;
+    const before = $('run').value;
+    const offered = runs.flatMap((run, i) => (
+      !workload || run.workload === workload ? [option(i, run.name)] : []));
+    if (!workload && new Set(runs.map((run) => run.workload)).size > 1) {
+      offered.unshift(option('', 'the first of each workload'));
+    }
+    $('run').replaceChildren(...offered);
+    if (offered.some((one) => one.value === before)) $('run').value = before;
+    $('run').parentElement.hidden = offered.length < 2;
+  }
+
   function start() {
-    runs.forEach((run, i) => $('run').append(option(i, run.name)));
     const workloads = [...new Set(comparisons.map((c) => c.workload))];
     workloads.forEach((name) => $('workload').append(option(name, name)));
     $('workload').parentElement.hidden = workloads.length < 2;
-    $('run').parentElement.hidden = runs.length < 2;
+    offerRuns();
     const shared = comparisons.some((c) => c.disagreement !== null);
     if (!shared) {
       $('sort').querySelector('[value=disagreement]').remove();
       $('filter').querySelector('[value=split]').remove();
     }
     $('controls').addEventListener('submit', (event) => event.preventDefault());
-    for (const id of ['run', 'order', 'filter', 'workload']) $(id).addEventListener('change', select);
+    for (const id of ['run', 'order', 'filter']) $(id).addEventListener('change', select);
+    $('workload').addEventListener('change', () => {
+      offerRuns();
+      select();
+    });
     $('sort').addEventListener('change', () => {
       $('order').value = ['margin', 'place'].includes($('sort').value) ? '1' : '-1';
       select();

@@ -228,7 +228,7 @@ def _write(path: str, runs: Sequence[Run], table: Mapping[str, Any] | None) -> s
     import jinja2
 
     records = explore(runs)
-    shown = choose(records)
+    shown = choose(records, LIMIT)
     charts, style = _charts(), _file('report.css')
     data = {'runs': [{'name': run.name, 'workload': run.workload,
                       'taus': _rounded(run.predictions.taus)} for run in runs],
@@ -236,14 +236,14 @@ def _write(path: str, runs: Sequence[Run], table: Mapping[str, Any] | None) -> s
     scripts = [_script(charts), _script(_file('report.js'))]
     environment = jinja2.Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True,
                                      undefined=jinja2.StrictUndefined)
-    # Names and texts may hold what UTF-8 does not: half of a surrogate pair.
+    # Names of folders may hold what UTF-8 does not.
     page = environment.from_string(_file('report.html')).render(
         title=f'qrm report: {runs[0].name}' if len(runs) == 1 else f'qrm report: {len(runs)} runs',
         runs=runs, sources=list(dict.fromkeys(run.evaluation['data'] for run in runs)),
         interval=_interval, verdicts=[_paragraphs(run.diagnosis) for run in runs],
         metrics=metric_lines(runs), table=table if table and _is_of(table, runs) else None,
         stale=bool(table) and not _is_of(table, runs), summary=tables.summary,
-        figures=_figures(runs), total=len(records), shown=len(shown), limit=LIMIT,
+        figures=_figures(runs), total=len(records), shown=len(shown),
         scripts=scripts, hashes=[_hash(script) for script in scripts], style=style,
         spec=_as_json(json.loads(_file('quantiles.vl.json'))), data=_as_json(data))
     try:
@@ -295,7 +295,7 @@ def _judged(p: Predictions) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
     nll = statistics.log_scores(p.log_win.astype(np.float64), p.log_loss, p.label)
     for i, name in enumerate(p.comparison_ids.tolist()):
         own, pairs = (slice(*at[i:i + 2]) for at in (starts, pair_starts))
-        error = nll[pairs] if len(p.pairs[pairs]) else p.crps[own]
+        error = nll[pairs] if len(p.pairs[pairs]) else p.crps[own][np.isfinite(p.crps[own])]
         ratings = p.ratings[own]
         yield ({
             'id': name,
@@ -305,7 +305,7 @@ def _judged(p: Predictions) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
         }, {
             'margin': _least((chosen - rejected)[pairs]),
             'spread': _rounded([p.stds[own].mean(dtype=np.float64)])[0],
-            'error': _rounded([np.mean(error, dtype=np.float64)])[0],
+            'error': _rounded([error.mean(dtype=np.float64)])[0] if len(error) else None,
             'rewards': _rounded(p.means[own]), 'stds': _rounded(p.stds[own]),
             'quantiles': [_rounded(row) for row in p.quantiles[own]],
             'wins': _rounded(np.exp(p.log_win[pairs].astype(np.float64))),
@@ -323,7 +323,7 @@ def _disagreement(judged: Sequence[Mapping[str, Any] | None]) -> float | None:
     return _rounded([np.ptp(wins, axis=0).max()])[0]
 
 
-def choose(records: list[dict[str, Any]], limit: int = LIMIT) -> list[dict[str, Any]]:
+def choose(records: list[dict[str, Any]], limit: int) -> list[dict[str, Any]]:
     """All comparisons, or `limit` of them, evenly spaced in the order of their margins.
 
     The margin is that of the first run that has the comparison; those without pairs come last. So

@@ -15,7 +15,7 @@ setup(
     # The mains and the configs are installed inside the package, so that no other package of these
     # names is met.
     packages=[*find_packages(include=['qrm', 'qrm.*']), 'qrm.configs', 'qrm.experiments'],
-    package_data={'qrm.serving': ['*.html']},
+    package_data={'qrm.analysis': ['page/*'], 'qrm.serving': ['*.html']},
     package_dir={'qrm.configs': 'configs', 'qrm.experiments': 'experiments'},
     entry_points={'console_scripts': ['qrm=qrm.commands.main:main']},
     python_requires='>=3.11',
@@ -45,6 +45,7 @@ setup(
         'cuda13': ['jax[cuda13]'],
         'tpu': ['jax[tpu]'],
         'campaign': ['hypothesis>=6.100'],
+        'report': ['vl-convert-python>=1.9'],
         'serve': ['prometheus_client>=0.21', 'pydantic>=2.10', 'starlette>=0.46', 'uvicorn>=0.34'],
         'smollm2': ['gguf>=0.17'],
         'tensorboard': ['tensorboardX>=2.6'],
@@ -65,6 +66,7 @@ setup(
             'starlette>=0.46',
             'tensorboardX>=2.6',
             'uvicorn>=0.34',
+            'vl-convert-python>=1.9',
         ],
     },
 )

@@ -46,12 +46,16 @@ def main() -> None:
     if _SUITE.value not in benchmarks.PROTOCOLS:
         raise ConfigError(f'--suite={_SUITE.value}, expected one of '
                           f'{", ".join(benchmarks.PROTOCOLS)}')
+    try:
+        rules = benchmarks.rules_of(_RULES.value)
+    except ValueError as error:
+        raise ConfigError(f'--rules: {error}') from error
     config = config_lib.build({'data.path': _PATH.value or 'demo', 'data.format': _FORMAT.value})
     config_lib.check(config)
     model = reward_model.load(_MODEL.value, max_length=_MAX_LENGTH.value,
                               outputs=flags.FLAGS.outputs, date=_DATE.value)
     print(benchmarks.benchmark(
-        model, _SUITE.value, _PATH.value, rules=_RULES.value, prior=_PRIOR.value, data=config.data,
+        model, _SUITE.value, _PATH.value, rules=rules, prior=_PRIOR.value, data=config.data,
         workload=_WORKLOAD.value, as_chats=_CHATS.value, output=_OUTPUT.value))
 
 

@@ -14,7 +14,7 @@ HOUSE = {
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',
                  'interruptions', 'inference', 'features', 'reward_model', 'train'],
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
-                 'evaluate', 'benchmarks'],
+                 'report', 'evaluate', 'benchmarks'],
     'serving': ['score', 'export', 'functions', 'batching', 'protocols', 'server'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',

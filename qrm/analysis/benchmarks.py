@@ -21,7 +21,6 @@ from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
 
 PAIRS = 'pairs'  # a suite of any pairs that `data.path` may name
-RULES = ('mean', 'quantile:0.1', 'cvar:0.2')
 BASELINES = ('longest', 'shortest', 'random')
 _DRAWS = 200  # of random scores
 _STYLES = 3
@@ -78,7 +77,7 @@ def benchmark(
     suite: str,
     path: str = '',
     *,
-    rules: Sequence[str] = RULES,
+    rules: Sequence[Rule],
     prior: str = '',
     data: Any = None,
     workload: str = '',
@@ -94,8 +93,7 @@ def benchmark(
       model: the reward model.
       suite: one of `suites.SUITES`, or `PAIRS` for pairs of any format.
       path: file or folder of its rows; '': the hub.
-      rules: by which distributions become scores, none of which needs a scale; of a model without a
-        spread the mean alone is used.
+      rules: of `rules_of`; of a model without a spread the mean alone is used.
       prior: of 'reward-bench', the file or folder of the prior sets, which its leaderboard counts
         by half; '': they are left out.
       data: of `PAIRS`, the `data` section of a config, which says where pairs are and of which
@@ -112,16 +110,15 @@ def benchmark(
       A table in Markdown, and what was counted.
 
     Raises:
-      DataError: there is no such suite, it cannot be read, or a file of results is in the way.
-      ValueError: a rule that is none, or needs a scale.
+      DataError: there is no such suite, or it cannot be read.
     """
-    parsed = _rules(rules, model)
     if as_chats is None:
         as_chats = model.reading.as_chats or _is_foreign_chat(model)
     model = dataclasses.replace(
         model, reading=dataclasses.replace(model.reading, as_chats=as_chats))
     questions, notes = _questions(suite, path, prior, data, workload)
-    found, cut = _scores(model, [q.comparison for q in questions], parsed)
+    found, cut = _scores(model, [q.comparison for q in questions],
+                         _asked(rules, model))
     protocol = PROTOCOLS[suite]
     cells = protocol.cells(questions)
     weights = _weights(questions, replicates, seed)
@@ -142,6 +139,19 @@ def benchmark(
     if output:
         _write(output, result, text, questions, found)
     return text
+
+
+def rules_of(names: Sequence[str]) -> list[Rule]:
+    """Rules by which distributions become scores.
+
+    Raises:
+      ValueError: a rule that is none, or needs a scale.
+    """
+    parsed = [selection.parse_rule(name) for name in names]
+    if scaled := [rule.name for rule in parsed if rule.kind == 'mean-std']:
+        raise ValueError(f'rule {scaled[0]!r} needs a scale of other responses, expected mean, '
+                         'quantile:tau or cvar:alpha')
+    return parsed
 
 
 def format_table(result: Mapping[str, Any]) -> str:
@@ -171,14 +181,11 @@ def _is_foreign_chat(model: RewardModel) -> bool:
     return bool(foreign and model.tokenizer.chat_template)
 
 
-def _rules(names: Sequence[str], model: RewardModel) -> list[Rule]:
-    parsed = [selection.parse_rule(name) for name in names]
-    if scaled := [rule.name for rule in parsed if rule.kind == 'mean-std']:
-        raise ValueError(f'rule {scaled[0]!r} needs a scale of other responses, expected mean, '
-                         'quantile:tau or cvar:alpha')
+def _asked(rules: Sequence[Rule], model: RewardModel) -> list[Rule]:
+    """The mean first; of a model without a spread the mean alone."""
     if model.network.head.name == 'scalar' and model.network.head.members == 1:
         return [Rule('mean')]
-    return [Rule('mean'), *(rule for rule in parsed if rule.kind != 'mean')]
+    return [Rule('mean'), *(rule for rule in rules if rule.kind != 'mean')]
 
 
 def _questions(suite: str, path: str, prior: str, data: Any,

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from qrm.analysis import diagnostics, figures, winrate
+from qrm.analysis import diagnostics, figures, report, winrate
 from qrm.analysis.verdict import verdict
 from qrm.data import sources, tokens
 from qrm.data.comparisons import (
@@ -45,12 +45,14 @@ class Evaluation(NamedTuple):
       report: what became of the test rows.
       exchanged: predictions on some of them with the prompts of others; None: not asked for, or
         there are no prompts to exchange.
+      comparisons: those of the predictions, in their order.
     """
 
     predictions: Predictions
     metrics: dict[str, float]
     report: DataReport
     exchanged: Predictions | None
+    comparisons: list[Comparison]
 
 
 def evaluate(config: Any, folder: str, *, exchange: bool = False) -> Evaluation:
@@ -97,10 +99,11 @@ def stored_config(place: str) -> Any:
 def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> str:
     """`evaluate`, with everything that says what the spread of the rewards is worth.
 
-    Also writes `diagnostics.json`, `verdict.txt` and `figures/diagnostics.png`; where responses to
-    one prompt are rated `choices.json`, what `config.evaluation.rules` choose among them; and with
-    `config.evaluation.candidates` `win_rates.json`. The temperature is fitted on the validation
-    split, which data other than those trained on do not have.
+    Also writes `diagnostics.json`, `verdict.txt`, `figures/diagnostics.png` and, see `report`,
+    `report.html`; where responses to one prompt are rated `choices.json`, what
+    `config.evaluation.rules` choose among them; and with `config.evaluation.candidates`
+    `win_rates.json`. The temperature is fitted on the validation split, which data other than those
+    trained on do not have.
 
     Args:
       config: as of `evaluate`; of a model that is no run, as `stored_config` gives it.
@@ -130,6 +133,7 @@ def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> st
         evaluation.predictions, subject.validation and subject.predict(subject.validation),
         evaluation.exchanged, **resampled,
         fits_ratings=subject.model.loss.rated)
+    diagnosis['predictions'] = metrics.fingerprint(evaluation.predictions)
     parts = [evaluation.report.format(), json.dumps(evaluation.metrics, indent=2)]
     text = verdict(diagnosis)
     if folder:
@@ -149,6 +153,8 @@ def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> st
         if folder:
             workdir.write_json(os.path.join(folder, 'win_rates.json'), found)
         parts.append(winrate.describe(found))
+    if folder:
+        report.leave(folder, {folder: evaluation.comparisons})
     return '\n\n'.join([*parts, text])
 
 
@@ -169,6 +175,7 @@ class _Subject(NamedTuple):
     """
 
     model: RewardModel
+    comparisons: list[Comparison]
     test: list[Encoded]
     validation: list[Encoded] | None
     exchanged: list[Encoded] | None
@@ -208,7 +215,9 @@ def _load(config: Any, place: str, *, validation: bool, exchange: bool,
     if seen:
         seen.note(*test)
     encoded = encode(config.data, model, *test)
-    return _Subject(model, encoded, held_out and encode(config.data, model, *held_out),
+    by_id = {comparison.id: comparison for comparison in test[0]}
+    return _Subject(model, [by_id[item.id] for item in encoded], encoded,
+                    held_out and encode(config.data, model, *held_out),
                     exchange_some(config, model, test[0]) if exchange else None, test[1])
 
 
@@ -281,14 +290,16 @@ def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
     summary = metrics.summarise(predictions)
     if folder:
         if not jax.process_index():
-            metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions)
+            metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions,
+                                     report.text_digests(subject.comparisons))
         workdir.write_json(os.path.join(folder, 'evaluation.json'), {
             'data': config.data.path, 'workload': config.workload,
             'head': subject.model.network.head.name, 'checkpoint': config.evaluation.checkpoint,
             'metrics': summary, 'data_report': subject.report.as_dict(),
+            'config': {key: config[key].to_dict() for key in ('data', 'analysis')},
         })
     exchanged = subject.exchanged and subject.predict(subject.exchanged)
-    return Evaluation(predictions, summary, subject.report, exchanged)
+    return Evaluation(predictions, summary, subject.report, exchanged, subject.comparisons)
 
 
 def _check_changes(stored: Any, config: Any) -> None:

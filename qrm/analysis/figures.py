@@ -4,11 +4,13 @@ Functions that take `axes` draw one panel and can be reused elsewhere; the `draw
 arrange panels. Axes of arrays: n ordered pairs, N quantiles.
 """
 
+import io
 import os
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import matplotlib
 import numpy as np
 import scipy
 from matplotlib.axes import Axes
@@ -34,6 +36,7 @@ _GRID = 512
 _TITLE_WIDTH = 110  # characters of a title over two columns
 _TAIL = 4.0  # bandwidths beyond the outermost values: cuts 3e-5 of a kernel
 _WINDOWS = 20  # a smoothed curve averages over one in so many of its points
+_POINTS = 2000  # most that a panel shows of the responses
 _SHARES = 10  # of the responses, by reward, over which a mean spread is taken
 
 # (workload, model) -> predictions on the test pairs of the workload.
@@ -69,6 +72,19 @@ def save(folder: str, figures: Mapping[str, Figure]) -> None:
     os.makedirs(os.path.join(folder, 'figures'), exist_ok=True)
     for name, figure in figures.items():
         figure.savefig(os.path.join(folder, 'figures', f'{name}.png'), dpi=_DPI)
+
+
+def svg(draw: Callable[[Axes], None]) -> str | None:
+    """A panel by itself, as SVG whose texts are text; None if nothing was drawn into it."""
+    figure, panels = grid(1, 1)
+    draw(panels[0, 0])
+    if not panels[0, 0].has_data():
+        return None
+    file = io.StringIO()
+    # Without a date and random ids the same numbers give the same file.
+    with matplotlib.rc_context({'svg.fonttype': 'none', 'svg.hashsalt': 'qrm'}):
+        figure.savefig(file, format='svg', metadata={'Date': None})
+    return file.getvalue()
 
 
 def draw_reward_densities(runs: Runs) -> Figure:
@@ -202,8 +218,9 @@ def spread_against_reward(axes: Axes, diagnosis: Mapping[str, Any],
                           predictions: Predictions) -> None:
     """Standard deviation and mean of every predicted distribution, and the mean of the former.
 
-    The title states which share of the spread's variance is not a function of the reward. A model
-    of single numbers has no spread, and nothing is drawn.
+    The title states which share of the spread's variance is not a function of the reward. Of many
+    responses one in a number that the legend states is shown, in order of the reward. A model of
+    single numbers has no spread, and nothing is drawn.
 
     Args:
       axes: where to draw.
@@ -215,7 +232,9 @@ def spread_against_reward(axes: Axes, diagnosis: Mapping[str, Any],
     order = np.argsort(predictions.means)
     means, stds = (values[order].astype(np.float64)
                    for values in (predictions.means, predictions.stds))
-    axes.plot(means, stds, '.', color=FAINT, markersize=2, alpha=0.5, label='response')
+    step = -(-len(means) // _POINTS)
+    axes.plot(means[::step], stds[::step], '.', color=FAINT, markersize=2, alpha=0.5,
+              label='response' if step == 1 else f'one response in {step}')
     axes.plot([part.mean() for part in np.array_split(means, _SHARES) if len(part)],
               [part.mean() for part in np.array_split(stds, _SHARES) if len(part)],
               'o-', color=REJECTED, markersize=4, label='mean of a tenth')

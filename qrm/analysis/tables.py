@@ -139,8 +139,7 @@ def format_table(table: Mapping[str, Any]) -> str:
         'The reward is the mean of the quantiles. Published: Kim, Hong & Kim, Table 1 (GPT-2, all '
         'of Anthropic HH).\n',
         '## The models\n', markdown(_model_lines(table)),
-        '\n## The table, by every definition\n', *_of_workloads(table['rows'], functools.partial(
-            _summary_lines, table, lambda row, name: f"{row['kl'][name]['value']:.3f}")),
+        '\n## The table, by every definition\n', *_titled(summary(table)),
         *_matched_parts(table),
         '\nEstimates of KL(chosen || rejected):\n',
         *(f"- {e['label']}: {e['note']}" for e in estimators if e['is_kl']),
@@ -160,7 +159,8 @@ def format_table(table: Mapping[str, Any]) -> str:
         f'two sides add; {level} intervals.\n', markdown(_split_lines(table))]
     if table['differences']:
         parts += [f'\n## Differences between models, paired, with {level} intervals\n',
-                  *_of_workloads(table['differences'], functools.partial(_difference_lines, table)),
+                  *_titled(_by_workload(table['differences'],
+                                        functools.partial(_difference_lines, table))),
                   'What the differences of the Gaussian estimate are made of, in nats: less '
                   'variance within pairs and less between them, each relative to the squared mean '
                   'margin, and unequal variances of the sides:\n',
@@ -170,6 +170,12 @@ def format_table(table: Mapping[str, Any]) -> str:
     if 'bayes' in table:
         parts += ['\n## The best possible on this generated data\n', markdown(_bayes_lines(table))]
     return '\n'.join([*parts, '\n' + table['statement'] + '\n'])
+
+
+def summary(table: Mapping[str, Any]) -> dict[str, list[list[str]]]:
+    """The table by every definition: workload -> lines of cells, a column for each model."""
+    return _by_workload(table['rows'], functools.partial(
+        _summary_lines, table, lambda row, name: f"{row['kl'][name]['value']:.3f}"))
 
 
 def _divergences(predictions: Predictions, weights: np.ndarray, null_draws: int, seed: int,
@@ -289,11 +295,19 @@ def _label(estimator: Mapping[str, Any]) -> str:
     return estimator['label'] if estimator['is_kl'] else f"(!) {estimator['label']}"
 
 
-def _of_workloads(rows: Sequence[Mapping[str, Any]],
-                  lines: Callable[[list[Mapping[str, Any]]], list[list[str]]]) -> list[str]:
-    """The workloads' tables, each under its name, of the lines that its rows give."""
-    return [part for workload, own in itertools.groupby(rows, lambda row: row['workload'])
-            for part in (f'{workload}:\n', markdown(lines(list(own))), '')]
+def _by_workload(
+    rows: Sequence[Mapping[str, Any]],
+    lines: Callable[[list[Mapping[str, Any]]], list[list[str]]],
+) -> dict[str, list[list[str]]]:
+    """Workload -> the lines that its rows give."""
+    return {workload: lines(list(own))
+            for workload, own in itertools.groupby(rows, lambda row: row['workload'])}
+
+
+def _titled(lines_of: Mapping[str, list[list[str]]]) -> list[str]:
+    """The workloads' tables, each under its name."""
+    return [part for workload, lines in lines_of.items()
+            for part in (f'{workload}:\n', markdown(lines), '')]
 
 
 def _summary_lines(table: Mapping[str, Any], cell: Callable[[Mapping[str, Any], str], str],
@@ -316,8 +330,8 @@ def _matched_parts(table: Mapping[str, Any]) -> list[str]:
         (r['workload'], r['matched']['n']) for r in rows))
     return ["\n## With as many pairs as the paper's code validates on\n",
             f'{counts}: mean and 5% to 95% range of {_SUBSETS} random subsets of the test pairs.\n',
-            *_of_workloads(rows, functools.partial(
-                _summary_lines, table, lambda row, name: ranged(row['matched']['kl'][name])))]
+            *_titled(_by_workload(rows, functools.partial(
+                _summary_lines, table, lambda row, name: ranged(row['matched']['kl'][name]))))]
 
 
 def ranged(cell: Mapping[str, float]) -> str:

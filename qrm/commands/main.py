@@ -9,6 +9,7 @@ COMMANDS = {
     'data': 'says what a file of preference data says, and writes it as rows',
     'train': 'trains a reward model',
     'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
+    'report': 'a page to look at, of one run or several side by side',
     'score': 'scores responses with a trained reward model',
     'benchmark': 'how often a reward model is right, on published benchmarks',
     'serve': 'answers over HTTP what the clients of other reward servers ask',

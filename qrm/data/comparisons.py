@@ -95,9 +95,10 @@ class Comparison:
         """Whether the group is more than the row itself."""
         return self.group != self._own_group
 
-    def text_digest(self) -> bytes:
-        """[16] digest of prompt and responses, in whatever order these stand."""
-        texts = [self.prompt, list(self.tools), *sorted(map(_canonical, self.responses))]
+    def text_digest(self, *, ordered: bool = False) -> bytes:
+        """[16] digest of prompt and responses, in whatever order these stand, or in theirs."""
+        responses = map(_canonical, self.responses)
+        texts = [self.prompt, list(self.tools), *(responses if ordered else sorted(responses))]
         return digest(_canonical(texts))
 
     def preference_matrix(self) -> np.ndarray:

@@ -5,6 +5,7 @@ over pairs and divides once.
 """
 
 import functools
+import hashlib
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -181,15 +182,29 @@ def criterion(loss: losses.LossConfig) -> str:
     return 'crps' if loss.reads == 'ratings' else 'nll'
 
 
-def save_predictions(path: str, predictions: Predictions) -> None:
+def save_predictions(path: str, predictions: Predictions, texts: np.ndarray) -> None:
     """Writes `predictions.npz`, whole or not at all.
 
-    Beside the fields it holds `chosen` and `rejected`, for readers of pairs alone.
+    Beside the fields it holds `chosen` and `rejected`, for readers of pairs alone, and `texts`.
+
+    Args:
+      path: of the file.
+      predictions: what is written.
+      texts: [c, 16] uint8 digests, by which the texts of the comparisons are recognised.
     """
     p = predictions
     with open(path + '.tmp', 'wb') as file:
-        np.savez_compressed(file, **p._asdict(), chosen=p.chosen, rejected=p.rejected)
+        np.savez_compressed(file, **p._asdict(), chosen=p.chosen, rejected=p.rejected, texts=texts)
     os.replace(path + '.tmp', path)
+
+
+def fingerprint(predictions: Predictions) -> str:
+    """SHA-256 over all fields, by which what was computed of predictions is known to be of them."""
+    found = hashlib.sha256()
+    for name, array in predictions._asdict().items():
+        found.update(f'{name} {array.dtype} {array.shape}'.encode())
+        found.update(np.ascontiguousarray(array).tobytes())
+    return found.hexdigest()
 
 
 def load_predictions(path: str) -> Predictions:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from qrm.analysis import figures, tables
+from qrm.analysis import figures, report, tables
 from qrm.analysis.evaluate import evaluate
 from qrm.data import demo
 from qrm.data.comparisons import DataError
@@ -23,9 +23,9 @@ from qrm.training.train import read_data, train
 def reproduce(config: Any, folder: str) -> str:
     """Runs the whole experiment in `folder`; goes on where an earlier run stopped.
 
-    Leaves one folder for each run, `<workload>-<model>`, and `table.json`, `table.md` and
-    `figures/`; runs whose head alone is trained share `features/`. Several processes all call it,
-    see `train`, and come to the same table.
+    Leaves one folder for each run, `<workload>-<model>`, and `table.json`, `table.md`, `figures/`
+    and, see `report`, `report.html`; runs whose head alone is trained share `features/`. Several
+    processes all call it, see `train`, and come to the same table.
 
     Returns:
       The table as Markdown.
@@ -41,12 +41,13 @@ def reproduce(config: Any, folder: str) -> str:
         member = next(m for (name, _), m in members.items() if name == workload)
         test = read_data(member).encoded['test']
         resampling.check_groups(item.group for item in test if (item.preference > 0.5).any())
-    runs = {}
+    runs, comparisons = {}, {}
     for (workload, model), member in members.items():
         path = os.path.join(folder, f'{workload}-{model}')
         print(f'\n== {workload}, {model}: {path}', flush=True)
         train(member, path)
-        runs[workload, model] = evaluate(member, path).predictions
+        found = evaluate(member, path)
+        runs[workload, model], comparisons[path] = found.predictions, found.comparisons
     print('\n== analysis', flush=True)
     settings = config.analysis
     table = tables.build_table(
@@ -64,6 +65,7 @@ def reproduce(config: Any, folder: str) -> str:
     workdir.write_text(os.path.join(folder, 'table.md'), text)
     if not jax.process_index():
         figures.draw_all(folder, runs)
+    report.leave(folder, comparisons)
     return text
 
 

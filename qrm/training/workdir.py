@@ -221,6 +221,11 @@ def load_config(workdir: str) -> ml_collections.ConfigDict:
     values = read_json(path)
     if not isinstance(values, dict) or not values:
         raise WorkdirError(f'{path}: not the config of a run')
+    return config_of(values)
+
+
+def config_of(values: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The locked config that was written as these values of JSON."""
     return ml_collections.ConfigDict(_tuples(values)).lock()
 
 

@@ -110,7 +110,7 @@ def model(rows):
 def test_every_rule_beside_the_other_and_baselines(tmp_path, model, rows):
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     text = benchmarks.benchmark(
-        model, 'reward-bench', str(tmp_path / 'rows.jsonl'), rules=('quantile:0.1', 'cvar:1'),
+        model, 'reward-bench', str(tmp_path / 'rows.jsonl'), rules=benchmarks.rules_of(['quantile:0.1', 'cvar:1']),
         output=str(tmp_path / 'out'), replicates=50)
     result = json.loads((tmp_path / 'out/benchmark.json').read_text())
     lines = [json.loads(line) for line in (tmp_path / 'out/scores.jsonl').read_text().splitlines()]
@@ -136,7 +136,7 @@ def test_every_rule_beside_the_other_and_baselines(tmp_path, model, rows):
 def test_few_prompts_have_no_interval(tmp_path, model, rows):
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows[:20] * 2)))
     benchmarks.benchmark(model, 'reward-bench', str(tmp_path / 'rows.jsonl'),
-                         output=str(tmp_path / 'out'), replicates=20)
+                         rules=[], output=str(tmp_path / 'out'), replicates=20)
     result = json.loads((tmp_path / 'out/benchmark.json').read_text())
     assert result['cells']['average']['questions'] == 40
     assert result['cells']['average']['mean']['low'] is None
@@ -144,6 +144,6 @@ def test_few_prompts_have_no_interval(tmp_path, model, rows):
 
 def test_what_does_not_go_together(model):
     with pytest.raises(DataError, match='--prior=x with --suite=rm-bench, expected'):
-        benchmarks.benchmark(model, 'rm-bench', 'y', prior='x')
+        benchmarks.benchmark(model, 'rm-bench', 'y', rules=[], prior='x')
     with pytest.raises(ValueError, match='needs a scale of other responses'):
-        benchmarks.benchmark(model, 'rm-bench', 'y', rules=('mean-std:1',))
+        benchmarks.rules_of(['mean-std:1'])

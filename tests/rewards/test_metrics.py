@@ -215,6 +215,6 @@ def test_checkpoints_are_chosen_by_what_the_objective_learns_from():
 def test_predictions_survive_saving(tmp_path):
     p = predictions([[0.0, 4.0], [1.0, 1.0]], [[1.0, 1.0], [0.0, 3.0]])
     path = str(tmp_path / 'predictions.npz')
-    metrics.save_predictions(path, p)
+    metrics.save_predictions(path, p, np.zeros((2, 16), np.uint8))
     for name, value in metrics.load_predictions(path)._asdict().items():
         np.testing.assert_array_equal(value, getattr(p, name))

@@ -110,8 +110,9 @@ def model(rows):
 def test_every_rule_beside_the_other_and_baselines(tmp_path, model, rows):
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     text = benchmarks.benchmark(
-        model, 'reward-bench', str(tmp_path / 'rows.jsonl'), rules=benchmarks.rules_of(['quantile:0.1', 'cvar:1']),
-        output=str(tmp_path / 'out'), replicates=50)
+        model, 'reward-bench', str(tmp_path / 'rows.jsonl'),
+        rules=benchmarks.rules_of(['quantile:0.1', 'cvar:1']), output=str(tmp_path / 'out'),
+        replicates=50)
     result = json.loads((tmp_path / 'out/benchmark.json').read_text())
     lines = [json.loads(line) for line in (tmp_path / 'out/scores.jsonl').read_text().splitlines()]
     assert (tmp_path / 'out/benchmark.md').read_text() == text + '\n'

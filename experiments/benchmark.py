@@ -28,35 +28,32 @@ _CHATS = flags.DEFINE_bool(
     'one that was not trained here, if it has a template.')
 _OUTPUT = flags.DEFINE_string(
     'output', '', 'Folder for benchmark.json, benchmark.md and scores.jsonl. Default: none.')
-_MAX_LENGTH = flags.DEFINE_integer(
-    'max_length', 0, "Tokens of the longest dialogue, longer ones are cut from the left. 0: the "
-    "model's number of positions.", lower_bound=0)
-_DATE = flags.DEFINE_string(
-    'date', '', 'Of a model that is no run, the day (YYYY-MM-DD) that its chat template prints, if '
-    'it prints any. Default: today.')
-launch.define_outputs()
+launch.define_model()
 
 
 def main() -> None:
     from qrm.analysis import benchmarks
+    from qrm.rewards import selection
     from qrm.training import config as config_lib
-    from qrm.training import reward_model
+    from qrm.training import reward_model, workdir
     from qrm.training.schema import ConfigError
 
     if _SUITE.value not in benchmarks.PROTOCOLS:
         raise ConfigError(f'--suite={_SUITE.value}, expected one of '
                           f'{", ".join(benchmarks.PROTOCOLS)}')
     try:
-        rules = benchmarks.rules_of(_RULES.value)
+        rules = [selection.parse_rule(text) for text in _RULES.value]
+        for rule in rules:
+            selection.check_alone(rule)
     except ValueError as error:
         raise ConfigError(f'--rules: {error}') from error
     config = config_lib.build({'data.path': _PATH.value or 'demo', 'data.format': _FORMAT.value})
     config_lib.check(config)
-    model = reward_model.load(_MODEL.value, max_length=_MAX_LENGTH.value,
-                              outputs=flags.FLAGS.outputs, date=_DATE.value)
+    model = launch.load_model(_MODEL.value)
+    seen = workdir.read_seen(_MODEL.value) if reward_model.is_run(_MODEL.value) else None
     print(benchmarks.benchmark(
         model, _SUITE.value, _PATH.value, rules=rules, prior=_PRIOR.value, data=config.data,
-        workload=_WORKLOAD.value, as_chats=_CHATS.value, output=_OUTPUT.value))
+        workload=_WORKLOAD.value, as_chats=_CHATS.value, seen=seen, output=_OUTPUT.value))
 
 
 if __name__ == '__main__':

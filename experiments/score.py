@@ -15,30 +15,22 @@ _INPUT = flags.DEFINE_string(
     'input', None, 'File to score: .jsonl, .json, either with .gz, or .parquet.')
 _OUTPUT = flags.DEFINE_string(
     'output', None, 'File to write, a line for each row read; with gzip if it ends in .gz.')
-_DATE = flags.DEFINE_string(
-    'date', '', 'Of a model that is no run, the day (YYYY-MM-DD) that its chat template prints, if '
-    'it prints any. Default: today.')
 _READ_BEFORE = flags.DEFINE_string(
     'read_before', None, 'Token that dialogues are read without at their end, as padding is; '
     'empty: no such token. Default: as the model was trained.')
 _APPEND_EOS = flags.DEFINE_bool(
     'append_eos', None, 'Append EOS to each dialogue. Default: as the model was trained, else yes.')
-_MAX_LENGTH = flags.DEFINE_integer(
-    'max_length', 0, "Tokens of the longest dialogue, longer ones are cut from the left. 0: the "
-    "model's number of positions.", lower_bound=0)
 _ROW_LENGTH = flags.DEFINE_integer(
     'row_length', 0, 'Tokens of a packed row; has no effect on scores. 0: the default.',
     lower_bound=0)
-launch.define_outputs()
+launch.define_model()
 
 
 def main() -> None:
     from qrm.serving import score
     from qrm.training import reward_model
 
-    model = reward_model.load(
-        _CHECKPOINT.value, max_length=_MAX_LENGTH.value, outputs=flags.FLAGS.outputs,
-        date=_DATE.value)
+    model = launch.load_model(_CHECKPOINT.value)
     model = reward_model.read_otherwise(model, append_eos=_APPEND_EOS.value,
                                         read_before=_READ_BEFORE.value)
     if _ROW_LENGTH.value:

@@ -3,7 +3,8 @@
     qrm serve --checkpoint=results/run --port=8000
 
 It is asked as OpenRLHF, slime, verl, vLLM, SGLang and Text Embeddings Inference ask, and in its own
-way; docs/serving.md has the paths. SIGTERM and SIGINT end it when all that was asked is answered.
+way; docs/serving.md has the paths. Shapes up to --max_length are compiled before anything is
+served. SIGTERM and SIGINT end it when all that was asked is answered.
 """
 
 from absl import flags
@@ -23,10 +24,6 @@ _PORT = flags.DEFINE_integer('port', 8000, 'Port to listen on; 0: any that is fr
 _TOKEN_FILE = flags.DEFINE_string(
     'token_file', '', 'File with the token that clients must send. Default: what '
     'QRM_SERVE_TOKEN holds, else none.')
-_MAX_LENGTH = flags.DEFINE_integer(
-    'max_length', 0, "Tokens of the longest dialogue, longer ones are cut from the left. 0: the "
-    "model's number of positions. Shapes up to it are compiled before anything is served.",
-    lower_bound=0)
 _BATCH_TOKENS = flags.DEFINE_integer(
     'batch_tokens', 1024, 'Tokens of a full micro-batch.', lower_bound=64, upper_bound=2**20)
 _MAX_WAITING = flags.DEFINE_integer(
@@ -36,33 +33,28 @@ _MAX_TEXTS = flags.DEFINE_integer('max_texts', 1024, 'Texts of a request.', lowe
 _MAX_BODY = flags.DEFINE_integer('max_body_bytes', 8 * 2**20, 'Of a request.', lower_bound=1)
 _TIMEOUT = flags.DEFINE_float('timeout', 120.0, 'Seconds that a request may take.',
                               lower_bound=0.1)
-_DATE = flags.DEFINE_string(
-    'date', '', 'Of a model that is no run, the day (YYYY-MM-DD) that its chat template prints, if '
-    'it prints any. Default: today.')
-launch.define_outputs()
+launch.define_model()
 
 
 def main() -> None:
     from qrm.data.comparisons import DataError
     from qrm.rewards import selection
-    from qrm.training import reward_model
     try:
-        from qrm.serving import protocols, server
+        from qrm.serving import server
     except ImportError as error:
         raise DataError(f"{error}; expected pip install 'qrm-jax[serve]'") from error
 
     try:
         rule = selection.parse_rule(_RULE.value)
+        selection.check_alone(rule)
     except ValueError as error:
         raise DataError(f'--rule: {error}') from error
-    protocols.check_rule(rule)
     token = server.read_token(_TOKEN_FILE.value)
     if not token and not server.is_own(_HOST.value):
         raise DataError(f'--host={_HOST.value} without a token, expected --token_file or '
                         f'{server.TOKEN_VARIABLE}, or an address of this machine alone')
     bound = server.listen(_HOST.value, _PORT.value)
-    model = reward_model.load(_CHECKPOINT.value, max_length=_MAX_LENGTH.value,
-                              outputs=flags.FLAGS.outputs, date=_DATE.value)
+    model = launch.load_model(_CHECKPOINT.value)
     service = server.Service(
         model, rule, _CHECKPOINT.value, batch_tokens=_BATCH_TOKENS.value, token=token,
         limits=server.Limits(body_bytes=_MAX_BODY.value, texts=_MAX_TEXTS.value,

@@ -12,8 +12,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from qrm.analysis import tables
 from qrm.data import sources, suites
-from qrm.data.comparisons import Comparison, DataError, Text
+from qrm.data.comparisons import Comparison, DataError, DataReport, Text
+from qrm.data.seen import Seen
 from qrm.data.suites import Question
 from qrm.rewards import resampling, selection
 from qrm.rewards.selection import Rule
@@ -82,6 +84,7 @@ def benchmark(
     data: Any = None,
     workload: str = '',
     as_chats: bool | None = None,
+    seen: Seen | None = None,
     output: str = '',
     replicates: int = 300,
     level: float = 0.95,
@@ -93,7 +96,7 @@ def benchmark(
       model: the reward model.
       suite: one of `suites.SUITES`, or `PAIRS` for pairs of any format.
       path: file or folder of its rows; '': the hub.
-      rules: of `rules_of`; of a model without a spread the mean alone is used.
+      rules: see `selection.check_alone`; of a model without a spread the mean alone is used.
       prior: of 'reward-bench', the file or folder of the prior sets, which its leaderboard counts
         by half; '': they are left out.
       data: of `PAIRS`, the `data` section of a config, which says where pairs are and of which
@@ -101,6 +104,7 @@ def benchmark(
       workload: of `PAIRS`, which part of the source.
       as_chats: whether texts are read as chats; None: as the model was trained, a foreign one with
         a chat template by that.
+      seen: what a run was trained on; questions that are among it are counted in a note.
       output: a folder to write `benchmark.json`, `benchmark.md` and `scores.jsonl` into; '': none.
       replicates: of the bootstrap over prompts within subsets.
       level: of the intervals.
@@ -126,6 +130,8 @@ def benchmark(
                for name, scores in (found | _lengths(questions)).items()}
     columns['random'] = _random(protocol, questions, cells, seed)
     tied = sum(len(np.unique(s)) < len(s) for s in found['mean'])
+    if seen:
+        notes += _known(seen, [q.comparison for q in questions])
     notes += [f'{len(questions)} questions, '
               f'{sum(len(q.comparison.responses) for q in questions)} responses, {cut} dialogues '
               f'cut to {model.reading.max_length} tokens, {tied} questions with equal means; read '
@@ -141,38 +147,17 @@ def benchmark(
     return text
 
 
-def rules_of(names: Sequence[str]) -> list[Rule]:
-    """Rules by which distributions become scores.
-
-    Raises:
-      ValueError: a rule that is none, or needs a scale.
-    """
-    parsed = [selection.parse_rule(name) for name in names]
-    if scaled := [rule.name for rule in parsed if rule.kind == 'mean-std']:
-        raise ValueError(f'rule {scaled[0]!r} needs a scale of other responses, expected mean, '
-                         'quantile:tau or cvar:alpha')
-    return parsed
-
-
 def format_table(result: Mapping[str, Any]) -> str:
     """The numbers of a benchmark as Markdown."""
     names = [*result['rules'], *BASELINES]
     rows = [['', 'questions', *names]]
     for name, cell in result['cells'].items():
-        rows.append([name, str(cell['questions']), *(_shown(cell[column]) for column in names)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    rows.insert(1, ['-' * width for width in widths])
-    table = ['| ' + ' | '.join(text.ljust(width) for text, width in zip(
-        row, widths, strict=True)) + ' |' for row in rows]
+        rows.append([name, str(cell['questions']),
+                     *(tables.enclosed(cell[column]) for column in names)])
     level = result['settings']['level']
     return '\n'.join([
-        *table, '', f'[{level:.0%} intervals over prompts within subsets; none below '
-        f'{resampling.MIN_GROUPS} prompts]', *result['notes']])
-
-
-def _shown(number: Mapping[str, float | None]) -> str:
-    ends = '' if number['low'] is None else f' [{number["low"]:.3f}, {number["high"]:.3f}]'
-    return f'{number["value"]:.3f}{ends}'
+        tables.markdown(rows), '', f'[{level:.0%} intervals over prompts within subsets; none '
+        f'below {resampling.MIN_GROUPS} prompts]', *result['notes']])
 
 
 def _is_foreign_chat(model: RewardModel) -> bool:
@@ -203,6 +188,12 @@ def _questions(suite: str, path: str, prior: str, data: Any,
         f'  dropped {count}: {reason}' for reason, count in report.dropped.items())]
     return found, [*read, *([f'{without} comparisons that prefer no response to all '
                                            'others left out'] if without else [])]
+
+
+def _known(seen: Seen, comparisons: Sequence[Comparison]) -> list[str]:
+    report = DataReport('', 'test')
+    seen.note(comparisons, report)
+    return [f'note {count}: {note}' for note, count in report.notes.items()]
 
 
 def _scores(model: RewardModel, comparisons: Sequence[Comparison],

@@ -21,7 +21,6 @@ from qrm.data.comparisons import (
     exchange_prompts,
 )
 from qrm.data.files import is_rows
-from qrm.data.seen import Seen
 from qrm.data.tokens import Encoded
 from qrm.models import adapters
 from qrm.rewards import metrics, resampling, selection
@@ -30,7 +29,6 @@ from qrm.training import config as config_lib
 from qrm.training import features, reward_model, schema, workdir
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
-from qrm.training.workdir import WorkdirError
 
 # What can be changed to evaluate a run; of the data it depends on which they are.
 _FREE = ('evaluation.', 'analysis.', 'reproduce.', 'train.features')
@@ -198,11 +196,7 @@ def _load(config: Any, place: str, *, validation: bool, exchange: bool,
     source = sources.read(config.data, config.workload)
     seen, same = None, False
     if is_run:
-        path = os.path.join(place, 'seen.npz')
-        try:
-            seen = Seen.from_arrays(workdir.read_arrays(path))
-        except (KeyError, ValueError) as error:
-            raise WorkdirError(f'{path}: not what a run has read ({error!r})') from error
+        seen = workdir.read_seen(place)
         same = source.digest == seen.source
         _check_fractions(stored, config, same)
     held_out = None

@@ -357,10 +357,7 @@ def metric_lines(runs: Sequence[Run]) -> list[list[str]]:
 
 
 def _interval(number: Mapping[str, Any]) -> str:
-    if number['value'] is None:
-        return ''
-    ends = '' if number['low'] is None else f" [{number['low']:.3f}, {number['high']:.3f}]"
-    return f"{number['value']:.3f}{ends}"
+    return '' if number['value'] is None else tables.enclosed(number)
 
 
 def _is_of(table: Mapping[str, Any], runs: Sequence[Run]) -> bool:

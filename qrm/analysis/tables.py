@@ -367,8 +367,8 @@ def _split_lines(table: Mapping[str, Any]) -> list[list[str]]:
     lines = [['workload', 'model', 'Gaussian', 'within pairs', 'share', 'unequal variances']]
     for row in table['rows']:
         gaussian, found = row['kl']['gaussian'], row['split']
-        lines.append([row['workload'], row['model'], _enclosed(gaussian),
-                      _enclosed(found['within']), _enclosed(found['share']),
+        lines.append([row['workload'], row['model'], enclosed(gaussian),
+                      enclosed(found['within']), enclosed(found['share']),
                       _signed(found['unequal'])])
     return lines
 
@@ -381,12 +381,15 @@ def _parts_lines(table: Mapping[str, Any]) -> list[list[str]]:
     return lines
 
 
-def _enclosed(cell: Mapping[str, float]) -> str:
-    return f"{cell['value']:.3f} [{cell['low']:.3f}, {cell['high']:.3f}]"
+def enclosed(number: Mapping[str, float | None], *, sign: str = '') -> str:
+    """A value and its interval, if it has one; '-' where it is not defined."""
+    if number['value'] is None:
+        return '-'
+    value, low, high = (number[key] for key in ('value', 'low', 'high'))
+    return f'{value:{sign}.3f}' + ('' if low is None else f' [{low:{sign}.3f}, {high:{sign}.3f}]')
 
 
-def _signed(cell: Mapping[str, float]) -> str:
-    return f"{cell['value']:+.3f} [{cell['low']:+.3f}, {cell['high']:+.3f}]"
+_signed = functools.partial(enclosed, sign='+')
 
 
 def _quantile_lines(table: Mapping[str, Any]) -> list[list[str]]:

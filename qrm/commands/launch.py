@@ -44,6 +44,30 @@ def define_outputs() -> None:
         'or the name or number of the one that is the reward. Default: as its config.json says.')
 
 
+def define_model() -> None:
+    """Defines what `load_model` reads."""
+    flags.DEFINE_integer(
+        'max_length', 0, 'Tokens of the longest dialogue, longer ones are cut from the left. 0: '
+        "the model's number of positions.", lower_bound=0)
+    flags.DEFINE_string(
+        'date', '', 'Of a model that is no run, the day (YYYY-MM-DD) that its chat template '
+        'prints, if it prints any. Default: today.')
+    define_outputs()
+
+
+def load_model(path: str) -> Any:
+    """The reward model of a path, as the flags of `define_model` say.
+
+    Raises:
+      DataError, WorkdirError: see `reward_model.load`.
+    """
+    from qrm.training import reward_model
+
+    values = flags.FLAGS
+    return reward_model.load(path, max_length=values.max_length, outputs=values.outputs,
+                             date=values.date)
+
+
 def define_process_flags() -> None:
     """Defines the flags of commands that several processes can run together."""
     flags.DEFINE_string(

@@ -7,7 +7,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -214,33 +214,48 @@ def _sources(path: str, workload: str) -> dict[str, _Found]:
     return _hub_sources(path, HH_FOLDERS[workload] if workloads_of(path) else None)
 
 
-def _hub_sources(name: str, data_dir: str | None) -> dict[str, _Found]:
+def load_hub(name: str, setting: str, data_dir: str | None = None) -> Mapping[str, Iterable[Any]]:
+    """Split -> rows of a data set on the hub.
+
+    Args:
+      name: of the data set.
+      setting: what can name local files in its place, as errors say.
+      data_dir: folder of it.
+
+    Raises:
+      DataError: it cannot be loaded.
+    """
     import datasets  # Takes half a second, which other sources need not wait for.
 
     try:
-        loaded = datasets.load_dataset(name, data_dir=data_dir)
+        return datasets.load_dataset(name, data_dir=data_dir)
     except Exception as error:  # The library raises a different type for each way to fail.
         if 'scripts are no longer supported' in str(error):
             raise DataError(
                 f'{name}: is loaded by a script of its own, which datasets {datasets.__version__} '
-                'does not run; expected config.data.path to name its files, downloaded') from error
+                f'does not run; expected {setting} to name its files, downloaded') from error
         raise DataError(
             f'{name}: could not be loaded from the hub ({type(error).__name__}: '
             f'{in_a_line(error)}); for '
-            'local data set config.data.path to a folder or a file of rows'
+            f'local data set {setting} to a folder or a file of rows'
         ) from error
+
+
+def _hub_sources(name: str, data_dir: str | None) -> dict[str, _Found]:
+    loaded = load_hub(name, 'config.data.path', data_dir)
     where = name if data_dir is None else f'{name}/{data_dir}'
     found = {split: given for split, names in _NAMES.items()
              if (given := next((one for one in names if one in loaded), None))}
     if not found.keys() & {'train', 'test'}:
         raise DataError(f'{where}: splits {sorted(loaded)}, expected train or test')
     beside = tuple(f'split {split!r}' for split in loaded if split not in found.values())
-    return {split: _Found(where, _numbered(f'{where}[{given}]', loaded[given]),
+    return {split: _Found(where, numbered(f'{where}[{given}]', loaded[given]),
                           beside if number == 0 else ())
             for number, (split, given) in enumerate(found.items())}
 
 
-def _numbered(where: str, rows: Iterable[Any]) -> Iterator[Row]:
+def numbered(where: str, rows: Iterable[Any]) -> Iterator[Row]:
+    """Rows with the place of each."""
     return ((f'{where}:{i}', row) for i, row in enumerate(rows))
 
 

@@ -11,7 +11,8 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from qrm.data.comparisons import Comparison, DataError, MalformedRow, in_a_line
+from qrm.data import sources
+from qrm.data.comparisons import Comparison, DataError, MalformedRow
 from qrm.data.files import SUFFIXES, is_rows, read_rows
 from qrm.data.rows import ASSISTANT, HUMAN, parse_row
 from qrm.data.verdicts import shown
@@ -38,8 +39,6 @@ class Question(NamedTuple):
     subset: str
     kind: str = ''
 
-
-Row = tuple[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +101,7 @@ def of_comparisons(comparisons: Iterable[Comparison]) -> tuple[list[Question], i
     return found, without
 
 
-def _local(path: str) -> Iterator[tuple[str, Iterable[Row]]]:
+def _local(path: str) -> Iterator[tuple[str, Iterable[sources.Row]]]:
     """Subset and rows of a file, or of each file of a folder."""
     if is_rows(path):
         yield '', read_rows(path)
@@ -118,24 +117,13 @@ def _local(path: str) -> Iterator[tuple[str, Iterable[Row]]]:
         yield stem, read_rows(name)
 
 
-def _hub(suite: Suite) -> Iterator[tuple[str, Iterable[Row]]]:
-    import datasets  # Takes half a second, which local files need not wait for.
-
-    if not suite.homes:
-        raise DataError('no --path, expected a file of rows or a folder of such')
+def _hub(suite: Suite) -> Iterator[tuple[str, Iterable[sources.Row]]]:
     for home, split, subset in suite.homes:
-        try:
-            loaded = datasets.load_dataset(home)
-        except Exception as error:  # The library raises a different type for each way to fail.
-            raise DataError(
-                f'{home}: could not be loaded from the hub ({type(error).__name__}: '
-                f'{in_a_line(error)}); for local files set --path to one, or to a folder'
-            ) from error
+        loaded = sources.load_hub(home, '--path')
         if split and split not in loaded:
             raise DataError(f'{home}: splits {sorted(loaded)}, expected {split!r}')
         for part in [split] if split else sorted(loaded):
-            yield subset or part, ((f'{home}[{part}]:{i}', row)
-                                   for i, row in enumerate(loaded[part]))
+            yield subset or part, sources.numbered(f'{home}[{part}]', loaded[part])
 
 
 def _question(where: str, row: Mapping[str, Any], responses: Iterable[Any], subset: str, *,

@@ -84,6 +84,17 @@ def parse_rule(text: str) -> Rule:
                          'mean-std:k') from error
 
 
+def check_alone(rule: Rule) -> None:
+    """Checks that a rule scores a response whatever others there are.
+
+    Raises:
+      ValueError: it needs a `Scale`.
+    """
+    if rule.kind == 'mean-std':
+        raise ValueError(f'rule {rule.name!r} needs a scale of other responses, expected mean, '
+                         'quantile:tau or cvar:alpha')
+
+
 class Scale(NamedTuple):
     """One unit of reward and one of spread, for 'mean-std'.
 

@@ -37,9 +37,7 @@ class RewardFunction:
     """
 
     def __init__(self, model: RewardModel, rule: Rule, name: str = ''):
-        if rule.kind == 'mean-std':
-            raise ValueError(f'rule {rule.name!r} needs a scale of other responses, expected mean, '
-                             'quantile:tau or cvar:alpha')
+        selection.check_alone(rule)
         self.model, self.rule = model, rule
         self.__name__ = name or 'qrm_' + re.sub(r'\W', '_', rule.name)
 

@@ -116,9 +116,9 @@ class ScoreAnswer(Answer):
 def _ask_score(request: ScoreRequest, served: Served) -> Asked:
     try:
         rule = selection.parse_rule(request.rule) if request.rule else served.rule
+        selection.check_alone(rule)
     except ValueError as error:
         raise DataError(str(error)) from error
-    check_rule(rule)
 
     def answer(scored: Scored) -> ScoreAnswer:
         return ScoreAnswer(
@@ -129,17 +129,6 @@ def _ask_score(request: ScoreRequest, served: Served) -> Asked:
 
     return Asked([_continued(request.prompt, response, f'responses[{i}]')
                   for i, response in enumerate(request.responses)], answer, rule)
-
-
-def check_rule(rule: Rule) -> None:
-    """Checks that a rule gives a response a reward whatever else is asked.
-
-    Raises:
-      DataError: it does not.
-    """
-    if rule.kind == 'mean-std':
-        raise DataError(f'rule {rule.name!r} needs a scale of other responses, expected mean, '
-                        'quantile:tau or cvar:alpha')
 
 
 # --- OpenRLHF, slime -----------------------------------------------------------------------------

@@ -478,13 +478,6 @@ _TRUTH = {'w1_shift': 'W1, shifted', 'w1_affine': 'W1, affine', 'coverage_mae': 
           'spread_correlation': 'spread correlation', 'outer_rank': 'rank(q_low, mean)'}
 
 
-def _interval(cell: Mapping[str, Any], *, sign: str = '') -> str:
-    if cell['value'] is None:
-        return '-'
-    low, high = (f'{cell[key]:{sign}.3f}' for key in ('low', 'high'))
-    return f'{cell["value"]:{sign}.3f} [{low}, {high}]'
-
-
 def _model_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     chosen = any(len(row['held_out']) > 1 for row in rows)
     lines = [['model', 'head', 'objective', 'parameters', 'ms a step'] + ['reads'] * chosen]
@@ -512,14 +505,16 @@ def _column_lines(rows: list[dict[str, Any]], labels: Mapping[str, str], names: 
     for row in rows:
         cells = [row['columns'][name] for name in names]
         lines.append([row['model'], *(
-            _interval(c['difference'], sign='+') if difference else _interval(c) for c in cells)])
+            tables.enclosed(c['difference'], sign='+') if difference else tables.enclosed(c)
+            for c in cells)])
     return lines
 
 
 def _part_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     lines = [['model', 'Gaussian', 'within pairs', 'between pairs', 'unequal variances']]
-    return lines + [[row['model'], *(_interval(cell, sign='+') for cell in row['parts'].values())]
-                    for row in rows]
+    return lines + [
+        [row['model'], *(tables.enclosed(cell, sign='+') for cell in row['parts'].values())]
+        for row in rows]
 
 
 def _truth_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
@@ -538,6 +533,7 @@ def _mechanism_lines(rows: list[dict[str, Any]],
     names = {name: e['label'] if e['is_kl'] else f'(!) {e["label"]}'
              for name, e in estimators.items()}
     lines = [['lambda', 'accuracy', 'std of rewards', *names.values()]]
-    lines += [[f'{row["lambda"]:g}', _interval(row['accuracy']), _interval(row['reward_std']),
+    lines += [[f'{row["lambda"]:g}', tables.enclosed(row['accuracy']),
+               tables.enclosed(row['reward_std']),
                *(f'{row["kl"][name]:.3f}' for name in names)] for row in rows]
     return lines

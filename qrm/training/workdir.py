@@ -26,6 +26,8 @@ import ml_collections
 import numpy as np
 from jax.experimental import multihost_utils
 
+from qrm.data.seen import Seen
+
 # Sections and keys that may differ when a run is resumed, as they do not change its course: data
 # and frozen weights are known by their content, wherever they are; with another sharding, as on
 # another number of devices, it rounds differently.
@@ -280,6 +282,19 @@ class Metrics:
         self._file.close()
         if self._board:
             self._board.close()
+
+
+def read_seen(workdir: str) -> Seen:
+    """What the training rows of a run are recognised by.
+
+    Raises:
+      WorkdirError: there is nothing of the kind.
+    """
+    path = os.path.join(workdir, 'seen.npz')
+    try:
+        return Seen.from_arrays(read_arrays(path))
+    except (KeyError, ValueError) as error:
+        raise WorkdirError(f'{path}: not what a run has read ({error!r})') from error
 
 
 def read_metrics(workdir: str) -> list[dict[str, Any]]:

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from qrm.analysis import benchmarks
-from qrm.data import demo
+from qrm.data import demo, suites
 from qrm.data.comparisons import Comparison, DataError
+from qrm.data.seen import Seen
 from qrm.data.suites import Question
+from qrm.rewards import selection
 from tests.helpers import ROOT, small_reward_model
 
 REFERENCE = json.loads((ROOT / 'tests/reference/benchmarks.json').read_text())
@@ -111,8 +113,8 @@ def test_every_rule_beside_the_other_and_baselines(tmp_path, model, rows):
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     text = benchmarks.benchmark(
         model, 'reward-bench', str(tmp_path / 'rows.jsonl'),
-        rules=benchmarks.rules_of(['quantile:0.1', 'cvar:1']), output=str(tmp_path / 'out'),
-        replicates=50)
+        rules=[selection.parse_rule(rule) for rule in ('quantile:0.1', 'cvar:1')],
+        output=str(tmp_path / 'out'), replicates=50)
     result = json.loads((tmp_path / 'out/benchmark.json').read_text())
     lines = [json.loads(line) for line in (tmp_path / 'out/scores.jsonl').read_text().splitlines()]
     assert (tmp_path / 'out/benchmark.md').read_text() == text + '\n'
@@ -134,6 +136,14 @@ def test_every_rule_beside_the_other_and_baselines(tmp_path, model, rows):
     assert 'read as texts in turns' in text
 
 
+def test_questions_that_a_run_was_trained_on_are_counted(tmp_path, model, rows):
+    (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows[:5])))
+    asked = [q.comparison for q in suites.load('reward-bench', str(tmp_path / 'rows.jsonl'))]
+    text = benchmarks.benchmark(model, 'reward-bench', str(tmp_path / 'rows.jsonl'), rules=[],
+                                seen=Seen.of('', asked[:2]), replicates=20)
+    assert 'note 2: row this run was trained on' in text
+
+
 def test_few_prompts_have_no_interval(tmp_path, model, rows):
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows[:20] * 2)))
     benchmarks.benchmark(model, 'reward-bench', str(tmp_path / 'rows.jsonl'),
@@ -146,5 +156,3 @@ def test_few_prompts_have_no_interval(tmp_path, model, rows):
 def test_what_does_not_go_together(model):
     with pytest.raises(DataError, match='--prior=x with --suite=rm-bench, expected'):
         benchmarks.benchmark(model, 'rm-bench', 'y', rules=[], prior='x')
-    with pytest.raises(ValueError, match='needs a scale of other responses'):
-        benchmarks.rules_of(['mean-std:1'])

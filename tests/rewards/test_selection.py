@@ -82,6 +82,9 @@ def test_rules_that_cannot_be_read(text, match):
 
 
 def test_mean_std_needs_a_scale():
+    with pytest.raises(ValueError, match="rule 'mean-std:1' needs a scale of other responses"):
+        selection.check_alone(Rule('mean-std', 1.0))
+    selection.check_alone(Rule('cvar', 0.5))
     with pytest.raises(ValueError, match='needs a scale'):
         selection.scores(Rule('mean-std', 1.0), ATOMS)
 

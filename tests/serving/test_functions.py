@@ -4,21 +4,9 @@ import numpy as np
 import pytest
 
 import qrm
-from qrm.data import demo
 from qrm.data.comparisons import DataError
 from qrm.rewards import selection
 from qrm.serving.functions import RewardFunction
-from tests.helpers import small_reward_model
-
-
-@pytest.fixture(scope='module')
-def comparisons():
-    return demo.generate('helpful', 'train', 4, 0).comparisons
-
-
-@pytest.fixture(scope='module')
-def model(comparisons):
-    return small_reward_model(comparisons)
 
 
 @pytest.fixture(scope='module')

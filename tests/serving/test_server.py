@@ -18,26 +18,15 @@ import pytest
 from starlette.testclient import TestClient
 
 import qrm
-from qrm.data import demo
 from qrm.data.comparisons import DataError
 from qrm.rewards import selection
 from qrm.serving import export, protocols, server
 from qrm.serving.batching import Step
 from qrm.serving.server import Limits, Service
 from qrm.training.interruptions import NonFiniteLoss
-from tests.helpers import ROOT, command, small_reward_model
+from tests.helpers import ROOT, command
 
 MEAN = selection.parse_rule('mean')
-
-
-@pytest.fixture(scope='module')
-def comparisons():
-    return demo.generate('helpful', 'train', 4, 0).comparisons
-
-
-@pytest.fixture(scope='module')
-def model(comparisons):
-    return small_reward_model(comparisons)
 
 
 @pytest.fixture(scope='module')

@@ -35,6 +35,7 @@ from starlette.routing import Route as Endpoint
 
 from qrm.data.comparisons import DataError, in_a_line
 from qrm.data.tokens import Encoded
+from qrm.rewards import selection
 from qrm.rewards.selection import Rule
 from qrm.serving import protocols
 from qrm.serving.batching import Batcher, Dialogue, Overloaded, Scorer, Step
@@ -107,11 +108,14 @@ class Service:
       scorer: to warm up before anything is served.
       stopping: whether requests that come now are refused.
       running: how many requests are being answered.
+
+    Raises:
+      ValueError: the rule needs a scale of other responses.
     """
 
     def __init__(self, model: RewardModel, rule: Rule, name: str, *, batch_tokens: int = 1024,
                  limits: Limits | None = None, token: str = ''):
-        protocols.check_rule(rule)
+        selection.check_alone(rule)
         self.limits, self._token = limits or Limits(), token
         self.scorer = Scorer(model, batch_tokens)
         self._model = model

@@ -113,6 +113,11 @@ def test_what_is_asked_wrongly_is_told_in_a_line(client, method, path, body, sta
     assert '\n' not in answer.json()['error']
 
 
+def test_a_rule_that_needs_other_responses_is_no_reward(model):
+    with pytest.raises(ValueError, match="rule 'mean-std:1' needs a scale of other responses"):
+        Service(model, selection.parse_rule('mean-std:1'), 'small')
+
+
 def test_limits(model):
     limits = Limits(body_bytes=4000, texts=3, waiting_tokens=100)
     with serving(model, limits=limits) as (client, _):

@@ -115,16 +115,18 @@ def benchmark(
 
     Raises:
       DataError: there is no such suite, or it cannot be read.
+      WorkdirError: the folder cannot be made.
     """
     if as_chats is None:
         as_chats = model.reading.as_chats or _is_foreign_chat(model)
     model = dataclasses.replace(
         model, reading=dataclasses.replace(model.reading, as_chats=as_chats))
     questions, notes = _questions(suite, path, prior, data, workload)
-    found, cut = _scores(model, [q.comparison for q in questions],
-                         _asked(rules, model))
     protocol = PROTOCOLS[suite]
     cells = protocol.cells(questions)
+    if output:  # before anything is scored
+        workdir.make(output)
+    found, cut = _scores(model, [q.comparison for q in questions], _asked(rules, model))
     weights = _weights(questions, replicates, seed)
     columns = {name: _numbers(cells, _judge(protocol, questions, scores), weights, questions, level)
                for name, scores in (found | _lengths(questions)).items()}
@@ -184,10 +186,11 @@ def _questions(suite: str, path: str, prior: str, data: Any,
     found, without = suites.of_comparisons(comparisons)
     if not found:
         raise DataError(f'{data.path}: no comparison prefers one response to all others')
-    read = [f'{report.source}: {report.read} comparisons read', *(
-        f'  dropped {count}: {reason}' for reason, count in report.dropped.items())]
-    return found, [*read, *([f'{without} comparisons that prefer no response to all '
-                                           'others left out'] if without else [])]
+    notes = [f'{report.source}: {report.read} comparisons read']
+    notes += [f'  dropped {count}: {reason}' for reason, count in report.dropped.items()]
+    if without:
+        notes.append(f'{without} comparisons that prefer no response to all others left out')
+    return found, notes
 
 
 def _known(seen: Seen, comparisons: Sequence[Comparison]) -> list[str]:
@@ -268,7 +271,6 @@ def _random(protocol: Protocol, questions: Sequence[Question], cells: Sequence[C
 
 def _write(folder: str, result: Mapping[str, Any], text: str, questions: Sequence[Question],
            scores: Mapping[str, Sequence[np.ndarray]]) -> None:
-    workdir.make(folder)
     workdir.write_json(os.path.join(folder, 'benchmark.json'), result)
     workdir.write_text(os.path.join(folder, 'benchmark.md'), text + '\n')
     lines = (json.dumps({'id': q.comparison.id, 'subset': q.subset, 'right': q.right, **{

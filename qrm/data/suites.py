@@ -40,7 +40,6 @@ class Question(NamedTuple):
     kind: str = ''
 
 
-
 @dataclasses.dataclass(frozen=True)
 class Suite:
     """Where the questions of a benchmark are, and how they are read.
@@ -263,7 +262,7 @@ SUITES = {
     'prior-sets': Suite((('allenai/preference-test-sets', '', ''),), _pair),
     'reward-bench-2': Suite((('allenai/reward-bench-2', 'test', ''),), _best_of_four),
     'rm-bench': Suite((('THU-KEG/RM-Bench', 'train', ''),), _styles),
-    'judge-bench': Suite((('ScalerLab/JudgeBench', '', ''),), _judged),
+    'judge-bench': Suite((('ScalerLab/JudgeBench', 'gpt', ''),), _judged),
     'ppe-preference': Suite((('lmarena-ai/PPE-Human-Preference-V1', '', ''),), _preferred),
     'ppe-correctness': Suite(tuple(
         (f'lmarena-ai/PPE-{home}-Best-of-K', 'train', name) for name, home in _PPE.items()),

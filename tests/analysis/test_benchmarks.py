@@ -11,6 +11,7 @@ from qrm.data.comparisons import Comparison, DataError
 from qrm.data.seen import Seen
 from qrm.data.suites import Question
 from qrm.rewards import selection
+from qrm.training.workdir import WorkdirError
 from tests.helpers import ROOT, small_reward_model
 
 REFERENCE = json.loads((ROOT / 'tests/reference/benchmarks.json').read_text())
@@ -151,6 +152,17 @@ def test_few_prompts_have_no_interval(tmp_path, model, rows):
     result = json.loads((tmp_path / 'out/benchmark.json').read_text())
     assert result['cells']['average']['questions'] == 40
     assert result['cells']['average']['mean']['low'] is None
+
+
+def test_what_cannot_be_used_is_told_before_anything_is_scored(tmp_path, model, rows, monkeypatch):
+    monkeypatch.setattr(type(model), 'predict', None)
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(json.dumps(rows[0] | {'subset': 'new'}))
+    with pytest.raises(DataError, match="subset 'new', expected those of RewardBench"):
+        benchmarks.benchmark(model, 'reward-bench', str(path), rules=[])
+    path.write_text(json.dumps(rows[0]))
+    with pytest.raises(WorkdirError, match='rows.jsonl'):
+        benchmarks.benchmark(model, 'reward-bench', str(path), rules=[], output=str(path))
 
 
 def test_what_does_not_go_together(model):

@@ -25,16 +25,12 @@ from qrm.rewards import statistics
 from qrm.training import reward_model
 from qrm.training.reward_model import RewardModel
 
-_CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'The model, as of `qrm score`.')
-_INPUT = flags.DEFINE_string('input', None, 'File of comparisons, as of `qrm score`.')
-launch.define_outputs()
-
 REFERENCE = 'float32'
 
 
 def main() -> None:
-    model = reward_model.load(_CHECKPOINT.value, outputs=flags.FLAGS.outputs)
-    comparisons = read_comparisons(_INPUT.value)
+    model = reward_model.load(flags.FLAGS.checkpoint, outputs=flags.FLAGS.outputs)
+    comparisons = read_comparisons(flags.FLAGS.input)
     rewards = {}
     for name, variant in variants(model).items():
         print(f'scoring in {name}', flush=True)
@@ -104,5 +100,13 @@ def lines(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
                f'{row["accuracy"]:.3f}'] for row in rows)]
 
 
+def _define_flags() -> None:
+    """As the program begins: others that define the same names can be imported beside it."""
+    flags.DEFINE_string('checkpoint', None, 'The model, as of `qrm score`.')
+    flags.DEFINE_string('input', None, 'File of comparisons, as of `qrm score`.')
+    launch.define_outputs()
+
+
 if __name__ == '__main__':
+    _define_flags()
     launch.run(main, required=('checkpoint', 'input'))

@@ -29,12 +29,6 @@ from qrm.data.comparisons import Comparison, DataError
 from qrm.rewards import heads, metrics
 from qrm.training import config, workdir
 
-_PAGE = flags.DEFINE_string('page', '', 'Page to look at. Default: an invented one.')
-_BROWSER = flags.DEFINE_string('browser', '/usr/bin/chromium', 'Program of the browser.')
-_AXE = flags.DEFINE_string('axe', '', 'axe.min.js, to check accessibility with too.')
-_SHOTS = flags.DEFINE_string('shots', '', 'Folder for pictures. Default: none are taken.')
-_COMPARISONS = flags.DEFINE_integer('comparisons', report.LIMIT, 'Of the invented page.')
-
 VIEWS = [(f'{name}, {scheme}', {'width': width, 'height': height}, scheme)
          for name, width, height in (('desktop', 1280, 900), ('phone', 390, 844))
          for scheme in ('light', 'dark')]
@@ -97,12 +91,12 @@ def main() -> None:
         from playwright import sync_api
     except ImportError as error:
         raise DataError('needs the package playwright: pip install playwright') from error
-    for path in filter(None, (_PAGE.value, _BROWSER.value, _AXE.value)):
+    for path in filter(None, (flags.FLAGS.page, flags.FLAGS.browser, flags.FLAGS.axe)):
         if not os.path.exists(path):
             raise DataError(f'{path}: no such file')
     with tempfile.TemporaryDirectory() as folder, sync_api.sync_playwright() as player:
-        page = _PAGE.value or invented(folder, _COMPARISONS.value)
-        browser = player.chromium.launch(executable_path=_BROWSER.value, args=['--no-sandbox'])
+        page = flags.FLAGS.page or invented(folder, flags.FLAGS.comparisons)
+        browser = player.chromium.launch(executable_path=flags.FLAGS.browser, args=['--no-sandbox'])
         print(f'{os.path.getsize(page) / 1e6:.1f} MB, Chromium {browser.version}', flush=True)
         looks = [look(browser, page, *view) for view in VIEWS]
         browser.close()
@@ -115,7 +109,8 @@ def look(browser: Any, page: str, name: str, size: dict[str, int],
          scheme: str) -> dict[str, Any]:
     """What is found in one view of a page: name of a row -> cell."""
     # axe-core is a script that the page itself would not run.
-    context = browser.new_context(viewport=size, color_scheme=scheme, bypass_csp=bool(_AXE.value))
+    context = browser.new_context(viewport=size, color_scheme=scheme,
+                                  bypass_csp=bool(flags.FLAGS.axe))
     tab, messages, requests = context.new_page(), [], []
     tab.on('console', lambda message: messages.append(message.text))
     tab.on('pageerror', lambda error: messages.append(str(error)))
@@ -128,9 +123,9 @@ def look(browser: Any, page: str, name: str, size: dict[str, int],
     found = {'list is there, ms': round(ready), 'charts are there, ms': round(drawn)}
     found |= _times(tab)
     found['keys: stops reached, of'] = '{}, {}'.format(*_by_keys(tab))
-    if _SHOTS.value:
-        os.makedirs(_SHOTS.value, exist_ok=True)
-        stem = os.path.join(_SHOTS.value, name.replace(', ', '_'))
+    if flags.FLAGS.shots:
+        os.makedirs(flags.FLAGS.shots, exist_ok=True)
+        stem = os.path.join(flags.FLAGS.shots, name.replace(', ', '_'))
         for part in ('verdict', 'explorer'):
             tab.evaluate(f'() => document.getElementById("{part}").scrollIntoView()')
             tab.screenshot(path=f'{stem}_{part}.png')
@@ -140,8 +135,8 @@ def look(browser: Any, page: str, name: str, size: dict[str, int],
     if ratio < 4.5:
         print(f'{name}: contrast {ratio:.2f}: {where}')
     found['sticks out, pixels'] = tab.evaluate(_SIDEWAYS)
-    if _AXE.value:
-        tab.add_script_tag(path=_AXE.value)
+    if flags.FLAGS.axe:
+        tab.add_script_tag(path=flags.FLAGS.axe)
         violations = tab.evaluate('() => axe.run()')['violations']
         found['axe: violations'] = sum(len(rule['nodes']) for rule in violations)
         for rule in violations:
@@ -241,5 +236,15 @@ def _invented(seed: int, comparisons: Sequence[Comparison]) -> metrics.Predictio
         log_loss=-np.logaddexp(0.0, margin).astype(np.float32))
 
 
+def _define_flags() -> None:
+    """As the program begins: others that define the same names can be imported beside it."""
+    flags.DEFINE_string('page', '', 'Page to look at. Default: an invented one.')
+    flags.DEFINE_string('browser', '/usr/bin/chromium', 'Program of the browser.')
+    flags.DEFINE_string('axe', '', 'axe.min.js, to check accessibility with too.')
+    flags.DEFINE_string('shots', '', 'Folder for pictures. Default: none are taken.')
+    flags.DEFINE_integer('comparisons', report.LIMIT, 'Of the invented page.')
+
+
 if __name__ == '__main__':
+    _define_flags()
     launch.run(main)

@@ -37,20 +37,6 @@ from qrm.data.sources import read_comparisons
 from qrm.training import reward_model, workdir
 from qrm.training.schema import ConfigError
 
-_CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', None, 'Folder of a model, for both servers one of transformers with one label.')
-_INPUT = flags.DEFINE_string('input', None, 'File of comparisons of texts, as of `qrm score`.')
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results; a rerun overwrites them.')
-_MODE = flags.DEFINE_enum('mode', 'load', ('load', 'integrity'), 'What is measured.')
-_TORCH_PYTHON = flags.DEFINE_string(
-    'torch_python', '', "Python of an environment with torch and transformers; '': only qrm.")
-_CLIENTS = flags.DEFINE_list('clients', ['1', '8', '64'], 'Clients at once, one after the other.')
-_EACH = flags.DEFINE_integer(
-    'requests', 3, 'Of a client in a measurement, of all of them at least 16.', lower_bound=1)
-_ROUNDS = flags.DEFINE_integer('rounds', 1, 'Times that everything is measured.', lower_bound=1)
-_MAX_LENGTH = flags.DEFINE_integer('max_length', 1024, 'Tokens of a dialogue.', lower_bound=8)
-_ANSWERS = flags.DEFINE_integer('answers', 100_000, "Of 'integrity'.", lower_bound=10)
-
 _WORKER = Path(__file__).with_name('serving_worker.py')
 _RESPONSES = 16
 _FEWEST = 16  # requests of a measurement
@@ -133,20 +119,21 @@ class Client:
 
 
 def main() -> None:
-    comparisons = [c for c in read_comparisons(_INPUT.value)
+    values = flags.FLAGS
+    comparisons = [c for c in read_comparisons(values.input)
                    if all(isinstance(text, str) for text in (c.prompt, *c.responses))]
     if len(comparisons) < _RESPONSES:
-        raise DataError(f'{_INPUT.value}: {len(comparisons)} comparisons of texts, expected at '
+        raise DataError(f'{values.input}: {len(comparisons)} comparisons of texts, expected at '
                         f'least {_RESPONSES}')
-    with workdir.lock(_WORKDIR.value):
-        if _MODE.value == 'integrity':
-            print(integrity(_CHECKPOINT.value, comparisons, _WORKDIR.value, _ANSWERS.value,
-                            _MAX_LENGTH.value))
+    with workdir.lock(values.workdir):
+        if values.mode == 'integrity':
+            print(integrity(values.checkpoint, comparisons, values.workdir, values.answers,
+                            values.max_length))
             return
-        clients = [int(count) for count in _CLIENTS.value]
-        print(load(_CHECKPOINT.value, comparisons, _WORKDIR.value, torch_python=_TORCH_PYTHON.value,
-                   clients=clients, each=_EACH.value, rounds=_ROUNDS.value,
-                   max_length=_MAX_LENGTH.value))
+        clients = [int(count) for count in values.clients]
+        print(load(values.checkpoint, comparisons, values.workdir,
+                   torch_python=values.torch_python, clients=clients, each=values.requests,
+                   rounds=values.rounds, max_length=values.max_length))
 
 
 def load(checkpoint: str, comparisons: Sequence[Any], folder: str, *, torch_python: str,
@@ -377,5 +364,24 @@ def _wait(port: int, process: subprocess.Popen, log: str) -> None:
     raise ConfigError(f'{process.args[0]} serves nothing: {lines[-1]} (all of it: {log})')
 
 
+def _define_flags() -> None:
+    """As the program begins: others that define the same names can be imported beside it."""
+    flags.DEFINE_string(
+        'checkpoint', None,
+        'Folder of a model, for both servers one of transformers with one label.')
+    flags.DEFINE_string('input', None, 'File of comparisons of texts, as of `qrm score`.')
+    flags.DEFINE_string('workdir', None, 'Folder of the results; a rerun overwrites them.')
+    flags.DEFINE_enum('mode', 'load', ('load', 'integrity'), 'What is measured.')
+    flags.DEFINE_string(
+        'torch_python', '', "Python of an environment with torch and transformers; '': only qrm.")
+    flags.DEFINE_list('clients', ['1', '8', '64'], 'Clients at once, one after the other.')
+    flags.DEFINE_integer(
+        'requests', 3, 'Of a client in a measurement, of all of them at least 16.', lower_bound=1)
+    flags.DEFINE_integer('rounds', 1, 'Times that everything is measured.', lower_bound=1)
+    flags.DEFINE_integer('max_length', 1024, 'Tokens of a dialogue.', lower_bound=8)
+    flags.DEFINE_integer('answers', 100_000, "Of 'integrity'.", lower_bound=10)
+
+
 if __name__ == '__main__':
+    _define_flags()
     launch.run(main, required=('checkpoint', 'input', 'workdir'))

@@ -30,13 +30,6 @@ from qrm.studies import costs, speed
 from qrm.training import config, train, workdir
 from qrm.training.schema import ConfigError
 
-launch.define_config()
-_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the results; a rerun overwrites them.')
-_TRL_PYTHON = flags.DEFINE_string('trl_python', None, 'Python of an environment with TRL.')
-_ROUNDS = flags.DEFINE_integer('rounds', 3, 'Times that both are run, in turns.', lower_bound=1)
-_PER_DEVICE = flags.DEFINE_integer(
-    'per_device', 8, "Pairs of TRL's forward pass, dialogues of one in scoring.", lower_bound=1)
-
 _WORKER = Path(__file__).with_name('trl_worker.py')
 # Ratio -> where qrm's and the other's comparisons a second stand.
 _RATIOS = {
@@ -50,8 +43,9 @@ def main() -> None:
     # Only to read the data: the devices are for the processes that are timed.
     jax.config.update('jax_platforms', 'cpu')
     found = launch.config({**config.KEYS, **speed.KEYS}, speed.check)
-    print(compare(found, _WORKDIR.value, trl_python=_TRL_PYTHON.value, rounds=_ROUNDS.value,
-                  per_device=_PER_DEVICE.value, config_args=config_arguments(sys.argv[1:])))
+    values = flags.FLAGS
+    print(compare(found, values.workdir, trl_python=values.trl_python, rounds=values.rounds,
+                  per_device=values.per_device, config_args=config_arguments(sys.argv[1:])))
 
 
 def compare(config: Any, folder: str, *, trl_python: str, rounds: int, per_device: int,
@@ -229,5 +223,16 @@ def _rate(result: dict[str, Any], *path: str) -> float:
     return result['comparisons_per_second']['median']
 
 
+def _define_flags() -> None:
+    """As the program begins: others that define the same names can be imported beside it."""
+    launch.define_config()
+    flags.DEFINE_string('workdir', None, 'Folder of the results; a rerun overwrites them.')
+    flags.DEFINE_string('trl_python', None, 'Python of an environment with TRL.')
+    flags.DEFINE_integer('rounds', 3, 'Times that both are run, in turns.', lower_bound=1)
+    flags.DEFINE_integer(
+        'per_device', 8, "Pairs of TRL's forward pass, dialogues of one in scoring.", lower_bound=1)
+
+
 if __name__ == '__main__':
+    _define_flags()
     launch.run(main, required=('config', 'workdir', 'trl_python'))

@@ -1,6 +1,7 @@
 """Imports point one way: a wing imports from wings before it, a room from rooms before it."""
 
 import ast
+import importlib
 
 from tests.helpers import ROOT
 
@@ -80,3 +81,9 @@ def test_tests_mirror_the_wings():
     for path in (ROOT / 'tests').glob('*/test_*.py'):
         rooms = HOUSE.get(path.parent.name, [])
         assert path.stem.removeprefix('test_') in [*rooms, *OTHERS.get(path.parent.name, [])], path
+
+
+def test_programs_of_benchmarks_are_imported_beside_each_other():
+    """Each defines its flags as it begins, not when it is imported."""
+    for name in ('precision', 'report_page', 'serving', 'trl'):
+        assert callable(importlib.import_module(f'benchmarks.{name}').main)

@@ -88,6 +88,17 @@ def test_rm_bench_by_hand():
     assert found['mean of domains'] == pytest.approx((4 / 9 + 2 / 9) / 2)
 
 
+def test_rm_bench_as_its_own_code():
+    """`compute_accuracy` of its repository, on the same scores; the halves of safety are pooled."""
+    rows = REFERENCE['styles']
+    found = numbers('rm-bench', [question(row['domain'], 3, 3) for row in rows],
+                    [row['score_chosen'] + row['score_rejected'] for row in rows])
+    names = {'hard_acc': 'hard', 'normal_acc': 'normal', 'easy_acc': 'easy',
+             'total_avg_acc': 'mean of domains'}
+    for name, value in REFERENCE['styles_results'].items():
+        assert found[names.get(name, name)] == pytest.approx(value, rel=1e-12)
+
+
 def test_judge_bench_counts_all_alike_and_ppe_subsets():
     questions = [question('mmlu-pro'), question('mmlu-pro'), question('livecodebench')]
     scores = [(1, 0), (0, 0), (0, 1)]

@@ -114,9 +114,9 @@ def load_tokenizer(path: str, now: datetime.datetime | None = None,
     Raises:
       DataError: there is none at `path`, or its chat template is no function of the chat.
     """
-    kind = transformers.AutoTokenizer
-    if os.path.isfile(os.path.join(path, 'tokenizer.json')):
-        kind = transformers.PreTrainedTokenizerFast
+    whole = os.path.isfile(os.path.join(path, 'tokenizer.json'))
+    # Looking AutoTokenizer up reads the names of all models, which takes half a second.
+    kind = transformers.PreTrainedTokenizerFast if whole else transformers.AutoTokenizer
     try:
         tokenizer = kind.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # The library raises a different type for each way to fail.

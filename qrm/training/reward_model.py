@@ -6,6 +6,7 @@
 
 import dataclasses
 import datetime
+import functools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -128,7 +129,7 @@ class RewardModel:
         if not encoded:
             return Scores([], []), cut
         outputs = self.predict(encoded)
-        rewards, quantiles = _read(self.network.head, np.concatenate(outputs))
+        rewards, quantiles = jax.device_get(_read(self.network.head, np.concatenate(outputs)))
         stops = np.cumsum([len(x) for x in outputs])[:-1]
         return Scores(np.split(rewards, stops), np.split(quantiles, stops)), cut
 
@@ -271,9 +272,10 @@ def describe(workdir: str, model: RewardModel) -> None:
     })
 
 
-def _read(head: HeadConfig, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@functools.partial(jax.jit, static_argnums=0)
+def _read(head: HeadConfig, outputs: np.ndarray) -> tuple[jax.Array, jax.Array]:
     """Rewards [R] and quantiles [R, N] of raw outputs [R, outputs]."""
-    return (np.asarray(head.read(outputs).distribution.mean), np.asarray(head.quantiles(outputs)))
+    return head.read(outputs).distribution.mean, head.quantiles(outputs)
 
 
 def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:

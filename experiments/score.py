@@ -24,13 +24,14 @@ _ROW_LENGTH = flags.DEFINE_integer(
     'row_length', 0, 'Tokens of a packed row; has no effect on scores. 0: the default.',
     lower_bound=0)
 launch.define_model()
+launch.define_raw()
 
 
 def main() -> None:
     from qrm.serving import score
     from qrm.training import reward_model
 
-    model = launch.load_model(_CHECKPOINT.value)
+    model = launch.load_model(_CHECKPOINT.value, raw=flags.FLAGS.raw)
     model = reward_model.read_otherwise(model, append_eos=_APPEND_EOS.value,
                                         read_before=_READ_BEFORE.value)
     if _ROW_LENGTH.value:

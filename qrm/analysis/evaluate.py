@@ -191,7 +191,8 @@ def _load(config: Any, place: str, *, validation: bool, exchange: bool,
     is_run = reward_model.is_run(place)
     stored = stored_config(place)
     _check_changes(stored, config)
-    model = reward_model.load(place, step=config.evaluation.checkpoint, outputs=outputs,
+    # Win probabilities are those of the scale that was trained.
+    model = reward_model.load(place, step=config.evaluation.checkpoint, outputs=outputs, raw=True,
                               keep=features.place(config, place) if is_run else '')
     source = sources.read(config.data, config.workload)
     seen, same = None, False

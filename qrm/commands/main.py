@@ -11,6 +11,7 @@ COMMANDS = {
     'evaluate': 'metrics of a run on held-out data, and what its spread is worth',
     'report': 'a page to look at, of one run or several side by side',
     'score': 'scores responses with a trained reward model',
+    'normalise': 'gives the rewards of a run in use mean 0 and standard deviation 1',
     'benchmark': 'how often a reward model is right, on published benchmarks',
     'serve': 'answers over HTTP what the clients of other reward servers ask',
     'export': 'writes a reward model for transformers',

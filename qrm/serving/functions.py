@@ -19,6 +19,7 @@ import numpy as np
 from qrm.data.comparisons import Comparison, DataError
 from qrm.data.rows import parse_row
 from qrm.rewards import selection
+from qrm.rewards.normalisation import Rewards
 from qrm.rewards.selection import Rule
 from qrm.training import reward_model
 from qrm.training.reward_model import RewardModel
@@ -31,7 +32,7 @@ class RewardFunction:
     A reward does not depend on what else is in the call.
 
     Attributes:
-      model: the reward model.
+      model: the reward model; rewards are normalised if `model.normalisation` says so.
       rule: 'mean', a quantile or a CVaR.
       __name__: by which engines log it.
     """
@@ -76,18 +77,18 @@ class RewardFunction:
             _comparison(number, prompts[members[0]], [completions[i] for i in members])
             for number, members in enumerate(groups)])
         order = np.argsort([i for members in groups for i in members])
-        outputs = jnp.asarray(np.concatenate(self.model.predict(encoded))[order])
-        distribution = self.model.network.head.read(outputs).distribution
+        found = self.model.read(jnp.asarray(np.concatenate(self.model.predict(encoded))[order]))
+        distribution = found.distribution
         if (spread := np.asarray(distribution.std)).any():
-            self._log(outputs, spread, log_extra, log_metric)
+            self._log(found, spread, log_extra, log_metric)
         return np.asarray(selection.scores(self.rule, distribution), np.float64).tolist()
 
-    def _log(self, outputs: Any, spread: np.ndarray, log_extra: Callable[..., Any] | None,
+    def _log(self, found: Rewards, spread: np.ndarray, log_extra: Callable[..., Any] | None,
              log_metric: Callable[..., Any] | None) -> None:
         if log_metric:
             log_metric(f'{self.__name__}_std', float(spread.mean(dtype=np.float64)))
         if log_extra:
-            quantiles = np.sort(self.model.network.head.quantiles(outputs), axis=-1)
+            quantiles = np.sort(found.quantiles, axis=-1)
             low, high = self.model.taus[[0, -1]]
             log_extra(f'{self.__name__}_std', spread.tolist())
             log_extra(f'{self.__name__}_q{low:.2f}', quantiles[:, 0].tolist())

@@ -14,6 +14,7 @@ import pydantic
 from qrm.data.comparisons import Comparison, DataError
 from qrm.data.rows import parse_row
 from qrm.rewards import selection
+from qrm.rewards.normalisation import Normalisation
 from qrm.rewards.selection import Rule
 from qrm.serving.batching import Score
 
@@ -29,12 +30,14 @@ class Served(NamedTuple):
       levels: [N] of the quantiles.
       bos: text of the token that the tokenizer puts before each text by itself; '': none. Where a
         client has put it there already it is not doubled.
+      normalisation: of all rewards; None: they are raw.
     """
 
     name: str
     rule: Rule
     levels: list[float]
     bos: str = ''
+    normalisation: Normalisation | None = None
 
 
 class Scored(NamedTuple):
@@ -100,8 +103,18 @@ class ScoreRequest(Request):
     rule: str | None = None
 
 
+class Normalised(Answer):
+    """What was subtracted from raw rewards, and then divided by."""
+
+    mean: float
+    std: float
+
+
 class ScoreAnswer(Answer):
-    """For each response its reward, standard deviation and quantiles at the levels."""
+    """For each response its reward, standard deviation and quantiles at the levels.
+
+    `normalised` is there if they are.
+    """
 
     model: str
     rule: str
@@ -111,6 +124,7 @@ class ScoreAnswer(Answer):
     quantiles: list[list[float]]
     tokens: list[int]
     cut: int
+    normalised: Normalised | None = None
 
 
 def _ask_score(request: ScoreRequest, served: Served) -> Asked:
@@ -120,12 +134,14 @@ def _ask_score(request: ScoreRequest, served: Served) -> Asked:
     except ValueError as error:
         raise DataError(str(error)) from error
 
+    by = served.normalisation
+
     def answer(scored: Scored) -> ScoreAnswer:
         return ScoreAnswer(
             model=served.name, rule=rule.name, rewards=scored.rewards,
             stds=[score.std for score in scored.scores], levels=served.levels,
             quantiles=[score.quantiles for score in scored.scores], tokens=list(scored.tokens),
-            cut=scored.cut)
+            cut=scored.cut, normalised=by and Normalised(**by.as_dict()))
 
     return Asked([_continued(request.prompt, response, f'responses[{i}]')
                   for i, response in enumerate(request.responses)], answer, rule)

@@ -19,7 +19,8 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
     """Scores every row of a file, and writes a line for each, in order.
 
     A row has `prompt` + `response`, `prompt` + `responses` or `chosen` + `rejected`; its scores
-    are `{"rewards": [K], "quantiles": [K][N]}` in the order of the responses, chosen first.
+    are `{"rewards": [K], "quantiles": [K][N]}` in the order of the responses, chosen first; those
+    of a model that is normalised are, and `"normalised"` says by which `mean` and `std`.
 
     Args:
       model: the reward model.
@@ -36,8 +37,10 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
     _check_target(source, target)
     comparisons = read_comparisons(source)
     scores, cut = model.score_comparisons(comparisons)
+    by = model.normalisation
+    said = {'normalised': by.as_dict()} if by else {}
     content = ''.join(
-        json.dumps({'rewards': r.tolist(), 'quantiles': q.tolist()}, allow_nan=False) + '\n'
+        json.dumps({'rewards': r.tolist(), 'quantiles': q.tolist(), **said}, allow_nan=False) + '\n'
         for r, q in zip(scores.rewards, scores.quantiles, strict=True)
     ).encode()
     write_bytes(target, gzip.compress(content, mtime=0) if target.endswith('.gz') else content)
@@ -50,7 +53,7 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
             for key in unread_keys(comparison, model.tokenizer))))
     return '\n'.join([
         f'{target}: {len(comparisons)} rows, {count} responses scored, {cut} dialogues cut to '
-        f'{model.reading.max_length} tokens{crossing}',
+        f'{model.reading.max_length} tokens{crossing}{f", normalised: {by}" if by else ""}',
         *(f'  note {number}: {note}' for note, number in notes.items())])
 
 

@@ -120,7 +120,7 @@ class Service:
         self.scorer = Scorer(model, batch_tokens)
         self._model = model
         levels = [round(float(tau), 6) for tau in model.taus]
-        self.served = Served(name, rule, levels, _own_bos(model))
+        self.served = Served(name, rule, levels, _own_bos(model), model.normalisation)
         self._metrics = _Metrics()
         self._batcher = Batcher(self.scorer.step, self.limits.waiting_tokens, self._metrics.step)
         self._metrics.waiting.set_function(lambda: self._batcher.waiting)
@@ -154,8 +154,10 @@ class Service:
     async def _health(self, unused_request: Request) -> Response:
         if self.stopping:
             return JSONResponse({'status': 'stopping'}, 503)
+        by = self.served.normalisation
         return JSONResponse({'status': 'ok', 'model': self.served.name,
-                             'rule': self.served.rule.name})
+                             'rule': self.served.rule.name,
+                             **({'normalised': by.as_dict()} if by else {})})
 
     def _guarded(self, path: str, answer: Callable[[Request], Awaitable[Response]]
                  ) -> Callable[[Request], Awaitable[Response]]:
@@ -346,8 +348,10 @@ class _Server(uvicorn.Server):
         host, port = sockets[0].getsockname()[:2]
         place = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
         paths = ', '.join(dict.fromkeys(route.path for route in protocols.ROUTES))
-        print(f'http://{place}: {self._service.served.name}, rule '
-              f'{self._service.served.rule.name}; {paths}; /docs, /health, /metrics', flush=True)
+        served = self._service.served
+        by = f', normalised: {served.normalisation}' if served.normalisation else ''
+        print(f'http://{place}: {served.name}, rule {served.rule.name}{by}; {paths}; /docs, '
+              '/health, /metrics', flush=True)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self._service.stopping:  # a second signal

@@ -38,11 +38,10 @@ class Normalisation:
     std: float
 
     def __post_init__(self):
-        numbers = [x for x in (self.mean, self.std)
-                   if isinstance(x, (int, float)) and not isinstance(x, bool)]
-        smallest, largest = (float(x) for x in (np.finfo('f4').tiny, np.finfo('f4').max))
-        if len(numbers) < 2 or not (abs(self.mean) <= largest
-                                    and smallest <= self.std <= 1.0 / smallest):
+        numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool)
+                      for x in (self.mean, self.std))
+        smallest, largest = float(np.finfo('f4').tiny), float(np.finfo('f4').max)
+        if not (numbers and abs(self.mean) <= largest and smallest <= self.std <= 1.0 / smallest):
             raise ValueError(f'mean={self.mean!r} and std={self.std!r}, expected numbers, std '
                              'above 0')
 

@@ -28,6 +28,7 @@ from qrm.models.network import RewardNetwork
 from qrm.models.tuning import Tuning
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
+from qrm.rewards.normalisation import Normalisation
 from qrm.serving import export
 from qrm.training import reward_model, train
 from qrm.training.base import Base
@@ -244,6 +245,90 @@ def test_the_card_says_how_to_use_it(tokenizer, tmp_path):
         assert words in text
     export.export(model, str(tmp_path / 'm'))
     assert 'one label is the mean' in (tmp_path / 'm' / 'README.md').read_text()
+
+
+# Of models that are normalised.
+
+
+def normalised(model):
+    return dataclasses.replace(model, normalisation=Normalisation(-0.7, 0.25))
+
+
+def changed(folder, **settings):
+    """Changes a config.json; None: takes the key out."""
+    path = folder / 'config.json'
+    found = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+
+@pytest.mark.parametrize('family', ['llama', 'gpt2', 'bert', 'modernbert'])
+@pytest.mark.parametrize('kind', ['mean', 'quantiles'])
+def test_normalised_rewards_come_back(tokenizer, tmp_path, family, kind):
+    raw = make(tokenizer, family)
+    model, folder = normalised(raw), tmp_path / 'model'
+    message = export.export(model, str(folder), kind=kind)
+    rewards, quantiles = scored(raw)
+    before = quantiles if kind == 'quantiles' else rewards[:, None]
+    expected = (before.astype(np.float64) + 0.7) / 0.25
+    back = qrm.load(str(folder))
+    np.testing.assert_allclose(scored(back)[1], expected, rtol=1e-5, atol=1e-5)
+    assert back.normalisation == model.normalisation
+    # Win probabilities are of the rewards that were trained.
+    again = qrm.load(str(folder), raw=True)
+    np.testing.assert_allclose(scored(again)[1], before, rtol=1e-5, atol=1e-5)
+    export.export(back, str(tmp_path / 'again'), kind=kind)
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'again')))[1], expected, rtol=1e-5,
+                               atol=1e-5)
+    # What the tensors alone give, as transformers reads them.
+    changed(folder, qrm_mean=None, qrm_std=None, normalize_reward=None)
+    bias = family in ('bert', 'modernbert')
+    labels = expected if bias else before / 0.25
+    np.testing.assert_allclose(scored(qrm.load(str(folder)))[1], labels, rtol=1e-5, atol=1e-5)
+    by = 'labels are (reward + 0.7) / 0.25' if bias else (
+        'labels are reward / 0.25, and -2.8 is still to be subtracted, as '
+        f'{FAMILIES[family].classifier} has no bias')
+    assert f'; normalised: {by}' in message
+    assert f'- normalised: {by}' in (folder / 'README.md').read_text()
+
+
+def test_openrlhf_subtracts_what_weights_cannot(tokenizer, tmp_path):
+    """Its model computes (label - mean) / std, with those of config.json."""
+    model = normalised(make(tokenizer))
+    message = export.export(model, str(tmp_path / 'model'))
+    assert message.endswith('OpenRLHF with --reward.normalize_enable and qrm do it')
+    found = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert (found['normalize_reward'], found['std']) == (True, 1.0)
+    changed(tmp_path / 'model', qrm_mean=None, qrm_std=None, normalize_reward=None)
+    labels = scored(qrm.load(str(tmp_path / 'model')))[0]
+    np.testing.assert_allclose((labels - found['mean']) / found['std'], scored(model)[0],
+                               rtol=1e-5, atol=1e-5)
+
+
+def test_what_a_checkpoint_says_of_its_own_head_is_not_said_of_another(tokenizer, tmp_path):
+    """A run that started from a reward model of OpenRLHF has a head of its own."""
+    model = make(tokenizer)
+    started = dataclasses.replace(model, settings={
+        **model.settings, 'normalize_reward': True, 'mean': 3.0, 'std': 2.0,
+        'value_head_prefix': 'value_head', 'qrm_mean': 1.0, 'qrm_std': 5.0})
+    message = export.export(started, str(tmp_path / 'model'))
+    assert 'normalised' not in message + (tmp_path / 'model' / 'README.md').read_text()
+    found = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert not found.keys() & {'normalize_reward', 'mean', 'std', 'value_head_prefix', 'qrm_std'}
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'model')))[0], scored(model)[0],
+                               rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize('family', ['llama', 'bert'])
+def test_adapters_are_normalised_whatever_their_base_is(tokenizer, tmp_path, family):
+    model = adapted(tokenizer, tmp_path / 'base', family)
+    changed(tmp_path / 'base', qrm_mean=1.0, qrm_std=5.0, qrm_outputs='mean')
+    for one, name in ((model, 'raw'), (normalised(model), 'normalised')):
+        message = export.export(one, str(tmp_path / name), kind='adapter')
+        np.testing.assert_allclose(scored(qrm.load(str(tmp_path / name)))[1], scored(one)[1],
+                                   rtol=1e-4, atol=1e-4)
+    assert ('; normalised: labels are (reward + 0.7) / 0.25' if family == 'bert' else
+            '-2.8 is still to be subtracted, as LlamaForSequenceClassification has no bias; qrm '
+            'does it') in message
 
 
 # What a classifier can compute.

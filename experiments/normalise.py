@@ -17,7 +17,8 @@ _SPLIT = flags.DEFINE_string(
     'split', '', "In place of a file a split of the run's own data: train or validation.")
 _CLEAR = flags.DEFINE_bool('clear', False, 'Make rewards raw again.')
 _STEP = flags.DEFINE_string(
-    'step', 'best', "Which checkpoint of the run: 'best', 'last' or a step.")
+    'step', 'best', "Which checkpoint of the run: 'best', which `qrm score` and others use, 'last' "
+    'or a step.')
 _MAX_LENGTH = flags.DEFINE_integer(
     'max_length', 0, 'Tokens of the longest dialogue, longer ones are cut from the left. 0: the '
     "model's number of positions.", lower_bound=0)

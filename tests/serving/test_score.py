@@ -47,6 +47,8 @@ def test_files_are_scored_row_by_row_in_order(model, comparisons, tmp_path):
         np.testing.assert_allclose(row['rewards'], reference.rewards[i][:k], atol=1e-4)
         np.testing.assert_allclose(row['quantiles'], reference.quantiles[i][:k], atol=1e-4)
     assert [len(row['rewards']) for row in scored] == [2] * 6 + [1]
+    assert 'normalised' not in message
+    assert all(row.keys() == {'rewards', 'quantiles'} for row in scored)
 
 
 def test_a_row_that_cannot_be_scored_stops_with_its_line_and_writes_nothing(model, tmp_path):

@@ -294,10 +294,9 @@ def _normalised(model: RewardModel, outputs: str, whole: bool) -> str:
         return ''
     if _has_bias(model):
         return f'labels are {by}'
-    readers = ('OpenRLHF with --reward.normalize_enable and qrm do' if whole and outputs == 'mean'
-               else 'qrm does')
+    also = ", and config.json has it as OpenRLHF's mean" if whole and outputs == 'mean' else ''
     return (f'labels are reward / {by.std:g}, and {by.mean / by.std:g} is still to be subtracted, '
-            f'as {_family(model).classifier} has no bias; {readers} it')
+            f'as {_family(model).classifier} has no bias; qrm does it{also}')
 
 
 def _for_openrlhf(model: RewardModel, outputs: str) -> dict[str, Any]:

@@ -7,9 +7,10 @@ from tests.helpers import ROOT
 
 HOUSE = {
     'data': ['comparisons', 'rows', 'verdicts', 'formats', 'translate', 'files', 'phrases', 'demo',
-             'sources', 'convert', 'suites', 'seen', 'templates', 'tokens', 'packing'],
-    'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
-                'selection'],
+             'sources', 'convert', 'suites', 'seen', 'templates', 'orders', 'tokens',
+             'packing'],
+    'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'pairwise',
+                'metrics', 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',
                'transformer', 'network', 'checkpoint_heads', 'weights', 'adapters', 'smollm2'],
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',

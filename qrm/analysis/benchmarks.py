@@ -173,7 +173,8 @@ def _is_foreign_chat(model: RewardModel) -> bool:
 
 def _asked(rules: Sequence[Rule], model: RewardModel) -> list[Rule]:
     """The mean first; of a model without a spread the mean alone."""
-    if len(model.taus) == 1 or model.network.head.pairwise:
+    head = model.network.head
+    if head.pairwise or (head.name == 'scalar' and head.members == 1):
         return [Rule('mean')]
     return [Rule('mean'), *(rule for rule in rules if rule.kind != 'mean')]
 

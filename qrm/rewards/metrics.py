@@ -59,7 +59,12 @@ class Predictions(NamedTuple):
     label: np.ndarray
     log_win: np.ndarray
     log_loss: np.ndarray
-    order_log_odds: np.ndarray
+    order_log_odds: np.ndarray = np.zeros((0, 2), np.float32)
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether pairs were read together, so that rewards compare within a prompt alone."""
+        return len(self.order_log_odds) > 0
 
     @property
     def chosen(self) -> np.ndarray:
@@ -114,7 +119,7 @@ def predictions_of(
     label = np.concatenate([one.preference[tuple(own.T)]
                             for one, own in zip(judged, decided, strict=True)])
     ratings = np.concatenate([one.ratings for one in judged])
-    log_odds = np.zeros((0, 2))
+    log_odds = np.zeros((0, 2), np.float32)
     if head.pairwise:
         log_odds = np.concatenate([pairwise.in_both_orders(of_item)[tuple(own.T)]
                                    for of_item, own in zip(outputs, decided, strict=True)])
@@ -168,29 +173,30 @@ def summarise(predictions: Predictions) -> dict[str, float]:
     reward beats a random rejected one; `nll` (nats) and `ece` judge the predicted probability
     that the chosen side is preferred; `margin`, `reward_mean` and `reward_std` are in units of
     reward, and so is `crps`, the mean over rated responses; `crossing_rate` is the share of
-    neighbouring quantiles in the wrong order, before any sorting.
+    neighbouring quantiles in the wrong order, before any sorting. Of a pairwise model, whose
+    rewards compare within a prompt alone, `auc`, `reward_mean` and `reward_std` are left out.
     """
     p = predictions
     steps = np.diff(p.quantiles, axis=1)
-    rewards = p.means.astype(np.float64)
-    summary = {
-        'n': len(p.pairs),
-        'reward_mean': float(rewards.mean()),
-        'reward_std': float(rewards.std()),
-        'crossing_rate': float(np.mean(steps < 0)) if steps.size else 0.0,
-    }
+    summary = {'n': len(p.pairs),
+               'crossing_rate': float(np.mean(steps < 0)) if steps.size else 0.0}
+    if not p.pairwise:
+        rewards = p.means.astype(np.float64)
+        summary |= {'reward_mean': float(rewards.mean()), 'reward_std': float(rewards.std())}
     if len(p.pairs):
         log_win = p.log_win.astype(np.float64)
         chosen, rejected = p.rewards
-        is_chosen = np.repeat([True, False], len(chosen))
         summary |= {
             'accuracy': statistics.accuracy(chosen - rejected)(None),
-            'auc': statistics.auroc(np.concatenate([chosen, rejected]), is_chosen)(None),
             'nll': float(statistics.log_scores(log_win, p.log_loss, p.label).mean()),
             'ece': statistics.calibration_error(
                 *statistics.stated_and_observed(log_win, p.label))(None),
             'margin': float(np.mean(chosen - rejected)),
         }
+        if not p.pairwise:
+            is_chosen = np.repeat([True, False], len(chosen))
+            summary['auc'] = statistics.auroc(
+                np.concatenate([chosen, rejected]), is_chosen)(None)
     if np.isfinite(p.crps).any():
         summary['crps'] = float(np.nanmean(p.crps, dtype=np.float64))
     return summary

@@ -15,9 +15,9 @@ import scipy
 
 from qrm.data import orders
 
-LEAST = 1e-9  # probability below which one is taken for it, so that scores are finite
+LEAST = 1e-6  # probability below which one is taken for it, so that scores are finite
 _STEPS = 100  # of Newton's method, which takes a dozen
-_TOLERANCE = 1e-12  # of the gradient, in wins
+_TOLERANCE = 1e-9  # of a step, in log odds
 
 
 class Strengths(NamedTuple):
@@ -126,8 +126,6 @@ def bradley_terry(wins: np.ndarray) -> Strengths:
     for _ in range(_STEPS):
         expected = scipy.special.expit(scores[:, None] - scores[None, :])
         gradient = np.sum(wins - (wins + wins.T) * expected, axis=1)
-        if np.abs(gradient).max() < _TOLERANCE:
-            break
         weight = (wins + wins.T) * expected * expected.T
         # The constant that all scores share is free: it is held where it is.
         curvature = np.diag(weight.sum(axis=1)) - weight + weight.max() / k
@@ -135,6 +133,8 @@ def bradley_terry(wins: np.ndarray) -> Strengths:
         while likelihood(scores + step) < before and np.abs(step).max() > _TOLERANCE:
             step = step / 2.0
         scores = scores + step
+        if np.abs(step).max() < _TOLERANCE:
+            break
     return Strengths(scores - scores.mean(), limited)
 
 

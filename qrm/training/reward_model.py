@@ -186,7 +186,17 @@ class RewardModel:
                      if not np.isfinite(found).all()]:
             more = f' and {len(wrong) - _NAMED} more' if len(wrong) > _NAMED else ''
             raise NonFiniteLoss(f'{", ".join(wrong[:_NAMED])}{more}: a reward that is not finite')
-        return outputs
+        return [_tied(item, found) if item.candidates else found
+                for item, found in zip(encoded, outputs, strict=True)]
+
+
+def _tied(item: Encoded, outputs: np.ndarray) -> np.ndarray:
+    """The outputs of orders, the same for both of two equal responses, which rounding may part."""
+    source = np.arange(len(outputs))
+    for n in range(0, len(outputs), 2):
+        if np.array_equal(item.responses[n], item.responses[n + 1]):
+            source[n + 1] = n
+    return outputs[source]
 
 
 def load(

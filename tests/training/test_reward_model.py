@@ -211,7 +211,7 @@ def test_orders_have_the_outputs_that_each_has_alone(pairwise_model, many):
     packed, cut = pairwise_model.encode(many)
     alone = [dataclasses.replace(
         item, prompt=item.prompt[:0], responses=(np.concatenate([item.prompt, response]),),
-        preference=np.zeros((1, 1), np.float32), ratings=item.ratings[:1])
+        preference=np.zeros((1, 1), np.float32), ratings=item.ratings[:1], candidates=None)
         for item in packed for response in item.responses]
     outputs = np.concatenate(pairwise_model.predict(packed))
     assert cut == 0

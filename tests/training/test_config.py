@@ -28,7 +28,7 @@ from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, load_config
 
 # Keys of each config beside those of every run, and those that have keys of their own.
-RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'paper': {}, 'speed': speed.KEYS,
+RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'pairwise': {}, 'paper': {}, 'speed': speed.KEYS,
         'compare': compare.KEYS, 'published': published.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
           'campaign': campaign.KEYS, 'disagreement': disagreement.KEYS}

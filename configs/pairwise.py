@@ -2,6 +2,12 @@
 
     qrm train    --config=pairwise --workdir=results/pairwise
     qrm evaluate --workdir=results/pairwise
+
+Needs no download and takes about 2 minutes on 2 CPU cores. Expect a test accuracy of about .76 on
+the helpful workload, the mean of both orders, with a fifth of the pairs decided otherwise in the
+other order (the best possible accuracy is .763).
+
+With an argument, `--config=pairwise:harmless`, another workload.
 """
 
 from ml_collections import ConfigDict

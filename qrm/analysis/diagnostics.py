@@ -494,19 +494,22 @@ def _position(data: _Data, log_odds: np.ndarray) -> dict[str, Any]:
     'accuracy_first' and 'accuracy_second' are those of the orders in which the preferred response
     stands first, and second; 'accuracy' and 'nll' are of both orders of each pair together, 'nll'
     in nats beside 'nll_one_order', the mean over the orders by themselves. 'flips' is the share of
-    pairs that are decided otherwise in the other order, and 'first_log_odds' the mean log odds of
-    whichever stands first.
+    pairs that are decided otherwise in the other order, 'first_is_chosen' the share of orders that
+    are decided for whichever stands first, and 'first_log_odds' its mean log odds; a few large ones
+    may hide in that what most decisions show.
     """
-    names = ('accuracy', 'accuracy_first', 'accuracy_second', 'flips', 'first_log_odds', 'nll',
-             'nll_one_order')
+    names = ('accuracy', 'accuracy_first', 'accuracy_second', 'flips', 'first_is_chosen',
+             'first_log_odds', 'nll', 'nll_one_order')
     if not len(log_odds):
         reason = 'the model reads each response alone' if len(data.pairs) else None
         return {name: _of_pairs(data, _unless(reason, mean(np.zeros(1)))) for name in names}
     log_odds = log_odds.astype(np.float64)
     alone = np.mean([log_scores(*_log_sigmoids(one), data.label) for one in log_odds.T], axis=0)
+    first = halved_ties(log_odds * [1.0, -1.0]).mean(axis=1)
     statistics = (
         accuracy(log_odds.mean(axis=1)), accuracy(log_odds[:, 0]), accuracy(log_odds[:, 1]),
-        mean(pairwise.flips(log_odds).astype(np.float64)), mean(pairwise.first_log_odds(log_odds)),
+        mean(pairwise.flips(log_odds).astype(np.float64)), mean(first),
+        mean(pairwise.first_log_odds(log_odds)),
         mean(log_scores(data.log_win, data.log_loss, data.label)), mean(alone))
     return {name: _of_pairs(data, statistic)
             for name, statistic in zip(names, statistics, strict=True)}

@@ -222,13 +222,15 @@ def _says_prompt(diagnosis: Mapping[str, Any]) -> str:
 
 def _says_position(diagnosis: Mapping[str, Any]) -> str:
     found = diagnosis['position']
-    offset = found['first_log_odds']
+    share, offset = found['first_is_chosen'], found['first_log_odds']
     answer = 'Not known'
     if offset['low'] is not None:
-        answer = 'Yes' if _above(offset, 0.0) or _below(offset, 0.0) else 'Not shown'
-    return (f'{answer}: standing first is worth {_format(offset)} log odds (yes means an interval '
-            f'without 0), and the share {_format(found["flips"])} of the pairs is decided '
-            'otherwise in the other order. The accuracy is '
+        answer = 'Yes' if any(_above(number, even) or _below(number, even) for number, even in (
+            (share, 0.5), (offset, 0.0))) else 'Not shown'
+    return (f'{answer}: the first is chosen at a rate of {_format(share)}, and standing first is '
+            f'worth {_format(offset)} log odds (yes means an interval without 0.5, or without 0). '
+            f'The share {_format(found["flips"])} of the pairs is decided otherwise in the other '
+            'order. The accuracy is '
             f'{_format(found["accuracy_first"])} where the preferred response stands first, '
             f'{_format(found["accuracy_second"])} where it stands second, and '
             f'{_format(found["accuracy"])} of both orders together; the NLL is '

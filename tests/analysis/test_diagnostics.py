@@ -509,6 +509,7 @@ def test_what_the_place_is_worth_by_hand():
     assert values['accuracy_first'] == 1.0
     assert values['accuracy_second'] == 0.25
     assert values['flips'] == 0.75
+    assert values['first_is_chosen'] == (0.5 + 1 + 1 + 1) / 4
     assert values['first_log_odds'] == pytest.approx((1.0 + 1.5 + 2.5 + 1.0) / 4)
     assert values['nll'] == pytest.approx(np.mean(np.log1p(np.exp([-2.0, -0.5, 1.5, 0.0]))))
     assert values['nll_one_order'] == pytest.approx(
@@ -517,9 +518,23 @@ def test_what_the_place_is_worth_by_hand():
     assert diagnostics.position(pairs_in_both_orders(log_odds), **SETTINGS) == found
     text = verdict.verdict(diagnose(pairs_in_both_orders(log_odds), fits_ratings=False))
     paragraph = ' '.join(text.split('\n\n')[-1].split())
-    assert paragraph.startswith('Does it matter which response stands first? Yes: standing first '
-                                'is worth 1.500 [')
-    assert 'the share 0.750 [' in paragraph
+    assert paragraph.startswith('Does it matter which response stands first? Yes: the first is '
+                                'chosen at a rate of 0.875 [')
+    assert 'standing first is worth 1.500 [' in paragraph
+    assert 'The share 0.750 [' in paragraph
+
+
+def test_a_place_that_is_worth_nothing_on_average_may_matter():
+    def paragraph(log_odds):
+        text = verdict.verdict(diagnose(pairs_in_both_orders(log_odds), fits_ratings=False))
+        return ' '.join(text.split('\n\n')[-1].split())
+
+    # Most decisions are for the first, by little; some against it, by as much in all.
+    most = paragraph([[1.0, -1.0]] * 40 + [[-4.0, 4.0]] * 10)
+    assert 'stands first? Yes: the first is chosen at a rate of 0.800 [' in most
+    assert 'standing first is worth 0.000 [' in most
+    even = paragraph([[1.0, -1.0], [-1.0, 1.0]] * 25)
+    assert 'stands first? Not shown: the first is chosen at a rate of 0.500 [' in even
 
 
 def test_soft_labels_count_in_both_orders():

@@ -23,6 +23,10 @@ _APPEND_EOS = flags.DEFINE_bool(
 _ROW_LENGTH = flags.DEFINE_integer(
     'row_length', 0, 'Tokens of a packed row; has no effect on scores. 0: the default.',
     lower_bound=0)
+_AGGREGATE = flags.DEFINE_enum(
+    'aggregate', None, ('tournament', 'bradley-terry'),
+    'Of a pairwise model, what the score of a response is: tournament, the mean of its win '
+    'probabilities, or bradley-terry, by maximum likelihood. Default: tournament.')
 launch.define_model()
 launch.define_raw()
 
@@ -36,7 +40,7 @@ def main() -> None:
                                         read_before=_READ_BEFORE.value)
     if _ROW_LENGTH.value:
         model = dataclasses.replace(model, row_length=_ROW_LENGTH.value)
-    print(score.score_file(model, _INPUT.value, _OUTPUT.value))
+    print(score.score_file(model, _INPUT.value, _OUTPUT.value, _AGGREGATE.value or ''))
 
 
 if __name__ == '__main__':

@@ -7,9 +7,9 @@ from tests.helpers import ROOT
 
 HOUSE = {
     'data': ['comparisons', 'rows', 'verdicts', 'formats', 'translate', 'files', 'phrases', 'demo',
-             'sources', 'convert', 'suites', 'seen', 'templates', 'tokens', 'packing'],
+             'sources', 'convert', 'suites', 'seen', 'templates', 'orders', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'normalisation', 'losses', 'resampling', 'statistics',
-                'metrics', 'selection'],
+                'pairwise', 'metrics', 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',
                'transformer', 'network', 'checkpoint_heads', 'weights', 'adapters', 'smollm2'],
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',

@@ -283,6 +283,10 @@ def read_tokens(data: Any, model: RewardModel, comparisons: list[Comparison], re
 def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
     predictions = subject.predict(subject.test)
     summary = metrics.summarise(predictions)
+    settings = config.analysis
+    position = diagnostics.position(
+        predictions, replicates=settings.bootstrap, level=settings.level,
+        seed=settings.seed) if subject.model.network.head.pairwise else None
     if folder:
         if not jax.process_index():
             metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions,
@@ -290,7 +294,8 @@ def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
         workdir.write_json(os.path.join(folder, 'evaluation.json'), {
             'data': config.data.path, 'workload': config.workload,
             'head': subject.model.network.head.name, 'checkpoint': config.evaluation.checkpoint,
-            'metrics': summary, 'data_report': subject.report.as_dict(),
+            'metrics': summary, **({'position': position} if position else {}),
+            'data_report': subject.report.as_dict(),
             'config': {key: config[key].to_dict() for key in ('data', 'analysis')},
         })
     exchanged = subject.exchanged and subject.predict(subject.exchanged)

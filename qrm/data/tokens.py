@@ -17,6 +17,7 @@ import numpy as np
 import tokenizers
 import transformers
 
+from qrm.data import orders
 from qrm.data.comparisons import (
     Comparison,
     DataError,
@@ -34,6 +35,20 @@ _BATCH = 2048  # dialogues handed to the tokenizer at a time
 _REMEMBERED = 4  # sets of comparisons whose tokens are kept, as the runs of a study read the same
 
 
+class Candidates(NamedTuple):
+    """The K responses of a comparison that is read as orders of two of them, see `orders`.
+
+    Attributes:
+      preference: [K, K] float32, see `Comparison.preference_matrix`.
+      ratings: [K, A] float32, see `Comparison.rating_matrix`.
+      lengths: tokens of each.
+    """
+
+    preference: np.ndarray
+    ratings: np.ndarray
+    lengths: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """One comparison in tokens; dialogue k is `prompt` followed by `responses[k]`.
@@ -41,13 +56,15 @@ class Encoded:
     Attributes:
       id, group: as in `Comparison`.
       prompt: [P] int32, tokens shared by all dialogues.
-      responses: K arrays [R_k] int32 with R_k >= 1; the reward is read at the last token.
+      responses: K arrays [R_k] int32 with R_k >= 1; the reward is read at the last token. With
+        `candidates` these are orders of two responses, and so are those that all else is of.
       preference: [K, K] float32, see `Comparison.preference_matrix`.
       ratings: [K, A] float32, see `Comparison.rating_matrix`.
       margin, weight: as in `Comparison`.
       annotator: index of who judged, -1 if unknown.
       prompt_sizes: how many tokens at the start of each dialogue are those of its prompt alone, if
         anything reads it. Unlike the size of `prompt`, no other response changes it.
+      candidates: what is known of the responses that these are orders of; None: they are responses.
     """
 
     id: str
@@ -60,16 +77,22 @@ class Encoded:
     weight: float = 1.0
     annotator: int = -1
     prompt_sizes: tuple[int, ...] = ()
+    candidates: Candidates | None = None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each response."""
+        return tuple(map(len, self.responses))
 
     @property
     def size(self) -> int:
         """Tokens of the comparison with the prompt stored once."""
-        return len(self.prompt) + sum(map(len, self.responses))
+        return len(self.prompt) + sum(self.lengths)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest dialogue."""
-        return len(self.prompt) + max(map(len, self.responses))
+        return len(self.prompt) + max(self.lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +110,8 @@ class Reading:
         `transformers` reads classifiers before their padding token, also where that is EOS.
       share_prompt: lay the prompt out once for all responses, see `split_prompt`.
       size_prompt: find `Encoded.prompt_sizes`.
+      pair_template: what continues a prompt are two responses in one order, by this template, see
+        `orders`; '': a response.
     """
 
     max_length: int
@@ -96,6 +121,7 @@ class Reading:
     skipped: int | None = None
     share_prompt: bool = True
     size_prompt: bool = False
+    pair_template: str = ''
 
 
 def load_tokenizer(path: str, now: datetime.datetime | None = None,
@@ -192,8 +218,8 @@ def tokenize(
                         'append_eos is set; for BERT and others of its kind set '
                         'data.append_eos=False')
     texts: dict[bool, list[str]] = {True: [], False: []}  # plain or not -> dialogues
-    faults: dict[int, MalformedRow] = {}
-    for i, comparison in enumerate(comparisons):
+    read: list[Comparison | MalformedRow] = []
+    for comparison in comparisons:
         try:
             comparison = as_read(comparison, reading)
             plainly = isinstance(comparison.prompt, str)
@@ -201,16 +227,17 @@ def tokenize(
                 comparison.prompt + response if plainly else
                 render(comparison, response, tokenizer, whole=reading.rendered_chats)
                 for response in comparison.responses]
+            read.append(comparison)
         except MalformedRow as error:
-            faults[i] = error
+            read.append(error)
     source = {plainly: _ids(some, tokenizer, add_special_tokens=plainly)
               for plainly, some in texts.items()}
     result: list[list[Ids] | MalformedRow] = []
-    for i, comparison in enumerate(comparisons):
-        if i in faults:
-            result.append(faults[i])
+    for comparison in read:
+        if isinstance(comparison, MalformedRow):
+            result.append(comparison)
             continue
-        plainly = isinstance(comparison.prompt, str) and not reading.as_chats
+        plainly = isinstance(comparison.prompt, str)
         dialogues = [next(source[plainly]) for _ in comparison.responses]
         refused = [ids for ids in dialogues if isinstance(ids, Exception)]
         if refused:
@@ -229,12 +256,16 @@ def tokenize(
 
 
 def as_read(comparison: Comparison, reading: Reading) -> Comparison:
-    """A comparison as it is read: texts, chats, or texts as chats.
+    """A comparison as it is read: texts, chats, or texts as chats; if so, its orders of two.
 
     Raises:
-      MalformedRow: see `rows.as_chat`.
+      MalformedRow: see `rows.as_chat` and `orders.as_orders`.
     """
-    return as_chat(comparison) if reading.as_chats else comparison
+    if reading.as_chats:
+        comparison = as_chat(comparison)
+    if reading.pair_template:
+        comparison = orders.as_orders(comparison, reading.pair_template)
+    return comparison
 
 
 def prompt_sizes(
@@ -319,7 +350,7 @@ def encode(
         if isinstance(tokenised, MalformedRow):
             report.drop_malformed(tokenised)
             continue
-        dialogues, sizes, unread = tokenised
+        dialogues, sizes, lengths, unread = tokenised
         report.notes.update(f'{key} not used by the chat template' for key in unread)
         preference = comparison.preference_matrix()
         rating = comparison.rating_matrix(attributes)
@@ -335,6 +366,7 @@ def encode(
         if named and comparison.annotator is None:
             report.dropped['annotator not named'] += 1
             continue
+        preference, rating, candidates = _judged(preference, rating, reading, lengths)
         prompt, responses = split_prompt(dialogues)
         lead = _lead(prompt, tokenizer)
         excess = len(prompt) + max(map(len, responses)) - max_length
@@ -350,7 +382,8 @@ def encode(
                 report.drop_malformed(error)
                 continue
             if excess > min(known, len(prompt)) - lead:
-                reason = 'a dialogue' if overlong == 'drop' else 'a response alone'
+                reason = ('a dialogue' if overlong == 'drop' else
+                          'a response alone' if candidates is None else 'a pair alone')
                 report.dropped[f'{reason} is longer than {max_length} tokens'] += 1
                 continue
             report.truncated += 1
@@ -361,7 +394,8 @@ def encode(
         encoded = Encoded(comparison.id, comparison.group, prompt, responses, preference, rating,
                           comparison.margin, comparison.weight,
                           index_of.get(comparison.annotator, -1),
-                          tuple(_size_after_cut(size, lead, excess) for size in sizes))
+                          tuple(_size_after_cut(size, lead, excess) for size in sizes),
+                          candidates)
         kept.append(encoded)
         report.tied += bool((preference == 0.5).any())
         report.dialogue_tokens += len(prompt) * len(responses) + sum(map(len, responses))
@@ -389,8 +423,12 @@ def encode_to_score(
       The encoded comparisons, in order, and how many dialogues were cut.
 
     Raises:
-      DataError: see `tokenize`; or the chat template or the tokenizer refuses one.
+      DataError: see `tokenize`; the chat template or the tokenizer refuses one; or there is one
+        response where two are read together.
     """
+    if reading.pair_template and (alone := [c for c in comparisons if len(c.responses) < 2]):
+        raise DataError(f'{alone[0].place}: one response to a prompt, expected two or more, as a '
+                        'pairwise model compares them')
     result, cut, max_length = [], 0, reading.max_length
     dialogues_of = tokenize(comparisons, tokenizer, reading)
     for comparison, dialogues in zip(comparisons, dialogues_of, strict=True):
@@ -406,10 +444,41 @@ def encode_to_score(
             [np.delete(ids, np.s_[lead:lead + max(excess, 0)])
              for ids, lead, excess in zip(dialogues, leads, excesses, strict=True)],
             share=reading.share_prompt)
-        result.append(Encoded(comparison.id, comparison.group, prompt, responses,
-                              comparison.preference_matrix(),
-                              comparison.rating_matrix(attributes), prompt_sizes=sizes))
+        lengths = _candidate_lengths(comparison, tokenizer, reading)
+        preference, rating, candidates = _judged(
+            comparison.preference_matrix(), comparison.rating_matrix(attributes), reading, lengths)
+        result.append(Encoded(comparison.id, comparison.group, prompt, responses, preference,
+                              rating, prompt_sizes=sizes, candidates=candidates))
     return result, cut
+
+
+def _judged(
+    preference: np.ndarray, ratings: np.ndarray, reading: Reading, lengths: tuple[int, ...]
+) -> tuple[np.ndarray, np.ndarray, Candidates | None]:
+    """What is known of all that is read: of responses, or of orders and the candidates in them."""
+    if not reading.pair_template:
+        return preference, ratings, None
+    of_orders = orders.preference(preference)
+    return (of_orders, np.full((len(of_orders), ratings.shape[1]), np.nan, np.float32),
+            Candidates(preference, ratings, lengths))
+
+
+def _candidate_lengths(
+    comparison: Comparison, tokenizer: Tokenizer, reading: Reading
+) -> tuple[int, ...]:
+    """Tokens of each response by itself, where the tokens of dialogues are those of two.
+
+    Raises:
+      MalformedRow: see `as_read`.
+    """
+    if not reading.pair_template:
+        return ()
+    texts = orders.response_texts(as_chat(comparison) if reading.as_chats else comparison)
+    found = list(_ids(texts, tokenizer, add_special_tokens=False))
+    if refused := [ids for ids in found if isinstance(ids, Exception)]:
+        raise MalformedRow(f'{comparison.place}: the tokenizer refuses a response '
+                           f'({in_a_line(refused[0])})')
+    return tuple(map(len, found))
 
 
 def has_preferred(encoded: Iterable[Encoded]) -> bool:
@@ -439,11 +508,13 @@ class _Tokenised(NamedTuple):
     Attributes:
       dialogues: see `tokenize`.
       sizes: `prompt_sizes`, if the reading says so.
+      lengths: of `Candidates`, if there are any.
       unread: see `unread_keys`.
     """
 
     dialogues: list[Ids]
     sizes: tuple[int, ...]
+    lengths: tuple[int, ...]
     unread: list[str]
 
 
@@ -461,13 +532,13 @@ def _remembered(
     def complete(comparison: Comparison, dialogues: list[Ids] | MalformedRow):
         if isinstance(dialogues, MalformedRow):
             return dialogues
-        comparison = as_read(comparison, reading)
+        read = as_read(comparison, reading)
         try:
-            sizes = (prompt_sizes(comparison, dialogues, tokenizer) if reading.size_prompt
-                     else ())
+            sizes = prompt_sizes(read, dialogues, tokenizer) if reading.size_prompt else ()
+            lengths = _candidate_lengths(comparison, tokenizer, reading)
         except MalformedRow as error:
             return error
-        return _Tokenised(dialogues, sizes, unread_keys(comparison, tokenizer))
+        return _Tokenised(dialogues, sizes, lengths, unread_keys(read, tokenizer))
 
     def make() -> list[_Tokenised | MalformedRow]:
         return list(map(complete, comparisons, tokenize(comparisons, tokenizer, reading)))

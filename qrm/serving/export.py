@@ -28,7 +28,7 @@ from qrm.models.families import Family
 from qrm.models.tuning import stack_blocks
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
-from qrm.training.reward_model import RewardModel, merged
+from qrm.training.reward_model import RewardModel, check_alone, merged
 from qrm.training.workdir import write_text
 
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
@@ -64,8 +64,10 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
       A line that says what was done.
 
     Raises:
-      DataError: the folder exists, or a classifier cannot compute this model's rewards.
+      DataError: the folder exists, or a classifier cannot compute this model's rewards, as of a
+        pairwise model, which has none of a response alone.
     """
+    check_alone(model)
     if os.path.exists(folder):
         raise DataError(f'{folder}: exists, expected a folder to be made')
     outputs, write = kind, _write_classifier

@@ -41,7 +41,7 @@ from qrm.serving import protocols
 from qrm.serving.batching import Batcher, Dialogue, Overloaded, Scorer, Step
 from qrm.serving.protocols import Asked, Route, Scored, Served
 from qrm.training.interruptions import NonFiniteLoss
-from qrm.training.reward_model import RewardModel
+from qrm.training.reward_model import RewardModel, check_alone
 
 TOKEN_VARIABLE = 'QRM_SERVE_TOKEN'
 _DISTRIBUTION = 'qrm-jax'
@@ -111,11 +111,13 @@ class Service:
 
     Raises:
       ValueError: the rule needs a scale of other responses.
+      DataError: the model scores no response alone.
     """
 
     def __init__(self, model: RewardModel, rule: Rule, name: str, *, batch_tokens: int = 1024,
                  limits: Limits | None = None, token: str = ''):
         selection.check_alone(rule)
+        check_alone(model)
         self.limits, self._token = limits or Limits(), token
         self.scorer = Scorer(model, batch_tokens)
         self._model = model

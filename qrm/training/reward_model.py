@@ -32,7 +32,7 @@ from qrm.models.lora import Lora, Module
 from qrm.models.lora import merge as merge_adapters
 from qrm.models.network import Params, RewardNetwork
 from qrm.models.tuning import Tuning, stack_blocks
-from qrm.rewards import losses
+from qrm.rewards import losses, pairwise
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.normalisation import Normalisation, Rewards
 from qrm.training import features, inference
@@ -125,17 +125,11 @@ class RewardModel:
             it, also if they begin with the same words.
 
         Raises:
-          DataError: the two differ in length, or hold something that is no text.
+          DataError: the two differ in length, or hold something that is no text; or the model
+            scores no response alone, see `compare`.
         """
-        if isinstance(prompts, str) or isinstance(responses, str):
-            raise DataError('got one text, expected a list of prompts and a list of responses')
-        if len(prompts) != len(responses):
-            raise DataError(f'{len(prompts)} prompts and {len(responses)} lists of responses')
+        comparisons = _comparisons(prompts, responses)
         single = [isinstance(response, str) for response in responses]
-        comparisons = []
-        for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
-            row = {'prompt': prompt, 'responses': [given] if single[i] else given}
-            comparisons.append(parse_row(row, f'prompts[{i}]', literal=True))
         scores, _ = self.score_comparisons(comparisons)
         return Scores(
             rewards=[float(r[0]) if one else r
@@ -144,8 +138,36 @@ class RewardModel:
                        for q, one in zip(scores.quantiles, single, strict=True)],
         )
 
+    def compare(self, prompts: Sequence[Any], responses: Sequence[Any]) -> list[np.ndarray]:
+        """Win probabilities [K, K] of the responses to each prompt, of a pairwise model.
+
+        Args:
+          prompts: n texts or lists of chat messages.
+          responses: for each prompt a list of K >= 2 responses, which continue it.
+
+        Raises:
+          DataError: the two differ in length, hold something that is no text, or one response; or
+            the model is not pairwise.
+        """
+        if not self.network.head.pairwise:
+            raise DataError(f'a model with the {self.network.head.name} head scores each response '
+                            'alone, expected a pairwise one to compare them')
+        return self.win_probabilities(_comparisons(prompts, responses))[0]
+
+    def win_probabilities(
+        self, comparisons: Sequence[Comparison]
+    ) -> tuple[list[np.ndarray], int]:
+        """Of each comparison, see `pairwise.win_probabilities`; and how many orders were cut."""
+        encoded, cut = self.encode(comparisons)
+        return list(map(pairwise.win_probabilities, self.predict(encoded))), cut
+
     def score_comparisons(self, comparisons: Sequence[Comparison]) -> tuple[Scores, int]:
-        """Scores [K] of each comparison, in order, and how many dialogues were cut."""
+        """Scores [K] of each comparison, in order, and how many dialogues were cut.
+
+        Raises:
+          DataError: the model scores no response alone, or see `encode`.
+        """
+        check_alone(self)
         encoded, cut = self.encode(comparisons)
         if not encoded:
             return Scores([], []), cut
@@ -156,7 +178,11 @@ class RewardModel:
         return Scores(np.split(rewards, stops), np.split(quantiles, stops)), cut
 
     def encode(self, comparisons: Sequence[Comparison]) -> tuple[list[Encoded], int]:
-        """The comparisons in tokens, for `predict`, and how many dialogues were cut."""
+        """The comparisons in tokens, for `predict`, and how many dialogues were cut.
+
+        Raises:
+          DataError: see `tokens.encode_to_score`.
+        """
         return encode_to_score(comparisons, self.tokenizer, self.reading,
                                attributes=self.network.head.attributes)
 
@@ -183,11 +209,21 @@ class RewardModel:
                      if not np.isfinite(found).all()]:
             more = f' and {len(wrong) - _NAMED} more' if len(wrong) > _NAMED else ''
             raise NonFiniteLoss(f'{", ".join(wrong[:_NAMED])}{more}: a reward that is not finite')
-        return outputs
+        return [_tied(item, found) if item.candidates else found
+                for item, found in zip(encoded, outputs, strict=True)]
 
     def read(self, outputs: jax.Array) -> Rewards:
         """What raw outputs [..., outputs] stand for in use: normalised, if this model is."""
         return Rewards(self.network.head, outputs, self.normalisation)
+
+
+def _tied(item: Encoded, outputs: np.ndarray) -> np.ndarray:
+    """The outputs of orders, the same for both of two equal responses, which rounding may part."""
+    source = np.arange(len(outputs))
+    for n in range(0, len(outputs), 2):
+        if np.array_equal(item.responses[n], item.responses[n + 1]):
+            source[n + 1] = n
+    return outputs[source]
 
 
 def load(
@@ -231,6 +267,29 @@ def load(
     kept = model.features and dataclasses.replace(model.features, network=network)
     model = dataclasses.replace(model, network=network, reading=reading, features=kept)
     return merged(model) if merge and not kept else model
+
+
+def check_alone(model: RewardModel) -> None:
+    """Checks that a model scores a response whatever others there are.
+
+    Raises:
+      DataError: it compares two responses.
+    """
+    if model.network.head.pairwise:
+        raise DataError('a pairwise model compares two responses and scores none alone: expected a '
+                        'model with another head here (`qrm score --aggregate`, `qrm.reward` and '
+                        '`compare` of the loaded model take this one)')
+
+
+def _comparisons(prompts: Sequence[Any], responses: Sequence[Any]) -> list[Comparison]:
+    """The responses to each prompt, as `RewardModel.score` takes them."""
+    if isinstance(prompts, str) or isinstance(responses, str):
+        raise DataError('got one text, expected a list of prompts and a list of responses')
+    if len(prompts) != len(responses):
+        raise DataError(f'{len(prompts)} prompts and {len(responses)} lists of responses')
+    return [parse_row({'prompt': prompt, 'responses': [given] if isinstance(given, str) else given},
+                      f'prompts[{i}]', literal=True)
+            for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))]
 
 
 def is_run(path: str) -> bool:

@@ -364,6 +364,7 @@ def test_what_cannot_be_exported_is_refused(tokenizer, tmp_path):
         (HeadConfig('quantile', 2, attributes=('a', 'b')), 'a gate weighs attributes'),
         (HeadConfig('quantile', 2, reads=('last', 'mean')), 'the head reads last, mean'),
         (HeadConfig('scalar', bias=True), 'the head has a bias'),
+        (HeadConfig('pairwise'), 'a pairwise model compares two responses and scores none alone'),
     ):
         with pytest.raises(DataError, match=message):
             export.export(make(tokenizer, head=head), folder)

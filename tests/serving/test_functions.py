@@ -5,7 +5,7 @@ import pytest
 
 import qrm
 from qrm.data.comparisons import DataError
-from qrm.rewards import selection
+from qrm.rewards import pairwise, selection
 from qrm.serving.functions import RewardFunction
 
 
@@ -108,3 +108,28 @@ def test_what_cannot_be_answered_is_refused(model, comparisons):
         qrm.reward('nowhere', rule='median')
     with pytest.raises(DataError, match='nowhere'):
         qrm.reward('./nowhere')
+
+
+@pytest.mark.parametrize('aggregate', ['', 'bradley-terry'])
+def test_a_pairwise_model_rewards_groups_of_completions(pairwise_model, comparisons, aggregate):
+    prompts = [c.prompt for c in comparisons[:2] for _ in range(3)]
+    completions = [*comparisons[0].responses, ' Yes.', *comparisons[1].responses, ' No.']
+    order = [3, 0, 4, 1, 2, 5]
+    function = rewarded(pairwise_model, aggregate=aggregate)
+    found = function(*([texts[i] for i in order] for texts in (prompts, completions)))
+    wins = pairwise_model.compare([prompts[0], prompts[3]], [completions[:3], completions[3:]])
+    expected = np.concatenate([pairwise.aggregate(one, aggregate or 'tournament').scores
+                               for one in wins])
+    np.testing.assert_allclose(found, expected[order], atol=1e-5)
+    assert function.__name__ == f'qrm_{(aggregate or "tournament").replace("-", "_")}'
+
+
+def test_what_a_pairwise_model_cannot_reward_is_refused(model, pairwise_model):
+    with pytest.raises(DataError, match=r'prompts\[2\]: one response to a prompt, expected two'):
+        rewarded(pairwise_model)(['a', 'a', 'b'], [' x', ' y', ' z'])
+    with pytest.raises(ValueError, match="rule 'cvar:0.2' of a pairwise model, expected 'mean'"):
+        rewarded(pairwise_model, 'cvar:0.2')
+    with pytest.raises(ValueError, match="aggregate 'elo', expected one of"):
+        rewarded(pairwise_model, aggregate='elo')
+    with pytest.raises(ValueError, match="aggregate 'tournament', expected none: the model scores"):
+        rewarded(model, aggregate='tournament')

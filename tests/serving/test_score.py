@@ -11,10 +11,11 @@ import pytest
 from qrm.commands import processes
 from qrm.data import demo
 from qrm.data.comparisons import DataError
+from qrm.rewards import pairwise
 from qrm.serving import score
 from qrm.training import reward_model
 from qrm.training.interruptions import NonFiniteLoss
-from tests.helpers import small_reward_model
+from tests.helpers import small_pairwise_model, small_reward_model
 
 
 @pytest.fixture(scope='module')
@@ -136,3 +137,32 @@ def test_the_end_of_dialogues_can_be_read_otherwise(model):
     assert reward_model.read_otherwise(model) == model
     with pytest.raises(DataError, match="read_before='<pad>': no token of"):
         reward_model.read_otherwise(model, read_before='<pad>')
+
+
+def test_a_pairwise_model_compares_the_responses_of_a_row(comparisons, model, tmp_path):
+    pairwise_model = small_pairwise_model(comparisons)
+    first, second = comparisons[:2]
+    rows = [{'prompt': first.prompt, 'responses': [*first.responses, ' Yes.'], 'preferred': 1},
+            {'prompt': second.prompt, 'chosen': second.responses[0],
+             'rejected': second.responses[1]}]
+    source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+    source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    wins = pairwise_model.compare([first.prompt, second.prompt],
+                                  [rows[0]['responses'], list(second.responses)])
+    for kind in ('', *pairwise.AGGREGATES):
+        message = score.score_file(pairwise_model, str(source), str(target), kind)
+        assert '2 rows, 5 responses scored, 0 dialogues cut' in message
+        assert message.endswith(f'by {kind or "tournament"} of win probabilities')
+        scored = [json.loads(line) for line in target.read_text().splitlines()]
+        for row, own in zip(scored, wins, strict=True):
+            np.testing.assert_allclose(row['wins'], own, atol=1e-5)
+            expected = pairwise.aggregate(own, kind or 'tournament').scores
+            np.testing.assert_allclose(row['rewards'], expected, atol=1e-4)
+    with pytest.raises(DataError, match="'tournament' of a model with the quantile head"):
+        score.score_file(model, str(source), str(target), 'tournament')
+    source.write_text('{"prompt": "a", "responses": [" b", " c"]}\n{"prompt": "a", '
+                      '"response": " b"}\n')
+    target.unlink()
+    with pytest.raises(DataError, match=r'in.jsonl:2: one response to a prompt, expected two'):
+        score.score_file(pairwise_model, str(source), str(target))
+    assert not target.exists()

@@ -118,6 +118,11 @@ def test_a_rule_that_needs_other_responses_is_no_reward(model):
         Service(model, selection.parse_rule('mean-std:1'), 'small')
 
 
+def test_a_model_that_scores_no_response_alone_is_refused(pairwise_model):
+    with pytest.raises(DataError, match='a pairwise model compares two responses and scores none'):
+        Service(pairwise_model, MEAN, 'small')
+
+
 def test_limits(model):
     limits = Limits(body_bytes=4000, texts=3, waiting_tokens=100)
     with serving(model, limits=limits) as (client, _):

@@ -223,7 +223,7 @@ def test_a_token_is_asked_for(model):
         for header in ('Bearer word', 'bearer  word', f'Basic {basic}'):
             answer = client.post('/slime', json=body, headers={'Authorization': header})
             assert answer.status_code == 200, header
-        for path in ('/', '/docs', '/openapi.json', '/metrics'):
+        for path in ('/', '/docs', '/score.js', '/style.css', '/openapi.json', '/metrics'):
             assert client.get(path).status_code == 401
             assert client.get(path, auth=('any', 'word')).status_code == 200
         assert client.get('/health').status_code == 200
@@ -238,12 +238,23 @@ def test_without_a_token_only_names_of_this_machine_are_answered(client):
 
 
 def test_pages_and_documents(client):
-    for path in ('/', '/docs'):
+    for path, kind, files in (('/', 'html', ['style.css', 'score.js']),
+                              ('/docs', 'html', ['style.css', 'docs.js']),
+                              ('/score.js', 'javascript', []), ('/docs.js', 'javascript', []),
+                              ('/style.css', 'css', [])):
         page = client.get(path)
-        assert page.headers['content-type'] == 'text/html; charset=utf-8'
-        assert "default-src 'none'" in page.headers['Content-Security-Policy']
-        assert 'http' not in page.text.replace('http://www.w3.org/2000/svg', '')
+        assert page.headers['content-type'] == f'text/{kind}; charset=utf-8'
+        policy = page.headers['Content-Security-Policy']
+        assert "default-src 'none'" in policy
+        assert 'unsafe' not in policy
+        assert 'http' not in page.text
         assert 'innerHTML' not in page.text
+        # Beside the icon, which is empty, a page names the files that it is made of.
+        assert re.findall(r'(?:src|rel="stylesheet" href)="([^"]*)"', page.text) == files
+        assert all(client.get(f'/{file}').status_code == 200 for file in files)
+    # The look of reports comes first, so that the pages can change it.
+    style = client.get('/style.css').text
+    assert style.index('--paper: #ffffff') < style.index('--curve0')
     document = client.get('/openapi.json').json()
     assert set(document['paths']) == {route.path for route in protocols.ROUTES}
     assert document['info']['title'] == 'qrm: small'

@@ -168,7 +168,8 @@ def look(browser: Any, address: str, use: Use, name: str, size: dict[str, int],
     messages = [text for text, url in messages if url != address + 'score']
     origin = address if address.startswith('file:') else address.rsplit('/', 1)[0]
     found['messages of the console'] = len(messages)
-    found['requests to others'] = len([url for url in requests if not url.startswith((origin, 'data:'))])
+    found['requests to others'] = sum(
+        not url.startswith((origin, 'data:')) for url in requests)
     for message in messages:
         print(f'{name}: console: {message}')
     context.close()

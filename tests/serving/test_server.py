@@ -24,7 +24,7 @@ from qrm.serving import export, protocols, server
 from qrm.serving.batching import Step
 from qrm.serving.server import Limits, Service
 from qrm.training.interruptions import NonFiniteLoss
-from tests.helpers import ROOT, command
+from tests.helpers import REFERENCE, ROOT, command
 
 MEAN = selection.parse_rule('mean')
 
@@ -235,6 +235,27 @@ def test_without_a_token_only_names_of_this_machine_are_answered(client):
                          ('evil.example', 403), ('localhost.evil.example', 403), ('', 403)):
         answer = client.post('/slime', json=body, headers={'Host': host})
         assert answer.status_code == status, host
+
+
+def test_what_the_client_of_openrlhf_sent_is_answered_with_what_it_read(model):
+    """openrlhf.json has the requests of its own class, and the keys that it asked answers for."""
+    exchanges = json.loads((REFERENCE / 'openrlhf.json').read_text(encoding='utf-8'))
+    assert [exchange['sent'][0]['path'] for exchange in exchanges] == ['/get_reward'] * 3
+    with serving(model, token='token') as (client, _):
+        for exchange in exchanges:
+            for sent in exchange['sent']:
+                answer = client.request(sent['method'], sent['path'], content=sent['body'].encode(),
+                                        headers=sent['headers'])
+                assert answer.status_code == 200
+                found = answer.json()
+                assert set(exchange['read']) == set(found)
+                # As in the answers that it took: a list for each, of one value for its one text.
+                for values in (found['rewards'], found['scores'], *found['extra_logs'].values()):
+                    assert [type(value) for value in values] == [float]
+                body = json.loads(sent['body'])
+                [query], [prompt] = body['query'], body['prompts']
+                expected = model.score([prompt], [[query.removeprefix(prompt)]]).rewards[0]
+                np.testing.assert_allclose(found['rewards'], expected, atol=1e-5)
 
 
 def test_pages_and_documents(client):

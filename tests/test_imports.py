@@ -85,5 +85,5 @@ def test_tests_mirror_the_wings():
 
 def test_programs_of_benchmarks_are_imported_beside_each_other():
     """Each defines its flags as it begins, not when it is imported."""
-    for name in ('precision', 'report_page', 'serving', 'trl'):
+    for name in ('pages', 'precision', 'serving', 'trl'):
         assert callable(importlib.import_module(f'benchmarks.{name}').main)

@@ -229,7 +229,7 @@ def _write(path: str, runs: Sequence[Run], table: Mapping[str, Any] | None) -> s
 
     records = explore(runs)
     shown = choose(records, LIMIT)
-    charts, style = _charts(), _file('report.css')
+    charts, style = _charts(), _file('base.css') + _file('report.css')
     data = {'runs': [{'name': run.name, 'workload': run.workload,
                       'taus': _rounded(run.predictions.taus)} for run in runs],
             'comparisons': shown}

@@ -4,8 +4,8 @@
     rewards = reward(prompts=['Why?'], completions=[' Because.'])
 
 TRL, Tunix, EasyDeL and MaxText take it as it is: they call it with prompts and completions, texts
-or chats, and with whatever columns the data have, by position or by name, and want a number for
-each completion.
+or chats, and with whatever else they know, and want a number for each completion. NeMo-RL takes it
+in an environment (`docs/serving.md`).
 """
 
 import json

@@ -214,6 +214,7 @@ class _Vllm(Request):
     encoding_format: Literal['float'] = 'float'
     dimensions: None = None
     truncate_prompt_tokens: None = None
+    padding: Literal['do_not_pad'] | None = None
 
     @property
     def activated(self) -> bool:
@@ -239,6 +240,18 @@ class VllmChatRequest(_Vllm):
     continue_final_message: Literal[False] = False
     chat_template: None = None
     chat_template_kwargs: None = None
+
+
+class VllmTextPoolingRequest(VllmTextRequest):
+    """Texts to be pooled, into one number each."""
+
+    task: Literal['classify'] | None = None
+
+
+class VllmChatPoolingRequest(VllmChatRequest):
+    """A chat to be pooled, into one number."""
+
+    task: Literal['classify'] | None = None
 
 
 class Usage(Answer):
@@ -307,7 +320,7 @@ def _ask_classify(request: VllmTextRequest | VllmChatRequest, served: Served) ->
 
 def _ask_pooling(request: VllmTextRequest | VllmChatRequest, served: Served) -> Asked:
     return _ask_vllm(request, served, lambda scored, values, served: PoolingAnswer(
-        id=f'pool-{scored.identity}', created=scored.seconds, model=served.name,
+        id=f'pooling-{scored.identity}', created=scored.seconds, model=served.name,
         data=[Pooled(index=i, data=[value]) for i, value in enumerate(values)],
         usage=_usage(scored)))
 
@@ -548,9 +561,10 @@ ROUTES = (
     Route('/classify', 'vLLM', VllmChatRequest, ClassifyAnswer, _ask_classify, key='messages',
           error=vllm_error),
     Route('/classify', 'vLLM', VllmTextRequest, ClassifyAnswer, _ask_classify, error=vllm_error),
-    Route('/pooling', 'vLLM', VllmChatRequest, PoolingAnswer, _ask_pooling, key='messages',
+    Route('/pooling', 'vLLM', VllmChatPoolingRequest, PoolingAnswer, _ask_pooling, key='messages',
           error=vllm_error),
-    Route('/pooling', 'vLLM', VllmTextRequest, PoolingAnswer, _ask_pooling, error=vllm_error),
+    Route('/pooling', 'vLLM', VllmTextPoolingRequest, PoolingAnswer, _ask_pooling,
+          error=vllm_error),
     Route('/v1/embeddings', 'SGLang', EmbeddingsRequest, EmbeddingsAnswer, _ask_embeddings,
           error=sglang_error),
     Route('/rerank', 'TEI', RerankRequest, list[Rank], _ask_rerank, error=tei_error),

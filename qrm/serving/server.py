@@ -30,7 +30,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Endpoint
 
 from qrm.data.comparisons import DataError, in_a_line
@@ -48,8 +48,10 @@ _DISTRIBUTION = 'qrm-jax'
 _GONE = 499  # the client closed the connection; is counted, not sent
 _SECONDS = (.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20, 50, 100)
 _HEADERS = {'Content-Security-Policy': (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; frame-ancestors 'none'"), 'X-Content-Type-Options': 'nosniff'}
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+            'X-Content-Type-Options': 'nosniff'}
+_KINDS = {'html': 'text/html', 'js': 'text/javascript', 'css': 'text/css'}  # of a page's files
 
 
 class Limits(NamedTuple):
@@ -134,8 +136,10 @@ class Service:
         """The application."""
         posts = dict.fromkeys(route.path for route in protocols.ROUTES)
         document = protocols.openapi(self.served.name, importlib.metadata.version(_DISTRIBUTION))
-        gets = {'/': _html('page.html'), '/docs': _html('docs.html'),
-                '/openapi.json': lambda: JSONResponse(document), '/metrics': self._metrics.response}
+        gets = {'/': _page('score.html'), '/docs': _page('docs.html'),
+                '/score.js': _page('score.js'), '/docs.js': _page('docs.js'),
+                '/style.css': _page('style.css'), '/openapi.json': lambda: JSONResponse(document),
+                '/metrics': self._metrics.response}
         return Starlette(
             routes=[*(Endpoint(path, self._guarded(path, self._scores), methods=['POST'])
                       for path in posts),
@@ -476,9 +480,14 @@ async def _unknown(request: Request, error: HTTPException) -> Response:
     return JSONResponse({'error': message}, error.status_code, error.headers)
 
 
-def _html(name: str) -> Callable[[], Response]:
-    content = (importlib.resources.files('qrm.serving') / name).read_text(encoding='utf-8')
-    return lambda: HTMLResponse(content, headers=_HEADERS)
+def _page(name: str) -> Callable[[], Response]:
+    """A file of the pages; they look like those of reports."""
+    places = [importlib.resources.files('qrm.serving') / 'page' / name]
+    if name == 'style.css':
+        places.insert(0, importlib.resources.files('qrm.analysis') / 'page' / 'base.css')
+    content = ''.join(place.read_text(encoding='utf-8') for place in places)
+    kind = _KINDS[name.split('.')[-1]]
+    return lambda: Response(content, headers=_HEADERS, media_type=kind)
 
 
 def _always(make: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:

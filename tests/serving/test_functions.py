@@ -55,9 +55,16 @@ def test_engines_pass_on_what_a_reward_model_does_not_read(model, asked):
     prompts, completions = asked
     expected = rewarded(model)(prompts, completions)
     function = rewarded(model)
-    # TRL by names with columns; MaxText with its config third; Tunix with arrays of np.str_.
+    # TRL and MaxText by names with columns; EasyDeL with all that it knows; Tunix with arrays of
+    # np.str_.
     assert function(prompts=prompts, completions=completions, completion_ids=[[1]] * 8,
                     trainer_state=None, answer=['x'] * 8) == expected
+    assert function(tmvp_config=object(), prompts=prompts, completions=completions,
+                    answer=['x'] * 8, question='q') == expected
+    assert function(prompts=prompts, completions=completions, raw_completions=completions,
+                    prompt_texts=None, completion_texts=completions, raw_text=completions,
+                    reasoning=[None] * 8, tool_calls=[None] * 8, max_length=44,
+                    batch={}) == expected
     assert function(prompts, completions, object()) == expected
     assert function(prompts=np.array(prompts), completions=np.array(completions)) == expected
 

@@ -114,8 +114,8 @@ def describe(found: dict[str, Any]) -> str:
            f'; fewer than {resampling.MIN_GROUPS} opening questions have no interval')
     last = f'scores of the references {"from the cache" if found["cached"] else "computed"}'
     if 'flips' in found:
-        last = (f'both orders count; the share {shown("flips")} of the pairs is decided otherwise '
-                f'in the other order, standing first is worth {shown("first_log_odds")} log odds')
+        last = ('of both orders together; share of pairs decided otherwise in the other order '
+                f'{shown("flips")}, log odds of standing first {shown("first_log_odds")}')
     return (f'{found["candidates"]} candidates for {found["prompts"]} prompts '
             f'({found["unmatched"]} rows without a reference left out): win rate '
             f'{shown("win_rate")}, win probability {shown("win_probability")}{few}; {last}')

@@ -126,5 +126,5 @@ def test_a_pairwise_model_compares_both_orders(model, files, tmp_path):
     assert (found['prompts'], found['candidates'], found['cached']) == (40, 40, False)
     assert not list(tmp_path.iterdir())
     text = winrate.describe(found)
-    assert 'both orders count; the share' in text
-    assert 'log odds' in text
+    assert 'of both orders together; share of pairs decided otherwise' in text
+    assert f'log odds of standing first {found["first_log_odds"]["value"]:.3f} [' in text

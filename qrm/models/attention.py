@@ -55,6 +55,31 @@ class Plan(NamedTuple):
         return None if self.count is None else _groups(self) * self.tiles.shape[1] * _TILE**2
 
 
+class Cache(NamedTuple):
+    """Keys and values, as a block has computed them, of R prompts and N responses to each.
+
+    Attributes:
+      prompts: twice [R, G, P, E], of up to P tokens of each prompt, which is there once for all of
+        its responses.
+      responses: twice [R, N, G, S, E], of up to S tokens of each response.
+    """
+
+    prompts: tuple[jax.Array, jax.Array]
+    responses: tuple[jax.Array, jax.Array]
+
+
+class Sight(NamedTuple):
+    """What the next token of each response attends to, beside itself; of a cache.
+
+    Attributes:
+      prompts: [R, N, P] bool, which tokens of its prompt.
+      responses: [R, N, S] bool, which of its own response.
+    """
+
+    prompts: jax.Array
+    responses: jax.Array
+
+
 def plan(
     segments: jax.Array,
     responses: jax.Array,
@@ -132,6 +157,28 @@ def attention_mask(
     return same_segment & visible & (first <= keys) & (keys <= last)
 
 
+def sight(
+    prompt_sizes: jax.Array, position: jax.Array, caches: tuple[int, int, int], window: int
+) -> Sight:
+    """What responses attend to that are all equally long.
+
+    Args:
+      prompt_sizes: [R], tokens of each prompt.
+      position: [] of the next token in its response, from 0.
+      caches: N, P and S, see `Cache`.
+      window: see `attention_mask`.
+    """
+    count, prompt, response = caches
+    own = jnp.arange(response) < position
+    of_prompt = jnp.arange(prompt) < prompt_sizes[:, None]
+    if window:
+        own &= jnp.arange(response) > position - window
+        of_prompt &= jnp.arange(prompt) > (prompt_sizes + position)[:, None] - window
+    rows = len(prompt_sizes)
+    return Sight(jnp.broadcast_to(of_prompt[:, None], (rows, count, prompt)),
+                 jnp.broadcast_to(own, (rows, count, response)))
+
+
 def _reach(
     positions: jax.Array, window: int, causal: bool
 ) -> tuple[jax.Array, jax.Array]:
@@ -192,6 +239,42 @@ def attend(
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         out = flash.attend(q, k, v, plan.listed, cap).swapaxes(1, 2)
     return out[:, :length]
+
+
+def attend_next(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    cache: Cache,
+    *,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> jax.Array:
+    """As `attend`, of one more token of each response, whose keys and values are in no cache yet.
+
+    Args:
+      q: [R, N, H, E].
+      k, v: [R, N, G, E].
+      sight: what it attends to, beside itself.
+      cache: of all that comes before it.
+      scale, cap: see `attend`.
+
+    Returns:
+      [R, N, H, E].
+    """
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    queries = grouped * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
+    parts = (('rgke', *cache.prompts), ('rngke', *cache.responses),
+             ('rngke', k[:, :, :, None], v[:, :, :, None]))
+    logits = flash.capped(jnp.concatenate(
+        [_einsum(f'rngme,{axes}->rngmk', queries, keys) for axes, keys, _ in parts], axis=-1), cap)
+    mask = jnp.concatenate([*sight, jnp.ones((*q.shape[:2], 1), bool)], axis=-1)
+    weights = jax.nn.softmax(jnp.where(mask[:, :, None, None], logits, _LOWEST), axis=-1)
+    weights = jnp.split(weights.astype(q.dtype), (sight.prompts.shape[-1], mask.shape[-1] - 1), -1)
+    mixed = [_einsum(f'rngmk,{axes}->rngme', some, values)
+             for some, (axes, _, values) in zip(weights, parts, strict=True)]
+    return sum(mixed[1:], mixed[0]).astype(q.dtype).reshape(q.shape)
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:

@@ -275,7 +275,6 @@ class Transformer:
         caches: Sequence[attention.Cache] | None = None,
         *,
         reads: jax.Array | None = None,
-        each: Callable[..., Any] = lambda function, *args: function(*args),
     ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
         """As `__call__`, with the keys and values that later tokens will attend to.
 
@@ -288,8 +287,6 @@ class Transformer:
           contexts: from `contexts`; with caches, from `next_contexts`.
           caches: of each block, of all that comes before these tokens; None: nothing does.
           reads: see `__call__`.
-          each: calls a function of what there is for each token, [R, L, ...], and for each row,
-            [R, ...]; the function gives something for each token.
 
         Returns:
           [..., D] float32 at `reads`, or [R, L, D]; and of each block keys and values
@@ -299,7 +296,7 @@ class Transformer:
         x = self._enter(params, embedded).astype(self.dtype)
 
         @functools.partial(jax.jit, static_argnums=0)
-        def run(normed, layer, x, context, cache, reads=None):
+        def run(normed, layer, x, context, cache, reads):
             layer = jax.tree.map(from_bits, sharding.whole(layer, self.dtype))
             return _block(a, self.lora, layer, x, context, reads, normed, 0.0, None, cache)
 
@@ -307,15 +304,9 @@ class Transformer:
                   for layers in tuning.runs_of(params['blocks'])
                   for i in range(len(jax.tree.leaves(layers)[0]))]
         for i, layer in enumerate(blocks):
-            context, block = contexts[i % len(contexts)], functools.partial(
-                run, a.first_norm or i > 0, layer)
-            if caches is None:
-                x, new = block(x, context, None, reads if i == a.num_layers - 1 else None)
-            else:
-                x, new = each(
-                    lambda own, prompts, block=block: block(
-                        *own[:2], attention.Cache(prompts, own[2])),
-                    (x, context, caches[i].responses), caches[i].prompts)
+            x, new = run(a.first_norm or i > 0, layer, x, contexts[i % len(contexts)],
+                         None if caches is None else caches[i],
+                         reads if i == a.num_layers - 1 else None)
             found.append(new)
         return self._leave(params, x), found
 

@@ -1,1 +1,1 @@
-"""A language model that answers: sampling from it."""
+"""A language model that answers."""

@@ -2,10 +2,10 @@
 
 Prompts are computed one by one, once each, and padded on the right to a power of two, which is all
 that what is compiled depends on. The keys and values of a prompt are there once for all of its
-responses, which grow side by side. What is drawn follows from the seed, the number of the prompt,
-the number of the sample and the position alone. On a CPU each response is also computed by itself,
-block by block, with operations of the same shapes whatever else there is, so that its samples and
-log-probabilities are the same bits in any company; elsewhere companions can change a rounding.
+responses, which grow side by side, in step. Random numbers follow from the seed, the number of the
+prompt, the number of the sample and the position alone, so a response does not depend on its
+company, but for the rounding of matrix products of other sizes: that decides only between two
+tokens that are drawn all but equally well.
 
 Axes: R prompts, N responses to each, P tokens of a padded prompt, S tokens of a response, V
 vocabulary, D features, G key and value heads, E features a head.
@@ -15,7 +15,7 @@ import collections
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -31,9 +31,6 @@ from qrm.training.interruptions import NonFiniteLoss
 ROWS = 16  # responses that grow at once
 
 _SHORTEST = 16  # tokens of a padded prompt
-# Rows of the output embedding that are multiplied with all responses before the next ones are
-# read: as many as stay in a CPU's cache.
-_BLOCK = 4096
 _BITS = 30  # of floats in [0, 1], but for the sign
 
 
@@ -255,8 +252,7 @@ def respond(
     def drawn(state: _State, logits: jax.Array) -> _State:
         """With one more token, drawn from logits [R, N, V]."""
         positions = jnp.broadcast_to((prompts.size + state.position)[:, None], (rows, count))
-        token, *scores = _each(state.active)(
-            lambda own, _: _draw(sampling, *own), (logits, own_keys, positions))
+        token, *scores = draw(sampling, logits, own_keys, positions)
 
         def put(into: jax.Array, values: jax.Array) -> jax.Array:
             values = jnp.where(state.active, values, 0).astype(into.dtype)
@@ -272,26 +268,26 @@ def respond(
             sampled_log_probs=put(state.sampled_log_probs, scores[1]))
 
     def step(state: _State) -> _State:
-        each, at = _each(state.active), state.position - 1
+        at = state.position - 1
         positions = jnp.broadcast_to((prompts.size + at)[:, None], (rows, count))
         contexts = model.next_contexts(
             prompts.size, at, (count, prompts.keys[0][0].shape[2], sizes[2]))
         hidden, new = model.extend(
             params, model.embed(params, state.last, positions), contexts,
-            [Cache(*both) for both in zip(prompts.keys, state.keys, strict=True)], each=each)
+            [Cache(*both) for both in zip(prompts.keys, state.keys, strict=True)])
         # Keys are written where they stand, after all that reads what was there before.
         hidden, new = jax.lax.optimization_barrier((hidden, new))
         keys = tuple(jax.tree.map(
             lambda cache, x: jax.lax.dynamic_update_index_in_dim(cache, x, at, 3), old, one)
             for old, one in zip(state.keys, new, strict=True))
-        return drawn(state._replace(keys=keys), _logits(model, params, hidden, each))
+        return drawn(state._replace(keys=keys), model.logits(params, hidden))
 
     start = drawn(start, jnp.broadcast_to(
         prompts.logits[:, None], (rows, count, a.vocab_size)))
     return jax.lax.while_loop(lambda state: jnp.any(state.active), step, start)._replace(keys=())
 
 
-def _draw(
+def draw(
     sampling: Sampling, logits: jax.Array, keys: jax.Array, positions: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """One token each, and its log-probabilities, see `Sample`.
@@ -314,9 +310,9 @@ def _draw(
         token = jnp.argmax(logits, axis=-1).astype(jnp.int32)
         return token, of(log_probs, token), jnp.zeros(token.shape)
     scores = filtered(sampling, logits)
-    draw = jax.vmap(jax.vmap(lambda key, position, scores: jax.random.categorical(
+    one = jax.vmap(jax.vmap(lambda key, position, scores: jax.random.categorical(
         jax.random.fold_in(key, position), scores)))
-    token = draw(keys, positions, scores).astype(jnp.int32)
+    token = one(keys, positions, scores).astype(jnp.int32)
     return token, of(log_probs, token), of(scores, token)
 
 
@@ -349,62 +345,6 @@ def _only(
 
     least = jax.lax.fori_loop(0, _BITS, step, jnp.zeros_like(order[..., :1]))
     return jax.nn.log_softmax(jnp.where(order >= least, scores, -jnp.inf))
-
-
-def _logits(
-    model: Transformer, params: Any, hidden: jax.Array, each: Callable[..., Any]
-) -> jax.Array:
-    """Logits [R, N, V] of hidden states [R, N, D], some rows of the output embedding at a time."""
-    name = 'tokens' if model.architecture.tied else 'output'
-    table = params[name]
-    size = min(_BLOCK, len(table))
-    if jax.default_backend() != 'cpu':
-        return model.logits(params, hidden)
-
-    def step(i: jax.Array, logits: jax.Array) -> jax.Array:
-        start = jnp.minimum(i * size, len(table) - size)  # the last ones overlap those before
-        some = {name: jax.lax.dynamic_slice_in_dim(table, start, size)}
-        own = each(lambda own, _: model.logits(some, own[0]), (hidden,))
-        return jax.lax.dynamic_update_slice_in_dim(logits, own, start, 2)
-
-    empty = jnp.zeros((*hidden.shape[:2], len(table)))
-    return jax.lax.fori_loop(0, -(-len(table) // size), step, empty)
-
-
-def _each(active: jax.Array) -> Callable[..., Any]:
-    """How a function is called for all responses.
-
-    XLA on CPU (jax 0.10.2) copies the matrices of a product of few rows before it multiplies them,
-    which takes longer than to multiply them with one row after the other: those of a block stay in
-    the processor's cache meanwhile. So there a response is computed by itself, and one that has
-    ended is not computed.
-
-    Args:
-      active: [R, N] bool, those of which the result is read.
-
-    Returns:
-      A function of a function, its arguments [R, N, ...] and its arguments [R, ...]; it gives what
-      the function gives, [R, N, ...], or 0 for those that are not active.
-    """
-    def together(function: Callable[..., Any], own: Any, prompts: Any = None) -> Any:
-        return function(own, prompts)
-
-    def one_by_one(function: Callable[..., Any], own: Any, prompts: Any = None) -> Any:
-        rows, count = active.shape
-
-        def pick(i: jax.Array) -> Any:
-            r, n = i // count, i % count
-            return (jax.tree.map(lambda x: x[r, n][None, None], own),
-                    jax.tree.map(lambda x: x[r][None], prompts))
-
-        shapes = jax.eval_shape(lambda: function(*pick(jnp.int32(0))))
-        found = jax.lax.map(lambda i: jax.lax.cond(
-            active[i // count, i % count], lambda: function(*pick(i)),
-            lambda: jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)),
-            jnp.arange(rows * count))
-        return jax.tree.map(lambda x: x.reshape(rows, count, *x.shape[3:]), found)
-
-    return one_by_one if jax.default_backend() == 'cpu' else together
 
 
 def _check(model: Transformer, prompts: Sequence[np.ndarray], sampling: Sampling) -> None:

@@ -5,6 +5,8 @@ import gzip
 import json
 import os
 import tempfile
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -33,14 +35,11 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
       DataError: a row that cannot be scored, named by file and line, or a target that cannot be
         written; nothing is written.
     """
-    _check_target(source, target)
+    check_target(source, target)
     comparisons = read_comparisons(source)
     scores, cut = model.score_comparisons(comparisons)
-    content = ''.join(
-        json.dumps({'rewards': r.tolist(), 'quantiles': q.tolist()}, allow_nan=False) + '\n'
-        for r, q in zip(scores.rewards, scores.quantiles, strict=True)
-    ).encode()
-    write_bytes(target, gzip.compress(content, mtime=0) if target.endswith('.gz') else content)
+    write_rows(target, ({'rewards': r.tolist(), 'quantiles': q.tolist()}
+                        for r, q in zip(scores.rewards, scores.quantiles, strict=True)))
     crossed = np.concatenate([np.diff(q, axis=1) < 0 for q in scores.quantiles])
     crossing = f', {crossed.mean():.1%} of neighbouring quantiles cross' if crossed.size else ''
     count = sum(map(len, scores.rewards))
@@ -54,11 +53,21 @@ def score_file(model: RewardModel, source: str, target: str) -> str:
         *(f'  note {number}: {note}' for note, number in notes.items())])
 
 
-def _check_target(source: str, target: str) -> None:
-    """Checks before anything is scored that the result can be written and loses nothing."""
+def write_rows(target: str, rows: Iterable[Any]) -> None:
+    """Writes a line of JSON for each row, with gzip if the name ends in `.gz`; all or nothing."""
+    content = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows).encode()
+    write_bytes(target, gzip.compress(content, mtime=0) if target.endswith('.gz') else content)
+
+
+def check_target(source: str, target: str) -> None:
+    """Checks before anything is computed that the result can be written and loses nothing.
+
+    Raises:
+      DataError: it cannot.
+    """
     if os.path.exists(target):
         if os.path.exists(source) and os.path.samefile(source, target):
-            raise DataError(f'{target}: is the file to be scored, expected another one to write')
+            raise DataError(f'{target}: is the file to be read, expected another one to write')
         if not os.path.isfile(target):
             raise DataError(f'{target}: cannot be written, expected a file')
     if not target.endswith(('.jsonl', '.jsonl.gz')):

@@ -15,7 +15,7 @@ from qrm.data.comparisons import Comparison, DataError, MalformedRow
 from qrm.data.rows import as_chat, as_row, parse_prompt, parse_row
 from qrm.data.sources import read_comparisons
 from qrm.data.tokens import Tokenizer, encode_prompts, load_tokenizer
-from qrm.models import adapters, families
+from qrm.models import adapters, families, weights
 from qrm.models.transformer import Transformer
 from qrm.policy.sampling import Sample, Sampling, sample
 from qrm.serving.score import check_target, write_rows
@@ -60,7 +60,7 @@ def load(path: str, *, dtype: str = 'float32', date: str = '') -> LanguageModel:
     except ValueError as error:
         raise DataError(f'date={date!r}, expected a day as 2024-07-26') from error
     source = adapters.find(path)
-    settings = adapters.weights.read_settings(source.model)
+    settings = weights.read_settings(source.model)
     if not families.architecture(settings, path).causal:
         raise DataError(f'{path}: a {settings["model_type"]} is an encoder, which has no next '
                         'token; expected a decoder')
@@ -179,7 +179,7 @@ def _stops(folder: str, settings: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end an answer, of a model in a folder."""
     path = os.path.join(folder, 'generation_config.json')
     if os.path.isfile(path):
-        settings = adapters.weights.read_json(path)
+        settings = weights.read_json(path)
     else:
         path = os.path.join(folder, 'config.json')
     given = settings.get('eos_token_id')

@@ -61,7 +61,8 @@ class Cache(NamedTuple):
     Attributes:
       prompts: twice [R, G, P, E], of up to P tokens of each prompt, which is there once for all of
         its responses.
-      responses: twice [R, N, G, S, E], of up to S tokens of each response.
+      responses: twice [R * N * G, S, E], of up to S tokens of each response. With axes apart XLA
+        on CPU (jax 0.10.2) would copy them in every step of a loop, to reshape them.
     """
 
     prompts: tuple[jax.Array, jax.Array]
@@ -69,15 +70,17 @@ class Cache(NamedTuple):
 
 
 class Sight(NamedTuple):
-    """What the next token of each response attends to, beside itself; of a cache.
+    """What the next token of each response attends to, with itself; and where it will stand.
 
     Attributes:
       prompts: [R, N, P] bool, which tokens of its prompt.
       responses: [R, N, S] bool, which of its own response.
+      position: [] int32, its own in its response.
     """
 
     prompts: jax.Array
     responses: jax.Array
+    position: jax.Array
 
 
 def plan(
@@ -169,14 +172,14 @@ def sight(
       window: see `attention_mask`.
     """
     count, prompt, response = caches
-    own = jnp.arange(response) < position
+    own = jnp.arange(response) <= position
     of_prompt = jnp.arange(prompt) < prompt_sizes[:, None]
     if window:
         own &= jnp.arange(response) > position - window
         of_prompt &= jnp.arange(prompt) > (prompt_sizes + position)[:, None] - window
     rows = len(prompt_sizes)
     return Sight(jnp.broadcast_to(of_prompt[:, None], (rows, count, prompt)),
-                 jnp.broadcast_to(own, (rows, count, response)))
+                 jnp.broadcast_to(own, (rows, count, response)), position)
 
 
 def _reach(
@@ -250,31 +253,36 @@ def attend_next(
     *,
     scale: float | None = None,
     cap: float = 0.0,
-) -> jax.Array:
-    """As `attend`, of one more token of each response, whose keys and values are in no cache yet.
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """As `attend`, of one more token of each response.
 
     Args:
       q: [R, N, H, E].
       k, v: [R, N, G, E].
-      sight: what it attends to, beside itself.
+      sight: what it attends to.
       cache: of all that comes before it.
       scale, cap: see `attend`.
 
     Returns:
-      [R, N, H, E].
+      [R, N, H, E], and the `Cache.responses` with its keys and values.
     """
-    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
-    queries = grouped * (1.0 / math.sqrt(q.shape[-1]) if scale is None else scale)
-    parts = (('rgke', *cache.prompts), ('rngke', *cache.responses),
-             ('rngke', k[:, :, :, None], v[:, :, :, None]))
-    logits = flash.capped(jnp.concatenate(
-        [_einsum(f'rngme,{axes}->rngmk', queries, keys) for axes, keys, _ in parts], axis=-1), cap)
-    mask = jnp.concatenate([*sight, jnp.ones((*q.shape[:2], 1), bool)], axis=-1)
-    weights = jax.nn.softmax(jnp.where(mask[:, :, None, None], logits, _LOWEST), axis=-1)
-    weights = jnp.split(weights.astype(q.dtype), (sight.prompts.shape[-1], mask.shape[-1] - 1), -1)
-    mixed = [_einsum(f'rngmk,{axes}->rngme', some, values)
-             for some, (axes, _, values) in zip(weights, parts, strict=True)]
-    return sum(mixed[1:], mixed[0]).astype(q.dtype).reshape(q.shape)
+    rows, count, groups, size = k.shape
+    # First written, then read, so that a loop can write them where they stand.
+    own = tuple(jax.lax.dynamic_update_index_in_dim(
+        old, new.reshape(-1, size), sight.position, 1)
+        for old, new in zip(cache.responses, (k, v), strict=True))
+    queries = (q * (1.0 / math.sqrt(size) if scale is None else scale)).reshape(
+        rows, count, groups, -1, size)
+    alone = queries.reshape(-1, *queries.shape[-2:])
+    logits = jnp.concatenate([
+        _einsum('rngme,rgke->rngmk', queries, cache.prompts[0]),
+        _einsum('xme,xke->xmk', alone, own[0]).reshape(*queries.shape[:-1], -1)], axis=-1)
+    mask = jnp.concatenate([sight.prompts, sight.responses], axis=-1)[:, :, None, None]
+    weights = jax.nn.softmax(jnp.where(mask, flash.capped(logits, cap), _LOWEST), axis=-1)
+    of_prompt, of_own = jnp.split(weights.astype(q.dtype), (sight.prompts.shape[-1],), axis=-1)
+    mixed = _einsum('rngmk,rgke->rngme', of_prompt, cache.prompts[1]).reshape(q.shape)
+    mixed += _einsum('xmk,xke->xme', of_own.reshape(*alone.shape[:2], -1), own[1]).reshape(q.shape)
+    return mixed.astype(q.dtype), own
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:

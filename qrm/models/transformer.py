@@ -167,7 +167,7 @@ class Transformer:
         def sight(window: int) -> attention.Sight:
             return attention.sight(prompt_sizes, position, caches, window)
 
-        return self._contexts(sight, positions, prompt + response + 1)
+        return self._contexts(sight, positions, prompt + response)
 
     def _contexts(
         self, plan: Callable[[int], Any], positions: jax.Array, longest: int
@@ -290,7 +290,7 @@ class Transformer:
 
         Returns:
           [..., D] float32 at `reads`, or [R, L, D]; and of each block keys and values
-          [R, L, G, E] of these tokens.
+          [R, L, G, E] of these tokens, or with caches their `responses` with these.
         """
         a, found = self.architecture, []
         x = self._enter(params, embedded).astype(self.dtype)
@@ -429,7 +429,7 @@ def _block(
     key: jax.Array | None,
     cache: attention.Cache | None = None,
 ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-    """A block of [R, L, D], and its keys and values [R, L, G, E].
+    """A block of [R, L, D], and its keys and values, see `_attention`.
 
     With `reads` its output is computed there only; with a cache its tokens come after those.
     """
@@ -463,7 +463,7 @@ def _attention(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Projections around `attention.attend`: [R, L, D] in, [R, L, D] or at `reads` [..., D] out.
 
-    Also gives keys and values [R, L, G, E].
+    Also gives keys and values [R, L, G, E]; with a cache its `responses` with these.
     """
     q, k, v = split(_dense(p['qkv'], x, lora, 'attention/qkv'), a.parts['qkv'])
     if a.query_key_norm == 'projection':
@@ -478,7 +478,7 @@ def _attention(
         mixed = attention.attend(q, k, v, context.plan, reads, scale=scale, cap=cap,
                                  dropout=dropout, dropout_key=key)
     else:
-        mixed = attention.attend_next(q, k, v, context.plan, cache, scale=scale, cap=cap)
+        mixed, (k, v) = attention.attend_next(q, k, v, context.plan, cache, scale=scale, cap=cap)
     mixed = mixed.reshape(*mixed.shape[:-2], -1)
     return _dense(p['output'], mixed, lora, 'attention/output'), k, v
 

@@ -117,7 +117,7 @@ class _State(NamedTuple):
       sizes: [R, N] int32, tokens of each.
       tokens: [R, N, S] int32.
       log_probs, sampled_log_probs: [R, N, S] float32.
-      keys: of each block keys and values, twice [R, N, G, S, E].
+      keys: of each block keys and values, twice [R * N * G, S, E].
     """
 
     position: jax.Array
@@ -243,7 +243,7 @@ def respond(
     sizes = rows, count, sampling.max_new_tokens
     own_keys = jax.vmap(jax.vmap(lambda number, one: jax.random.fold_in(
         jax.random.fold_in(key, number), one), (None, 0)), (0, None))(numbers, which)
-    empty = jnp.zeros((rows, count, a.num_kv_heads, sizes[2], a.head_dim), model.dtype)
+    empty = jnp.zeros((rows * count * a.num_kv_heads, sizes[2], a.head_dim), model.dtype)
     start = _State(
         jnp.int32(0), jnp.zeros((rows, count), jnp.int32), wanted, jnp.zeros_like(wanted),
         jnp.zeros((rows, count), jnp.int32), jnp.zeros(sizes, jnp.int32), jnp.zeros(sizes),
@@ -272,15 +272,10 @@ def respond(
         positions = jnp.broadcast_to((prompts.size + at)[:, None], (rows, count))
         contexts = model.next_contexts(
             prompts.size, at, (count, prompts.keys[0][0].shape[2], sizes[2]))
-        hidden, new = model.extend(
+        hidden, keys = model.extend(
             params, model.embed(params, state.last, positions), contexts,
             [Cache(*both) for both in zip(prompts.keys, state.keys, strict=True)])
-        # Keys are written where they stand, after all that reads what was there before.
-        hidden, new = jax.lax.optimization_barrier((hidden, new))
-        keys = tuple(jax.tree.map(
-            lambda cache, x: jax.lax.dynamic_update_index_in_dim(cache, x, at, 3), old, one)
-            for old, one in zip(state.keys, new, strict=True))
-        return drawn(state._replace(keys=keys), model.logits(params, hidden))
+        return drawn(state._replace(keys=tuple(keys)), model.logits(params, hidden))
 
     start = drawn(start, jnp.broadcast_to(
         prompts.logits[:, None], (rows, count, a.vocab_size)))

@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from qrm.data.comparisons import DataError
 from qrm.models import weights
 from qrm.models.families import FAMILIES
 from qrm.models.transformer import Transformer
+from qrm.models.tuning import unstack_blocks
 from qrm.policy import sampling
 from qrm.policy.sampling import Sampling
 from qrm.training.interruptions import NonFiniteLoss
@@ -166,6 +168,25 @@ def test_prompts_of_a_bucket_are_compiled_once():
     after = [f._cache_size() for f in (sampling.compute_prompt, sampling.respond)]
     assert after[0] - before[0] <= 1
     assert after[1] - before[1] == 1
+
+
+def test_keys_are_written_where_they_stand():
+    # What a step does with arrays of the shape of a cache, of which there are two for each block.
+    model, params = decoder('gpt2')
+    model = dataclasses.replace(model, architecture=dataclasses.replace(
+        model.architecture, max_positions=200))
+    params = unstack_blocks({'backbone': params})['backbone']
+    prompt = sampling.compute_prompt(
+        model, params, np.zeros((1, 16), np.int32), np.array([3], np.int32))
+    text = sampling.respond.lower(
+        model, Sampling(2, 77, temperature=0.0), params, prompt, jax.random.key(0),
+        np.zeros(1, np.int32), np.arange(2, dtype=np.int32), np.ones((1, 2), bool),
+    ).compile().as_text()
+    name, = re.findall(r' while\(.*body=(%[\w.\-]+)', text)
+    body = text.split(f'\n{name} (')[1].split('\n}')[0]
+    made = re.findall(r' = f32\[8,77,4\]\S* ([\w\-]+)\(', body)
+    assert 'copy' not in made
+    assert made.count('fusion') + made.count('dynamic-update-slice') == 6
 
 
 @pytest.mark.parametrize(('how', 'expected'), [

@@ -17,6 +17,7 @@ HOUSE = {
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'report', 'evaluate', 'benchmarks'],
     'serving': ['normalise', 'score', 'export', 'functions', 'batching', 'protocols', 'server'],
+    'policy': ['sampling', 'candidates'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
                 'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
@@ -26,7 +27,7 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['device', 'precision', 'serving', 'trl']}
+          'benchmarks': ['device', 'precision', 'sampling', 'serving', 'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 
@@ -85,5 +86,5 @@ def test_tests_mirror_the_wings():
 
 def test_programs_of_benchmarks_are_imported_beside_each_other():
     """Each defines its flags as it begins, not when it is imported."""
-    for name in ('pages', 'precision', 'serving', 'trl'):
+    for name in ('pages', 'precision', 'sampling', 'serving', 'trl'):
         assert callable(importlib.import_module(f'benchmarks.{name}').main)

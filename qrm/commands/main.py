@@ -14,6 +14,7 @@ COMMANDS = {
     'normalise': 'gives the rewards of a run in use mean 0 and standard deviation 1',
     'benchmark': 'how often a reward model is right, on published benchmarks',
     'serve': 'answers over HTTP what the clients of other reward servers ask',
+    'sample': 'answers prompts with a language model, N times each',
     'export': 'writes a reward model for transformers',
     'reproduce': "the paper's experiment: two heads and a control, tables and figures",
     'published': "the paper's table explained from its authors' own code",

@@ -452,6 +452,34 @@ def encode_to_score(
     return result, cut
 
 
+def encode_prompts(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, max_length: int
+) -> tuple[list[Ids], int]:
+    """The tokens of prompts as a language model continues them, and how many were cut.
+
+    A chat ends with what its template puts before an answer, a text without an EOS that the
+    tokenizer appends. One that is longer than `max_length` keeps BOS and its last tokens.
+
+    Raises:
+      DataError: a chat template is missing; or it or the tokenizer refuses a prompt, or there is
+        no token in it.
+    """
+    result, cut = [], 0
+    for c in comparisons:
+        plainly = isinstance(c.prompt, str)
+        text = c.prompt if plainly else render(c, (), tokenizer, to_answer=True)
+        ids = next(_ids([text], tokenizer, add_special_tokens=plainly))
+        if isinstance(ids, Exception):
+            raise MalformedRow(f'{c.place}: the tokenizer refuses it ({in_a_line(ids)})')
+        ids = np.asarray(_without_end(ids, tokenizer.eos_token_id) if plainly else ids, np.int32)
+        if not len(ids):
+            raise MalformedRow(f'{c.place}: a prompt without tokens, expected text')
+        lead, excess = min(_lead(ids, tokenizer), max_length - 1), len(ids) - max_length
+        cut += excess > 0
+        result.append(np.delete(ids, np.s_[lead:lead + max(excess, 0)]))
+    return result, cut
+
+
 def _judged(
     preference: np.ndarray, ratings: np.ndarray, reading: Reading, lengths: tuple[int, ...]
 ) -> tuple[np.ndarray, np.ndarray, Candidates | None]:

@@ -5,7 +5,7 @@ import gzip
 import json
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,14 +44,13 @@ def score_file(model: RewardModel, source: str, target: str, aggregate: str = ''
     if aggregate and not model.network.head.pairwise:
         raise DataError(f'aggregate {aggregate!r} of a model with the {model.network.head.name} '
                         'head, which scores each response alone; expected none')
-    _check_target(source, target)
+    check_target(source, target)
     comparisons = read_comparisons(source)
     if model.network.head.pairwise:
         lines, cut, remark = _compared(model, comparisons, aggregate or pairwise.AGGREGATES[0])
     else:
         lines, cut, remark = _scored(model, comparisons)
-    content = ''.join(json.dumps(line, allow_nan=False) + '\n' for line in lines).encode()
-    write_bytes(target, gzip.compress(content, mtime=0) if target.endswith('.gz') else content)
+    write_rows(target, lines)
     count = sum(len(line['rewards']) for line in lines)
     notes = collections.Counter(
         remark for comparison in comparisons for remark in (*comparison.remarks, *(
@@ -61,6 +60,34 @@ def score_file(model: RewardModel, source: str, target: str, aggregate: str = ''
         f'{target}: {len(comparisons)} rows, {count} responses scored, {cut} dialogues cut to '
         f'{model.reading.max_length} tokens{remark}',
         *(f'  note {number}: {note}' for note, number in notes.items())])
+
+
+def write_rows(target: str, rows: Iterable[Any]) -> None:
+    """Writes a line of JSON for each row, with gzip if the name ends in `.gz`; all or nothing."""
+    content = ''.join(json.dumps(row, allow_nan=False) + '\n' for row in rows).encode()
+    write_bytes(target, gzip.compress(content, mtime=0) if target.endswith('.gz') else content)
+
+
+def check_target(source: str, target: str) -> None:
+    """Checks before anything is computed that the result can be written and loses nothing.
+
+    Raises:
+      DataError: it cannot.
+    """
+    if os.path.exists(target):
+        if os.path.exists(source) and os.path.samefile(source, target):
+            raise DataError(f'{target}: is the file to be read, expected another one to write')
+        if not os.path.isfile(target):
+            raise DataError(f'{target}: cannot be written, expected a file')
+    if not target.endswith(('.jsonl', '.jsonl.gz')):
+        raise DataError(f'{target}: cannot be written, expected a name that ends in .jsonl or '
+                        '.jsonl.gz')
+    try:
+        with tempfile.TemporaryFile(dir=os.path.dirname(target) or '.'):
+            pass
+    except OSError as error:
+        raise DataError(f'{target}: cannot be written ({error.strerror}), expected a file in a '
+                        'folder that exists') from error
 
 
 def _scored(model: RewardModel, comparisons: Sequence[Comparison]
@@ -86,21 +113,3 @@ def _compared(model: RewardModel, comparisons: Sequence[Comparison], kind: str
              for one, own in zip(found, wins, strict=True)], cut,
             f', by {kind} of win probabilities' + (
                 f', of which {limited} below {pairwise.LEAST:g} were taken for it' * bool(limited)))
-
-
-def _check_target(source: str, target: str) -> None:
-    """Checks before anything is scored that the result can be written and loses nothing."""
-    if os.path.exists(target):
-        if os.path.exists(source) and os.path.samefile(source, target):
-            raise DataError(f'{target}: is the file to be scored, expected another one to write')
-        if not os.path.isfile(target):
-            raise DataError(f'{target}: cannot be written, expected a file')
-    if not target.endswith(('.jsonl', '.jsonl.gz')):
-        raise DataError(f'{target}: cannot be written, expected a name that ends in .jsonl or '
-                        '.jsonl.gz')
-    try:
-        with tempfile.TemporaryFile(dir=os.path.dirname(target) or '.'):
-            pass
-    except OSError as error:
-        raise DataError(f'{target}: cannot be written ({error.strerror}), expected a file in a '
-                        'folder that exists') from error

@@ -64,8 +64,8 @@ def test_a_target_that_cannot_be_written_is_refused_before_anything_is_scored(tm
     source = tmp_path / 'in.jsonl'
     source.write_text('{"prompt": "a", "response": " b"}\n')
     (tmp_path / 'link.jsonl').symlink_to(source)
-    for target, message in ((source, 'is the file to be scored'),
-                            (tmp_path / 'link.jsonl', 'is the file to be scored'),
+    for target, message in ((source, 'is the file to be read'),
+                            (tmp_path / 'link.jsonl', 'is the file to be read'),
                             (tmp_path, 'expected a file'), ('/dev/null', 'expected a file'),
                             (tmp_path / 'none' / 'out.jsonl', 'No such file or directory'),
                             (source / 'out.jsonl', 'Not a directory')):

@@ -186,7 +186,7 @@ def test_a_target_is_checked_before_anything_is_read(model, tmp_path):
     ('bert', [], 'a bert is an encoder, which has no next token; expected a decoder'),
     ('llama', [], 'has a reward head, expected a language model'),
     ('llama', ['--top_p=0'], '--top_p=0.0, expected a number in (0, 1]'),
-    ('llama', ['--temperature=nan'], '--temperature=nan, expected a finite number'),
+    ('llama', ['--temperature=nan'], '--temperature=nan, expected 0 or a finite number'),
     ('llama', ['--samples=0'], '--samples=0'),
 ])
 def test_bad_input_of_the_command_ends_in_one_line(tmp_path, model_name, flags, message):

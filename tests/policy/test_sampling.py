@@ -193,6 +193,7 @@ def test_keys_are_written_where_they_stand():
     # Probabilities .4, .3, .2, .1 and logits log p.
     ({}, [.4, .3, .2, .1]),
     ({'temperature': 0.5}, [16 / 30, 9 / 30, 4 / 30, 1 / 30]),
+    ({'temperature': 1e-6}, [1, 0, 0, 0]),
     ({'top_k': 3}, [4 / 9, 3 / 9, 2 / 9, 0]),
     ({'top_k': 1}, [1, 0, 0, 0]),
     ({'top_k': 9}, [.4, .3, .2, .1]),
@@ -270,7 +271,7 @@ def test_what_cannot_be_sampled_is_refused():
     with pytest.raises(DataError, match='an encoder'):
         next(sampling.sample(encoder, params, [np.array([1])], WARM, seed=0))
     for wrong in ({'samples': 0}, {'max_new_tokens': 1.5}, {'temperature': -1.0}, {'top_k': -1},
-                  {'temperature': math.nan}, {'top_p': 0.0}, {'top_p': 1.1}):
+                  {'temperature': math.nan}, {'temperature': 1e-9}, {'top_p': 0.0}, {'top_p': 1.1}):
         with pytest.raises(ValueError, match=next(iter(wrong))):
             Sampling(**wrong)
 

@@ -135,8 +135,8 @@ def test_samples_are_the_same_in_any_company():
     prompts = prompts_of('gemma2')
     found = sample('gemma2', prompts, WARM)
     assert len({tuple(one.tokens) for samples in found for one in samples}) > 12
-    # A prompt at a time, with two rounds of samples and in one, and all at once.
-    for rows in (2, 3, 32):
+    # A prompt at a time in two rounds of samples, and all at once.
+    for rows in (2, 32):
         for samples, others in zip(found, sample('gemma2', prompts, WARM, rows=rows), strict=True):
             assert_same(samples, others)
 

@@ -22,7 +22,8 @@ _TOP_K = flags.DEFINE_integer(
 _TOP_P = flags.DEFINE_float(
     'top_p', 1.0, 'Of these only the fewest that have this probability together; 1: all.',
     lower_bound=0.0, upper_bound=1.0)
-_SEED = flags.DEFINE_integer('seed', 0, 'Of all that is drawn.', lower_bound=0)
+_SEED = flags.DEFINE_integer('seed', 0, 'Of all that is drawn.', lower_bound=0,
+                             upper_bound=2**31 - 1)
 _ROWS = flags.DEFINE_integer(
     'rows', 16, 'Responses computed at once; has no effect on what they are.', lower_bound=1)
 _MAX_LENGTH = flags.DEFINE_integer(

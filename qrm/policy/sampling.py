@@ -30,6 +30,7 @@ from qrm.training.interruptions import NonFiniteLoss
 
 ROWS = 16  # responses that grow at once
 
+_COLDEST = 1e-6
 _SHORTEST = 16  # tokens of a padded prompt
 _BITS = 30  # of floats in [0, 1], but for the sign
 
@@ -67,9 +68,9 @@ class Sampling:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < least:
                 raise ValueError(f'{name}={value!r}, expected a whole number of at least {least}')
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise ValueError(f'temperature={self.temperature!r}, expected a finite number that is '
-                             'not negative')
+        if self.temperature and not _COLDEST <= self.temperature < math.inf:
+            raise ValueError(f'temperature={self.temperature!r}, expected 0 or a finite number of '
+                             f'at least {_COLDEST}')
         if not 0 < self.top_p <= 1:
             raise ValueError(f'top_p={self.top_p!r}, expected a number in (0, 1]')
 
@@ -188,7 +189,8 @@ def sample(
                 for samples, own in zip(found, _samples(state, wanted), strict=False):
                     samples += own
             for place, samples in zip(some, found, strict=True):
-                if not all(np.isfinite(one.log_probs).all() for one in samples):
+                if not all(np.isfinite([one.log_probs, one.sampled_log_probs]).all()
+                           for one in samples):
                     raise NonFiniteLoss(f'prompt {place}: log-probabilities that are not finite')
                 yield place, tuple(samples)
 
@@ -313,7 +315,9 @@ def draw(
 
 def filtered(sampling: Sampling, logits: jax.Array) -> jax.Array:
     """Log-probabilities that tokens are drawn with, -inf where they are not; [..., V] each."""
-    scores = jax.nn.log_softmax(logits / sampling.temperature)
+    # Low temperatures take differences beyond all floats: that is what -inf is.
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    scores = jax.nn.log_softmax((logits - highest) / sampling.temperature)
     if 0 < sampling.top_k < logits.shape[-1]:
         probs = jnp.exp(scores)
         scores = _only(scores, probs, jnp.ones_like(probs), sampling.top_k)

@@ -111,7 +111,7 @@ def test_what_cannot_be_answered_is_refused(model, comparisons):
         rewarded(model)(['a', 'b'], ['c', None])
     with pytest.raises(ValueError, match="rule 'mean-std:1' needs a scale of other responses"):
         rewarded(model, 'mean-std:1')
-    with pytest.raises(ValueError, match="rule 'median': rule 'median', expected one of"):
+    with pytest.raises(ValueError, match="rule 'median', expected mean, quantile:tau"):
         qrm.reward('nowhere', rule='median')
     with pytest.raises(DataError, match='nowhere'):
         qrm.reward('./nowhere')

@@ -24,7 +24,13 @@ from qrm.training import reward_model, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.workdir import WorkdirError
-from tests.helpers import TINY, command, load_config, small_reward_model
+from tests.helpers import (
+    TINY,
+    command,
+    load_config,
+    small_pairwise_model,
+    small_reward_model,
+)
 
 SIZES = {'data.demo.train': 60, 'data.demo.test': 30, 'data.validation_fraction': 0.2,
          'data.max_length': 200, 'evaluation.exchanged': 10}
@@ -92,6 +98,17 @@ def test_a_reference_set_gets_mean_0_and_deviation_1(run, data):
     assert after.std() == pytest.approx(1.0, abs=1e-5)
     np.testing.assert_allclose(after, (raw - raw.mean()) / raw.std(), atol=1e-4)
     np.testing.assert_array_equal(rewards(qrm.load(str(run), raw=True), reference), raw)
+
+
+def test_a_model_of_pairs_has_no_rewards_to_normalise(run, data):
+    shutil.rmtree(run / 'tokenizer')
+    shutil.rmtree(run / 'checkpoints')
+    model = small_pairwise_model(data[2]['train'])
+    reward_model.describe(str(run), model)
+    save(run, 1, model.params, 0.5)
+    with pytest.raises(DataError, match='pairwise'):
+        normalise(str(run), split='validation')
+    assert not (run / 'normalisation.json').exists()
 
 
 def test_each_response_counts_once_however_rows_are_grouped(run, data, tmp_path):

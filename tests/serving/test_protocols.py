@@ -222,7 +222,7 @@ def test_tei_predict():
 
 
 @pytest.mark.parametrize(('body', 'message'), [
-    ({'prompt': 'p', 'responses': ['a'], 'rule': 'median'}, "rule 'median': rule 'median', expect"),
+    ({'prompt': 'p', 'responses': ['a'], 'rule': 'median'}, "rule 'median', expected mean, quant"),
     ({'prompt': 'p', 'responses': ['a'], 'rule': 'mean-std:1'}, "rule 'mean-std:1' needs a scale"),
     ({'prompt': 'p', 'responses': ['a'], 'rules': 'mean'}, 'rules: Extra inputs are not permitted'),
     ({'prompt': 'p', 'responses': []}, 'nothing to score, expected at least one text'),

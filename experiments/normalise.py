@@ -29,8 +29,9 @@ def main() -> None:
     from qrm.serving import normalise
 
     if _CLEAR.value:
-        if _INPUT.value or _SPLIT.value:
-            raise DataError('--clear beside a reference set, expected one of the two')
+        if given := [name for name in ('input', 'split', 'step', 'max_length')
+                     if flags.FLAGS[name].present]:
+            raise DataError(f'--clear with --{given[0]}, expected one of the two')
         print(normalise.clear(_CHECKPOINT.value))
         return
     step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value

@@ -32,8 +32,8 @@ _MAX_LENGTH = flags.DEFINE_integer(
 _AS_CHATS = flags.DEFINE_bool(
     'as_chats', False, 'Read and write texts as chats, for the chat template of the model.')
 _DETAILS = flags.DEFINE_bool(
-    'details', False, 'Write tokens, truncated, log_probs and sampled_log_probs of each response, '
-    'which `qrm score` does not use.')
+    'details', False, 'Write of each response how many tokens it has, whether it is truncated, and '
+    'the sums of its log_probs and sampled_log_probs, which `qrm score` does not use.')
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', ('float32', 'bfloat16'), 'Of what is computed.')
 _DATE = flags.DEFINE_string(
     'date', '', 'The day (YYYY-MM-DD) that its chat template prints, if it prints any. Default: '

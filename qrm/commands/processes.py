@@ -48,6 +48,8 @@ def run(main: Callable[[], None], coordinator: str | None, count: int | None,
         main()
     except Interrupted as stop:
         print(stop, file=sys.stderr, flush=True)
+        if not coordinator:
+            _end()
     except _EXPECTED as error:
         if coordinator:
             _leave(2, f'error: {error}')
@@ -119,6 +121,12 @@ def _leave(code: int, message: str) -> None:
     print(f'process {jax.process_index()}: {message}', file=sys.stderr, flush=True)
     sys.stdout.flush()
     os._exit(code)
+
+
+def _end() -> None:
+    """Ends this process at once: threads of XLA still at work crash while Python is taken down."""
+    sys.stdout.flush()
+    os._exit(0)
 
 
 def _cache_compilations() -> None:

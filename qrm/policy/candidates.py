@@ -19,7 +19,7 @@ from qrm.models import adapters, families, weights
 from qrm.models.transformer import Transformer
 from qrm.policy.sampling import Sample, Sampling, sample
 from qrm.serving.score import check_target, write_rows
-from qrm.training.reward_model import check_vocabulary
+from qrm.training.reward_model import check_vocabulary, is_run
 
 _TOLD = 100  # prompts, after which their number is printed
 
@@ -59,6 +59,8 @@ def load(path: str, *, dtype: str = 'float32', date: str = '') -> LanguageModel:
         now = datetime.datetime.fromisoformat(date) if date else None
     except ValueError as error:
         raise DataError(f'date={date!r}, expected a day as 2024-07-26') from error
+    if is_run(path):
+        raise DataError(f'{path}: a run, which is a reward model; expected a language model')
     source = adapters.find(path)
     settings = weights.read_settings(source.model)
     if not families.architecture(settings, path).causal:
@@ -108,8 +110,9 @@ def sample_file(
     positions = model.transformer.architecture.max_positions
     longest = (max_length or positions) - sampling.max_new_tokens
     if not 0 < longest <= positions - sampling.max_new_tokens:
-        raise DataError(f'max_length={max_length} with max_new_tokens={sampling.max_new_tokens}, '
-                        f'but the model has {positions} positions; expected room for a prompt')
+        limit = f'--max_length={max_length} with ' if max_length else ''
+        raise DataError(f'{limit}--max_new_tokens={sampling.max_new_tokens}, but the model has '
+                        f'{positions} positions; expected room for a prompt')
     comparisons = read_comparisons(source, parse_prompt)
     if as_chats:
         comparisons = [as_chat(comparison) for comparison in comparisons]
@@ -145,6 +148,8 @@ def _row(
         notes['special tokens in a response left out'] += bool(
             special & set(one.tokens[:end].tolist()))
         texts.append(_text(model.tokenizer, prompt, one.tokens[:end]))
+        notes['response truncated within a letter'] += bool(
+            one.truncated and texts[-1].endswith('\ufffd'))
         notes['blank response'] += not texts[-1].strip()
     row = as_row(dataclasses.replace(comparison, responses=tuple(texts)))
     try:

@@ -26,7 +26,7 @@ from qrm.data.comparisons import DataError
 from qrm.models.attention import Cache
 from qrm.models.transformer import Transformer
 from qrm.models.tuning import unstack_blocks
-from qrm.training.interruptions import NonFiniteLoss
+from qrm.training.interruptions import NonFiniteLoss, check
 
 ROWS = 16  # responses that grow at once
 
@@ -166,7 +166,7 @@ def sample(
     numbers = range(len(prompts)) if numbers is None else numbers
     params = unstack_blocks({'backbone': params})['backbone']
     side = min(sampling.samples, rows)
-    together = max(1, rows // side)
+    together = min(max(1, rows // side), max(1, len(prompts)))
     groups = collections.defaultdict(list)
     for place, prompt in enumerate(prompts):
         groups[_padded(len(prompt))].append(place)
@@ -181,6 +181,7 @@ def sample(
                                  *(computed[place] for place in filled))
             found: list[list[Sample]] = [[] for _ in some]
             for first in range(0, sampling.samples, side):
+                check()
                 which = first + np.arange(side)
                 wanted = (np.arange(together) < len(some))[:, None] & (which < sampling.samples)
                 state = respond(model, sampling, params, group, jax.random.key(seed),

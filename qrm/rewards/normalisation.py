@@ -41,9 +41,10 @@ class Normalisation:
         numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool)
                       for x in (self.mean, self.std))
         smallest, largest = float(np.finfo('f4').tiny), float(np.finfo('f4').max)
-        if not (numbers and abs(self.mean) <= largest and smallest <= self.std <= 1.0 / smallest):
+        if not (numbers and abs(self.mean) <= largest and smallest <= self.std <= 1.0 / smallest
+                and abs(self.mean) / self.std <= largest):
             raise ValueError(f'mean={self.mean!r} and std={self.std!r}, expected numbers, std '
-                             'above 0')
+                             'above 0, whose quotient a float holds')
 
     def __str__(self):
         sign = '+' if self.mean < 0 else '-'

@@ -20,7 +20,8 @@ from qrm.data.comparisons import Comparison, DataError, DataReport, Text, in_a_l
 from qrm.data.rows import opening
 from qrm.rewards import normalisation
 from qrm.training import features, reward_model, workdir
-from qrm.training.reward_model import NORMALISATION
+from qrm.training.checkpoints import Checkpoints
+from qrm.training.reward_model import NORMALISATION, RewardModel
 from qrm.training.workdir import WorkdirError
 
 SPLITS = ('train', 'validation')
@@ -96,9 +97,10 @@ def normalise(
     where = f'the {split} split of {reference.path}' if split else reference.path
     return '\n'.join([
         f'{path}: rewards of checkpoint {model.checkpoint.step} are now {found}, by '
-        f'{len(rewards)} responses to {prompts} prompts of {where}; {cut} dialogues cut to '
+        f'{len(rewards)} responses to {prompts} prompt{"s" * (prompts != 1)} of {where}; {cut} '
+        f'dialogues cut to '
         f'{model.reading.max_length} tokens{before}',
-        *(f'  note {note}' for note in reference.notes)])
+        *(f'  note {note}' for note in (*reference.notes, *_unlike_best(folder, model)))])
 
 
 def clear(folder: str) -> str:
@@ -162,9 +164,18 @@ def _file(config: Any, folder: str, path: str) -> _Reference:
                             f"{same[0].place}, have questions of the run's test split, which "
                             'judges the run; expected other questions')
     report = DataReport(path, 'reference')
+    report.notes.update(remark for c in comparisons for remark in c.remarks)
     seen.note(comparisons, report)
     notes += [f'{count}: {note}' for note, count in report.notes.items()]
     return _Reference(comparisons, os.path.abspath(path), '', notes)
+
+
+def _unlike_best(folder: str, model: RewardModel) -> list[str]:
+    """A note if `qrm score` and others, which use the best checkpoint, use another one."""
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        best = checkpoints.best
+    return [] if best == model.checkpoint.step else [
+        f'the best checkpoint, which other commands use, is {best}: they will refuse this']
 
 
 def _questions(comparisons: Iterable[Comparison]) -> set[str]:

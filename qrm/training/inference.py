@@ -28,7 +28,7 @@ from qrm.data.tokens import Encoded
 from qrm.models import sharding
 from qrm.models.network import Params, RewardNetwork
 from qrm.training.devices import Spread, own_devices
-from qrm.training.interruptions import watched
+from qrm.training.interruptions import check, watched
 
 _AHEAD = 1  # micro-batches that run while the host prepares the next
 _CHUNK = 4096  # comparisons packed together; bounds memory and the time spent on packing
@@ -195,6 +195,7 @@ def _run(
         return results
 
     for start in range(0, len(encoded), chunk):
+        check()
         with watched() as progressed:
             values = values_of(slice(start, start + chunk))
         yield values

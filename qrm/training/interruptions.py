@@ -28,7 +28,9 @@ def exhausts_memory(error: BaseException) -> bool:
         and any(words in str(error) for words in ('RESOURCE_EXHAUSTED', 'Out of memory')))
 
 
+_STOPPED = '{}: stopped; run the same command again'
 _before_training: list[str] = []  # signals that came when nothing had entered `Signals`
+_entered = 0  # how many `Signals` are
 
 
 def stop(number: int, unused_frame: Any) -> None:
@@ -36,11 +38,21 @@ def stop(number: int, unused_frame: Any) -> None:
 
     Raises:
       Interrupted: at once. Python drops what is raised in a callback of its own; for that case
-        the signal is remembered, and ends training after its first step.
+        the signal is remembered: it ends training after its first step, and else `check` tells.
     """
     name = signal.Signals(number).name
     _before_training.append(name)
-    raise Interrupted(f'{name}: stopped; run the same command again to go on')
+    raise Interrupted(_STOPPED.format(name))
+
+
+def check() -> None:
+    """Tells of a signal that was served and dropped, where `Signals` does not.
+
+    Raises:
+      Interrupted: there was one.
+    """
+    if _before_training and not _entered:
+        raise Interrupted(_STOPPED.format(_before_training[0]))
 
 
 _patience = 0.0  # seconds
@@ -92,6 +104,8 @@ class Signals:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
+        global _entered
+        _entered += 1
         for number in (signal.SIGTERM, signal.SIGINT):
             self._before[number] = signal.signal(number, self._receive)
         return self
@@ -102,5 +116,7 @@ class Signals:
         print(f'{self.received}: saving after this step; a second signal stops at once', flush=True)
 
     def __exit__(self, *unused) -> None:
+        global _entered
+        _entered -= 1
         for number, handler in self._before.items():
             signal.signal(number, handler)

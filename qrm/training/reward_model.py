@@ -256,7 +256,7 @@ def load(
         if outputs or date:
             raise DataError(f'{path}: a run says itself what its outputs mean and which day its '
                             'chat template prints; expected outputs and date of other models only')
-        model = _load_workdir(path, step, keep, raw)
+        model = _load_workdir(path, step, keep, raw, max_length)
     else:
         model = _load_hugging_face(path, outputs, date, raw)
     if model.normalisation:
@@ -369,7 +369,8 @@ def _read(head: HeadConfig, normalisation: Normalisation | None,
     return found.distribution.mean, found.quantiles
 
 
-def _load_workdir(workdir: str, step: int | str, keep: str, raw: bool) -> RewardModel:
+def _load_workdir(workdir: str, step: int | str, keep: str, raw: bool,
+                  max_length: int) -> RewardModel:
     path = os.path.join(workdir, 'model.json')
     values = read_json(path)
     try:
@@ -408,12 +409,13 @@ def _load_workdir(workdir: str, step: int | str, keep: str, raw: bool) -> Reward
             raise WorkdirError(f'{path}: what was not trained comes from "base": {error}; if it '
                                'has been moved, say there where it is now') from error
     return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest, base, kept,
-                       _stored_normalisation(workdir, checkpoint, raw), checkpoint)
+                       _stored_normalisation(workdir, checkpoint, raw, max_length
+                                             or network.architecture.max_positions), checkpoint)
 
 
-def _stored_normalisation(workdir: str, checkpoint: Checkpoint,
-                          raw: bool) -> Normalisation | None:
-    """By what a run is normalised, if it is and that is asked for.
+def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool,
+                          max_length: int) -> Normalisation | None:
+    """By what a run is normalised, if it is and that is asked for; tells of other lengths.
 
     Raises:
       WorkdirError: what says so is damaged, or speaks of other parameters.
@@ -427,15 +429,18 @@ def _stored_normalisation(workdir: str, checkpoint: Checkpoint,
     values = read_json(path)
     try:
         found = Normalisation(values['mean'], values['std'])
-        known = Checkpoint(**values['checkpoint'])
+        known, measured = Checkpoint(**values['checkpoint']), values['max_length']
     except (KeyError, TypeError, ValueError) as error:
-        raise WorkdirError(f'{path}: says not by what rewards are normalised ({error!r})'
-                           ) from error
+        raise WorkdirError(f'{path}: says not by what rewards are normalised ({error!r}); expected '
+                           'what `qrm normalise` writes: run it again, or with --clear') from error
     if known != checkpoint:
         other = 'another checkpoint' if known.step == checkpoint.step else 'checkpoint'
         raise WorkdirError(
             f'{path}: is of checkpoint {known.step}, but {other} {checkpoint.step} is used; '
             'expected `qrm normalise` once more, or with --clear, or raw rewards (--raw)')
+    if measured != max_length:
+        print(f'note: rewards of {workdir} were normalised by dialogues of at most {measured} '
+              f'tokens, and are now of at most {max_length}', flush=True)
     return found
 
 

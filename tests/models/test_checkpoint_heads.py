@@ -579,7 +579,7 @@ def test_normalised_rewards_without_their_moments(tmp_path, settings):
         qrm.load(folder)
     mean, std = settings.get('mean'), settings.get('std')
     assert str(caught.value) == (f'{folder}: normalize_reward with mean={mean!r} and std={std!r}, '
-                                 'expected numbers, std above 0')
+                                 'expected numbers, std above 0, whose quotient a float holds')
 
 
 # Where classifiers are read.

@@ -94,6 +94,8 @@ def test_the_same_bytes_whatever_is_computed_at_once(model, tmp_path):
     _, rows = answer(model, tmp_path, ROWS)
     again = answer(model, tmp_path, ROWS, name='again.jsonl.gz', rows=1)[1]
     assert again == rows
+    # No more is computed than is asked for.
+    assert answer(model, tmp_path, ROWS, rows=10**9)[1] == rows
     assert rows[0].keys() == {'prompt', 'responses', 'id'}
     content = (tmp_path / 'again.jsonl.gz').read_bytes()
     answer(model, tmp_path, ROWS, name='again.jsonl.gz', rows=1)
@@ -123,8 +125,8 @@ def test_long_prompts_are_cut_from_the_left_and_counted(model, tmp_path):
     assert answer(model, tmp_path, [{'prompt': ' '.join(words), 'id': 'a'}],
                   max_length=10)[1][0]['responses'] == short[0]['responses']
     for length in (6, 25):
-        with pytest.raises(DataError, match=f'max_length={length} with max_new_tokens=6, but the '
-                                            'model has 24 positions'):
+        with pytest.raises(DataError, match=f'--max_length={length} with --max_new_tokens=6, but '
+                                            'the model has 24 positions'):
             answer(model, tmp_path, ROWS, max_length=length)
 
 
@@ -180,6 +182,12 @@ def test_a_target_is_checked_before_anything_is_read(model, tmp_path):
     with pytest.raises(DataError, match='cannot be written, expected a name that ends in .jsonl'):
         candidates.sample_file(model, f'{tmp_path}/none.jsonl', f'{tmp_path}/out.txt', HOW,
                                seed=0, rows=1)
+
+
+def test_a_reward_run_is_no_language_model(tmp_path):
+    (tmp_path / 'model.json').write_text('{}')
+    with pytest.raises(DataError, match='a run, which is a reward model; expected a language'):
+        candidates.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(('name', 'message'), [

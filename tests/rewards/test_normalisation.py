@@ -107,6 +107,7 @@ def test_what_there_is_no_scale_of_is_refused(rewards, message):
 
 @pytest.mark.parametrize(('mean', 'std'), [
     (0.0, 0.0), (0.0, -1.0), (float('nan'), 1.0), (0.0, float('inf')), (0.0, 1e-40), (1e39, 1.0),
+    (1e30, 1e-37),
     (None, 1.0), ('0', 1.0), (0.0, True),
 ])
 def test_numbers_that_cannot_be_divided_by_are_refused(mean, std):

@@ -100,6 +100,27 @@ def test_a_reference_set_gets_mean_0_and_deviation_1(run, data):
     np.testing.assert_array_equal(rewards(qrm.load(str(run), raw=True), reference), raw)
 
 
+def test_what_else_is_said_of_a_reference_set(run, data, tmp_path, capsys):
+    path = tmp_path / 'rows.jsonl'
+    rows = [as_row(c) | {'surplus': 1} for c in data[2]['validation'][:2]]
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    said = normalise(str(run), source=str(path), max_length=60)
+    assert "note 2: key 'surplus' not used" in said
+    capsys.readouterr()
+    qrm.load(str(run))
+    told = capsys.readouterr().out
+    assert 'normalised by dialogues of at most 60 tokens, and are now of at most ' in told
+    qrm.load(str(run), max_length=60)
+    assert 'at most' not in capsys.readouterr().out
+
+
+def test_a_checkpoint_that_is_not_the_best_is_told(run, data):
+    save(run, 2, small_reward_model(data[2]['train']).params, 0.9)
+    assert 'the best checkpoint, which other commands use, is 1: they will refuse this' in (
+        normalise(str(run), split='validation', step=2))
+    assert 'best checkpoint' not in normalise(str(run), split='validation')
+
+
 def test_a_model_of_pairs_has_no_rewards_to_normalise(run, data):
     shutil.rmtree(run / 'tokenizer')
     shutil.rmtree(run / 'checkpoints')

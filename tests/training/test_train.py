@@ -191,6 +191,11 @@ def test_a_signal_that_was_swallowed_before_training_ends_it_after_a_step(tmp_pa
     monkeypatch.setattr(interruptions, '_before_training', [])
     with pytest.raises(interruptions.Interrupted, match='SIGTERM: stopped; run the same command'):
         interruptions.stop(signal.SIGTERM, None)
+    with pytest.raises(interruptions.Interrupted, match='SIGTERM: stopped; run the same command'):
+        interruptions.check()
+    with interruptions.Signals() as signals:
+        interruptions.check()  # it will be served after a step
+        assert signals.received == 'SIGTERM'
     assert not issubclass(interruptions.Interrupted, Exception)  # which libraries catch
     with pytest.raises(interruptions.Interrupted, match='SIGTERM: saved .* at step 1 of 14'):
         train.train(config(), str(tmp_path))

@@ -166,7 +166,8 @@ def sample(
     numbers = range(len(prompts)) if numbers is None else numbers
     params = unstack_blocks({'backbone': params})['backbone']
     side = min(sampling.samples, rows)
-    together = min(max(1, rows // side), max(1, len(prompts)))
+    # Few prompts have the shapes of many, but not of more than there can be any use for.
+    together = max(1, min(rows // side, max(len(prompts), ROWS // side)))
     groups = collections.defaultdict(list)
     for place, prompt in enumerate(prompts):
         groups[_padded(len(prompt))].append(place)

@@ -16,12 +16,8 @@ _INPUT = flags.DEFINE_string(
 _SPLIT = flags.DEFINE_string(
     'split', '', "In place of a file a split of the run's own data: train or validation.")
 _CLEAR = flags.DEFINE_bool('clear', False, 'Make rewards raw again.')
-_STEP = flags.DEFINE_string(
-    'step', 'best', "Which checkpoint of the run: 'best', which `qrm score` and others use, 'last' "
-    'or a step.')
-_MAX_LENGTH = flags.DEFINE_integer(
-    'max_length', 0, 'Tokens of the longest dialogue, longer ones are cut from the left. 0: the '
-    "model's number of positions.", lower_bound=0)
+launch.define_step()
+launch.define_max_length()
 
 
 def main() -> None:
@@ -34,9 +30,9 @@ def main() -> None:
             raise DataError(f'--clear with --{given[0]}, expected one of the two')
         print(normalise.clear(_CHECKPOINT.value))
         return
-    step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
-    print(normalise.normalise(_CHECKPOINT.value, split=_SPLIT.value, source=_INPUT.value, step=step,
-                              max_length=_MAX_LENGTH.value))
+    print(normalise.normalise(
+        _CHECKPOINT.value, split=_SPLIT.value, source=_INPUT.value, step=launch.step(),
+        max_length=flags.FLAGS.max_length))
 
 
 if __name__ == '__main__':

@@ -44,11 +44,29 @@ def define_outputs() -> None:
         'or the name or number of the one that is the reward. Default: as its config.json says.')
 
 
-def define_model() -> None:
-    """Defines what `load_model` reads."""
+def define_max_length() -> None:
+    """Defines `--max_length`."""
     flags.DEFINE_integer(
         'max_length', 0, 'Tokens of the longest dialogue, longer ones are cut from the left. 0: '
         "the model's number of positions.", lower_bound=0)
+
+
+def define_step() -> None:
+    """Defines `--step`, see `step`."""
+    flags.DEFINE_string(
+        'step', 'best', "Which checkpoint of the run: 'best', which commands without this flag "
+        "use, 'last' or a step.")
+
+
+def step() -> int | str:
+    """The checkpoint that `--step` names."""
+    text = flags.FLAGS.step
+    return int(text) if text.isdecimal() else text
+
+
+def define_model() -> None:
+    """Defines what `load_model` reads."""
+    define_max_length()
     flags.DEFINE_string(
         'date', '', 'Of a model that is no run, the day (YYYY-MM-DD) that its chat template '
         'prints, if it prints any. Default: today.')

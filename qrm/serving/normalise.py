@@ -98,8 +98,7 @@ def normalise(
     return '\n'.join([
         f'{path}: rewards of checkpoint {model.checkpoint.step} are now {found}, by '
         f'{len(rewards)} responses to {prompts} prompt{"s" * (prompts != 1)} of {where}; {cut} '
-        f'dialogues cut to '
-        f'{model.reading.max_length} tokens{before}',
+        f'dialogues cut to {model.reading.max_length} tokens{before}',
         *(f'  note {note}' for note in (*reference.notes, *_unlike_best(folder, model)))])
 
 

@@ -15,7 +15,7 @@ from qrm.rewards import pairwise
 from qrm.serving import score
 from qrm.training import reward_model
 from qrm.training.interruptions import NonFiniteLoss
-from tests.helpers import small_pairwise_model, small_reward_model
+from tests.helpers import ROOT, small_pairwise_model, small_reward_model
 
 
 @pytest.fixture(scope='module')
@@ -166,3 +166,9 @@ def test_a_pairwise_model_compares_the_responses_of_a_row(comparisons, model, tm
     with pytest.raises(DataError, match=r'in.jsonl:2: one response to a prompt, expected two'):
         score.score_file(pairwise_model, str(source), str(target))
     assert not target.exists()
+
+
+def test_the_command_knows_all_aggregates():
+    """It says them without importing what they are."""
+    text = (ROOT / 'experiments/score.py').read_text(encoding='utf-8')
+    assert f"'aggregate', None, {pairwise.AGGREGATES}," in text

@@ -6,8 +6,9 @@ import importlib
 from tests.helpers import ROOT
 
 HOUSE = {
-    'data': ['comparisons', 'rows', 'verdicts', 'formats', 'translate', 'files', 'phrases', 'demo',
-             'sources', 'convert', 'suites', 'seen', 'templates', 'tokens', 'packing'],
+    'data': ['comparisons', 'tables', 'records', 'workers', 'rows', 'verdicts', 'formats',
+             'translate', 'files', 'phrases', 'demo', 'sources', 'convert', 'suites', 'seen',
+             'templates', 'words', 'encoded', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
                 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',

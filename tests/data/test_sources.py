@@ -23,7 +23,7 @@ def _settings(path, **changes):
     """The `data` section of a config, as far as loading reads it."""
     return ConfigDict({
         'path': str(path), 'validation_fraction': 0.25, 'test_fraction': 0.25,
-        'max_malformed': 0.0, 'attributes': (), 'format': 'auto', 'columns': (),
+        'max_malformed': 0.0, 'cache': '', 'attributes': (), 'format': 'auto', 'columns': (),
         'votes': 'share', 'strengths': 'ignored',
         'demo': {'train': 40, 'test': 20, 'seed': 3, 'annotators': 'independent'},
     } | changes)

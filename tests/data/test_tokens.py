@@ -679,7 +679,7 @@ def test_every_row_of_a_file_is_kept_or_counted(tokenizer, tmp_path):
     path = tmp_path / 'rows.jsonl'
     path.write_text('\n'.join(lines) + '\n')
     settings = ConfigDict({'path': str(path), 'validation_fraction': 0.2, 'test_fraction': 0.2,
-                           'max_malformed': 0.2, 'attributes': (), 'format': 'auto',
+                           'max_malformed': 0.2, 'cache': '', 'attributes': (), 'format': 'auto',
                            'columns': (), 'votes': 'share', 'strengths': 'ignored'})
     total = DataReport('all', 'all')
     for comparisons, report in load_splits(settings, 'any').values():

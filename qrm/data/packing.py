@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded
 
 _FEW = 3  # micro-batches of a quarter; four would be no smaller than a whole one
 # Comparisons of up to 8 responses share layouts, those of up to 64, and so on: what is known of all

@@ -4,6 +4,7 @@ Two tables make them: what each says, as JSON, which is most of the bytes, and f
 comparisons are chosen, divided and recognised without reading that.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -88,7 +89,8 @@ class Comparisons(Sequence[Comparison]):
         comparisons = list(comparisons)
         pairs = [rows_of(comparisons[start:start + CHUNK])
                  for start in range(0, len(comparisons), CHUNK)]
-        texts, facts = (Table([pair[i] for pair in pairs]) for i in range(2))
+        texts, facts = (Table([pair[i] for pair in pairs], kind)
+                        for i, kind in enumerate((SAID, FACTS)))
         return cls('', Cache(''), lambda: facts, lambda: texts)
 
     def __len__(self) -> int:
@@ -108,6 +110,11 @@ class Comparisons(Sequence[Comparison]):
         for chunk in self.chunks():
             yield from decoded(chunk)
 
+    @property
+    def digest(self) -> str:
+        """Of which rows these are."""
+        return hashlib.sha256(self.rows.astype('<i8').tobytes()).hexdigest()
+
     def pick(self, places: np.ndarray) -> 'Comparisons':
         """Some of them, by their places here, ascending."""
         return Comparisons(self.key, self.cache, self._facts, self._texts, self.rows[places])
@@ -117,9 +124,9 @@ class Comparisons(Sequence[Comparison]):
         column = self._facts().column(name)
         return column if len(column) == len(self) else column.take(pa.array(self.rows))
 
-    def digests(self, name: str) -> np.ndarray:
-        """[rows, 16] uint8, a column of `FACTS` that is digests."""
-        return self._facts().numbers(name)[self.rows] if len(self) else np.zeros((0, 16), np.uint8)
+    def numbers(self, name: str) -> np.ndarray:
+        """[rows], a column of `FACTS` that is numbers; of digests [rows, 16] uint8."""
+        return self._facts().numbers(name)[self.rows]
 
     def chunks(self) -> Iterator[pa.RecordBatch]:
         """Batches of what is decoded by `decoded`, in order, which can be sent to a process."""

@@ -356,7 +356,7 @@ def _collect(found: _Found, data: Any, split: str, writer: Writer) -> DataReport
             write(texts)
             facts.append(known)
             report.add(counts)
-    changes = _late(Comparisons('', Cache(''), lambda: Table(facts),
+    changes = _late(Comparisons('', Cache(''), lambda: Table(facts, FACTS),
                                 lambda: writer[f'{split}-texts']))
     first = 0
     with writer.table(f'{split}-facts', FACTS) as write:
@@ -403,7 +403,7 @@ def _late(comparisons: Comparisons) -> dict[int, tuple[str, tuple[str, ...]]]:
     if not len(comparisons):
         return {}
     ids, annotators = (_codes(comparisons.fact(name)) for name in ('id', 'annotator'))
-    texts = records.sortable(comparisons.digests('texts'))
+    texts = records.sortable(comparisons.numbers('texts'))
     rows = np.flatnonzero(_repeated(ids) | _repeated(texts, annotators))
     by_id: dict[str, bytes] = {}
     first_of: dict[tuple[str | None, bytes], np.ndarray] = {}
@@ -527,7 +527,7 @@ def _divide_all(source: Source, data: Any, writer: Writer) -> dict[str, Any]:
         origin, rows, report = parts[split]
         comparisons = source.splits[origin][0].pick(rows)
         report.notes.update(_remarks(comparisons))
-        own = records.sortable(comparisons.digests('opening'))
+        own = records.sortable(comparisons.numbers('opening'))
         if split != 'train' and (overlap := int(np.isin(own, groups).sum())):
             report.notes['opening question also in the training rows'] = overlap
         groups = np.union1d(groups, own)
@@ -541,7 +541,7 @@ def _moved(comparisons: Comparisons, fraction: float, name: str) -> np.ndarray:
     """Which comparisons a split of their own takes: `fraction` of the groups, by their hash."""
     if not len(comparisons):
         return np.zeros(0, bool)
-    _, first, group = np.unique(records.sortable(comparisons.digests('opening')),
+    _, first, group = np.unique(records.sortable(comparisons.numbers('opening')),
                                 return_index=True, return_inverse=True)
     names = comparisons.pick(np.sort(first)).fact('group').to_pylist()
     hashes = np.array([hashlib.sha256(f'{name} {one}'.encode()).digest() for one in names], 'S32')

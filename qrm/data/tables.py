@@ -1,7 +1,7 @@
-"""Tables that are made once and kept: Arrow files in a folder, mapped into memory when they are read.
+"""Tables that are made once and kept: Arrow files in a folder, mapped into memory.
 
-An entry is made of what it is a function of, `about`, and is found by a digest of that. It appears in
-one rename, so that a reader sees all of it or nothing, and is checked before it is used:
+An entry is found by a digest of `about`, which is all that it is a function of. It appears in one
+rename, so that a reader sees all of it or nothing, and is checked before it is used:
 
     <folder>/<kind>/<key>/about.json     everything that the entry depends on, of which the key is
                                          a digest
@@ -42,14 +42,16 @@ class Table:
 
     Args:
       source: path of an Arrow file, or the batches themselves.
+      schema: of the batches.
     """
 
-    def __init__(self, source: str | list[pa.RecordBatch]):
+    def __init__(self, source: str | list[pa.RecordBatch], schema: pa.Schema | None = None):
         self._path = source if isinstance(source, str) else None
         if self._path:
             reader = pa.ipc.open_file(pa.memory_map(self._path))
             source = [reader.get_batch(i) for i in range(reader.num_record_batches)]
-        self._batches = source
+            schema = reader.schema
+        self._batches, self._schema = source, schema
         self.starts = np.cumsum([0, *(batch.num_rows for batch in source)])
 
     def __len__(self) -> int:
@@ -57,7 +59,7 @@ class Table:
 
     def __reduce__(self):
         """A file is mapped again where it is sent to."""
-        return Table, (self._path or self._batches,)
+        return Table, (self._path or self._batches, self._schema)
 
     def batch(self, number: int) -> pa.RecordBatch:
         """A batch, of a file mapped into memory."""
@@ -80,13 +82,14 @@ class Table:
 
     def column(self, name: str) -> pa.ChunkedArray:
         """A column of all rows."""
-        kind = self._batches[0].schema.field(name).type if self._batches else pa.null()
-        return pa.chunked_array([batch.column(name) for batch in self._batches], kind)
+        return pa.chunked_array([batch.column(name) for batch in self._batches],
+                                self._schema.field(name).type)
 
     def numbers(self, name: str) -> np.ndarray:
         """A column of numbers, copied; of bytes of one width, [rows, width] uint8."""
-        found = [_as_numpy(batch.column(name)) for batch in self._batches]
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        empty = pa.array([], self._schema.field(name).type)
+        return np.concatenate([_as_numpy(empty), *(
+            _as_numpy(batch.column(name)) for batch in self._batches)])
 
 
 def _as_numpy(column: pa.Array) -> np.ndarray:
@@ -94,7 +97,7 @@ def _as_numpy(column: pa.Array) -> np.ndarray:
         return column.to_numpy(zero_copy_only=False)
     width = column.type.byte_width
     start = column.offset * width
-    whole = np.frombuffer(column.buffers()[1], np.uint8)
+    whole = np.frombuffer(column.buffers()[1] or b'', np.uint8)
     return whole[start:start + len(column) * width].reshape(-1, width)
 
 
@@ -116,7 +119,7 @@ class Writer:
         if not self._folder:
             batches: list[pa.RecordBatch] = []
             yield batches.append
-            self._tables[name] = Table(batches)
+            self._tables[name] = Table(batches, schema)
             return
         path = _table(self._folder, name)
         with pa.OSFile(path, 'wb') as file, pa.ipc.new_file(file, schema) as stream:

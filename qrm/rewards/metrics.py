@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded
 from qrm.rewards import distributions, losses, statistics
 from qrm.rewards.heads import HeadConfig
 

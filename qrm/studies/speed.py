@@ -24,7 +24,7 @@ import scipy
 from jax.sharding import Mesh
 
 from qrm.data import packing
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded
 from qrm.models.architecture import Architecture
 from qrm.models.network import Params, RewardNetwork, parameter_count
 from qrm.models.tuning import Tuning

@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qrm.data.comparisons import DataError
+from qrm.data.encoded import Encoded
 from qrm.data.packing import (
     Layout,
     MicroBatch,
@@ -24,7 +25,6 @@ from qrm.data.packing import (
     round_length,
     runs,
 )
-from qrm.data.tokens import Encoded
 from qrm.models import sharding
 from qrm.models.network import Params, RewardNetwork
 from qrm.training.devices import Spread, own_devices

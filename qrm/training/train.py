@@ -17,10 +17,12 @@ import tqdm
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from qrm.data import encoded as encoded_lib
 from qrm.data import packing, sources, templates, tokens
 from qrm.data.comparisons import DataError, DataReport, check_malformed
+from qrm.data.encoded import Encoded
 from qrm.data.seen import Seen
-from qrm.data.tokens import Encoded, Reading, Tokenizer
+from qrm.data.tokens import Reading, Tokenizer
 from qrm.models import adapters, families, sharding, weights
 from qrm.models.network import Params, RewardNetwork, parameter_count
 from qrm.rewards import heads, metrics
@@ -220,7 +222,7 @@ def read_data(config: Any, folder: str | None = None) -> Data:
         inference.check_look_ups(network, items)
     reports = {split: report for split, (_, report) in splits.items()}
     check_malformed(reports.values(), config.data.max_malformed)
-    has = {'preferred': tokens.has_preferred, 'rated': tokens.has_rating}
+    has = {'preferred': encoded_lib.has_preferred, 'rated': encoded_lib.has_rating}
     judged_by = 'rated' if metrics.criterion(loss) == 'crps' else 'preferred'
     for split, items in encoded.items():
         anchored = split == 'train' and loss.thresholds
@@ -360,7 +362,7 @@ def _identity(config: Any, prepared: Prepared) -> dict[str, str]:
     encoded = prepared.encoded
     start = prepared.initial.base or base.find(
         config.model.checkpoint, config.seed, config.train.frozen_dtype, frozen=True)
-    return {'fingerprint': tokens.fingerprint([*encoded['train'], *encoded['validation']]),
+    return {'fingerprint': encoded_lib.fingerprint([*encoded['train'], *encoded['validation']]),
             'start': start.digest}
 
 

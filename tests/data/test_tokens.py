@@ -13,16 +13,15 @@ from ml_collections import ConfigDict
 
 from qrm.data import templates, tokens
 from qrm.data.comparisons import Comparison, DataError, DataReport, MalformedRow, check_malformed
+from qrm.data.encoded import Encoded, fingerprint
 from qrm.data.files import read_rows
 from qrm.data.rows import parse_row
 from qrm.data.sources import load_splits
 from qrm.data.templates import render
 from qrm.data.tokens import (
-    Encoded,
     Reading,
     encode,
     encode_to_score,
-    fingerprint,
     load_tokenizer,
     split_prompt,
     tokenize,

@@ -17,6 +17,7 @@ import qrm
 from qrm.analysis import evaluate
 from qrm.data import packing, tokens
 from qrm.data.comparisons import DataError
+from qrm.data.encoded import fingerprint
 from qrm.training import config as config_lib
 from qrm.training import interruptions, step, train, workdir
 from qrm.training.checkpoints import Checkpoints
@@ -297,7 +298,7 @@ def test_a_run_over_midnight_goes_on_with_its_own_day(tmp_path, monkeypatch):
 
     def at(day):
         monkeypatch.setattr(train, '_common_time', lambda: datetime.datetime(2026, 11, day))
-        return tokens.fingerprint(train.read_data(own, str(tmp_path / 'run')).encoded['train'])
+        return fingerprint(train.read_data(own, str(tmp_path / 'run')).encoded['train'])
 
     assert at(27) != at(28)
     first = at(27)

@@ -306,18 +306,13 @@ def order_kept(ground: Ground, rng: np.random.Generator, folder: Path) -> Outcom
     resumed = int(rng.integers(steps + 1))
     lengths = rng.integers(1, 9, examples)
 
-    @dataclasses.dataclass(frozen=True)
-    class Item:
-        index: int
-        size: int
-
     seen = []
     for part in (range(resumed), range(resumed, steps)):
         for step in part:
             indices = packing.batch_indices(step, seed=seed, examples=examples, batch_size=batch,
                                             total=total)
-            shares = packing.share([Item(int(i), int(lengths[i])) for i in indices], devices)
-            dealt = sorted(item.index for own in shares for item in own)
+            shares = packing.share(lengths[indices], devices)
+            dealt = sorted(int(i) for own in shares for i in indices[own])
             if dealt != sorted(indices.tolist()):
                 return Outcome('dealt', f'step {step}: {dealt}, not {sorted(indices.tolist())}')
             seen += indices.tolist()

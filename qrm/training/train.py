@@ -17,10 +17,16 @@ import tqdm
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from qrm.data import encoded as encoded_lib
 from qrm.data import packing, sources, templates, tokens
 from qrm.data.comparisons import DataError, DataReport, check_malformed
-from qrm.data.encoded import Encoded
+from qrm.data.encoded import (
+    Encoded,
+    EncodedTable,
+    Lengths,
+    fingerprint,
+    has_preferred,
+    has_rating,
+)
 from qrm.data.seen import Seen
 from qrm.data.tokens import Reading, Tokenizer
 from qrm.models import adapters, families, sharding, weights
@@ -83,7 +89,7 @@ class Data(NamedTuple):
 
     tokenizer: Tokenizer
     reading: Reading
-    encoded: dict[str, list[Encoded]]
+    encoded: dict[str, EncodedTable]
     reports: dict[str, DataReport]
     seen: Seen
     annotators: tuple[str, ...]
@@ -104,7 +110,7 @@ class Prepared(NamedTuple):
     initial: Initial
 
     @property
-    def encoded(self) -> dict[str, list[Encoded]]:
+    def encoded(self) -> dict[str, EncodedTable]:
         """'train', 'validation', 'test' -> comparisons in tokens."""
         return self.data.encoded
 
@@ -185,7 +191,7 @@ def read_data(config: Any, folder: str | None = None) -> Data:
     splits = sources.divide(source, config.data)
     annotators = ()
     if config.head.name == 'annotator':
-        annotators = tuple(sorted({c.annotator for c in splits['train'][0]} - {None}))
+        annotators = tuple(sorted(set(splits['train'][0].fact('annotator').to_pylist()) - {None}))
         if not annotators:
             raise DataError(f"{config.data.path}: no training comparison has an 'annotator', "
                             'which the annotator head learns from')
@@ -222,7 +228,7 @@ def read_data(config: Any, folder: str | None = None) -> Data:
         inference.check_look_ups(network, items)
     reports = {split: report for split, (_, report) in splits.items()}
     check_malformed(reports.values(), config.data.max_malformed)
-    has = {'preferred': encoded_lib.has_preferred, 'rated': encoded_lib.has_rating}
+    has = {'preferred': has_preferred, 'rated': has_rating}
     judged_by = 'rated' if metrics.criterion(loss) == 'crps' else 'preferred'
     for split, items in encoded.items():
         anchored = split == 'train' and loss.thresholds
@@ -362,7 +368,7 @@ def _identity(config: Any, prepared: Prepared) -> dict[str, str]:
     encoded = prepared.encoded
     start = prepared.initial.base or base.find(
         config.model.checkpoint, config.seed, config.train.frozen_dtype, frozen=True)
-    return {'fingerprint': encoded_lib.fingerprint([*encoded['train'], *encoded['validation']]),
+    return {'fingerprint': fingerprint(encoded['train'], encoded['validation']),
             'start': start.digest}
 
 
@@ -426,6 +432,7 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
     workdir.write_arrays(os.path.join(folder, 'seen.npz'), prepared.data.seen.arrays())
 
     # Shapes and length of the run.
+    sizes = Lengths.of(examples).sizes
     batch_size, devices = config.train.batch_size, jax.device_count()
     total = round(config.train.epochs * len(examples))
     steps = -(-total // batch_size)
@@ -445,8 +452,10 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
 
     def make_batches(number: int) -> list[packing.Batch]:
         """Batches of this process's devices."""
-        parts = packing.share([examples[i] for i in indices(number)], devices)
-        return [course.make_batch(parts[i]) for i in own_devices()]
+        places = indices(number)
+        parts = packing.share(sizes[places], devices)
+        return [course.make_batch([examples[i] for i in places[parts[device]]])
+                for device in own_devices()]
 
     def indices(number: int) -> np.ndarray:
         return packing.batch_indices(number, seed=config.seed, examples=len(examples),

@@ -34,7 +34,6 @@ setup(
         'optax>=0.2.6',
         'orbax-checkpoint>=0.12.0',
         'pyarrow>=15.0',
-        'regex>=2024.4',
         'safetensors>=0.7',
         'scipy>=1.14',
         'tokenizers>=0.22',

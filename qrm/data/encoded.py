@@ -91,6 +91,28 @@ class Lengths(NamedTuple):
         return self.prompts + np.maximum.reduceat(self.responses, self.starts[:-1])
 
 
+class Ranges(NamedTuple):
+    """What networks look up of N comparisons.
+
+    Attributes:
+      low, high: [N], least and greatest token.
+      annotator: [N], see `Encoded`.
+    """
+
+    low: np.ndarray
+    high: np.ndarray
+    annotator: np.ndarray
+
+    @classmethod
+    def of(cls, encoded: Sequence[Encoded]) -> 'Ranges':
+        """Of comparisons, at least one."""
+        if isinstance(encoded, EncodedTable):
+            return encoded.ranges
+        whole = [np.concatenate([item.prompt, *item.responses]) for item in encoded]
+        return cls(np.array([ids.min() for ids in whole]), np.array([ids.max() for ids in whole]),
+                   np.array([item.annotator for item in encoded]))
+
+
 _LISTS = {'sizes': pa.int32(), 'preference': pa.float32(), 'ratings': pa.float32(),
           'prompt_sizes': pa.int32()}
 _NUMBERS = {'margin': pa.float64(), 'weight': pa.float64(), 'annotator': pa.int32(),
@@ -189,6 +211,11 @@ class EncodedTable(Sequence[Encoded]):
         """[rows], a column of one number each."""
         return self._table.numbers(name)[self._rows]
 
+    @property
+    def ranges(self) -> 'Ranges':
+        """What networks look up; tokens are not read."""
+        return Ranges(*map(self.numbers, ('low', 'high', 'annotator')))
+
     def _views(self, number: int) -> '_Views':
         if number not in self._seen:
             self._seen[number] = _Views(self._table.batch(number))
@@ -213,13 +240,13 @@ class _Views:
         """The comparison of a row."""
         tokens, sizes, preference, ratings, prompt_sizes = (
             values[offsets[row]:offsets[row + 1]] for offsets, values in self.lists.values())
-        k = len(sizes) - 1
-        prompt, *responses = np.split(tokens.astype(np.int32), np.cumsum(sizes[:-1]))
+        k, tokens, ends = len(sizes) - 1, tokens.astype(np.int32), sizes.cumsum().tolist()
         margin, weight, annotator = (
             self._numbers[name][row].item() for name in ('margin', 'weight', 'annotator'))
         return Encoded(
             self._batch.column('id')[row].as_py(), self._batch.column('group')[row].as_py(),
-            prompt, tuple(responses), preference.reshape(k, k), ratings.reshape(k, -1),
+            tokens[:ends[0]], tuple(map(tokens.__getitem__, map(slice, ends[:-1], ends[1:]))),
+            preference.reshape(k, k), ratings.reshape(k, -1),
             margin, weight, annotator, tuple(prompt_sizes.tolist()))
 
 

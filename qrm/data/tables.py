@@ -32,7 +32,7 @@ import pyarrow as pa
 
 AUTO = 'auto'  # the user's cache folder
 
-_PACKAGES = ('jinja2', 'numpy', 'pyarrow', 'regex', 'tokenizers', 'transformers')
+_PACKAGES = ('jinja2', 'numpy', 'pyarrow', 'tokenizers', 'transformers')
 _READ = 2**22  # bytes
 _KEY_LETTERS = 32
 

@@ -7,27 +7,50 @@ may be of another kind in another version of Unicode. It spends most of its time
 of where in the text each token is, which nothing here reads.
 """
 
+import bisect
 import functools
 import itertools
 import json
+import re
+import unicodedata
 import weakref
 from typing import Any
 
 import numpy as np
-import regex
 import tokenizers
 import transformers
 
 from qrm.data.templates import Tokenizer
 
-_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# Where every digit is split off before, the rest ends there.
-_DIGITS = (r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+")
 _BYTES = {'type': 'ByteLevel', 'add_prefix_space': False}
-# Letters, digits and marks whose kinds are settled: Latin, and punctuation.
-_UNSETTLED = regex.compile('[^\x00-\u0233\u2010-\u2027\u2030-\u205e\u20a0-\u20b5\u2122\ufffd]')
+# Letters, digits, blanks and marks whose kinds are settled: Latin, and punctuation.
+_SETTLED = '\x00-\u0233\u2010-\u2027\u2030-\u205e\u20a0-\u20b5\u2122\ufffd'
+_LAST = 0x2122  # of those that are letters or digits
+_UNSETTLED = re.compile(f'[^{_SETTLED}]')
+_WORTH = 64  # letters that two texts begin with, from which on their words are taken over
 _MOST_WORDS = 2**18  # remembered
 _LONGEST_WORD = 64  # letters of one that is remembered
+
+
+def _of_kind(kind: str) -> str:
+    """The settled letters of a general category, for a set of a pattern."""
+    return ''.join(re.escape(letter) for letter in map(chr, range(_LAST + 1))
+                   if unicodedata.category(letter)[0] == kind and not _UNSETTLED.match(letter))
+
+
+@functools.cache
+def _patterns() -> tuple[str, str]:
+    """What finds the words of GPT-2, and those after each digit has been split off.
+
+    As Python's `re` has no categories, they are spelt out.
+    """
+    letter, digit = _of_kind('L'), _of_kind('N')
+    blank = '\t-\r \x85\xa0'  # of those that are settled
+    start = rf"'s|'t|'re|'ve|'m|'ll|'d| ?[{letter}]+|"
+    mark = rf' ?[^{blank}{letter}{digit}]+|'
+    return (rf'{start} ?[{digit}]+|{mark}[{blank}]+(?![^{blank}])|[{blank}]+',
+            # Where every digit is split off before, the rest ends there.
+            rf'{start}[{digit}]|{mark}[{blank}]+(?![^{blank}{digit}])|[{blank}]+')
 
 
 class Words:
@@ -43,12 +66,12 @@ class Words:
     def __init__(self, tokenizer: Tokenizer, pattern: str, before: list[int], behind: list[int]):
         backend = tokenizer.backend_tokenizer
         self._model = backend.model
-        self._words = regex.compile(pattern)
+        self._words = re.compile(pattern)
         added = sorted((token.content for token in backend.get_added_tokens_decoder().values()),
                        key=len, reverse=True)
-        self._spelt_out = regex.compile('|'.join(map(regex.escape, added)) or r'(?!)')
+        self._spelt_out = re.compile('|'.join(map(re.escape, added)) or r'(?!)')
         self._before, self._behind = (np.array(ids, np.int32).tobytes() for ids in (before, behind))
-        self._known: dict[str, bytes] = {}
+        self._known = _Known(backend.model)
         self._last: tuple[str, list[str], list[bytes]] = '', [], []
 
     @classmethod
@@ -68,39 +91,48 @@ class Words:
         if _UNSETTLED.search(text) or self._spelt_out.search(text):
             return None
         last, words, found = self._last
-        same = self._same(last, words, text)
-        start = sum(map(len, words[:same]))
-        words = words[:same] + self._words.findall(text, start)
-        found = found[:same] + list(map(self._of_word, words[same:]))
+        common, same, start = _common(last, text), 0, 0
+        if common >= _WORTH:
+            ends = list(itertools.accumulate(map(len, words)))
+            # Of the words that end in what both begin with, the last one may be longer here, and
+            # the one before it end where it looked ahead.
+            same = max(0, bisect.bisect_left(ends, common) - 1)
+            start = ends[same - 1] if same else 0
+        new = self._words.findall(text, start)
+        words = words[:same] + new
+        found = found[:same] + list(map(self._known.__getitem__, new))
         self._last = text, words, found
         whole = b''.join([self._before, *found, self._behind] if special else found)
         return np.frombuffer(whole, np.int32)
 
-    def _same(self, last: str, words: list[str], text: str) -> int:
-        """How many words of the last text stand at the start of this one."""
-        low, high = 0, min(len(last), len(text))
-        while low < high:
-            middle = (low + high + 1) // 2
-            if last.startswith(text[low:middle], low):
-                low = middle
-            else:
-                high = middle - 1
-        ends = itertools.accumulate(map(len, words))
-        whole = sum(1 for _ in itertools.takewhile(lambda end: end < low, ends))
-        # The last of them may be longer here, and what is before it end where it looked ahead.
-        return max(0, whole - 1)
 
-    def _of_word(self, word: str) -> bytes:
-        found = self._known.get(word)
-        if found is None:
-            letters = ''.join(piece for piece, _ in _letters().pre_tokenize_str(word))
-            found = np.array([token.id for token in self._model.tokenize(letters)],
-                             np.int32).tobytes()
-            if len(word) <= _LONGEST_WORD:
-                if len(self._known) == _MOST_WORDS:
-                    self._known.clear()
-                self._known[word] = found
+class _Known(dict[str, bytes]):
+    """Word -> its tokens, as bytes of int32; asks a model for those that it does not have."""
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self._model = model
+
+    def __missing__(self, word: str) -> bytes:
+        letters = ''.join(piece for piece, _ in _letters().pre_tokenize_str(word))
+        found = np.array([token.id for token in self._model.tokenize(letters)], np.int32).tobytes()
+        if len(word) <= _LONGEST_WORD:
+            if len(self) == _MOST_WORDS:
+                self.clear()
+            self[word] = found
         return found
+
+
+def _common(first: str, second: str) -> int:
+    """Length of the longest common prefix."""
+    low, high = 0, min(len(first), len(second))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if first.startswith(second[low:middle], low):
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 _of: 'weakref.WeakKeyDictionary[Tokenizer, Words | None]' = weakref.WeakKeyDictionary()
@@ -136,11 +168,11 @@ def _pattern(step: Any) -> str | None:
     if step is None:
         return None
     if is_bytes(step):
-        return _GPT2
+        return _patterns()[0]
     steps = step.get('pretokenizers', [])
     if (len(steps) == 2 and steps[0] == {'type': 'Digits', 'individual_digits': True}
             and is_bytes(steps[1])):
-        return _DIGITS
+        return _patterns()[1]
     return None
 
 

@@ -97,24 +97,29 @@ def predictions_of(
       head: which reads the outputs.
       loss: the objective, which says what a win probability is.
     """
-    sizes = [len(item.responses) for item in encoded]
-    starts = np.cumsum([0, *sizes])
-    groups = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in encoded))}
-    pairs = [(start + i, start + j, item.preference[i, j])
-             for start, item in zip(starts, encoded, strict=False)
-             for i, j in np.argwhere(item.preference > 0.5)]
+    pairs, ratings, lengths, sizes, ids, of_items = [], [], [], [], [], []
+    groups: dict[str, int] = {}
+    for item in encoded:
+        start = len(lengths)
+        pairs += [(start + i, start + j, item.preference[i, j])
+                  for i, j in np.argwhere(item.preference > 0.5)]
+        ratings.append(item.ratings)
+        lengths += map(len, item.responses)
+        sizes.append(len(item.responses))
+        ids.append(item.id)
+        of_items.append(groups.setdefault(item.group, len(groups)))
     first, second, label = np.array(pairs, np.float64).reshape(-1, 3).T
     pairs = np.stack([first, second], axis=1).astype(np.int32)
-    ratings = np.concatenate([item.ratings for item in encoded])
+    ratings = np.concatenate(ratings)
     read = _read(head, loss, np.concatenate(outputs), ratings, pairs)
     return Predictions(
         **{name: np.asarray(value) for name, value in read.items()},
         taus=head.taus,
         ratings=ratings[:, 0] if ratings.shape[1] == 1 else np.full(len(ratings), np.nan, 'f4'),
-        lengths=np.array([len(r) for item in encoded for r in item.responses], np.int32),
+        lengths=np.array(lengths, np.int32),
         comparisons=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-        comparison_ids=np.array([item.id for item in encoded]),
-        comparison_groups=np.array([groups[item.group] for item in encoded]),
+        comparison_ids=np.array(ids),
+        comparison_groups=np.array(of_items),
         pairs=pairs,
         label=label.astype(np.float32),
     )

@@ -14,6 +14,7 @@ Without a folder the same tables are in memory, and end with what uses them.
 """
 
 import contextlib
+import errno
 import fcntl
 import functools
 import hashlib
@@ -198,7 +199,7 @@ class Cache:
 
         return Entry(about, files['value'], table)
 
-    def _find(self, place: str) -> dict[str, Any] | None:
+    def _find(self, place: str, *, quiet: bool = False) -> dict[str, Any] | None:
         """What `entry.json` says of an entry; None if there is none, or it is damaged."""
         path = os.path.join(place, 'entry.json')
         try:
@@ -211,22 +212,23 @@ class Cache:
         checksum, _, rest = text.partition('\n')
         if checksum == _digest(rest):
             return json.loads(rest)
-        print(f'note: {path}: not what was written; made anew', flush=True)
+        if not quiet:
+            print(f'note: {path}: not what was written; made anew', flush=True)
         return None
 
     def _make(self, place: str, about: Mapping[str, Any], build: Build,
               damaged: dict[str, Any] | None = None) -> dict[str, Any]:
         """Makes an entry, unless another process has meanwhile."""
         os.makedirs(os.path.dirname(place), exist_ok=True)
-        with _held(place):
-            found = self._find(place)
+        with _held(place) as alone:
+            found = self._find(place, quiet=True)
             if found and (damaged is None or not any(
                     _fault(_table(place, name), known)
                     for name, known in found['tables'].items())):
                 return found
             parent, name = os.path.split(place)
             for left in os.listdir(parent):  # by processes that were killed
-                if left.startswith(f'{name}.') and left.endswith('.tmp'):
+                if alone and left.startswith(f'{name}.') and left.endswith('.tmp'):
                     shutil.rmtree(os.path.join(parent, left), ignore_errors=True)
             temporary = f'{place}.{uuid.uuid4().hex}.tmp'
             os.mkdir(temporary)
@@ -241,8 +243,11 @@ class Cache:
                     with open(os.path.join(temporary, file), 'w', encoding='utf-8') as opened:
                         opened.write(text)
                 shutil.rmtree(place, ignore_errors=True)
-                with contextlib.suppress(FileExistsError):  # where files cannot be locked
+                try:
                     os.rename(temporary, place)
+                except OSError as error:  # another has, where files cannot be locked
+                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                        raise
                 return json.loads(rest)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -254,17 +259,18 @@ def _in_memory(about: Mapping[str, Any], build: Build) -> Entry:
 
 
 @contextlib.contextmanager
-def _held(place: str) -> Iterator[None]:
-    """Keeps other processes from making the same entry; some file systems cannot."""
+def _held(place: str) -> Iterator[bool]:
+    """Keeps other processes from making the same entry; whether it can, as some disks do not."""
     with open(f'{place}.lock', 'w', encoding='utf-8') as file:
+        alone = True
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             print(f'waiting for another process that makes {place}', flush=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError:
-            pass
-        yield
+            alone = False
+        yield alone
 
 
 def _table(folder: str, name: str) -> str:

@@ -10,9 +10,11 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
+from qrm.data.comparisons import DataError
+
 Chunk, Found = TypeVar('Chunk'), TypeVar('Found')
 
-_SMALL = 8  # chunks that no process is started for
+_SMALL = 24  # chunks that no process is started for, as it takes seconds to begin
 _MOST = 16  # processes; the one that hands out chunks keeps no more of them busy
 _AHEAD = 2  # chunks for each process that wait for it
 
@@ -28,10 +30,15 @@ def in_order(function: Callable[[Chunk], Found], chunks: Iterable[Chunk]) -> Ite
     Args:
       function: of one chunk. It is sent to each process once, with all that is bound to it.
       chunks: what it is called with.
+
+    Raises:
+      DataError: a process was killed.
     """
     chunks = iter(chunks)
     first = list(itertools.islice(chunks, _SMALL + 1))
-    processes = min(len(os.sched_getaffinity(0)), _MOST)
+    processes = min(os.cpu_count() or 1, _MOST)
+    if hasattr(os, 'sched_getaffinity'):  # those that this process may use
+        processes = min(len(os.sched_getaffinity(0)), _MOST)
     if len(first) <= _SMALL or processes == 1:
         yield from map(function, itertools.chain(first, chunks))
         return
@@ -45,6 +52,10 @@ def in_order(function: Callable[[Chunk], Found], chunks: Iterable[Chunk]) -> Ite
                     yield running.popleft().result()
             while running:
                 yield running.popleft().result()
+        except concurrent.futures.process.BrokenProcessPool as error:
+            raise DataError('a process that reads data ended before it was done: it was killed, '
+                            "perhaps for memory, or the program that calls has no `if __name__ == "
+                            "'__main__'`") from error
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

@@ -452,10 +452,7 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
 
     def make_batches(number: int) -> list[packing.Batch]:
         """Batches of this process's devices."""
-        places = indices(number)
-        parts = packing.share(sizes[places], devices)
-        return [course.make_batch([examples[i] for i in places[parts[device]]])
-                for device in own_devices()]
+        return list(map(course.make_batch, _own_parts(examples, sizes, indices(number))))
 
     def indices(number: int) -> np.ndarray:
         return packing.batch_indices(number, seed=config.seed, examples=len(examples),
@@ -570,6 +567,20 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
         raise Interrupted(interrupted)
     # The first steps wait for compilation, and for none before them.
     return Outcome(parameters, float(np.median(seconds[3:])) if len(seconds) > 3 else None)
+
+
+def _own_parts(
+    examples: Sequence[Encoded], sizes: np.ndarray, places: np.ndarray
+) -> list[list[Encoded]]:
+    """Comparisons of a step for each device of this process; no others are read.
+
+    Args:
+      examples: all comparisons.
+      sizes: tokens of each of them.
+      places: numbers of those of the step.
+    """
+    parts = packing.share(sizes[places], jax.device_count())
+    return [[examples[i] for i in places[parts[device]]] for device in own_devices()]
 
 
 def _standard_head(

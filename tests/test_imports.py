@@ -27,7 +27,7 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['device', 'precision', 'serving', 'trl']}
+          'benchmarks': ['data', 'device', 'precision', 'serving', 'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 
@@ -86,5 +86,5 @@ def test_tests_mirror_the_wings():
 
 def test_programs_of_benchmarks_are_imported_beside_each_other():
     """Each defines its flags as it begins, not when it is imported."""
-    for name in ('precision', 'report_page', 'serving', 'trl'):
+    for name in ('data', 'precision', 'report_page', 'serving', 'trl'):
         assert callable(importlib.import_module(f'benchmarks.{name}').main)

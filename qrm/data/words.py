@@ -77,9 +77,11 @@ class Words:
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> 'Words | None':
         """The words of a tokenizer; None if it does anything else."""
-        if tokenizer not in _of:
-            _of[tokenizer] = _recognised(tokenizer)
-        return _of[tokenizer]
+        size, found = _of.get(tokenizer, (0, None))
+        if size != len(tokenizer):  # tokens were added
+            found = _recognised(tokenizer)
+            _of[tokenizer] = len(tokenizer), found
+        return found
 
     def ids(self, text: str, *, special: bool) -> np.ndarray | None:
         """[length] int32, tokens of a text; None if it has to be left to the tokenizer.
@@ -135,7 +137,8 @@ def _common(first: str, second: str) -> int:
     return low
 
 
-_of: 'weakref.WeakKeyDictionary[Tokenizer, Words | None]' = weakref.WeakKeyDictionary()
+_of: 'weakref.WeakKeyDictionary[Tokenizer, tuple[int, Words | None]]' = (
+    weakref.WeakKeyDictionary())
 
 
 @functools.cache

@@ -241,7 +241,7 @@ def config_changed(ground: Ground, rng: np.random.Generator, folder: Path) -> Ou
     changes = {}
     for _ in range(rng.integers(1, 3)):
         key = list(config_lib.KEYS)[rng.integers(len(config_lib.KEYS))]
-        if key != 'data.path' and not key.startswith(('model.checkpoint', 'model.tokenizer')):
+        if not key.startswith(('data.path', 'data.cache', 'model.checkpoint', 'model.tokenizer')):
             changes[key] = _other_value(config_lib.KEYS[key], rng)
     changes = {'train.max_steps': 2} | changes
     shown = ', '.join(f'{key}={value!r}' for key, value in changes.items())
@@ -362,7 +362,7 @@ def rows_generated(ground: Ground, rng: np.random.Generator, folder: Path) -> Ou
 def _wrong_with(path: str, rows: Sequence[Any], tokenizer: Any) -> str:
     """What is wrong with how a file of rows is read; '' if nothing is."""
     data = config_lib.schema.build(config_lib.KEYS, {
-        'data.path': path, 'data.max_malformed': 1.0, 'data.test_fraction': 0.3,
+        'data.path': path, 'data.cache': '', 'data.max_malformed': 1.0, 'data.test_fraction': 0.3,
         'data.validation_fraction': 0.3}).data
     try:
         source = sources.read(data, 'any')

@@ -5,7 +5,7 @@ import os
 
 from benchmarks import data
 from qrm.data.files import read_rows
-from tests.helpers import load_config, word_pairs
+from tests.helpers import word_pairs
 
 
 def _dialogue(number, answer):
@@ -34,11 +34,8 @@ def test_pairs_are_like_those_that_they_are_made_of(tmp_path):
     assert 0.02 < changed / words < 0.1
 
 
-def test_both_starts_read_all_pairs(tmp_path, monkeypatch):
+def test_both_starts_read_all_pairs(tmp_path):
     keys = word_pairs(tmp_path)
-    small = load_config('hh', **{
-        'train.batch_size': 4, 'data.max_length': 24, 'model.sizes.vocab_size': 40})
-    monkeypatch.setattr(data.configs.module('hh'), 'get_config', lambda: small)
     found = [data.measure(keys['data.path'], keys['model.checkpoint'], str(tmp_path / 'kept'))
              for _ in range(2)]
     assert [one['pairs'] for one in found] == [40, 40]

@@ -85,6 +85,13 @@ def test_tokenizers_that_do_anything_else_are_not_taken(tokenizer):
     assert Words.of(_tokenizer(**tokenizer)) is None
 
 
+def test_tokens_that_are_added_are_known():
+    tokenizer = _tokenizer()
+    assert Words.of(tokenizer).ids('a <tool> b', special=False) is not None
+    tokenizer.add_tokens(['<tool>'])
+    assert Words.of(tokenizer).ids('a <tool> b', special=False) is None
+
+
 def test_tokenizers_of_words_or_with_code_of_their_own_are_not_taken(tmp_path):
     write_tokenizer(tmp_path)
     assert Words.of(transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)) is None

@@ -171,12 +171,6 @@ class EncodedTable(Sequence[Encoded]):
         self.key, self.cache = key, cache or Cache('')
         self._seen: dict[int, _Views] = {}
 
-    @classmethod
-    def of(cls, items: Iterable[Encoded]) -> 'EncodedTable':
-        """The same comparisons in memory."""
-        columns = schema(2**31)
-        return cls(Table([rows_of(list(items), columns)], columns))
-
     def __len__(self) -> int:
         return len(self._rows)
 

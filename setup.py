@@ -15,7 +15,7 @@ setup(
     # The mains and the configs are installed inside the package, so that no other package of these
     # names is met.
     packages=[*find_packages(include=['qrm', 'qrm.*']), 'qrm.configs', 'qrm.experiments'],
-    package_data={'qrm.analysis': ['page/*'], 'qrm.serving': ['*.html']},
+    package_data={'qrm.analysis': ['page/*'], 'qrm.serving': ['page/*']},
     package_dir={'qrm.configs': 'configs', 'qrm.experiments': 'experiments'},
     entry_points={'console_scripts': ['qrm=qrm.commands.main:main']},
     python_requires='>=3.11',
@@ -54,6 +54,7 @@ setup(
             'httpx>=0.27',
             'hypothesis>=6.100',
             'ipykernel>=6.29',
+            'jsonschema>=4.20',
             'nbclient>=0.10',
             'nbformat>=5.10',
             'prometheus_client>=0.21',

@@ -49,7 +49,7 @@ def main() -> None:
         raise ConfigError(f'--rules: {error}') from error
     config = config_lib.build({'data.path': _PATH.value or 'demo', 'data.format': _FORMAT.value})
     config_lib.check(config)
-    model = launch.load_model(_MODEL.value)
+    model = launch.load_model(_MODEL.value, raw=True)
     seen = workdir.read_seen(_MODEL.value) if reward_model.is_run(_MODEL.value) else None
     print(benchmarks.benchmark(
         model, _SUITE.value, _PATH.value, rules=rules, prior=_PRIOR.value, data=config.data,

@@ -19,6 +19,7 @@ _STEP = flags.DEFINE_string(
     'step', 'best', "Which checkpoint of the run: 'best', 'last' or a step.")
 _DTYPE = flags.DEFINE_enum(
     'dtype', 'float32', ('float32', 'bfloat16', 'float16'), 'Of the tensors.')
+launch.define_raw()
 
 
 def main() -> None:
@@ -26,7 +27,7 @@ def main() -> None:
     from qrm.training import reward_model
 
     step = int(_STEP.value) if _STEP.value.isdecimal() else _STEP.value
-    model = reward_model.load(_WORKDIR.value, step=step, merge=False)
+    model = reward_model.load(_WORKDIR.value, step=step, merge=False, raw=flags.FLAGS.raw)
     print(export.export(model, _OUTPUT.value, kind=_AS.value, dtype=_DTYPE.value))
 
 

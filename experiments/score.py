@@ -23,19 +23,24 @@ _APPEND_EOS = flags.DEFINE_bool(
 _ROW_LENGTH = flags.DEFINE_integer(
     'row_length', 0, 'Tokens of a packed row; has no effect on scores. 0: the default.',
     lower_bound=0)
+_AGGREGATE = flags.DEFINE_enum(
+    'aggregate', None, ('tournament', 'bradley-terry'),
+    'Of a pairwise model, what the score of a response is: tournament, the mean of its win '
+    'probabilities, or bradley-terry, by maximum likelihood. Default: tournament.')
 launch.define_model()
+launch.define_raw()
 
 
 def main() -> None:
     from qrm.serving import score
     from qrm.training import reward_model
 
-    model = launch.load_model(_CHECKPOINT.value)
+    model = launch.load_model(_CHECKPOINT.value, raw=flags.FLAGS.raw)
     model = reward_model.read_otherwise(model, append_eos=_APPEND_EOS.value,
                                         read_before=_READ_BEFORE.value)
     if _ROW_LENGTH.value:
         model = dataclasses.replace(model, row_length=_ROW_LENGTH.value)
-    print(score.score_file(model, _INPUT.value, _OUTPUT.value))
+    print(score.score_file(model, _INPUT.value, _OUTPUT.value, _AGGREGATE.value or ''))
 
 
 if __name__ == '__main__':

@@ -34,6 +34,7 @@ _MAX_BODY = flags.DEFINE_integer('max_body_bytes', 8 * 2**20, 'Of a request.', l
 _TIMEOUT = flags.DEFINE_float('timeout', 120.0, 'Seconds that a request may take.',
                               lower_bound=0.1)
 launch.define_model()
+launch.define_raw()
 
 
 def main() -> None:
@@ -54,7 +55,7 @@ def main() -> None:
         raise DataError(f'--host={_HOST.value} without a token, expected --token_file or '
                         f'{server.TOKEN_VARIABLE}, or an address of this machine alone')
     bound = server.listen(_HOST.value, _PORT.value)
-    model = launch.load_model(_CHECKPOINT.value)
+    model = launch.load_model(_CHECKPOINT.value, raw=flags.FLAGS.raw)
     service = server.Service(
         model, rule, _CHECKPOINT.value, batch_tokens=_BATCH_TOKENS.value, token=token,
         limits=server.Limits(body_bytes=_MAX_BODY.value, texts=_MAX_TEXTS.value,

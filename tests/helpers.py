@@ -183,6 +183,19 @@ def small_reward_model(comparisons):
                        Reading(200), row_length=128)
 
 
+def small_pairwise_model(comparisons, template=' [A]{first} [B]{second}'):
+    """The same that reads two responses together; weights are large enough to tell orders apart."""
+    model = small_reward_model(comparisons)
+    settings = model.settings | {'n_positions': 400}
+    net = dataclasses.replace(model.network, architecture=families.architecture(settings),
+                              head=HeadConfig('pairwise'))
+    params = jax.tree.map(lambda x: 4.0 * x if x.ndim > 1 else x, init(net))
+    return dataclasses.replace(
+        model, network=net, settings=settings, params=params,
+        loss=losses.LossConfig('pairwise_cross_entropy'),
+        reading=Reading(400, pair_template=template))
+
+
 def write_tokenizer(folder, words=40):
     """Words w0 ... with <eos> and <pad> last, as in the reference."""
     vocab = {f'w{i}': i for i in range(words - 2)} | {'<eos>': words - 2, '<pad>': words - 1}

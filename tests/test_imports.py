@@ -8,16 +8,17 @@ from tests.helpers import ROOT
 HOUSE = {
     'data': ['comparisons', 'tables', 'records', 'workers', 'rows', 'verdicts', 'formats',
              'translate', 'files', 'phrases', 'demo', 'sources', 'convert', 'suites', 'seen',
-             'templates', 'words', 'encoded', 'tokens', 'packing'],
-    'rewards': ['distributions', 'heads', 'losses', 'resampling', 'statistics', 'metrics',
-                'selection'],
+             'templates', 'orders', 'words', 'encoded', 'tokens', 'packing'],
+    'rewards': ['distributions', 'heads', 'normalisation', 'losses', 'resampling', 'statistics',
+                'pairwise', 'metrics', 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',
                'transformer', 'network', 'checkpoint_heads', 'weights', 'adapters', 'smollm2'],
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',
                  'interruptions', 'inference', 'features', 'reward_model', 'train'],
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'report', 'evaluate', 'benchmarks'],
-    'serving': ['score', 'export', 'functions', 'batching', 'protocols', 'server'],
+    'serving': ['normalise', 'score', 'export', 'functions', 'batching', 'protocols', 'server'],
+    'policy': ['sampling', 'candidates'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
                 'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
@@ -27,7 +28,7 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['data', 'device', 'precision', 'serving', 'trl']}
+          'benchmarks': ['data', 'device', 'precision', 'sampling', 'serving', 'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 
@@ -86,5 +87,5 @@ def test_tests_mirror_the_wings():
 
 def test_programs_of_benchmarks_are_imported_beside_each_other():
     """Each defines its flags as it begins, not when it is imported."""
-    for name in ('data', 'precision', 'report_page', 'serving', 'trl'):
+    for name in ('data', 'pages', 'precision', 'sampling', 'serving', 'trl'):
         assert callable(importlib.import_module(f'benchmarks.{name}').main)

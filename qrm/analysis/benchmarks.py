@@ -17,7 +17,7 @@ from qrm.data import sources, suites
 from qrm.data.comparisons import Comparison, DataError, DataReport, Text
 from qrm.data.seen import Seen
 from qrm.data.suites import Question
-from qrm.rewards import resampling, selection
+from qrm.rewards import pairwise, resampling, selection
 from qrm.rewards.selection import Rule
 from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
@@ -138,6 +138,9 @@ def benchmark(
               f'{sum(len(q.comparison.responses) for q in questions)} responses, {cut} dialogues '
               f'cut to {model.reading.max_length} tokens, {tied} questions with equal means; read '
               f'as {"chats" if model.reading.as_chats else "texts in turns"}']
+    if model.network.head.pairwise:
+        notes.append('the mean is that of the win probabilities of a response against the others '
+                     'of its question, in both orders')
     result = {'suite': suite, 'rules': list(found), 'cells': {
         cell.name: {'questions': int(cell.members.sum()),
                     **{name: column[cell.name] for name, column in columns.items()}}
@@ -170,7 +173,8 @@ def _is_foreign_chat(model: RewardModel) -> bool:
 
 def _asked(rules: Sequence[Rule], model: RewardModel) -> list[Rule]:
     """The mean first; of a model without a spread the mean alone."""
-    if model.network.head.name == 'scalar' and model.network.head.members == 1:
+    head = model.network.head
+    if head.pairwise or (head.name == 'scalar' and head.members == 1):
         return [Rule('mean')]
     return [Rule('mean'), *(rule for rule in rules if rule.kind != 'mean')]
 
@@ -201,7 +205,13 @@ def _known(seen: Seen, comparisons: Sequence[Comparison]) -> list[str]:
 
 def _scores(model: RewardModel, comparisons: Sequence[Comparison],
             rules: Sequence[Rule]) -> tuple[dict[str, list[np.ndarray]], int]:
-    """Scores [K] of each comparison by each rule, and how many dialogues were cut."""
+    """Scores [K] of each comparison by each rule, and how many dialogues were cut.
+
+    A pairwise model's are the mean win probabilities against the other responses of a question.
+    """
+    if model.network.head.pairwise:
+        wins, cut = model.win_probabilities(comparisons)
+        return {rule.name: list(map(pairwise.tournament, wins)) for rule in rules}, cut
     encoded, cut = model.encode(comparisons)
     outputs = model.predict(encoded)
     stops = np.cumsum([len(of_item) for of_item in outputs])[:-1]

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrm.rewards import resampling
+from qrm.rewards import pairwise, resampling
 from qrm.rewards.metrics import Predictions
 from qrm.rewards.statistics import (
     ECE_BINS,
@@ -119,8 +119,8 @@ def diagnose(test: Predictions, validation: Predictions | None,
 
     Returns:
       'counts', 'accuracy', 'spread', 'per_tau', 'ratings', 'disagreement', 'label_noise',
-      'calibration', 'length', 'prompt' and 'settings'; which numbers there are does not depend on
-      the data.
+      'calibration', 'length', 'prompt', 'position' and 'settings'; which numbers there are does not
+      depend on the data.
 
     Raises:
       ValueError: as `resampling.cluster_bootstrap_weights` and `resampling.interval`.
@@ -142,6 +142,7 @@ def diagnose(test: Predictions, validation: Predictions | None,
         'calibration': _calibration(data, held_out),
         'length': _length(data),
         'prompt': _prompt(data, test, exchanged),
+        'position': _position(data, test.order_log_odds),
         'settings': {
             'replicates': replicates, 'level': level, 'seed': seed, 'fits_ratings': fits_ratings,
             'constant_spread': CONSTANT_SPREAD, 'redundant_spread': REDUNDANT_SPREAD,
@@ -480,3 +481,35 @@ def _prompt(data: _Data, test: Predictions, exchanged: Predictions | None) -> di
     return {'pairs': len(which)} | {
         name: _of_pairs(data, _unless(reason, statistic), which)
         for name, statistic in statistics.items()}
+
+
+def position(test: Predictions, *, replicates: int, level: float, seed: int) -> dict[str, Any]:
+    """The section 'position' of `diagnose` by itself, see there for the arguments."""
+    return _position(_prepare(test, replicates, level, seed), test.order_log_odds)
+
+
+def _position(data: _Data, log_odds: np.ndarray) -> dict[str, Any]:
+    """What the place of a response is worth to a pairwise model, of pairs with a preferred side.
+
+    'accuracy_first' and 'accuracy_second' are those of the orders in which the preferred response
+    stands first, and second; 'accuracy' and 'nll' are of both orders of each pair together, 'nll'
+    in nats beside 'nll_one_order', the mean over the orders by themselves. 'flips' is the share of
+    pairs that are decided otherwise in the other order, 'first_is_chosen' the share of orders that
+    are decided for whichever stands first, and 'first_log_odds' its mean log odds; a few large ones
+    may hide in that what most decisions show.
+    """
+    names = ('accuracy', 'accuracy_first', 'accuracy_second', 'flips', 'first_is_chosen',
+             'first_log_odds', 'nll', 'nll_one_order')
+    if not len(log_odds):
+        reason = 'the model reads each response alone' if len(data.pairs) else None
+        return {name: _of_pairs(data, _unless(reason, mean(np.zeros(1)))) for name in names}
+    log_odds = log_odds.astype(np.float64)
+    alone = np.mean([log_scores(*_log_sigmoids(one), data.label) for one in log_odds.T], axis=0)
+    first = halved_ties(log_odds * [1.0, -1.0]).mean(axis=1)
+    statistics = (
+        accuracy(log_odds.mean(axis=1)), accuracy(log_odds[:, 0]), accuracy(log_odds[:, 1]),
+        mean(pairwise.flips(log_odds).astype(np.float64)), mean(first),
+        mean(pairwise.first_log_odds(log_odds)),
+        mean(log_scores(data.log_win, data.log_loss, data.label)), mean(alone))
+    return {name: _of_pairs(data, statistic)
+            for name, statistic in zip(names, statistics, strict=True)}

@@ -193,7 +193,8 @@ def _load(config: Any, place: str, *, validation: bool, exchange: bool,
     is_run = reward_model.is_run(place)
     stored = stored_config(place)
     _check_changes(stored, config)
-    model = reward_model.load(place, step=config.evaluation.checkpoint, outputs=outputs,
+    # Win probabilities are those of the scale that was trained.
+    model = reward_model.load(place, step=config.evaluation.checkpoint, outputs=outputs, raw=True,
                               keep=features.place(config, place) if is_run else '')
     source = sources.read(config.data, config.workload)
     seen, same = None, False
@@ -286,6 +287,10 @@ def read_tokens(data: Any, model: RewardModel, comparisons: Sequence[Comparison]
 def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
     predictions = subject.predict(subject.test)
     summary = metrics.summarise(predictions)
+    settings = config.analysis
+    position = diagnostics.position(
+        predictions, replicates=settings.bootstrap, level=settings.level,
+        seed=settings.seed) if subject.model.network.head.pairwise else None
     if folder:
         if not jax.process_index():
             metrics.save_predictions(os.path.join(folder, 'predictions.npz'), predictions,
@@ -293,7 +298,8 @@ def _evaluate(config: Any, folder: str, subject: _Subject) -> Evaluation:
         workdir.write_json(os.path.join(folder, 'evaluation.json'), {
             'data': config.data.path, 'workload': config.workload,
             'head': subject.model.network.head.name, 'checkpoint': config.evaluation.checkpoint,
-            'metrics': summary, 'data_report': subject.report.as_dict(),
+            'metrics': summary, **({'position': position} if position else {}),
+            'data_report': subject.report.as_dict(),
             'config': {key: config[key].to_dict() for key in ('data', 'analysis')},
         })
     exchanged = subject.exchanged and subject.predict(subject.exchanged)

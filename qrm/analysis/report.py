@@ -229,7 +229,7 @@ def _write(path: str, runs: Sequence[Run], table: Mapping[str, Any] | None) -> s
 
     records = explore(runs)
     shown = choose(records, LIMIT)
-    charts, style = _charts(), _file('report.css')
+    charts, style = _charts(), _file('base.css') + _file('report.css')
     data = {'runs': [{'name': run.name, 'workload': run.workload,
                       'taus': _rounded(run.predictions.taus)} for run in runs],
             'comparisons': shown}
@@ -385,8 +385,9 @@ def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
     for run in runs:
         d, p = run.diagnosis, run.predictions
         last = len(p.taus) - 1
+        pooled = len(p.pairs) and not p.pairwise  # whether rewards of different prompts compare
         panels = [
-            ('Rewards of test responses', '', len(p.pairs) and (
+            ('Rewards of test responses', '', pooled and (
                 lambda axes, p=p: figures.reward_densities(axes, p))),
             ('Calibration of win probabilities', '',
              lambda axes, d=d: figures.reliability(axes, d)),
@@ -395,7 +396,7 @@ def _figures(runs: Sequence[Run]) -> dict[str, list[tuple[str, str]]]:
             ('Each quantile as the reward', '',
              lambda axes, d=d: figures.quantiles_as_rewards(axes, d)),
             ('Coverage of ratings', '', lambda axes, d=d: figures.coverage(axes, d)),
-            *(('Outer quantiles', f', quantile {i}', last and len(p.pairs) and (
+            *(('Outer quantiles', f', quantile {i}', last and pooled and (
                 lambda axes, p=p, i=i: figures.outer_quantile(axes, p, i))) for i in (0, last)),
             *(('Training', f', {key}', run.curve and (
                 lambda axes, run=run, keys=(key, held_out): figures.training_curve(

@@ -46,6 +46,8 @@ def verdict(diagnosis: Mapping[str, Any]) -> str:
         'Are the win probabilities calibrated? ' + _says_calibration(diagnosis),
         'Is the reward length? ' + _says_length(diagnosis),
         'Does it read the prompt? ' + _says_prompt(diagnosis),
+        *(['Does it matter which response stands first? ' + _says_position(diagnosis)]
+          if diagnosis['position']['flips']['value'] is not None else []),
     )
     return '\n\n'.join(map(_wrap, paragraphs)) + '\n'
 
@@ -216,6 +218,27 @@ def _says_prompt(diagnosis: Mapping[str, Any]) -> str:
             f'(yes means an interval above 0). The share {_format(found["changed_order"])} of the '
             f'pairs changes its order; margins keep a rank correlation of '
             f"{_format(found['rank_correlation_of_margins'])} with what they were.")
+
+
+def _says_position(diagnosis: Mapping[str, Any]) -> str:
+    found = diagnosis['position']
+    share, offset = found['first_is_chosen'], found['first_log_odds']
+    answer = 'Not known'
+    if offset['low'] is not None:
+        answer = 'Yes' if any(_above(number, even) or _below(number, even) for number, even in (
+            (share, 0.5), (offset, 0.0))) else 'Not shown'
+    return (f'{answer}: the first is chosen at a rate of {_format(share)}, and standing first is '
+            f'worth {_format(offset)} log odds (yes means an interval without 0.5, or without 0). '
+            f'The share {_format(found["flips"])} of the pairs is decided otherwise in the other '
+            'order. The accuracy is '
+            f'{_format(found["accuracy_first"])} where the preferred response stands first, '
+            f'{_format(found["accuracy_second"])} where it stands second, and '
+            f'{_format(found["accuracy"])} of both orders together; the NLL is '
+            f'{_format(found["nll_one_order"])} nats of one order and {_format(found["nll"])} of '
+            'both. '
+            'All else on this page is of both. Rewards are fitted to the log odds among the '
+            'responses to a prompt, so that those of two prompts do not compare, and no divergence '
+            'of chosen from rejected rewards is estimated.')
 
 
 def _below(number: Mapping[str, Any], bound: float) -> bool:

@@ -6,16 +6,19 @@ the price of their own.
 Axes: p prompts, K candidates and J references of a prompt.
 """
 
+import dataclasses
 import hashlib
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from scipy.special import expit
 
 from qrm.data.comparisons import Comparison, DataError
 from qrm.data.sources import read_comparisons
-from qrm.rewards import losses, resampling, statistics
+from qrm.rewards import losses, pairwise, resampling, statistics
 from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
 
@@ -28,7 +31,9 @@ def win_rates(
 
     For a prompt the win rate is the share of the K x J pairs in which the candidate has the higher
     reward, ties half; the win probability is the mean over these pairs of the probability that the
-    model gives. Both are averaged over prompts, so that each counts once.
+    model gives. Both are averaged over prompts, so that each counts once. A pairwise model compares
+    each pair in both orders, and the mean of their log odds counts; the scores of references alone,
+    which it does not have, are not kept.
 
     Args:
       model: the reward model.
@@ -41,35 +46,39 @@ def win_rates(
 
     Returns:
       'prompts', 'candidates', 'unmatched' (candidate rows without a reference), 'cached',
-      'win_rate' and 'win_probability', ready for JSON; intervals are null where there are too few
-      opening questions for any.
+      'win_rate' and 'win_probability', of a pairwise model also 'flips', the share of pairs of
+      which the other side wins in the other order, and 'first_log_odds', the mean log odds of
+      standing first, ready for JSON; intervals are null where there are too few opening questions
+      for any.
 
     Raises:
       DataError: a row that cannot be read, named by file and line; a prompt that stands twice among
         the references; or no prompt has both.
     """
     known, by_prompt, given, matched = match(candidates, references)
-    reference_outputs, cached = _reference_outputs(model, known, cache)
-    own_outputs = model.predict(model.encode(matched)[0])
-    rates, probabilities = [], []
-    for row, own in zip(matched, own_outputs, strict=True):
-        other = reference_outputs[by_prompt[str(row.prompt)]]
-        rate, probability = _against(model, own, other)
-        rates.append(rate)
-        probabilities.append(probability)
+    others = [by_prompt[str(row.prompt)] for row in matched]
+    cached = False
+    if model.network.head.pairwise:
+        values = _compared(model, matched, [known[i] for i in others])
+    else:
+        reference_outputs, cached = _reference_outputs(model, known, cache)
+        own_outputs = model.predict(model.encode(matched)[0])
+        values = [_against(model, own, reference_outputs[i])
+                  for own, i in zip(own_outputs, others, strict=True)]
     groups = np.unique([row.group for row in matched], return_inverse=True)[1]
     enough = len(np.unique(groups)) >= resampling.MIN_GROUPS
     weights = resampling.cluster_bootstrap_weights(groups, replicates, seed) if enough else None
 
-    def number(values: list[float]) -> dict[str, float | None]:
+    def number(name: str) -> dict[str, float | None]:
+        of_prompts = np.array([one[name] for one in values])
         if not enough:
-            return {'value': float(np.mean(values)), 'low': None, 'high': None}
-        found = resampling.bootstrap(statistics.mean(np.array(values)), weights, level)
+            return {'value': float(np.mean(of_prompts)), 'low': None, 'high': None}
+        found = resampling.bootstrap(statistics.mean(of_prompts), weights, level)
         return {'value': found.value, 'low': found.low, 'high': found.high}
 
-    return {'prompts': len(matched), 'candidates': sum(map(len, own_outputs)),
+    return {'prompts': len(matched), 'candidates': sum(len(row.responses) for row in matched),
             'unmatched': len(given) - len(matched), 'cached': cached,
-            'win_rate': number(rates), 'win_probability': number(probabilities)}
+            **{name: number(name) for name in values[0]}}
 
 
 def match(
@@ -95,20 +104,43 @@ def match(
 
 def describe(found: dict[str, Any]) -> str:
     """The result of `win_rates` in a sentence, for the terminal."""
-    rate, probability = (
-        f'{found[key]["value"]:.3f} ' + (
-            'without an interval' if found[key]['low'] is None else
-            f'[{found[key]["low"]:.3f}, {found[key]["high"]:.3f}]')
-        for key in ('win_rate', 'win_probability'))
+    def shown(name: str) -> str:
+        number = found[name]
+        return f'{number["value"]:.3f} ' + (
+            'without an interval' if number['low'] is None else
+            f'[{number["low"]:.3f}, {number["high"]:.3f}]')
+
     few = ('' if found['win_rate']['low'] is not None else
            f'; fewer than {resampling.MIN_GROUPS} opening questions have no interval')
-    kept = 'from the cache' if found['cached'] else 'computed'
+    last = f'scores of the references {"from the cache" if found["cached"] else "computed"}'
+    if 'flips' in found:
+        last = ('of both orders together; share of pairs decided otherwise in the other order '
+                f'{shown("flips")}, log odds of standing first {shown("first_log_odds")}')
     return (f'{found["candidates"]} candidates for {found["prompts"]} prompts '
-            f'({found["unmatched"]} rows without a reference left out): win rate {rate}, win '
-            f'probability {probability}{few}; scores of the references {kept}')
+            f'({found["unmatched"]} rows without a reference left out): win rate '
+            f'{shown("win_rate")}, win probability {shown("win_probability")}{few}; {last}')
 
 
-def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> tuple[float, float]:
+def _compared(model: RewardModel, candidates: Sequence[Comparison],
+              references: Sequence[Comparison]) -> list[dict[str, float]]:
+    """What a pairwise model says of each prompt's candidates against its references."""
+    pairs = [dataclasses.replace(own, responses=(a, b), ranks=None, preferred=None,
+                                 preference=None, ratings=None)
+             for own, other in zip(candidates, references, strict=True)
+             for a in own.responses for b in other.responses]
+    # [2] of each pair: log odds of the candidate where it stands first, and second.
+    log_odds = np.array([pairwise.in_both_orders(outputs)[0, 1]
+                         for outputs in model.predict(model.encode(pairs)[0])])
+    sizes = [len(own.responses) * len(other.responses)
+             for own, other in zip(candidates, references, strict=True)]
+    return [{'win_rate': float(statistics.halved_ties(both.mean(axis=1)).mean()),
+             'win_probability': float(expit(both.mean(axis=1)).mean()),
+             'flips': float(pairwise.flips(both).mean()),
+             'first_log_odds': float(pairwise.first_log_odds(both).mean())}
+            for both in np.split(log_odds, np.cumsum(sizes)[:-1])]
+
+
+def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Win rate and win probability of candidates [K, outputs] against references [J, outputs]."""
     head = model.network.head
     # All pairs, candidates along the first axis.
@@ -116,7 +148,8 @@ def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> tuple[fl
     first, second = (head.read(side).distribution for side in sides)
     lead = np.asarray(first.mean, np.float64) - np.asarray(second.mean, np.float64)
     wins = np.exp(np.asarray(losses.log_win_probability(model.loss, first, second), np.float64))
-    return float(statistics.halved_ties(lead).mean()), float(wins.mean())
+    return {'win_rate': float(statistics.halved_ties(lead).mean()),
+            'win_probability': float(wins.mean())}
 
 
 def _reference_outputs(

@@ -55,8 +55,18 @@ def define_model() -> None:
     define_outputs()
 
 
-def load_model(path: str) -> Any:
+def define_raw() -> None:
+    """Defines `--raw`, of commands that use a model."""
+    flags.DEFINE_bool('raw', False, 'Rewards as they were trained, also of a model that is '
+                      'normalised (`qrm normalise`).')
+
+
+def load_model(path: str, *, raw: bool) -> Any:
     """The reward model of a path, as the flags of `define_model` say.
+
+    Args:
+      path: of the model.
+      raw: see `reward_model.load`.
 
     Raises:
       DataError, WorkdirError: see `reward_model.load`.
@@ -65,7 +75,7 @@ def load_model(path: str) -> Any:
 
     values = flags.FLAGS
     return reward_model.load(path, max_length=values.max_length, outputs=values.outputs,
-                             date=values.date)
+                             date=values.date, raw=raw)
 
 
 def define_process_flags() -> None:

@@ -15,6 +15,20 @@ from qrm.data.tables import Cache, Table
 Ids = np.ndarray  # [length] int32
 
 
+class Candidates(NamedTuple):
+    """The K responses of a comparison that is read as orders of two of them, see `orders`.
+
+    Attributes:
+      preference: [K, K] float32, see `Comparison.preference_matrix`.
+      ratings: [K, A] float32, see `Comparison.rating_matrix`.
+      lengths: tokens of each.
+    """
+
+    preference: np.ndarray
+    ratings: np.ndarray
+    lengths: tuple[int, ...]
+
+
 @dataclasses.dataclass(frozen=True)
 class Encoded:
     """One comparison in tokens; dialogue k is `prompt` followed by `responses[k]`.
@@ -22,13 +36,15 @@ class Encoded:
     Attributes:
       id, group: as in `Comparison`.
       prompt: [P] int32, tokens shared by all dialogues.
-      responses: K arrays [R_k] int32 with R_k >= 1; the reward is read at the last token.
+      responses: K arrays [R_k] int32 with R_k >= 1; the reward is read at the last token. With
+        `candidates` these are orders of two responses, and so are those that all else is of.
       preference: [K, K] float32, see `Comparison.preference_matrix`.
       ratings: [K, A] float32, see `Comparison.rating_matrix`.
       margin, weight: as in `Comparison`.
       annotator: index of who judged, -1 if unknown.
       prompt_sizes: how many tokens at the start of each dialogue are those of its prompt alone, if
         anything reads it. Unlike the size of `prompt`, no other response changes it.
+      candidates: what is known of the responses that these are orders of; None: they are responses.
     """
 
     id: str
@@ -41,16 +57,22 @@ class Encoded:
     weight: float = 1.0
     annotator: int = -1
     prompt_sizes: tuple[int, ...] = ()
+    candidates: Candidates | None = None
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each response."""
+        return tuple(map(len, self.responses))
 
     @property
     def size(self) -> int:
         """Tokens of the comparison with the prompt stored once."""
-        return len(self.prompt) + sum(map(len, self.responses))
+        return len(self.prompt) + sum(self.lengths)
 
     @property
     def longest(self) -> int:
         """Tokens of the longest dialogue."""
-        return len(self.prompt) + max(map(len, self.responses))
+        return len(self.prompt) + max(self.lengths)
 
 
 class Lengths(NamedTuple):
@@ -115,6 +137,8 @@ class Ranges(NamedTuple):
 
 _LISTS = {'sizes': pa.int32(), 'preference': pa.float32(), 'ratings': pa.float32(),
           'prompt_sizes': pa.int32()}
+_CANDIDATES = {'candidate_preference': pa.float32(), 'candidate_ratings': pa.float32(),
+               'candidate_lengths': pa.int32()}
 _NUMBERS = {'margin': pa.float64(), 'weight': pa.float64(), 'annotator': pa.int32(),
             'low': pa.int32(), 'high': pa.int32()}
 
@@ -123,11 +147,12 @@ def schema(vocabulary: int) -> pa.Schema:
     """Columns of a table, for tokens below `vocabulary`.
 
     `tokens` are the prompt and the responses, one after the other, whose lengths are `sizes`; `low`
-    and `high` are the least and the greatest of them. Matrices are row after row.
+    and `high` are the least and the greatest of them. Matrices are row after row. What is known of
+    candidates is null where there are none.
     """
     token = pa.uint16() if vocabulary <= 2**16 else pa.int32()
     return pa.schema([('id', pa.string()), ('group', pa.string()), ('tokens', pa.list_(token)),
-                      *((name, pa.list_(kind)) for name, kind in _LISTS.items()),
+                      *((name, pa.list_(kind)) for name, kind in (_LISTS | _CANDIDATES).items()),
                       *_NUMBERS.items()])
 
 
@@ -138,7 +163,8 @@ def rows_of(items: Sequence[Encoded], columns: pa.Schema) -> pa.RecordBatch:
     lists = {'tokens': tokens, 'sizes': [list(map(len, of_item)) for of_item in parts],
              'preference': [item.preference.ravel() for item in items],
              'ratings': [item.ratings.ravel() for item in items],
-             'prompt_sizes': [item.prompt_sizes for item in items]}
+             'prompt_sizes': [item.prompt_sizes for item in items],
+             **_lists_of_candidates([item.candidates for item in items])}
     values = {'id': [item.id for item in items], 'group': [item.group for item in items],
               'margin': [item.margin for item in items], 'weight': [item.weight for item in items],
               'annotator': [item.annotator for item in items],
@@ -148,11 +174,21 @@ def rows_of(items: Sequence[Encoded], columns: pa.Schema) -> pa.RecordBatch:
          else pa.array(values[field.name], field.type) for field in columns], schema=columns)
 
 
-def _list_array(rows: Sequence[Sequence[Any]], kind: pa.ListType) -> pa.ListArray:
-    offsets = np.cumsum([0, *map(len, rows)], dtype=np.int32)
-    flat = np.concatenate(rows) if rows else np.zeros(0)
+def _lists_of_candidates(
+    candidates: Sequence[Candidates | None]
+) -> dict[str, list[Sequence[Any] | None]]:
+    parts = [one and (one.preference.ravel(), one.ratings.ravel(), one.lengths)
+             for one in candidates]
+    return {name: [one and one[i] for one in parts] for i, name in enumerate(_CANDIDATES)}
+
+
+def _list_array(rows: Sequence[Sequence[Any] | None], kind: pa.ListType) -> pa.ListArray:
+    known = [row for row in rows if row is not None]
+    offsets = np.cumsum([0, *(0 if row is None else len(row) for row in rows)], dtype=np.int32)
+    flat = np.concatenate(known) if known else np.zeros(0)
+    none = pa.array([row is None for row in rows]) if len(known) < len(rows) else None
     return pa.ListArray.from_arrays(
-        offsets, pa.array(flat).cast(kind.value_type), type=kind)
+        pa.array(offsets), pa.array(flat).cast(kind.value_type), type=kind, mask=none)
 
 
 class EncodedTable(Sequence[Encoded]):
@@ -227,12 +263,13 @@ class _Views:
         self._batch = batch
         self.lists = {
             name: (batch.column(name).offsets.to_numpy(), batch.column(name).values.to_numpy())
-            for name in ('tokens', *_LISTS)}
+            for name in ('tokens', *_LISTS, *_CANDIDATES)}
+        self._paired = batch.column('candidate_lengths').is_valid().to_numpy(zero_copy_only=False)
         self._numbers = {name: batch.column(name).to_numpy() for name in _NUMBERS}
 
     def item(self, row: int) -> Encoded:
         """The comparison of a row."""
-        tokens, sizes, preference, ratings, prompt_sizes = (
+        tokens, sizes, preference, ratings, prompt_sizes, *of_candidates = (
             values[offsets[row]:offsets[row + 1]] for offsets, values in self.lists.values())
         k, tokens, ends = len(sizes) - 1, tokens.astype(np.int32), sizes.cumsum().tolist()
         margin, weight, annotator = (
@@ -241,7 +278,14 @@ class _Views:
             self._batch.column('id')[row].as_py(), self._batch.column('group')[row].as_py(),
             tokens[:ends[0]], tuple(map(tokens.__getitem__, map(slice, ends[:-1], ends[1:]))),
             preference.reshape(k, k), ratings.reshape(k, -1),
-            margin, weight, annotator, tuple(prompt_sizes.tolist()))
+            margin, weight, annotator, tuple(prompt_sizes.tolist()),
+            _candidates(*of_candidates) if self._paired[row] else None)
+
+
+def _candidates(preference: np.ndarray, ratings: np.ndarray, lengths: np.ndarray) -> Candidates:
+    """Of what a row holds of them."""
+    k = len(lengths)
+    return Candidates(preference.reshape(k, k), ratings.reshape(k, -1), tuple(lengths.tolist()))
 
 
 def has_preferred(encoded: Iterable[Encoded]) -> bool:

@@ -119,6 +119,27 @@ def parse_row(
     return Comparison(**comparison, **known, remarks=tuple(remarks))
 
 
+def parse_prompt(row: Any, where: str) -> Comparison:
+    """The prompt of a row, as a `Comparison` without responses.
+
+    Args:
+      row, where: see `parse_row`; responses may be missing.
+
+    Raises:
+      MalformedRow: see `parse_row`; or there is nothing to answer.
+    """
+    alone = isinstance(row, Mapping) and not _Fields(row, where, False).form()
+    c = parse_row({**row, 'response': ''} if alone else row, where)
+    if not c.prompt:
+        raise MalformedRow(f"{c.place} field 'prompt': got empty text, expected what is answered")
+    if not isinstance(c.prompt, str) and c.prompt[-1]['role'] == 'assistant':
+        raise MalformedRow(f"{c.place} field 'prompt': got a chat that ends with a message of the "
+                           'assistant, expected what is answered')
+    remarks = tuple(remark for remark in c.remarks if remark != 'blank response')
+    group = c.group if c.has_opening else ''
+    return Comparison(c.id, c.prompt, (), group, tools=c.tools, where=where, remarks=remarks)
+
+
 def as_row(comparison: Comparison) -> dict[str, Any]:
     """A row that `parse_row` reads as this comparison, ready for JSON."""
     c = comparison

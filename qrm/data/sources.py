@@ -176,8 +176,10 @@ def held_out(data: Any, workload: str) -> Split:
     return divide(source, data)['test'] if 'test' in source.splits else whole(source)
 
 
-def read_comparisons(path: str) -> list[Comparison]:
-    """Reads a file of rows to be scored.
+def read_comparisons(
+    path: str, parse: Callable[[Any, str], Comparison] = parse_row
+) -> list[Comparison]:
+    """Reads a file of rows to be scored, or with `rows.parse_prompt` to be answered.
 
     Raises:
       DataError: see `files.read_rows`; or a row is malformed, or of another format, which has other
@@ -191,7 +193,7 @@ def read_comparisons(path: str) -> list[Comparison]:
     for where, row in itertools.chain(first, rows):
         if isinstance(row, MalformedRow):
             raise row
-        comparisons.append(parse_row(row, where))
+        comparisons.append(parse(row, where))
     return comparisons
 
 

@@ -200,11 +200,15 @@ def _best_of_four(where: str, row: Mapping[str, Any], subset: str) -> Iterator[Q
 
 
 def _styles(where: str, row: Mapping[str, Any], subset: str) -> Iterator[Question]:
-    """RM-Bench: `chosen` and `rejected`, three styles of each, from concise to marked up."""
+    """RM-Bench: `chosen` and `rejected`, three styles of each, from concise to marked up.
+
+    The files of its repository, one a domain, do not say the domain in their rows.
+    """
     sides = [_need(where, row, key, list, 'three responses') for key in ('chosen', 'rejected')]
     if any(len(side) != _STYLES for side in sides):
         raise DataError(f'{where}: {len(sides[0])} chosen and {len(sides[1])} rejected responses, '
                         f'expected {_STYLES} styles of each')
+    row = {'domain': subset.removesuffix('_filtered') or None, **row}
     domain = _need(where, row, 'domain', str, 'the name of a domain')
     yield _question(where, row, itertools.chain(*sides), domain, right=_STYLES)
 

@@ -23,7 +23,8 @@ MOSS = (
 
 
 def render(
-    comparison: Comparison, response: Text, tokenizer: Tokenizer, *, whole: bool = False
+    comparison: Comparison, response: Text, tokenizer: Tokenizer, *, whole: bool = False,
+    to_answer: bool = False,
 ) -> str:
     """A dialogue of a chat as text.
 
@@ -32,6 +33,7 @@ def render(
       response: messages that continue it; () for the prompt alone.
       tokenizer: with the template.
       whole: whatever the template ends with, else up to EOS if it ends with EOS and blanks.
+      to_answer: whole, and with what stands before an answer.
 
     Raises:
       DataError: there is no template.
@@ -45,11 +47,11 @@ def render(
     try:
         text = tokenizer.apply_chat_template(
             messages, tools=list(comparison.tools) or None, tokenize=False,
-            add_generation_prompt=False)
+            add_generation_prompt=to_answer)
     except Exception as error:  # A template is a program, and fails in any way.
         raise MalformedRow(f'{comparison.place}: the chat template refuses it '
                            f'({in_a_line(error)})') from error
-    if whole:
+    if whole or to_answer:
         return text
     # Some templates end in EOS and a line feed: EOS is then the end, not to be appended again.
     stripped = text.rstrip()

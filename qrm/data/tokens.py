@@ -19,7 +19,7 @@ import tokenizers
 import transformers
 
 from qrm.data import encoded as encoded_lib
-from qrm.data import records, workers
+from qrm.data import orders, records, workers
 from qrm.data.comparisons import (
     Comparison,
     DataError,
@@ -27,7 +27,7 @@ from qrm.data.comparisons import (
     MalformedRow,
     in_a_line,
 )
-from qrm.data.encoded import Encoded, EncodedTable, Ids
+from qrm.data.encoded import Candidates, Encoded, EncodedTable, Ids
 from qrm.data.records import Comparisons
 from qrm.data.rows import as_chat
 from qrm.data.tables import Cache, Writer
@@ -53,6 +53,8 @@ class Reading:
         `transformers` reads classifiers before their padding token, also where that is EOS.
       share_prompt: lay the prompt out once for all responses, see `split_prompt`.
       size_prompt: find `Encoded.prompt_sizes`.
+      pair_template: what continues a prompt are two responses in one order, by this template, see
+        `orders`; '': a response.
     """
 
     max_length: int
@@ -62,6 +64,7 @@ class Reading:
     skipped: int | None = None
     share_prompt: bool = True
     size_prompt: bool = False
+    pair_template: str = ''
 
 
 def load_tokenizer(path: str, now: datetime.datetime | None = None,
@@ -80,9 +83,9 @@ def load_tokenizer(path: str, now: datetime.datetime | None = None,
     Raises:
       DataError: there is none at `path`, or its chat template is no function of the chat.
     """
-    kind = transformers.AutoTokenizer
-    if os.path.isfile(os.path.join(path, 'tokenizer.json')):
-        kind = transformers.PreTrainedTokenizerFast
+    whole = os.path.isfile(os.path.join(path, 'tokenizer.json'))
+    # Looking AutoTokenizer up reads the names of all models, which takes half a second.
+    kind = transformers.PreTrainedTokenizerFast if whole else transformers.AutoTokenizer
     try:
         tokenizer = kind.from_pretrained(path, trust_remote_code=False)
     except Exception as error:  # The library raises a different type for each way to fail.
@@ -158,8 +161,8 @@ def tokenize(
                         'append_eos is set; for BERT and others of its kind set '
                         'data.append_eos=False')
     texts: dict[bool, list[str]] = {True: [], False: []}  # plain or not -> dialogues
-    faults: dict[int, MalformedRow] = {}
-    for i, comparison in enumerate(comparisons):
+    read: list[Comparison | MalformedRow] = []
+    for comparison in comparisons:
         try:
             comparison = as_read(comparison, reading)
             plainly = isinstance(comparison.prompt, str)
@@ -167,16 +170,17 @@ def tokenize(
                 comparison.prompt + response if plainly else
                 render(comparison, response, tokenizer, whole=reading.rendered_chats)
                 for response in comparison.responses]
+            read.append(comparison)
         except MalformedRow as error:
-            faults[i] = error
+            read.append(error)
     source = {plainly: _ids(some, tokenizer, add_special_tokens=plainly)
               for plainly, some in texts.items()}
     result: list[list[Ids] | MalformedRow] = []
-    for i, comparison in enumerate(comparisons):
-        if i in faults:
-            result.append(faults[i])
+    for comparison in read:
+        if isinstance(comparison, MalformedRow):
+            result.append(comparison)
             continue
-        plainly = isinstance(comparison.prompt, str) and not reading.as_chats
+        plainly = isinstance(comparison.prompt, str)
         dialogues = [next(source[plainly]) for _ in comparison.responses]
         refused = [ids for ids in dialogues if isinstance(ids, Exception)]
         if refused:
@@ -195,12 +199,16 @@ def tokenize(
 
 
 def as_read(comparison: Comparison, reading: Reading) -> Comparison:
-    """A comparison as it is read: texts, chats, or texts as chats.
+    """A comparison as it is read: texts, chats, or texts as chats; if so, its orders of two.
 
     Raises:
-      MalformedRow: see `rows.as_chat`.
+      MalformedRow: see `rows.as_chat` and `orders.as_orders`.
     """
-    return as_chat(comparison) if reading.as_chats else comparison
+    if reading.as_chats:
+        comparison = as_chat(comparison)
+    if reading.pair_template:
+        comparison = orders.as_orders(comparison, reading.pair_template)
+    return comparison
 
 
 def prompt_sizes(
@@ -307,8 +315,12 @@ def encode_to_score(
       The encoded comparisons, in order, and how many dialogues were cut.
 
     Raises:
-      DataError: see `tokenize`; or the chat template or the tokenizer refuses one.
+      DataError: see `tokenize`; the chat template or the tokenizer refuses one; or there is one
+        response where two are read together.
     """
+    if reading.pair_template and (alone := [c for c in comparisons if len(c.responses) < 2]):
+        raise DataError(f'{alone[0].place}: one response to a prompt, expected two or more, as a '
+                        'pairwise model compares them')
     result, cut, max_length = [], 0, reading.max_length
     starts = _starts(tokenizer)
     dialogues_of = tokenize(comparisons, tokenizer, reading)
@@ -325,9 +337,40 @@ def encode_to_score(
             [np.delete(ids, np.s_[lead:lead + max(excess, 0)])
              for ids, lead, excess in zip(dialogues, leads, excesses, strict=True)],
             share=reading.share_prompt)
-        result.append(Encoded(comparison.id, comparison.group, prompt, responses,
-                              comparison.preference_matrix(),
-                              comparison.rating_matrix(attributes), prompt_sizes=sizes))
+        preference, rating, candidates = _judged(
+            comparison, comparison.preference_matrix(), comparison.rating_matrix(attributes),
+            tokenizer, reading)
+        result.append(Encoded(comparison.id, comparison.group, prompt, responses, preference,
+                              rating, prompt_sizes=sizes, candidates=candidates))
+    return result, cut
+
+
+def encode_prompts(
+    comparisons: Sequence[Comparison], tokenizer: Tokenizer, max_length: int
+) -> tuple[list[Ids], int]:
+    """The tokens of prompts as a language model continues them, and how many were cut.
+
+    A chat ends with what its template puts before an answer, a text without an EOS that the
+    tokenizer appends. One that is longer than `max_length` keeps BOS and its last tokens.
+
+    Raises:
+      DataError: a chat template is missing; or it or the tokenizer refuses a prompt, or there is
+        no token in it.
+    """
+    result, cut, starts = [], 0, _starts(tokenizer)
+    for c in comparisons:
+        plainly = isinstance(c.prompt, str)
+        text = c.prompt if plainly else render(c, (), tokenizer, to_answer=True)
+        ids = next(_ids([text], tokenizer, add_special_tokens=plainly))
+        if isinstance(ids, Exception):
+            raise MalformedRow(f'{c.place}: the tokenizer refuses it ({in_a_line(ids)})')
+        if plainly:
+            ids = _without_end(ids, tokenizer.eos_token_id)
+        if not len(ids):
+            raise MalformedRow(f'{c.place}: a prompt without tokens, expected text')
+        lead, excess = min(_lead(ids, starts), max_length - 1), len(ids) - max_length
+        cut += excess > 0
+        result.append(np.delete(ids, np.s_[lead:lead + max(excess, 0)]))
     return result, cut
 
 
@@ -430,6 +473,7 @@ def _encode_one(
     if wanted.named and comparison.annotator is None:
         report.dropped['annotator not named'] += 1
         return None
+    preference, rating, candidates = _judged(comparison, preference, rating, tokenizer, reading)
     prompt, responses = split_prompt(dialogues)
     lead, max_length = _lead(prompt, starts), reading.max_length
     excess = len(prompt) + max(map(len, responses)) - max_length
@@ -441,7 +485,8 @@ def _encode_one(
         known = 0 if wanted.overlong == 'drop' else min(
             sizes or prompt_sizes(as_it_is_read, dialogues, tokenizer))
         if excess > min(known, len(prompt)) - lead:
-            reason = 'a dialogue' if wanted.overlong == 'drop' else 'a response alone'
+            reason = ('a dialogue' if wanted.overlong == 'drop' else
+                      'a response alone' if candidates is None else 'a pair alone')
             report.dropped[f'{reason} is longer than {max_length} tokens'] += 1
             return None
         report.truncated += 1
@@ -453,7 +498,28 @@ def _encode_one(
                  if comparison.annotator in wanted.annotators else -1)
     return Encoded(comparison.id, comparison.group, prompt, responses, preference, rating,
                    comparison.margin, comparison.weight, annotator,
-                   tuple(_size_after_cut(size, lead, excess) for size in sizes))
+                   tuple(_size_after_cut(size, lead, excess) for size in sizes), candidates)
+
+
+def _judged(
+    comparison: Comparison, preference: np.ndarray, ratings: np.ndarray, tokenizer: Tokenizer,
+    reading: Reading,
+) -> tuple[np.ndarray, np.ndarray, Candidates | None]:
+    """What is known of all that is read: of responses, or of orders and the candidates in them.
+
+    Raises:
+      MalformedRow: see `as_read`; or the tokenizer refuses a response alone.
+    """
+    if not reading.pair_template:
+        return preference, ratings, None
+    texts = orders.response_texts(as_chat(comparison) if reading.as_chats else comparison)
+    found = list(_ids(texts, tokenizer, add_special_tokens=False))
+    if refused := [ids for ids in found if isinstance(ids, Exception)]:
+        raise MalformedRow(f'{comparison.place}: the tokenizer refuses a response '
+                           f'({in_a_line(refused[0])})')
+    of_orders = orders.preference(preference)
+    return (of_orders, np.full((len(of_orders), ratings.shape[1]), np.nan, np.float32),
+            Candidates(preference, ratings, tuple(map(len, found))))
 
 
 def _starts(tokenizer: Tokenizer) -> Set[int]:

@@ -230,8 +230,11 @@ def load_pretrained(
     except DataError as error:
         raise DataError(f'{adapter.folder}, an adapter of {adapter.base}: {error}') from error
     if f'{family.head}.weight' in whole:
-        # The class that the adapter belongs to; the base's may be that of a language model.
-        found = found._replace(settings=settings | {'architectures': [family.classifier]})
+        # The class that the adapter belongs to; the base's may be that of a language model, or it
+        # has a head of its own, by whose rewards those of this one are not normalised.
+        rest = {key: value for key, value in settings.items()
+                if key not in checkpoint_heads.NORMALISING}
+        found = found._replace(settings=rest | {'architectures': [family.classifier]})
     return found
 
 

@@ -55,6 +55,34 @@ class Plan(NamedTuple):
         return None if self.count is None else _groups(self) * self.tiles.shape[1] * _TILE**2
 
 
+class Cache(NamedTuple):
+    """Keys and values, as a block has computed them, of R prompts and N responses to each.
+
+    Attributes:
+      prompts: twice [R, G, P, E], of up to P tokens of each prompt, which is there once for all of
+        its responses.
+      responses: twice [R * N * G, S, E], of up to S tokens of each response. With axes apart XLA
+        on CPU (jax 0.10.2) would copy them in every step of a loop, to reshape them.
+    """
+
+    prompts: tuple[jax.Array, jax.Array]
+    responses: tuple[jax.Array, jax.Array]
+
+
+class Sight(NamedTuple):
+    """What the next token of each response attends to, with itself; and where it will stand.
+
+    Attributes:
+      prompts: [R, N, P] bool, which tokens of its prompt.
+      responses: [R, N, S] bool, which of its own response.
+      position: [] int32, its own in its response.
+    """
+
+    prompts: jax.Array
+    responses: jax.Array
+    position: jax.Array
+
+
 def plan(
     segments: jax.Array,
     responses: jax.Array,
@@ -132,6 +160,28 @@ def attention_mask(
     return same_segment & visible & (first <= keys) & (keys <= last)
 
 
+def sight(
+    prompt_sizes: jax.Array, position: jax.Array, caches: tuple[int, int, int], window: int
+) -> Sight:
+    """What responses attend to that are all equally long.
+
+    Args:
+      prompt_sizes: [R], tokens of each prompt.
+      position: [] of the next token in its response, from 0.
+      caches: N, P and S, see `Cache`.
+      window: see `attention_mask`.
+    """
+    count, prompt, response = caches
+    own = jnp.arange(response) <= position
+    of_prompt = jnp.arange(prompt) < prompt_sizes[:, None]
+    if window:
+        own &= jnp.arange(response) > position - window
+        of_prompt &= jnp.arange(prompt) > (prompt_sizes + position)[:, None] - window
+    rows = len(prompt_sizes)
+    return Sight(jnp.broadcast_to(of_prompt[:, None], (rows, count, prompt)),
+                 jnp.broadcast_to(own, (rows, count, response)), position)
+
+
 def _reach(
     positions: jax.Array, window: int, causal: bool
 ) -> tuple[jax.Array, jax.Array]:
@@ -192,6 +242,47 @@ def attend(
         q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))
         out = flash.attend(q, k, v, plan.listed, cap).swapaxes(1, 2)
     return out[:, :length]
+
+
+def attend_next(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    sight: Sight,
+    cache: Cache,
+    *,
+    scale: float | None = None,
+    cap: float = 0.0,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """As `attend`, of one more token of each response.
+
+    Args:
+      q: [R, N, H, E].
+      k, v: [R, N, G, E].
+      sight: what it attends to.
+      cache: of all that comes before it.
+      scale, cap: see `attend`.
+
+    Returns:
+      [R, N, H, E], and the `Cache.responses` with its keys and values.
+    """
+    rows, count, groups, size = k.shape
+    # First written, then read, so that a loop can write them where they stand.
+    own = tuple(jax.lax.dynamic_update_index_in_dim(
+        old, new.reshape(-1, size), sight.position, 1)
+        for old, new in zip(cache.responses, (k, v), strict=True))
+    queries = (q * (1.0 / math.sqrt(size) if scale is None else scale)).reshape(
+        rows, count, groups, -1, size)
+    alone = queries.reshape(-1, *queries.shape[-2:])
+    logits = jnp.concatenate([
+        _einsum('rngme,rgke->rngmk', queries, cache.prompts[0]),
+        _einsum('xme,xke->xmk', alone, own[0]).reshape(*queries.shape[:-1], -1)], axis=-1)
+    mask = jnp.concatenate([sight.prompts, sight.responses], axis=-1)[:, :, None, None]
+    weights = jax.nn.softmax(jnp.where(mask, flash.capped(logits, cap), _LOWEST), axis=-1)
+    of_prompt, of_own = jnp.split(weights.astype(q.dtype), (sight.prompts.shape[-1],), axis=-1)
+    mixed = _einsum('rngmk,rgke->rngme', of_prompt, cache.prompts[1]).reshape(q.shape)
+    mixed += _einsum('xmk,xke->xme', of_own.reshape(*alone.shape[:2], -1), own[1]).reshape(q.shape)
+    return mixed.astype(q.dtype), own
 
 
 def precision(dtype: jnp.dtype) -> jax.lax.Precision:

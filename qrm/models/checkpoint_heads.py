@@ -17,12 +17,15 @@ import jax
 import jax.numpy as jnp
 
 from qrm.rewards.heads import HeadConfig
+from qrm.rewards.normalisation import Normalisation
 
 # Those of transformers, and of trainers that have a class of their own: 'v_head' (TRL, Athene),
 # 'regression_head' (UltraRM, Eurus), 'value_head' (OpenRLHF), 'score_head' (Beaver),
 # 'v_head.summary' (LLaMA-Factory, GRM), 'quantile_head' (Kim et al.).
 LINEAR = ('score', 'classifier', 'v_head', 'regression_head', 'value_head', 'score_head',
           'v_head.summary', 'quantile_head')
+# Settings that say by what the rewards of a head are normalised: OpenRLHF's, and those of exports.
+NORMALISING = ('normalize_reward', 'mean', 'std', 'qrm_mean', 'qrm_std')
 _BATCH_NORM_EPSILON = 1e-5  # PyTorch's
 
 
@@ -71,7 +74,6 @@ def take(
     last, outputs = _take_dense(tensors, name, width, problems)
     if outputs is None:
         return None
-    last = _normalised(last, settings)
     kind = 'scalar' if outputs == 1 else 'quantile'
     config = HeadConfig(kind, outputs if kind == 'quantile' else 10, reads=reads,
                         hidden_layers=tuple(layers), bias='bias' in last)
@@ -119,8 +121,6 @@ def interpret(
     if outputs == 'gaussian':
         if count != 2:
             raise ValueError(f'{count} outputs, expected the 2 of a Gaussian')
-        if settings.get('normalize_reward'):
-            raise ValueError('normalize_reward, which is of no meaning for the width of a Gaussian')
         return dataclasses.replace(config, name='gaussian', num_quantiles=10), params
     if outputs not in names and not (outputs.isdecimal() and int(outputs) < count):
         raise ValueError(f'outputs={outputs!r}, expected \'quantiles\', \'gaussian\', one of '
@@ -128,6 +128,37 @@ def interpret(
     number = names.index(outputs) if outputs in names else int(outputs)
     one = {key: params[key][..., number:number + 1] for key in ('kernel', 'bias') if key in params}
     return dataclasses.replace(config, name='scalar', num_quantiles=10), params | one
+
+
+def normalisation(
+    head: tuple[HeadConfig, dict[str, Any]], settings: Mapping[str, Any]
+) -> tuple[tuple[HeadConfig, dict[str, Any]], Normalisation | None]:
+    """A head whose outputs are raw, and by what its rewards are normalised; None: by nothing.
+
+    OpenRLHF subtracts and divides where `normalize_reward` says so. An export of ours has divided
+    its weights by `qrm_std` and, where there is a bias, subtracted `qrm_mean`, which is undone.
+
+    Args:
+      head: config and parameters from `interpret`.
+      settings: of the checkpoint.
+
+    Raises:
+      ValueError: mean or standard deviation are missing or no numbers.
+    """
+    config, params = head
+    try:
+        if 'qrm_std' in settings:
+            found = Normalisation(settings.get('qrm_mean'), settings['qrm_std'])
+            raw = {'kernel': params['kernel'] * found.std}
+            if config.bias:
+                raw['bias'] = params['bias'] * found.std + found.mean
+            return (config, params | raw), found
+        if settings.get('normalize_reward'):
+            return head, Normalisation(settings.get('mean'), settings.get('std'))
+    except ValueError as error:
+        key = 'qrm_std' if 'qrm_std' in settings else 'normalize_reward'
+        raise ValueError(f'{key} with {error}') from error
+    return head, None
 
 
 def _label_names(settings: Mapping[str, Any], count: int) -> list[str]:
@@ -161,24 +192,6 @@ def _take_dense(
             found['bias'] = jnp.asarray(bias, jnp.float32)
         return found, kernel.shape[0]
     return {}, None
-
-
-def _normalised(
-    last: dict[str, jax.Array], settings: Mapping[str, Any]
-) -> dict[str, jax.Array]:
-    """With the mean and standard deviation of OpenRLHF, which its model subtracts and divides by.
-
-    Raises:
-      ValueError: they are to be applied and are missing or no numbers.
-    """
-    if not settings.get('normalize_reward'):
-        return last
-    mean, std = settings.get('mean'), settings.get('std')
-    if not all(isinstance(x, (int, float)) for x in (mean, std)) or not std > 0:
-        raise ValueError(f'normalize_reward with mean={mean!r} and std={std!r}, expected numbers')
-    outputs = last['kernel'].shape[1]
-    return {'kernel': last['kernel'] / std,
-            'bias': (last.get('bias', jnp.zeros(outputs)) - mean) / std}
 
 
 def _take_gated(

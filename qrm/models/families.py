@@ -112,7 +112,7 @@ _SILENT = re.compile(
     r'summary_\w+|reorder_and_upcast_attn|n_ctx|tie_word_embeddings|vhead_\w+|auto_map|'
     r'is_llama_config|'
     # Of heads, which `checkpoint_heads` reads.
-    r'qrm_(append_eos|as_chats|outputs)|value_head_prefix|normalize_reward|mean|std|'
+    r'qrm_(append_eos|as_chats|outputs|mean|std)|value_head_prefix|normalize_reward|mean|std|'
     r'num_(objectives|quantiles)|gating_\w+')
 
 

@@ -41,11 +41,11 @@ class Context(NamedTuple):
     """What a block needs to know of a micro-batch.
 
     Attributes:
-      plan: of its attention.
+      plan: of its attention; or what tokens see that come after those of a cache.
       rotary: cosines and sines [R, L, E / 2] float32 of the angles of each position; or None.
     """
 
-    plan: attention.Plan
+    plan: attention.Plan | attention.Sight
     rotary: tuple[jax.Array, jax.Array] | None
 
 
@@ -146,27 +146,50 @@ class Transformer:
           implementation: see `attention.plan`.
           dropout: whether attention weights will be dropped.
         """
-        a, length = self.architecture, segments.shape[1]
-
-        @functools.cache
         def plan(window: int) -> attention.Plan:
             return attention.plan(segments, responses, positions, implementation, window=window,
-                                  causal=a.causal, dropout=dropout)
+                                  causal=self.architecture.causal, dropout=dropout)
+
+        # A dialogue is no longer than a row.
+        return self._contexts(plan, positions, segments.shape[1])
+
+    def next_contexts(
+        self, prompt_sizes: jax.Array, position: jax.Array, caches: tuple[int, int, int]
+    ) -> tuple[Context, ...]:
+        """As `contexts`, of the next token of each of N responses to R prompts, in rows [R, N].
+
+        Args:
+          prompt_sizes, position, caches: see `attention.sight`.
+        """
+        count, prompt, response = caches
+        positions = jnp.broadcast_to((prompt_sizes + position)[:, None], (len(prompt_sizes), count))
+
+        def sight(window: int) -> attention.Sight:
+            return attention.sight(prompt_sizes, position, caches, window)
+
+        return self._contexts(sight, positions, prompt + response)
+
+    def _contexts(
+        self, plan: Callable[[int], Any], positions: jax.Array, longest: int
+    ) -> tuple[Context, ...]:
+        """Contexts of windows by what `plan` gives; one that holds all there is changes nothing."""
 
         @functools.cache
         def angles(rotary: Rotary | None) -> tuple[jax.Array, jax.Array] | None:
             if rotary is None:
                 return None
-            turns = positions[..., None] * jnp.asarray(rotary.frequencies(a.head_dim))
+            turns = positions[..., None] * jnp.asarray(
+                rotary.frequencies(self.architecture.head_dim))
             return jnp.cos(turns), jnp.sin(turns)
+
+        plan = functools.cache(plan)
 
         @functools.cache
         def context(rotary: Rotary | None, window: int) -> Context:
             return Context(plan(window), angles(rotary))
 
-        # A dialogue is no longer than a row: a window that holds it all changes nothing.
-        return tuple(context(layer.rotary, layer.window if layer.window < length else 0)
-                     for layer in a.layers)
+        return tuple(context(layer.rotary, layer.window if layer.window < longest else 0)
+                     for layer in self.architecture.layers)
 
     def __call__(
         self,
@@ -206,7 +229,7 @@ class Transformer:
         @functools.partial(jax.jit, static_argnums=0)
         def run(normed, x, layer, context, key, reads=None):
             layer = jax.tree.map(from_bits, sharding.whole(layer, self.dtype))
-            return _block(a, self.lora, layer, x, context, reads, normed, self.dropout, key)
+            return _block(a, self.lora, layer, x, context, reads, normed, self.dropout, key)[0]
 
         sharded = sharding.is_sharded(layers)
         step = run
@@ -242,9 +265,56 @@ class Transformer:
                 x, looks = jax.lax.scan(body, x, (layer, own, kinds[start:stop]))
                 seen |= {i: jax.tree.map(operator.itemgetter(i - 1 - start), looks)
                          for i in taps if start < i <= stop}
-        if a.final_norm:
-            x = _norm(a, params['norm'], x, jnp.float32)
-        return x.astype(jnp.float32), [seen[i] for i in taps]
+        return self._leave(params, x), [seen[i] for i in taps]
+
+    def extend(
+        self,
+        params: Any,
+        embedded: jax.Array,
+        contexts: Sequence[Context],
+        caches: Sequence[attention.Cache] | None = None,
+        *,
+        reads: jax.Array | None = None,
+    ) -> tuple[jax.Array, list[tuple[jax.Array, jax.Array]]]:
+        """As `__call__`, with the keys and values that later tokens will attend to.
+
+        Blocks stand one after the other in what is compiled, as a scan would copy the parameters
+        of each before it reads them: give them in runs of one, see `tuning.unstack_blocks`.
+
+        Args:
+          params: from `init`, or the same with blocks in several runs.
+          embedded: [R, L, D], from `embed`.
+          contexts: from `contexts`; with caches, from `next_contexts`.
+          caches: of each block, of all that comes before these tokens; None: nothing does.
+          reads: see `__call__`.
+
+        Returns:
+          [..., D] float32 at `reads`, or [R, L, D]; and of each block keys and values
+          [R, L, G, E] of these tokens, or with caches their `responses` with these.
+        """
+        a, found = self.architecture, []
+        x = self._enter(params, embedded).astype(self.dtype)
+
+        @functools.partial(jax.jit, static_argnums=0)
+        def run(normed, layer, x, context, cache, reads):
+            layer = jax.tree.map(from_bits, sharding.whole(layer, self.dtype))
+            return _block(a, self.lora, layer, x, context, reads, normed, 0.0, None, cache)
+
+        blocks = [jax.tree.map(operator.itemgetter(i), layers)
+                  for layers in tuning.runs_of(params['blocks'])
+                  for i in range(len(jax.tree.leaves(layers)[0]))]
+        for i, layer in enumerate(blocks):
+            x, new = run(a.first_norm or i > 0, layer, x, contexts[i % len(contexts)],
+                         None if caches is None else caches[i],
+                         reads if i == a.num_layers - 1 else None)
+            found.append(new)
+        return self._leave(params, x), found
+
+    def _leave(self, params: Any, x: jax.Array) -> jax.Array:
+        """Hidden states float32 of what the last block gave."""
+        if self.architecture.final_norm:
+            x = _norm(self.architecture, params['norm'], x, jnp.float32)
+        return x.astype(jnp.float32)
 
     def _pieces(self, blocks: Any, reads: bool) -> list[tuple[int, int, Any]]:
         """Runs of like blocks: the numbers of the first block and of that after the last, leaves.
@@ -357,22 +427,27 @@ def _block(
     normed: bool,
     dropout: float,
     key: jax.Array | None,
-) -> jax.Array:
-    """A block of [R, L, D]; with `reads`, its output is computed there only."""
+    cache: attention.Cache | None = None,
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+    """A block of [R, L, D], and its keys and values, see `_attention`.
+
+    With `reads` its output is computed there only; with a cache its tokens come after those.
+    """
     keys = jax.random.split(key, 3) if dropout and key is not None else (None, None, None)
 
     def branch(name, x, function, key, *, normed=True, at=lambda x: x):
         h = _norm(a, p[f'{name}_norm'], x) if 'before' in a.norm_places and normed else x
-        h = function(h)
+        h, *more = function(h)
         if 'after' in a.norm_places:
             h = _norm(a, p[f'{name}_out_norm'], h)
         x = at(x) + _drop(h, dropout, key)
-        return _norm(a, p[f'{name}_out_norm'], x) if 'sum' in a.norm_places else x
+        return _norm(a, p[f'{name}_out_norm'], x) if 'sum' in a.norm_places else x, *more
 
-    x = branch('attention', x,
-               lambda h: _attention(a, lora, p['attention'], h, context, reads, dropout, keys[0]),
-               keys[1], normed=normed, at=lambda x: _at(x, reads))
-    return branch('mlp', x, lambda h: _mlp(a, lora, p['mlp'], h), keys[2])
+    x, *new = branch('attention', x, lambda h: _attention(
+        a, lora, p['attention'], h, context, reads, dropout, keys[0], cache),
+        keys[1], normed=normed, at=lambda x: _at(x, reads))
+    x, = branch('mlp', x, lambda h: (_mlp(a, lora, p['mlp'], h),), keys[2])
+    return x, tuple(new)
 
 
 def _attention(
@@ -384,8 +459,12 @@ def _attention(
     reads: jax.Array | None,
     dropout: float,
     key: jax.Array | None,
-) -> jax.Array:
-    """Projections around `attention.attend`: [R, L, D] in, [R, L, D] or at `reads` [..., D] out."""
+    cache: attention.Cache | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Projections around `attention.attend`: [R, L, D] in, [R, L, D] or at `reads` [..., D] out.
+
+    Also gives keys and values [R, L, G, E]; with a cache its `responses` with these.
+    """
     q, k, v = split(_dense(p['qkv'], x, lora, 'attention/qkv'), a.parts['qkv'])
     if a.query_key_norm == 'projection':
         q, k = _norm(a, p['query_norm'], q), _norm(a, p['key_norm'], k)
@@ -394,9 +473,14 @@ def _attention(
         q, k = _norm(a, p['query_norm'], q), _norm(a, p['key_norm'], k)
     if context.rotary is not None:
         q, k = _rotate(q, *context.rotary), _rotate(k, *context.rotary)
-    mixed = attention.attend(q, k, v, context.plan, reads, scale=a.attention_scale or None,
-                             cap=a.attention_cap, dropout=dropout, dropout_key=key)
-    return _dense(p['output'], mixed.reshape(*mixed.shape[:-2], -1), lora, 'attention/output')
+    scale, cap = a.attention_scale or None, a.attention_cap
+    if cache is None:
+        mixed = attention.attend(q, k, v, context.plan, reads, scale=scale, cap=cap,
+                                 dropout=dropout, dropout_key=key)
+    else:
+        mixed, (k, v) = attention.attend_next(q, k, v, context.plan, cache, scale=scale, cap=cap)
+    mixed = mixed.reshape(*mixed.shape[:-2], -1)
+    return _dense(p['output'], mixed, lora, 'attention/output'), k, v
 
 
 def _mlp(a: Architecture, lora: Lora | None, p: Any, x: jax.Array) -> jax.Array:

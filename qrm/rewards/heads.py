@@ -26,9 +26,11 @@ from qrm.rewards.distributions import Atoms, Distribution, Gaussians
 
 # 'gaussian' and 'categorical' as in Siththaranjan et al. 2023 (DPL), 'quantile' as in QR-DQN
 # (Dabney et al. 2018a), 'implicit_quantile' as in IQN (Dabney et al. 2018b). 'annotator' gives
-# one reward for each known annotator.
+# one reward for each known annotator. 'pairwise' reads two responses in one order, and gives half
+# of the log odds that the first is preferred, so that two orders differ as two rewards do.
 QUANTILE_HEADS = ('quantile', 'monotone_quantile', 'implicit_quantile')
-HEADS = ('scalar', 'gaussian', 'categorical', *QUANTILE_HEADS, 'annotator')
+HEADS = ('scalar', 'gaussian', 'categorical', *QUANTILE_HEADS, 'annotator', 'pairwise')
+_NUMBERS = ('scalar', 'pairwise')  # whose members give a number, not a distribution
 _MIN_SCALE = 1e-3  # of a Gaussian, in units of reward: scores divide by it
 
 
@@ -107,7 +109,7 @@ class HeadConfig:
 
     Attributes:
       name: one of `HEADS`.
-      num_quantiles: N of the quantile heads; for all but one scalar, how many quantiles are
+      num_quantiles: N of the quantile heads; for all but a single number, how many quantiles are
         reported.
       num_atoms: atoms of the categorical head, evenly spaced.
       atom_range: the categorical head's atoms span [-atom_range, atom_range], units of reward.
@@ -178,7 +180,7 @@ class HeadConfig:
             parse_read(text)
         if self.bias and self.name in ('annotator', 'implicit_quantile'):
             raise ValueError(f'a bias with the {self.name} head, which has none')
-        if self.gated and self.name in ('categorical', 'annotator'):
+        if self.gated and self.name in ('categorical', 'annotator', 'pairwise'):
             raise ValueError(f'{len(self.attributes)} attributes with the {self.name} head, '
                              'expected a scalar, gaussian or quantile head')
         if (self.name == 'annotator') != bool(self.annotators):
@@ -189,6 +191,11 @@ class HeadConfig:
     def gated(self) -> bool:
         """Whether a gate weighs several attributes; it reads the hidden state of the prompt."""
         return len(self.attributes) > 1
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether it reads two responses together, and none alone."""
+        return self.name == 'pairwise'
 
     @property
     def sizes_prompts(self) -> bool:
@@ -206,7 +213,7 @@ class HeadConfig:
         """[N] float32, levels of the quantiles that are reported for a response."""
         if self.levels:
             return np.asarray(self.levels, np.float32)
-        return taus(1 if self.name == 'scalar' and self.members == 1 else self.num_quantiles)
+        return taus(1 if self.name in _NUMBERS and self.members == 1 else self.num_quantiles)
 
     def read(self, outputs: jax.Array, levels: jax.Array | None = None) -> Reward:
         """What raw outputs stand for.
@@ -222,7 +229,7 @@ class HeadConfig:
         gates = jax.nn.softmax(gates) if self.gated else jnp.ones(raw.shape[:-1], raw.dtype)
         if levels is None:
             # Several scalars are reported as quantiles, but each has one atom.
-            levels = jnp.asarray(taus(1) if self.name == 'scalar' else self.taus, raw.dtype)
+            levels = jnp.asarray(taus(1) if self.name in _NUMBERS else self.taus, raw.dtype)
         levels = jnp.broadcast_to(levels, (*outputs.shape[:-1], levels.shape[-1]))
         return Reward(self._distribution(raw), gates, levels)
 
@@ -232,7 +239,7 @@ class HeadConfig:
         Those of a free head may cross; those of all other distributions are in order.
         """
         reward = self.read(outputs)
-        if self.members == 1 and self.name in ('scalar', *QUANTILE_HEADS):
+        if self.members == 1 and self.name in (*_NUMBERS, *QUANTILE_HEADS):
             return reward.distribution.values
         return reward.distribution.quantile(jnp.asarray(self.taus))
 
@@ -243,7 +250,7 @@ class HeadConfig:
     @property
     def _numbers(self) -> int:
         """Numbers for each attribute and member."""
-        return {'scalar': 1, 'gaussian': 2, 'categorical': self.num_atoms,
+        return {'scalar': 1, 'pairwise': 1, 'gaussian': 2, 'categorical': self.num_atoms,
                 'annotator': len(self.annotators)}.get(self.name, self.num_quantiles)
 
     def _distribution(self, raw: jax.Array) -> Distribution:

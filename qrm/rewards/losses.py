@@ -44,7 +44,7 @@ class Objective(NamedTuple):
 
 
 _LEVELS = ('scalar', *QUANTILE_HEADS)  # whose atoms stand at known levels
-_ALONE = tuple(name for name in HEADS if name != 'annotator')
+_ALONE = tuple(name for name in HEADS if name not in ('annotator', 'pairwise'))
 OBJECTIVES = {
     'bradley_terry': Objective('preferences', 'mean', _ALONE),
     'bradley_terry_quantile_huber': Objective('preferences', 'mean', _LEVELS),
@@ -58,6 +58,7 @@ OBJECTIVES = {
     'ratings_crps': Objective('ratings', 'independent', _ALONE),
     'ratings_ordinal': Objective('ratings', 'independent', ('gaussian',)),
     'annotator_bradley_terry': Objective('annotators', 'shared', ('annotator',)),
+    'pairwise_cross_entropy': Objective('preferences', 'mean', ('pairwise',)),
 }
 
 
@@ -165,6 +166,9 @@ def check_head(loss: LossConfig, head: HeadConfig) -> None:
     if loss.centre_weight and loss.reads != 'preferences':
         raise ValueError(f'centre_weight={loss.centre_weight} with the objective '
                          f'{loss.objective!r}, expected 0: ratings say where rewards are')
+    if loss.lm_weight and head.pairwise:
+        raise ValueError(f'lm_weight={loss.lm_weight} with the pairwise head, expected 0: it reads '
+                         'two responses, of which one is preferred')
     if head.gated and loss.reads != 'ratings':
         raise ValueError(f'objective {loss.objective!r} with {len(head.attributes)} attributes, '
                          'expected one that reads ratings')
@@ -284,6 +288,29 @@ def quantile_bradley_terry(
     """
     chex.assert_rank([chosen, rejected], 1)
     return -jnp.mean(jax.nn.log_sigmoid(chosen - rejected - margin))
+
+
+def pairwise_cross_entropy(
+    chosen: jax.Array, rejected: jax.Array, margin: jax.Array | float = 0.0
+):
+    """(-log sigma(2 s_c - m) - log sigma(-2 s_r - m)) / 2, with s_c and s_r of two orders.
+
+    The binary cross-entropy of each order's log odds 2 s that its first response is preferred (as
+    in Jiang et al. 2023, PairRM, arXiv:2306.02561, and Dong et al. 2024, arXiv:2405.07863): in the
+    order of s_c the preferred response stands first, in that of s_r second. Identifies the win
+    probability of every pair, also where no rewards of single responses have them, as in a cycle;
+    of one order by itself it includes what the place of a response is taken to say.
+
+    Args:
+      chosen, rejected: [] what the head gives for the two orders of a pair.
+      margin: by how much the log odds should be ahead.
+
+    Returns:
+      [] nats.
+    """
+    chex.assert_rank([chosen, rejected], 0)
+    return -0.5 * (jax.nn.log_sigmoid(2.0 * chosen - margin)
+                   + jax.nn.log_sigmoid(-2.0 * rejected - margin))
 
 
 def quantile_huber_targets(chosen: Side, rejected: Side, targets: str):
@@ -414,6 +441,9 @@ def plackett_luce(rewards: jax.Array, preference: jax.Array):
 
 def centring(chosen: jax.Array, rejected: jax.Array):
     """(r_c + r_r)^2: keeps rewards around 0, which preferences leave open (Eisenstein et al. 2023).
+
+    Of a pairwise head these are the two orders of a pair, and this is the square of how far their
+    log odds favour the first place.
 
     Args:
       chosen, rejected: [] rewards.
@@ -643,6 +673,8 @@ def _pair_loss(config: LossConfig) -> Callable[[Side, Side, jax.Array], jax.Arra
         'quantile_bradley_terry': lambda c, r, m: quantile_bradley_terry(
             c.reward.values, r.reward.values, m),
         'posterior_quantile_regression': lambda c, r, m: posterior_quantile_regression(c, r),
+        'pairwise_cross_entropy': lambda c, r, m: pairwise_cross_entropy(
+            c.reward.mean, r.reward.mean, m),
         'bradley_terry_quantile_huber': lambda c, r, m: bradley_terry_quantile_huber(
             c, r, m, huber_weight=config.huber_weight, kappa=config.kappa,
             targets=config.targets, huber_sides=config.huber_sides,

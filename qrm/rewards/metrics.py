@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from qrm.data.encoded import Encoded
-from qrm.rewards import distributions, losses, statistics
+from qrm.rewards import distributions, losses, pairwise, statistics
 from qrm.rewards.heads import HeadConfig
 
 
@@ -41,6 +41,8 @@ class Predictions(NamedTuple):
       label: [n] float32, probability in (0.5, 1] that the first is preferred, as labelled.
       log_win: [n] float32, log of the predicted probability that the first is preferred, nats.
       log_loss: [n] float32, log of the predicted probability that the second is, nats.
+      order_log_odds: [n, 2] float32, of a pairwise head: log odds that the first is preferred, as
+        the model has them where it stands first, and where it stands second; [0, 2] of other heads.
     """
 
     quantiles: np.ndarray
@@ -57,6 +59,12 @@ class Predictions(NamedTuple):
     label: np.ndarray
     log_win: np.ndarray
     log_loss: np.ndarray
+    order_log_odds: np.ndarray = np.zeros((0, 2), np.float32)
+
+    @property
+    def pairwise(self) -> bool:
+        """Whether pairs were read together, so that rewards compare within a prompt alone."""
+        return len(self.order_log_odds) > 0
 
     @property
     def chosen(self) -> np.ndarray:
@@ -91,29 +99,44 @@ def predictions_of(
 ) -> Predictions:
     """What a head says of comparisons.
 
+    What a pairwise head says of pairs is also made rewards of responses, see `pairwise.rewards`:
+    of two responses they differ by the log odds of the pair; of more, win probabilities are those
+    of the pairs, and rewards what fits all of them best.
+
     Args:
       encoded: c comparisons, at least one.
       outputs: for each, [K, outputs] as from `inference.predict`.
       head: which reads the outputs.
       loss: the objective, which says what a win probability is.
     """
-    pairs, ratings, lengths, sizes, ids, of_items = [], [], [], [], [], []
+    decided, labels, ratings, lengths, sizes, ids, of_items = [], [], [], [], [], [], []
     groups: dict[str, int] = {}
-    for item in encoded:
-        start = len(lengths)
-        pairs += [(start + i, start + j, item.preference[i, j])
-                  for i, j in np.argwhere(item.preference > 0.5)]
-        ratings.append(item.ratings)
-        lengths += map(len, item.responses)
-        sizes.append(len(item.responses))
+    for item in encoded:  # each is there only now, if a table decodes them
+        judged = item.candidates or item
+        own = np.argwhere(judged.preference > 0.5)
+        decided.append(own)
+        labels.append(judged.preference[tuple(own.T)])
+        ratings.append(judged.ratings.copy())
+        lengths += judged.lengths
+        sizes.append(len(judged.lengths))
         ids.append(item.id)
         of_items.append(groups.setdefault(item.group, len(groups)))
-    first, second, label = np.array(pairs, np.float64).reshape(-1, 3).T
-    pairs = np.stack([first, second], axis=1).astype(np.int32)
-    ratings = np.concatenate(ratings)
-    read = _read(head, loss, np.concatenate(outputs), ratings, pairs)
+    starts = np.cumsum([0, *sizes[:-1]])
+    pairs = np.concatenate([start + own for start, own in zip(starts, decided, strict=True)])
+    pairs, ratings = pairs.astype(np.int32), np.concatenate(ratings)
+    log_odds = np.zeros((0, 2), np.float32)
+    if head.pairwise:
+        log_odds = np.concatenate([pairwise.in_both_orders(of_item)[tuple(own.T)]
+                                   for of_item, own in zip(outputs, decided, strict=True)])
+        outputs = [pairwise.rewards(of_item).astype(np.float32) for of_item in outputs]
+    read = {name: np.asarray(value) for name, value in _read(
+        head, loss, np.concatenate(outputs), ratings, pairs).items()}
+    if head.pairwise:
+        both = log_odds.mean(axis=1)
+        read |= {'log_win': -np.logaddexp(0.0, -both).astype(np.float32),
+                 'log_loss': -np.logaddexp(0.0, both).astype(np.float32)}
     return Predictions(
-        **{name: np.asarray(value) for name, value in read.items()},
+        **read,
         taus=head.taus,
         ratings=ratings[:, 0] if ratings.shape[1] == 1 else np.full(len(ratings), np.nan, 'f4'),
         lengths=np.array(lengths, np.int32),
@@ -121,7 +144,8 @@ def predictions_of(
         comparison_ids=np.array(ids),
         comparison_groups=np.array(of_items),
         pairs=pairs,
-        label=label.astype(np.float32),
+        label=np.concatenate(labels).astype(np.float32),
+        order_log_odds=log_odds.astype(np.float32),
     )
 
 
@@ -154,29 +178,30 @@ def summarise(predictions: Predictions) -> dict[str, float]:
     reward beats a random rejected one; `nll` (nats) and `ece` judge the predicted probability
     that the chosen side is preferred; `margin`, `reward_mean` and `reward_std` are in units of
     reward, and so is `crps`, the mean over rated responses; `crossing_rate` is the share of
-    neighbouring quantiles in the wrong order, before any sorting.
+    neighbouring quantiles in the wrong order, before any sorting. Of a pairwise model, whose
+    rewards compare within a prompt alone, `auc`, `reward_mean` and `reward_std` are left out.
     """
     p = predictions
     steps = np.diff(p.quantiles, axis=1)
-    rewards = p.means.astype(np.float64)
-    summary = {
-        'n': len(p.pairs),
-        'reward_mean': float(rewards.mean()),
-        'reward_std': float(rewards.std()),
-        'crossing_rate': float(np.mean(steps < 0)) if steps.size else 0.0,
-    }
+    summary = {'n': len(p.pairs),
+               'crossing_rate': float(np.mean(steps < 0)) if steps.size else 0.0}
+    if not p.pairwise:
+        rewards = p.means.astype(np.float64)
+        summary |= {'reward_mean': float(rewards.mean()), 'reward_std': float(rewards.std())}
     if len(p.pairs):
         log_win = p.log_win.astype(np.float64)
         chosen, rejected = p.rewards
-        is_chosen = np.repeat([True, False], len(chosen))
         summary |= {
             'accuracy': statistics.accuracy(chosen - rejected)(None),
-            'auc': statistics.auroc(np.concatenate([chosen, rejected]), is_chosen)(None),
             'nll': float(statistics.log_scores(log_win, p.log_loss, p.label).mean()),
             'ece': statistics.calibration_error(
                 *statistics.stated_and_observed(log_win, p.label))(None),
             'margin': float(np.mean(chosen - rejected)),
         }
+        if not p.pairwise:
+            is_chosen = np.repeat([True, False], len(chosen))
+            summary['auc'] = statistics.auroc(
+                np.concatenate([chosen, rejected]), is_chosen)(None)
     if np.isfinite(p.crps).any():
         summary['crps'] = float(np.nanmean(p.crps, dtype=np.float64))
     return summary

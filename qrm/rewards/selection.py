@@ -80,8 +80,10 @@ def parse_rule(text: str) -> Rule:
     try:
         return Rule(kind, float(parameter) if colon else None)
     except ValueError as error:
-        raise ValueError(f'rule {text!r}: {error}; expected mean, quantile:tau, cvar:alpha or '
-                         'mean-std:k') from error
+        forms = ['mean', *(f'{kind}:{meaning.split()[0]} with {meaning}'
+                           for kind, meaning in _PARAMETER.items())]
+        raise ValueError(f'rule {text!r}, expected {", ".join(forms[:-1])} or {forms[-1]}'
+                         ) from error
 
 
 def check_alone(rule: Rule) -> None:

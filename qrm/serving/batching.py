@@ -28,6 +28,7 @@ from qrm.data.tokens import split_prompt
 from qrm.rewards import selection
 from qrm.rewards.distributions import Distribution
 from qrm.rewards.heads import HeadConfig
+from qrm.rewards.normalisation import Normalisation, Rewards
 from qrm.rewards.selection import Rule
 from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.reward_model import RewardModel
@@ -165,19 +166,20 @@ class Scorer:
         """Scores of up to `_READ` outputs; as many are read, as another number is compiled anew."""
         padded = np.zeros((_READ, outputs.shape[1]), np.float32)
         padded[:len(outputs)] = outputs
-        distribution, *columns = _columns(self.model.network.head, padded)
+        distribution, *columns = _columns(self.model.network.head, self.model.normalisation, padded)
         if rule.kind != 'mean':
             columns[0] = selection.scores(rule, distribution)
         return [Score(float(reward), float(std), quantiles.tolist()) for reward, std, quantiles
                 in zip(*(np.asarray(column)[:len(outputs)] for column in columns), strict=True)]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _columns(head: HeadConfig, outputs: jax.Array) -> tuple[Distribution, jax.Array, jax.Array,
-                                                            jax.Array]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _columns(head: HeadConfig, normalisation: Normalisation | None, outputs: jax.Array
+             ) -> tuple[Distribution, jax.Array, jax.Array, jax.Array]:
     """The distributions of outputs, their means, standard deviations and quantiles."""
-    distribution = head.read(outputs).distribution
-    return distribution, distribution.mean, distribution.std, head.quantiles(outputs)
+    rewards = Rewards(head, outputs, normalisation)
+    distribution = rewards.distribution
+    return distribution, distribution.mean, distribution.std, rewards.quantiles
 
 
 class Batcher:

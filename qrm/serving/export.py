@@ -4,6 +4,9 @@ A classifier has a linear head, which reads the last token that is not padding, 
 can be exported if what is asked of it, its mean or its quantiles, is linear in what the head reads,
 and if it reads there. What is written loads in versions 4 and 5 of transformers with the same
 rewards; an adapter by itself in peft, beside the base that it was trained on.
+
+Of a model that is normalised weights are divided by the standard deviation, and the mean goes into
+the bias of families that have one. Of others settings keep it, for whoever reads them.
 """
 
 import copy
@@ -20,12 +23,12 @@ import numpy as np
 from qrm.data.comparisons import Comparison, DataError
 from qrm.data.templates import Tokenizer, change_template
 from qrm.data.tokens import save_tokenizer, tokenize
-from qrm.models import adapters, families, weights
+from qrm.models import adapters, checkpoint_heads, families, weights
 from qrm.models.families import Family
 from qrm.models.tuning import stack_blocks
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
-from qrm.training.reward_model import RewardModel, merged
+from qrm.training.reward_model import RewardModel, check_alone, merged
 from qrm.training.workdir import write_text
 
 DTYPES = {'float32': np.float32, 'bfloat16': ml_dtypes.bfloat16, 'float16': np.float16}
@@ -61,8 +64,10 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
       A line that says what was done.
 
     Raises:
-      DataError: the folder exists, or a classifier cannot compute this model's rewards.
+      DataError: the folder exists, or a classifier cannot compute this model's rewards, as of a
+        pairwise model, which has none of a response alone.
     """
+    check_alone(model)
     if os.path.exists(folder):
         raise DataError(f'{folder}: exists, expected a folder to be made')
     outputs, write = kind, _write_classifier
@@ -121,7 +126,7 @@ def linear_head(
 
 def card(
     model: RewardModel, outputs: str, labels: list[str], suffix: str, loading: str,
-    header: str = 'library_name: transformers',
+    header: str = 'library_name: transformers', normalised: str = '',
 ) -> str:
     """The model card of an exported model.
 
@@ -132,6 +137,7 @@ def card(
       suffix: what plain text needs at its end.
       loading: lines of Python that make `model` of transformers.
       header: of its metadata.
+      normalised: what labels are of a model that is.
     """
     appended = model.reading.append_eos and not model.reading.rendered_chats
     plain = ' + tokenizer.eos_token' if suffix else ''
@@ -147,6 +153,7 @@ def card(
              'dialogue': 'from the mean over all tokens'}[model.network.head.reads[0]]
     ends = ('Dialogues end with the end-of-sequence token: the chat template writes it, plain text '
             'needs it appended. ' if appended and suffix else '')
+    listed = f'- normalised: {normalised}\n' if normalised else ''
     if model.reading.as_chats:
         ends = 'It was trained on chats: use the chat template, also for single texts. '
     return f"""---
@@ -161,8 +168,8 @@ A reward model, trained with [qrm](https://pypi.org/project/qrm-jax/). {meaning}
 - architecture: {_family(model).classifier}, {model.settings['model_type']}
 - head: {model.network.head.name}, objective: {model.loss.objective}
 - read {where}; longest dialogue: {model.reading.max_length} tokens, longer ones lose their left end
-
-{ends}Rewards are raw numbers: use no sigmoid or softmax on them (`function_to_apply="none"` of a
+{listed}
+{ends}Rewards have no bounds: use no sigmoid or softmax on them (`function_to_apply="none"` of a
 pipeline, `use_activation: false` of vLLM). They have a meaning beside each other only: a constant
 added to all of them changes nothing.
 
@@ -188,19 +195,25 @@ def _write_classifier(model: RewardModel, folder: str, outputs: str, dtype: str)
     tensors = _cast(weights.backbone_tensors(settings, {
         name: leaf for name, leaf in backbone.items() if name != 'output'}) | head, dtype)
     names = _labels(model.network.head, outputs)
-    settings = families.portable_settings(settings) | {
+    # Those of a checkpoint that training started from speak of its own head.
+    rest = {key: value for key, value in settings.items()
+            if key not in (*checkpoint_heads.NORMALISING, 'value_head_prefix')}
+    settings = families.portable_settings(rest) | {
         'architectures': [family.classifier], 'pad_token_id': pad, 'torch_dtype': dtype,
         'num_labels': len(names), 'id2label': {str(i): name for i, name in enumerate(names)},
         'label2id': {name: i for i, name in enumerate(names)},
+        **_for_openrlhf(model, outputs),
         # Read by us alone.
         **_own_settings(model, outputs),
     }
-    text = card(model, outputs, names, _suffix(tokenizer, model), _LOADING)
+    by = _normalised(model, outputs, True)
+    text = card(model, outputs, names, _suffix(tokenizer, model), _LOADING, normalised=by)
     weights.write_folder(folder, settings, tensors)
     _write_tokenizer(tokenizer, model, folder)
     write_text(os.path.join(folder, 'README.md'), text)
     return (f'{family.classifier} with {_count(names)} ({outputs}), {dtype}, '
-            f'{sum(t.size for t in tensors.values()):,} parameters')
+            f'{sum(t.size for t in tensors.values()):,} parameters'
+            + (f'; normalised: {by}' if by else ''))
 
 
 def _write_adapter(model: RewardModel, folder: str, outputs: str, dtype: str) -> str:
@@ -230,7 +243,8 @@ def _write_adapter(model: RewardModel, folder: str, outputs: str, dtype: str) ->
     header = 'library_name: peft' + (
         '' if os.path.isabs(base.checkpoint) else f'\nbase_model: {base.checkpoint}')
     parts = 'adapters, head and pooler' if 'pooler' in backbone else 'adapters and head'
-    text = card(model, outputs, names, _suffix(tokenizer, model), loading, header) + f"""
+    by = _normalised(model, outputs, False)
+    text = card(model, outputs, names, _suffix(tokenizer, model), loading, header, by) + f"""
 This folder has {parts}; the rest is `{base.checkpoint}`. No adapter says how many labels there are
 or what the padding token is: both must be given as above. Labels, in order: {', '.join(names)}.
 """
@@ -246,7 +260,7 @@ or what the padding token is: both must be given as above. Labels, in order: {',
     write_text(os.path.join(folder, 'README.md'), text)
     return (f'adapter to {base.checkpoint}, {family.classifier} with {_count(names)} ({outputs}), '
             f'{dtype}, {sum(t.size for t in tensors.values()):,} parameters'
-            + (f'; note: {note}' if note else ''))
+            + (f'; normalised: {by}' if by else '') + (f'; note: {note}' if note else ''))
 
 
 def _family(model: RewardModel) -> Family:
@@ -259,15 +273,40 @@ def _head_tensors(model: RewardModel, outputs: str) -> dict[str, np.ndarray]:
     Raises:
       DataError: it cannot compute what is asked of this model's head.
     """
-    head, family = model.network.head, _family(model)
+    head, family, by = model.network.head, _family(model), model.normalisation
     kernel, bias = linear_head(head, model.params['head'], outputs)
     _check_reads(head, model.settings)
-    if family.head != 'score':
-        return {f'{family.head}.weight': np.ascontiguousarray(kernel.T),
-                f'{family.head}.bias': bias}
-    if bias.any():
+    if bias.any() and not _has_bias(model):
         raise DataError(f'the head has a bias, and {family.classifier} has no place for one')
-    return {'score.weight': np.ascontiguousarray(kernel.T)}
+    if by:
+        kernel, bias = kernel * np.float32(1.0 / by.std), by.values(bias)
+    tensors = {f'{family.head}.weight': np.ascontiguousarray(kernel.T)}
+    return tensors | ({f'{family.head}.bias': bias} if _has_bias(model) else {})
+
+
+def _has_bias(model: RewardModel) -> bool:
+    """Whether the head of its classifier has one."""
+    return _family(model).head != 'score'
+
+
+def _normalised(model: RewardModel, outputs: str, whole: bool) -> str:
+    """What labels, of a whole model or of an adapter, are if it is normalised; '' if not."""
+    by = model.normalisation
+    if not by:
+        return ''
+    if _has_bias(model):
+        return f'labels are {by}'
+    also = ", and config.json has it as OpenRLHF's mean" if whole and outputs == 'mean' else ''
+    return (f'labels are reward / {by.std:g}, and {by.mean / by.std:g} is still to be subtracted, '
+            f'as {_family(model).classifier} has no bias; qrm does it{also}')
+
+
+def _for_openrlhf(model: RewardModel, outputs: str) -> dict[str, Any]:
+    """Settings by which OpenRLHF subtracts what the weights cannot."""
+    by = model.normalisation
+    if not by or _has_bias(model) or outputs != 'mean':
+        return {}
+    return {'normalize_reward': True, 'mean': by.mean / by.std, 'std': 1.0}
 
 
 def _cast(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
@@ -365,8 +404,10 @@ def _suffix(tokenizer: Tokenizer, model: RewardModel) -> str:
 
 def _own_settings(model: RewardModel, outputs: str) -> dict[str, Any]:
     """What only `reward_model.load` reads of an exported model."""
+    by = model.normalisation
     return {'qrm_append_eos': model.reading.append_eos, 'qrm_as_chats': model.reading.as_chats,
-            'qrm_outputs': outputs}
+            'qrm_outputs': outputs,
+            **({'qrm_mean': by.mean, 'qrm_std': by.std} if by else {})}
 
 
 def _write_tokenizer(tokenizer: Tokenizer, model: RewardModel, folder: str) -> None:

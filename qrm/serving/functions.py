@@ -4,8 +4,8 @@
     rewards = reward(prompts=['Why?'], completions=[' Because.'])
 
 TRL, Tunix, EasyDeL and MaxText take it as it is: they call it with prompts and completions, texts
-or chats, and with whatever columns the data have, by position or by name, and want a number for
-each completion.
+or chats, and with whatever else they know, and want a number for each completion. NeMo-RL takes it
+in an environment (`docs/serving.md`).
 """
 
 import json
@@ -18,7 +18,8 @@ import numpy as np
 
 from qrm.data.comparisons import Comparison, DataError
 from qrm.data.rows import parse_row
-from qrm.rewards import selection
+from qrm.rewards import pairwise, selection
+from qrm.rewards.normalisation import Rewards
 from qrm.rewards.selection import Rule
 from qrm.training import reward_model
 from qrm.training.reward_model import RewardModel
@@ -28,18 +29,32 @@ class RewardFunction:
     """Rewards of completions by a rule on the distributions that a model predicts.
 
     Completions of equal prompts share them, so that a group costs little more than its own tokens.
-    A reward does not depend on what else is in the call.
+    A reward does not depend on what else is in the call; of a pairwise model it depends on the
+    other completions of its prompt, of which there must be some.
 
     Attributes:
-      model: the reward model.
+      model: the reward model; rewards are normalised if `model.normalisation` says so.
       rule: 'mean', a quantile or a CVaR.
+      aggregate: of a pairwise model, one of `pairwise.AGGREGATES`; else ''.
       __name__: by which engines log it.
+
+    Raises:
+      ValueError: a rule that needs a scale of other responses, a rule other than 'mean' or an
+        unknown aggregate of a pairwise model, or an aggregate of any other.
     """
 
-    def __init__(self, model: RewardModel, rule: Rule, name: str = ''):
+    def __init__(self, model: RewardModel, rule: Rule, name: str = '', aggregate: str = ''):
         selection.check_alone(rule)
+        compares = model.network.head.pairwise
+        if compares and rule.kind != 'mean':
+            raise ValueError(f"rule {rule.name!r} of a pairwise model, expected 'mean'")
+        if aggregate not in (('', *pairwise.AGGREGATES) if compares else ('',)):
+            raise ValueError(f'aggregate {aggregate!r}, expected ' + (
+                f'one of {pairwise.AGGREGATES}' if compares else 'none: the model scores each '
+                'response alone'))
         self.model, self.rule = model, rule
-        self.__name__ = name or 'qrm_' + re.sub(r'\W', '_', rule.name)
+        self.aggregate = (aggregate or pairwise.AGGREGATES[0]) if compares else ''
+        self.__name__ = name or 'qrm_' + re.sub(r'\W', '_', self.aggregate or rule.name)
 
     def __call__(
         self,
@@ -64,7 +79,8 @@ class RewardFunction:
           n numbers.
 
         Raises:
-          DataError: not as many completions as prompts, or something that is neither text nor chat.
+          DataError: not as many completions as prompts, something that is neither text nor chat,
+            or of a pairwise model one completion of a prompt.
           NonFiniteLoss: a reward is not finite.
         """
         if len(prompts) != len(completions):
@@ -72,43 +88,50 @@ class RewardFunction:
         if not len(prompts):
             return []
         groups = _grouped(prompts)
-        encoded, _ = self.model.encode([
-            _comparison(number, prompts[members[0]], [completions[i] for i in members])
-            for number, members in enumerate(groups)])
+        comparisons = [_comparison(members[0], prompts[members[0]],
+                                   [completions[i] for i in members]) for members in groups]
         order = np.argsort([i for members in groups for i in members])
-        outputs = jnp.asarray(np.concatenate(self.model.predict(encoded))[order])
-        distribution = self.model.network.head.read(outputs).distribution
+        if self.aggregate:
+            wins, _ = self.model.win_probabilities(comparisons)
+            return np.concatenate([pairwise.aggregate(one, self.aggregate).scores
+                                   for one in wins])[order].tolist()
+        encoded, _ = self.model.encode(comparisons)
+        found = self.model.read(jnp.asarray(np.concatenate(self.model.predict(encoded))[order]))
+        distribution = found.distribution
         if (spread := np.asarray(distribution.std)).any():
-            self._log(outputs, spread, log_extra, log_metric)
+            self._log(found, spread, log_extra, log_metric)
         return np.asarray(selection.scores(self.rule, distribution), np.float64).tolist()
 
-    def _log(self, outputs: Any, spread: np.ndarray, log_extra: Callable[..., Any] | None,
+    def _log(self, found: Rewards, spread: np.ndarray, log_extra: Callable[..., Any] | None,
              log_metric: Callable[..., Any] | None) -> None:
         if log_metric:
             log_metric(f'{self.__name__}_std', float(spread.mean(dtype=np.float64)))
         if log_extra:
-            quantiles = np.sort(self.model.network.head.quantiles(outputs), axis=-1)
+            quantiles = np.sort(found.quantiles, axis=-1)
             low, high = self.model.taus[[0, -1]]
             log_extra(f'{self.__name__}_std', spread.tolist())
             log_extra(f'{self.__name__}_q{low:.2f}', quantiles[:, 0].tolist())
             log_extra(f'{self.__name__}_q{high:.2f}', quantiles[:, -1].tolist())
 
 
-def reward(path: str, rule: str = 'mean', *, name: str = '', **options: Any) -> RewardFunction:
+def reward(path: str, rule: str = 'mean', *, name: str = '', aggregate: str = '',
+           **options: Any) -> RewardFunction:
     """A reward model as a function for engines of reinforcement learning.
 
     Args:
       path: workdir of a run, or another reward model as `reward_model.load` takes it.
       rule: 'mean', 'quantile:tau' or 'cvar:alpha', what of its distribution is the reward.
-      name: by which engines log it; '': by the rule.
+      name: by which engines log it; '': by the rule, or by the aggregate.
+      aggregate: of a pairwise model, how win probabilities among the completions of a prompt become
+        rewards: 'tournament', their mean, or 'bradley-terry'; '': the former.
       options: see `reward_model.load`.
 
     Raises:
-      ValueError: a rule that is none.
+      ValueError: a rule that is none, or see `RewardFunction`.
       DataError, WorkdirError: see `reward_model.load`.
     """
     parsed = selection.parse_rule(rule)
-    return RewardFunction(reward_model.load(path, **options), parsed, name)
+    return RewardFunction(reward_model.load(path, **options), parsed, name, aggregate)
 
 
 def _grouped(prompts: Sequence[Any]) -> list[list[int]]:

@@ -14,6 +14,7 @@ import pydantic
 from qrm.data.comparisons import Comparison, DataError
 from qrm.data.rows import parse_row
 from qrm.rewards import selection
+from qrm.rewards.normalisation import Normalisation
 from qrm.rewards.selection import Rule
 from qrm.serving.batching import Score
 
@@ -29,12 +30,14 @@ class Served(NamedTuple):
       levels: [N] of the quantiles.
       bos: text of the token that the tokenizer puts before each text by itself; '': none. Where a
         client has put it there already it is not doubled.
+      normalisation: of all rewards; None: they are raw.
     """
 
     name: str
     rule: Rule
     levels: list[float]
     bos: str = ''
+    normalisation: Normalisation | None = None
 
 
 class Scored(NamedTuple):
@@ -100,8 +103,18 @@ class ScoreRequest(Request):
     rule: str | None = None
 
 
+class Normalised(Answer):
+    """What was subtracted from raw rewards, and then divided by."""
+
+    mean: float
+    std: float
+
+
 class ScoreAnswer(Answer):
-    """For each response its reward, standard deviation and quantiles at the levels."""
+    """For each response its reward, standard deviation and quantiles at the levels.
+
+    `normalised` is there if they are.
+    """
 
     model: str
     rule: str
@@ -111,6 +124,7 @@ class ScoreAnswer(Answer):
     quantiles: list[list[float]]
     tokens: list[int]
     cut: int
+    normalised: Normalised | None = None
 
 
 def _ask_score(request: ScoreRequest, served: Served) -> Asked:
@@ -120,12 +134,14 @@ def _ask_score(request: ScoreRequest, served: Served) -> Asked:
     except ValueError as error:
         raise DataError(str(error)) from error
 
+    by = served.normalisation
+
     def answer(scored: Scored) -> ScoreAnswer:
         return ScoreAnswer(
             model=served.name, rule=rule.name, rewards=scored.rewards,
             stds=[score.std for score in scored.scores], levels=served.levels,
             quantiles=[score.quantiles for score in scored.scores], tokens=list(scored.tokens),
-            cut=scored.cut)
+            cut=scored.cut, normalised=by and Normalised(**by.as_dict()))
 
     return Asked([_continued(request.prompt, response, f'responses[{i}]')
                   for i, response in enumerate(request.responses)], answer, rule)
@@ -198,6 +214,7 @@ class _Vllm(Request):
     encoding_format: Literal['float'] = 'float'
     dimensions: None = None
     truncate_prompt_tokens: None = None
+    padding: Literal['do_not_pad'] | None = None
 
     @property
     def activated(self) -> bool:
@@ -223,6 +240,18 @@ class VllmChatRequest(_Vllm):
     continue_final_message: Literal[False] = False
     chat_template: None = None
     chat_template_kwargs: None = None
+
+
+class VllmTextPoolingRequest(VllmTextRequest):
+    """Texts to be pooled, into one number each."""
+
+    task: Literal['classify'] | None = None
+
+
+class VllmChatPoolingRequest(VllmChatRequest):
+    """A chat to be pooled, into one number."""
+
+    task: Literal['classify'] | None = None
 
 
 class Usage(Answer):
@@ -291,7 +320,7 @@ def _ask_classify(request: VllmTextRequest | VllmChatRequest, served: Served) ->
 
 def _ask_pooling(request: VllmTextRequest | VllmChatRequest, served: Served) -> Asked:
     return _ask_vllm(request, served, lambda scored, values, served: PoolingAnswer(
-        id=f'pool-{scored.identity}', created=scored.seconds, model=served.name,
+        id=f'pooling-{scored.identity}', created=scored.seconds, model=served.name,
         data=[Pooled(index=i, data=[value]) for i, value in enumerate(values)],
         usage=_usage(scored)))
 
@@ -532,9 +561,10 @@ ROUTES = (
     Route('/classify', 'vLLM', VllmChatRequest, ClassifyAnswer, _ask_classify, key='messages',
           error=vllm_error),
     Route('/classify', 'vLLM', VllmTextRequest, ClassifyAnswer, _ask_classify, error=vllm_error),
-    Route('/pooling', 'vLLM', VllmChatRequest, PoolingAnswer, _ask_pooling, key='messages',
+    Route('/pooling', 'vLLM', VllmChatPoolingRequest, PoolingAnswer, _ask_pooling, key='messages',
           error=vllm_error),
-    Route('/pooling', 'vLLM', VllmTextRequest, PoolingAnswer, _ask_pooling, error=vllm_error),
+    Route('/pooling', 'vLLM', VllmTextPoolingRequest, PoolingAnswer, _ask_pooling,
+          error=vllm_error),
     Route('/v1/embeddings', 'SGLang', EmbeddingsRequest, EmbeddingsAnswer, _ask_embeddings,
           error=sglang_error),
     Route('/rerank', 'TEI', RerankRequest, list[Rank], _ask_rerank, error=tei_error),

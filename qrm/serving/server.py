@@ -30,7 +30,7 @@ import uvicorn
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Endpoint
 
 from qrm.data.comparisons import DataError, in_a_line
@@ -41,15 +41,17 @@ from qrm.serving import protocols
 from qrm.serving.batching import Batcher, Dialogue, Overloaded, Scorer, Step
 from qrm.serving.protocols import Asked, Route, Scored, Served
 from qrm.training.interruptions import NonFiniteLoss
-from qrm.training.reward_model import RewardModel
+from qrm.training.reward_model import RewardModel, check_alone
 
 TOKEN_VARIABLE = 'QRM_SERVE_TOKEN'
 _DISTRIBUTION = 'qrm-jax'
 _GONE = 499  # the client closed the connection; is counted, not sent
 _SECONDS = (.005, .01, .02, .05, .1, .2, .5, 1, 2, 5, 10, 20, 50, 100)
 _HEADERS = {'Content-Security-Policy': (
-    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
-    "connect-src 'self'; frame-ancestors 'none'"), 'X-Content-Type-Options': 'nosniff'}
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; img-src data:; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"),
+            'X-Content-Type-Options': 'nosniff'}
+_KINDS = {'html': 'text/html', 'js': 'text/javascript', 'css': 'text/css'}  # of a page's files
 
 
 class Limits(NamedTuple):
@@ -111,16 +113,18 @@ class Service:
 
     Raises:
       ValueError: the rule needs a scale of other responses.
+      DataError: the model scores no response alone.
     """
 
     def __init__(self, model: RewardModel, rule: Rule, name: str, *, batch_tokens: int = 1024,
                  limits: Limits | None = None, token: str = ''):
         selection.check_alone(rule)
+        check_alone(model)
         self.limits, self._token = limits or Limits(), token
         self.scorer = Scorer(model, batch_tokens)
         self._model = model
         levels = [round(float(tau), 6) for tau in model.taus]
-        self.served = Served(name, rule, levels, _own_bos(model))
+        self.served = Served(name, rule, levels, _own_bos(model), model.normalisation)
         self._metrics = _Metrics()
         self._batcher = Batcher(self.scorer.step, self.limits.waiting_tokens, self._metrics.step)
         self._metrics.waiting.set_function(lambda: self._batcher.waiting)
@@ -132,8 +136,10 @@ class Service:
         """The application."""
         posts = dict.fromkeys(route.path for route in protocols.ROUTES)
         document = protocols.openapi(self.served.name, importlib.metadata.version(_DISTRIBUTION))
-        gets = {'/': _html('page.html'), '/docs': _html('docs.html'),
-                '/openapi.json': lambda: JSONResponse(document), '/metrics': self._metrics.response}
+        gets = {'/': _page('score.html'), '/docs': _page('docs.html'),
+                '/score.js': _page('score.js'), '/docs.js': _page('docs.js'),
+                '/style.css': _page('style.css'), '/openapi.json': lambda: JSONResponse(document),
+                '/metrics': self._metrics.response}
         return Starlette(
             routes=[*(Endpoint(path, self._guarded(path, self._scores), methods=['POST'])
                       for path in posts),
@@ -154,8 +160,10 @@ class Service:
     async def _health(self, unused_request: Request) -> Response:
         if self.stopping:
             return JSONResponse({'status': 'stopping'}, 503)
+        by = self.served.normalisation
         return JSONResponse({'status': 'ok', 'model': self.served.name,
-                             'rule': self.served.rule.name})
+                             'rule': self.served.rule.name,
+                             **({'normalised': by.as_dict()} if by else {})})
 
     def _guarded(self, path: str, answer: Callable[[Request], Awaitable[Response]]
                  ) -> Callable[[Request], Awaitable[Response]]:
@@ -346,8 +354,10 @@ class _Server(uvicorn.Server):
         host, port = sockets[0].getsockname()[:2]
         place = f'[{host}]:{port}' if ':' in host else f'{host}:{port}'
         paths = ', '.join(dict.fromkeys(route.path for route in protocols.ROUTES))
-        print(f'http://{place}: {self._service.served.name}, rule '
-              f'{self._service.served.rule.name}; {paths}; /docs, /health, /metrics', flush=True)
+        served = self._service.served
+        by = f', normalised: {served.normalisation}' if served.normalisation else ''
+        print(f'http://{place}: {served.name}, rule {served.rule.name}{by}; {paths}; /docs, '
+              '/health, /metrics', flush=True)
 
     def handle_exit(self, sig: int, frame: Any) -> None:
         if self._service.stopping:  # a second signal
@@ -470,9 +480,14 @@ async def _unknown(request: Request, error: HTTPException) -> Response:
     return JSONResponse({'error': message}, error.status_code, error.headers)
 
 
-def _html(name: str) -> Callable[[], Response]:
-    content = (importlib.resources.files('qrm.serving') / name).read_text(encoding='utf-8')
-    return lambda: HTMLResponse(content, headers=_HEADERS)
+def _page(name: str) -> Callable[[], Response]:
+    """A file of the pages; they look like those of reports."""
+    places = [importlib.resources.files('qrm.serving') / 'page' / name]
+    if name == 'style.css':
+        places.insert(0, importlib.resources.files('qrm.analysis') / 'page' / 'base.css')
+    content = ''.join(place.read_text(encoding='utf-8') for place in places)
+    kind = _KINDS[name.split('.')[-1]]
+    return lambda: Response(content, headers=_HEADERS, media_type=kind)
 
 
 def _always(make: Callable[[], Response]) -> Callable[[Request], Awaitable[Response]]:

@@ -266,6 +266,10 @@ def member_configs(config: Any) -> dict[Member, Any]:
     for workload in settings.workloads:
         for model in settings.models:
             changes = _changes_of(model, settings.sections[model])
+            if changes.get('head.name', config.head.name) == 'pairwise':
+                raise ConfigError(f'config.compare.sections: {model!r} has the pairwise head, '
+                                  'which gives no reward of a response alone, of which the tables '
+                                  'are; expected another head')
             for reads, seed in itertools.product(settings.reads or ('',), settings.seeds):
                 member = copy.deepcopy(config)
                 with member.unlocked():

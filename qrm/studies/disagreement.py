@@ -233,7 +233,7 @@ def _say(run: _Run, of_panels: Sequence[Panel]) -> list[Said]:
     """What a run says of each panel."""
     config = workdir.load_config(run.folder)
     if run.model != BAYES:
-        model = reward_model.load(run.folder, step=config.evaluation.checkpoint,
+        model = reward_model.load(run.folder, step=config.evaluation.checkpoint, raw=True,
                                   keep=features.place(config, run.folder))
         return [_of_head(model, panel, _encode(config, model, panel)) for panel in of_panels]
     prepared = train_lib.prepare(config, run.folder)

@@ -116,7 +116,8 @@ def published(config: Any, folder: str) -> str:
     for (workload, head), member in base.items():
         path = _train(member, folder, 'scalar' if head == 'scalar' else 'own_mean')
         rows = score_both_ways(
-            reward_model.load(path, step=member.evaluation.checkpoint), _test_pairs(member, path),
+            reward_model.load(path, step=member.evaluation.checkpoint, raw=True),
+            _test_pairs(member, path),
             pairs.get(workload), workload, settings.draws, settings.seed)
         table += [{'workload': workload, 'head': head} | row for row in rows]
     result = {
@@ -309,7 +310,7 @@ def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
         steps = checkpoints.steps
     rows = []
     for step in steps:
-        p = _predictions(reward_model.load(path, step=step), pairs, 'end')
+        p = _predictions(reward_model.load(path, step=step, raw=True), pairs, 'end')
         chosen, rejected = p.stds[p.pairs].mean(axis=0)
         rows.append({'step': step, 'chosen': float(chosen), 'rejected': float(rejected),
                      'reward_std': metrics.summarise(p)['reward_std']})

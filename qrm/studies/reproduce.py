@@ -85,6 +85,10 @@ def run_configs(config: Any) -> dict[tuple[str, str], Any]:
     elif unknown := [name for name in workloads if name not in names]:
         raise DataError(f'config.reproduce.workloads: {unknown} not in {config.data.path}, '
                         f'expected some of {names}')
+    if 'pairwise' in config.reproduce.models:
+        raise ConfigError("config.reproduce.models: 'pairwise' gives no reward of a response "
+                          'alone, of which the tables are; expected other heads, or `qrm train` '
+                          'and `qrm evaluate` of this one')
     given, result = config.loss.centre_weight, {}
     if CENTRED in config.reproduce.models and given not in (0.0, config_lib.centre_weight(config)):
         raise ConfigError(f'config.loss.centre_weight={given} beside the model {CENTRED!r}, which '

@@ -204,6 +204,17 @@ class Checkpoints:
         raise WorkdirError(f'{self._workdir}: checkpoints were deleted while they were read, by '
                            'the run that goes on there')
 
+    def digest(self, step: int) -> str:
+        """Hexadecimal digest of a checkpoint's parameters, by what its manifest says of them.
+
+        '': there is no such checkpoint any more.
+        """
+        manifest = _read_manifest(self._folder(step))
+        files = manifest.files if manifest else {}
+        own = sorted((name, digest) for name, digest in files.items()
+                     if name.split('/')[0] == 'params')
+        return hashlib.sha256(json.dumps(own).encode()).hexdigest() if own else ''
+
     def _restore(self, step: int, item: str, like: Any) -> Any:
         # A run restores in all processes together; to read alone no other one is waited for.
         processes = ocp.options.MultiprocessingOptions()

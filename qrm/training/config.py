@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from qrm.data import demo, formats, tables, tokens, translate
+from qrm.data import demo, formats, orders, tables, tokens, translate
 from qrm.models import attention, families, lora, tuning
 from qrm.models.architecture import Architecture
 from qrm.models.families import FAMILIES
@@ -107,6 +107,9 @@ KEYS: Table = {
         '', ANY, "folder or hub name; '': the checkpoint's, or one trained on the data"),
     'model.chat_template': Key(
         '', ANY, "Jinja, or a file of it, in place of the tokenizer's chat template; '': that"),
+    'model.pair_template': Key(
+        '\n\n[A] {first}\n\n[B] {second}', ANY,
+        'how the pairwise head reads two responses after their prompt'),
     'model.dtype': Key(
         'float32', OneOf(DTYPES),
         "of the computation, 'float32' or 'bfloat16'; parameters are float32"),
@@ -149,7 +152,7 @@ KEYS: Table = {
     'head.name': Key(
         'quantile', OneOf(HEADS),
         "'scalar', 'gaussian', 'categorical', 'quantile', 'monotone_quantile' (cannot cross), "
-        "'implicit_quantile' or 'annotator'"),
+        "'implicit_quantile', 'annotator', or 'pairwise', which reads two responses together"),
     'head.num_quantiles': Key(
         10, Range(1, 2**12), 'N of the quantile heads, tau_i = (i + 0.5) / N'),
     'head.num_atoms': Key(21, Range(2, 2**12), 'of the categorical head, evenly spaced'),
@@ -169,8 +172,8 @@ KEYS: Table = {
     # (the paper's), 'distributional_bradley_terry', 'posterior_quantile_regression',
     # 'plackett_luce', 'thurstone' and 'quantile_bradley_terry' (a control); from ratings:
     # 'ratings_pinball', 'ratings_quantile_huber', 'ratings_crps', 'ratings_ordinal'; from
-    # preferences of named annotators: 'annotator_bradley_terry'. `losses.OBJECTIVES` says which can
-    # train which head.
+    # preferences of named annotators: 'annotator_bradley_terry'; of pairs that are read together:
+    # 'pairwise_cross_entropy'. `losses.OBJECTIVES` says which can train which head.
     'loss.scalar': Key(
         'bradley_terry', _OBJECTIVE, 'objective of the scalar head; `losses.OBJECTIVES` has all'),
     'loss.gaussian': Key('distributional_bradley_terry', _OBJECTIVE, 'of the Gaussian head'),
@@ -182,6 +185,7 @@ KEYS: Table = {
     'loss.implicit_quantile': Key(
         'distributional_bradley_terry', _OBJECTIVE, 'of the implicit quantile head'),
     'loss.annotator': Key('annotator_bradley_terry', _OBJECTIVE, 'of the annotator head'),
+    'loss.pairwise': Key('pairwise_cross_entropy', _OBJECTIVE, 'of the pairwise head'),
     'loss.targets': Key(
         'label', OneOf(losses.TARGETS),
         "of the quantile Huber loss: 'label', +1 and -1, 'margin', 'teacher' (control), or "
@@ -203,7 +207,9 @@ KEYS: Table = {
     'loss.label_smoothing': Key(
         0.0, Range(0, 0.5, open_high=True), 'share of preferences taken to be the wrong way round'),
     'loss.centre_weight': Key(
-        0.0, NOT_NEGATIVE, 'weight of (r_chosen + r_rejected)^2, which keeps rewards around 0'),
+        0.0, NOT_NEGATIVE,
+        'weight of (r_chosen + r_rejected)^2, which keeps rewards around 0; of the pairwise head, '
+        'of the square of what it gives the first place'),
     'loss.entropy_weight': Key(0.0, NOT_NEGATIVE, 'weight of the entropy of categorical rewards'),
     'loss.lm_weight': Key(
         0.0, NOT_NEGATIVE, 'weight of the language-model loss on the preferred response'),
@@ -345,6 +351,7 @@ def check(config: Any, more: Table | None = None) -> None:
     if bool(config.evaluation.candidates) != bool(config.evaluation.references):
         problems.append('config.evaluation: candidates and references, expected both or neither')
     for section, use in (('data.columns', _check_columns), ('head', _check_head),
+                         ('model.pair_template', _check_pair_template),
                          ('model.sizes', architecture), ('train.tune', _check_tune),
                          ('evaluation.rules', _check_rules)):
         try:
@@ -444,6 +451,10 @@ def _check_columns(config: Any) -> None:
     if config.data.columns and config.data.format not in ('auto', 'rows'):
         raise ValueError(f'{tuple(config.data.columns)} beside data.format='
                          f'{config.data.format!r}, expected one of the two')
+
+
+def _check_pair_template(config: Any) -> None:
+    orders.check_template(config.model.pair_template)
 
 
 def _check_rules(config: Any) -> None:

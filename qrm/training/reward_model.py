@@ -6,6 +6,7 @@
 
 import dataclasses
 import datetime
+import functools
 import os
 import shutil
 from collections.abc import Mapping, Sequence
@@ -31,8 +32,9 @@ from qrm.models.lora import Lora, Module
 from qrm.models.lora import merge as merge_adapters
 from qrm.models.network import Params, RewardNetwork
 from qrm.models.tuning import Tuning, stack_blocks
-from qrm.rewards import losses
+from qrm.rewards import losses, pairwise
 from qrm.rewards.heads import HeadConfig
+from qrm.rewards.normalisation import Normalisation, Rewards
 from qrm.training import features, inference
 from qrm.training.base import Base, restore_frozen
 from qrm.training.checkpoints import Checkpoints
@@ -43,10 +45,26 @@ from qrm.training.workdir import WorkdirError, read_json, runs_hint, write_json
 _ROWS = 1  # of `row_length` tokens
 _NAMED = 3  # comparisons in a message
 # Of exported models, in config.json, or of an adapter in tokenizer_config.json.
-OWN_SETTINGS = ('qrm_append_eos', 'qrm_as_chats', 'qrm_outputs')
+OWN_SETTINGS = ('qrm_append_eos', 'qrm_as_chats', 'qrm_outputs', 'qrm_mean', 'qrm_std')
+# In the folder of a run: by what its rewards are normalised, of which checkpoint, see
+# `serving.normalise`.
+NORMALISATION = 'normalisation.json'
+_RAW = 'note: {} is normalised, and what follows is of its raw rewards'
 # What a foreign head is taken to have learnt, which says how likely one response is to win.
 _OBJECTIVES = {'scalar': 'bradley_terry', 'quantile': 'bradley_terry_quantile_huber',
                'gaussian': 'distributional_bradley_terry'}
+
+
+class Checkpoint(NamedTuple):
+    """Which parameters of a run.
+
+    Attributes:
+      step: after which they were saved.
+      digest: hexadecimal, of the files that hold them.
+    """
+
+    step: int
+    digest: str
 
 
 class Scores(NamedTuple):
@@ -77,6 +95,8 @@ class RewardModel:
       base: where parameters that were not trained come from; None if all were.
       features: where hidden states are kept, in place of computing them for every score; None:
         nowhere.
+      normalisation: of rewards in use, see `read`; None: they are raw.
+      checkpoint: that the parameters are of; None: of no run.
     """
 
     network: RewardNetwork
@@ -88,6 +108,8 @@ class RewardModel:
     row_length: int = 1024
     base: Base | None = None
     features: Features | None = None
+    normalisation: Normalisation | None = None
+    checkpoint: Checkpoint | None = None
 
     @property
     def taus(self) -> np.ndarray:
@@ -103,17 +125,11 @@ class RewardModel:
             it, also if they begin with the same words.
 
         Raises:
-          DataError: the two differ in length, or hold something that is no text.
+          DataError: the two differ in length, or hold something that is no text; or the model
+            scores no response alone, see `compare`.
         """
-        if isinstance(prompts, str) or isinstance(responses, str):
-            raise DataError('got one text, expected a list of prompts and a list of responses')
-        if len(prompts) != len(responses):
-            raise DataError(f'{len(prompts)} prompts and {len(responses)} lists of responses')
+        comparisons = _comparisons(prompts, responses)
         single = [isinstance(response, str) for response in responses]
-        comparisons = []
-        for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True)):
-            row = {'prompt': prompt, 'responses': [given] if single[i] else given}
-            comparisons.append(parse_row(row, f'prompts[{i}]', literal=True))
         scores, _ = self.score_comparisons(comparisons)
         return Scores(
             rewards=[float(r[0]) if one else r
@@ -122,18 +138,51 @@ class RewardModel:
                        for q, one in zip(scores.quantiles, single, strict=True)],
         )
 
+    def compare(self, prompts: Sequence[Any], responses: Sequence[Any]) -> list[np.ndarray]:
+        """Win probabilities [K, K] of the responses to each prompt, of a pairwise model.
+
+        Args:
+          prompts: n texts or lists of chat messages.
+          responses: for each prompt a list of K >= 2 responses, which continue it.
+
+        Raises:
+          DataError: the two differ in length, hold something that is no text, or one response; or
+            the model is not pairwise.
+        """
+        if not self.network.head.pairwise:
+            raise DataError(f'a model with the {self.network.head.name} head scores each response '
+                            'alone, expected a pairwise one to compare them')
+        return self.win_probabilities(_comparisons(prompts, responses))[0]
+
+    def win_probabilities(
+        self, comparisons: Sequence[Comparison]
+    ) -> tuple[list[np.ndarray], int]:
+        """Of each comparison, see `pairwise.win_probabilities`; and how many orders were cut."""
+        encoded, cut = self.encode(comparisons)
+        return list(map(pairwise.win_probabilities, self.predict(encoded))), cut
+
     def score_comparisons(self, comparisons: Sequence[Comparison]) -> tuple[Scores, int]:
-        """Scores [K] of each comparison, in order, and how many dialogues were cut."""
+        """Scores [K] of each comparison, in order, and how many dialogues were cut.
+
+        Raises:
+          DataError: the model scores no response alone, or see `encode`.
+        """
+        check_alone(self)
         encoded, cut = self.encode(comparisons)
         if not encoded:
             return Scores([], []), cut
         outputs = self.predict(encoded)
-        rewards, quantiles = _read(self.network.head, np.concatenate(outputs))
+        rewards, quantiles = jax.device_get(
+            _read(self.network.head, self.normalisation, np.concatenate(outputs)))
         stops = np.cumsum([len(x) for x in outputs])[:-1]
         return Scores(np.split(rewards, stops), np.split(quantiles, stops)), cut
 
     def encode(self, comparisons: Sequence[Comparison]) -> tuple[list[Encoded], int]:
-        """The comparisons in tokens, for `predict`, and how many dialogues were cut."""
+        """The comparisons in tokens, for `predict`, and how many dialogues were cut.
+
+        Raises:
+          DataError: see `tokens.encode_to_score`.
+        """
         return encode_to_score(comparisons, self.tokenizer, self.reading,
                                attributes=self.network.head.attributes)
 
@@ -160,12 +209,26 @@ class RewardModel:
                      if not np.isfinite(found).all()]:
             more = f' and {len(wrong) - _NAMED} more' if len(wrong) > _NAMED else ''
             raise NonFiniteLoss(f'{", ".join(wrong[:_NAMED])}{more}: a reward that is not finite')
-        return outputs
+        return [_tied(item, found) if item.candidates else found
+                for item, found in zip(encoded, outputs, strict=True)]
+
+    def read(self, outputs: jax.Array) -> Rewards:
+        """What raw outputs [..., outputs] stand for in use: normalised, if this model is."""
+        return Rewards(self.network.head, outputs, self.normalisation)
+
+
+def _tied(item: Encoded, outputs: np.ndarray) -> np.ndarray:
+    """The outputs of orders, the same for both of two equal responses, which rounding may part."""
+    source = np.arange(len(outputs))
+    for n in range(0, len(outputs), 2):
+        if np.array_equal(item.responses[n], item.responses[n + 1]):
+            source[n + 1] = n
+    return outputs[source]
 
 
 def load(
     path: str, *, step: int | str = 'best', max_length: int = 0, outputs: str = '',
-    date: str = '', merge: bool = True, keep: str = '',
+    date: str = '', merge: bool = True, keep: str = '', raw: bool = False,
 ) -> RewardModel:
     """Loads a reward model from a workdir, or a sequence classifier of `transformers`.
 
@@ -183,23 +246,50 @@ def load(
       merge: make one kernel of each kernel with adapters; else they stay beside each other.
       keep: of a run that trained its head alone, a folder where hidden states are kept, so that
         none is computed twice; '': none, and of other models none is.
+      raw: leave rewards as they were trained, whatever they are normalised by.
 
     Raises:
-      DataError, WorkdirError: there is no reward model, or it cannot be used.
+      DataError, WorkdirError: there is no reward model, or it cannot be used; or it was normalised
+        by another checkpoint.
     """
     if is_run(path):
         if outputs or date:
             raise DataError(f'{path}: a run says itself what its outputs mean and which day its '
                             'chat template prints; expected outputs and date of other models only')
-        model = _load_workdir(path, step, keep)
+        model = _load_workdir(path, step, keep, raw)
     else:
-        model = _load_hugging_face(path, outputs, date)
+        model = _load_hugging_face(path, outputs, date, raw)
+    if model.normalisation:
+        print(f'note: rewards of {path} are normalised, {model.normalisation}', flush=True)
     # In bfloat16 a score would depend on what shares its row, by about .003.
     network = dataclasses.replace(model.network, dtype='float32')
     reading = limited(model.reading, max_length, network.architecture, 'max_length')
     kept = model.features and dataclasses.replace(model.features, network=network)
     model = dataclasses.replace(model, network=network, reading=reading, features=kept)
     return merged(model) if merge and not kept else model
+
+
+def check_alone(model: RewardModel) -> None:
+    """Checks that a model scores a response whatever others there are.
+
+    Raises:
+      DataError: it compares two responses.
+    """
+    if model.network.head.pairwise:
+        raise DataError('a pairwise model compares two responses and scores none alone: expected a '
+                        'model with another head here (`qrm score --aggregate`, `qrm.reward` and '
+                        '`compare` of the loaded model take this one)')
+
+
+def _comparisons(prompts: Sequence[Any], responses: Sequence[Any]) -> list[Comparison]:
+    """The responses to each prompt, as `RewardModel.score` takes them."""
+    if isinstance(prompts, str) or isinstance(responses, str):
+        raise DataError('got one text, expected a list of prompts and a list of responses')
+    if len(prompts) != len(responses):
+        raise DataError(f'{len(prompts)} prompts and {len(responses)} lists of responses')
+    return [parse_row({'prompt': prompt, 'responses': [given] if isinstance(given, str) else given},
+                      f'prompts[{i}]', literal=True)
+            for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))]
 
 
 def is_run(path: str) -> bool:
@@ -271,12 +361,15 @@ def describe(workdir: str, model: RewardModel) -> None:
     })
 
 
-def _read(head: HeadConfig, outputs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _read(head: HeadConfig, normalisation: Normalisation | None,
+          outputs: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Rewards [R] and quantiles [R, N] of raw outputs [R, outputs]."""
-    return (np.asarray(head.read(outputs).distribution.mean), np.asarray(head.quantiles(outputs)))
+    found = Rewards(head, outputs, normalisation)
+    return found.distribution.mean, found.quantiles
 
 
-def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
+def _load_workdir(workdir: str, step: int | str, keep: str, raw: bool) -> RewardModel:
     path = os.path.join(workdir, 'model.json')
     values = read_json(path)
     try:
@@ -301,6 +394,7 @@ def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
             if isinstance(error, WorkdirError):
                 raise
             raise WorkdirError(f'{path}: describes other parameters than {error}') from error
+        checkpoint = Checkpoint(number, checkpoints.digest(number))
     if wrong := [name for name, leaf in flat(params).items()
                  if not np.isfinite(np.asarray(leaf, np.float32)).all()]:
         raise WorkdirError(f'{workdir}: checkpoint {number}: {wrong[0]} is not finite')
@@ -313,7 +407,36 @@ def _load_workdir(workdir: str, step: int | str, keep: str) -> RewardModel:
         except DataError as error:
             raise WorkdirError(f'{path}: what was not trained comes from "base": {error}; if it '
                                'has been moved, say there where it is now') from error
-    return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest, base, kept)
+    return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest, base, kept,
+                       _stored_normalisation(workdir, checkpoint, raw), checkpoint)
+
+
+def _stored_normalisation(workdir: str, checkpoint: Checkpoint,
+                          raw: bool) -> Normalisation | None:
+    """By what a run is normalised, if it is and that is asked for.
+
+    Raises:
+      WorkdirError: what says so is damaged, or speaks of other parameters.
+    """
+    path = os.path.join(workdir, NORMALISATION)
+    if not os.path.exists(path):
+        return None
+    if raw:
+        print(_RAW.format(workdir), flush=True)
+        return None
+    values = read_json(path)
+    try:
+        found = Normalisation(values['mean'], values['std'])
+        known = Checkpoint(**values['checkpoint'])
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkdirError(f'{path}: says not by what rewards are normalised ({error!r})'
+                           ) from error
+    if known != checkpoint:
+        other = 'another checkpoint' if known.step == checkpoint.step else 'checkpoint'
+        raise WorkdirError(
+            f'{path}: is of checkpoint {known.step}, but {other} {checkpoint.step} is used; '
+            'expected `qrm normalise` once more, or with --clear, or raw rewards (--raw)')
+    return found
 
 
 def _tuning(values: Mapping[str, Any]) -> Tuning:
@@ -324,7 +447,7 @@ def _tuning(values: Mapping[str, Any]) -> Tuning:
     return Tuning(**values | {'lora': lora})
 
 
-def _load_hugging_face(path: str, outputs: str, date: str) -> RewardModel:
+def _load_hugging_face(path: str, outputs: str, date: str, raw: bool) -> RewardModel:
     try:
         now = datetime.datetime.fromisoformat(date) if date else None
     except ValueError as error:
@@ -347,13 +470,17 @@ def _load_hugging_face(path: str, outputs: str, date: str) -> RewardModel:
                **{key: tokenizer.init_kwargs.get(key) for key in OWN_SETTINGS}}
         settings = settings | {key: value for key, value in own.items() if value is not None}
     try:
-        head, params = checkpoint_heads.interpret(pretrained.head, settings, outputs)
+        (head, params), normalisation = checkpoint_heads.normalisation(
+            checkpoint_heads.interpret(pretrained.head, settings, outputs), settings)
     except ValueError as error:
         raise DataError(f'{path}: {error}') from error
     skipped = _skipped(settings, a)
     if skipped is not None and skipped == tokenizer.eos_token_id:
         print(f'note: {path} pads with its EOS token, so that its rewards are read at the last '
               'token before EOS, as transformers reads them', flush=True)
+    if raw and normalisation:
+        print(_RAW.format(path), flush=True)
+        normalisation = None
     objective = _OBJECTIVES[head.name]
     return RewardModel(
         RewardNetwork(a, head), settings,
@@ -365,6 +492,7 @@ def _load_hugging_face(path: str, outputs: str, date: str) -> RewardModel:
             as_chats=settings.get('qrm_as_chats') is True,
             rendered_chats=True, skipped=skipped,
             share_prompt=a.causal, size_prompt=head.sizes_prompts),
+        normalisation=normalisation,
     )
 
 

@@ -212,7 +212,8 @@ def read_data(config: Any, folder: str | None = None) -> Data:
     reading = reward_model.limited(
         Reading(a.max_positions, append_eos=config.data.append_eos,
                 as_chats=config.data.as_chats, share_prompt=a.causal,
-                size_prompt=network.head.sizes_prompts),
+                size_prompt=network.head.sizes_prompts,
+                pair_template=config.model.pair_template if network.head.pairwise else ''),
         config.data.max_length, a, 'config.data.max_length')
     encoded = {
         split: tokens.encode(

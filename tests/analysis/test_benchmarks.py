@@ -12,7 +12,7 @@ from qrm.data.seen import Seen
 from qrm.data.suites import Question
 from qrm.rewards import selection
 from qrm.training.workdir import WorkdirError
-from tests.helpers import ROOT, small_reward_model
+from tests.helpers import ROOT, small_pairwise_model, small_reward_model
 
 REFERENCE = json.loads((ROOT / 'tests/reference/benchmarks.json').read_text())
 
@@ -88,6 +88,17 @@ def test_rm_bench_by_hand():
     assert found['mean of domains'] == pytest.approx((4 / 9 + 2 / 9) / 2)
 
 
+def test_rm_bench_as_its_own_code():
+    """`compute_accuracy` of its repository, on the same scores; the halves of safety are pooled."""
+    rows = REFERENCE['styles']
+    found = numbers('rm-bench', [question(row['domain'], 3, 3) for row in rows],
+                    [row['score_chosen'] + row['score_rejected'] for row in rows])
+    names = {'hard_acc': 'hard', 'normal_acc': 'normal', 'easy_acc': 'easy',
+             'total_avg_acc': 'mean of domains'}
+    for name, value in REFERENCE['styles_results'].items():
+        assert found[names.get(name, name)] == pytest.approx(value, rel=1e-12)
+
+
 def test_judge_bench_counts_all_alike_and_ppe_subsets():
     questions = [question('mmlu-pro'), question('mmlu-pro'), question('livecodebench')]
     scores = [(1, 0), (0, 0), (0, 1)]
@@ -135,6 +146,23 @@ def test_every_rule_beside_the_other_and_baselines(tmp_path, model, rows):
     assert (cell['longest']['value'], cell['shortest']['value']) == (1.0, 0.0)
     assert abs(cell['random']['value'] - 0.5) < 0.03
     assert 'read as texts in turns' in text
+
+
+def test_a_pairwise_model_is_judged_by_its_win_probabilities(tmp_path, rows):
+    model = small_pairwise_model(demo.generate('helpful', 'test', 40, 0).comparisons)
+    (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
+    text = benchmarks.benchmark(
+        model, 'reward-bench', str(tmp_path / 'rows.jsonl'), rules=[selection.parse_rule('cvar:1')],
+        output=str(tmp_path / 'out'), replicates=50)
+    result = json.loads((tmp_path / 'out/benchmark.json').read_text())
+    lines = [json.loads(line) for line in (tmp_path / 'out/scores.jsonl').read_text().splitlines()]
+    wins = model.compare([f'\n\nHuman: {row["prompt"]}\n\nAssistant:' for row in rows],
+                         [[row['chosen'], row['rejected']] for row in rows])
+    np.testing.assert_allclose([line['mean'] for line in lines],
+                               [[own[0, 1], own[1, 0]] for own in wins], atol=1e-5)
+    assert result['rules'] == ['mean']
+    assert result['cells']['Safety']['mean']['value'] == np.mean([own[0, 1] > 0.5 for own in wins])
+    assert 'win probabilities of a response against the others of its question' in text
 
 
 def test_questions_that_a_run_was_trained_on_are_counted(tmp_path, model, rows):

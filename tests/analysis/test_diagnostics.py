@@ -486,3 +486,65 @@ def test_pairs_of_rankings_are_matched_by_response():
     other = of([0, 0, 1, 1, 1], [[1, 0], [2, 4]], ['b', 'a'])
     first, second = diagnostics.matching_pairs(test, other)
     assert (first.tolist(), second.tolist()) == ([1, 2], [1, 0])
+
+
+# The place of a response.
+
+
+def pairs_in_both_orders(log_odds, label=1.0):
+    """Predictions of pairs with these log odds [n, 2] of the preferred response."""
+    log_odds = np.array(log_odds, np.float32)
+    both = log_odds.mean(axis=1)
+    return pair_predictions(
+        both[:, None] / 2.0, -both[:, None] / 2.0, label=label, order_log_odds=log_odds,
+        log_win=-np.logaddexp(0.0, -both), log_loss=-np.logaddexp(0.0, both))
+
+
+def test_what_the_place_is_worth_by_hand():
+    # Right in both orders; right where it stands first, and by both; wrong by both; a tie.
+    log_odds = [[3.0, 1.0], [2.0, -1.0], [1.0, -4.0], [1.0, -1.0]] * 10
+    found = diagnose(pairs_in_both_orders(log_odds), fits_ratings=False)['position']
+    values = {name: number['value'] for name, number in found.items()}
+    assert values['accuracy'] == pytest.approx((1 + 1 + 0 + 0.5) / 4)
+    assert values['accuracy_first'] == 1.0
+    assert values['accuracy_second'] == 0.25
+    assert values['flips'] == 0.75
+    assert values['first_is_chosen'] == (0.5 + 1 + 1 + 1) / 4
+    assert values['first_log_odds'] == pytest.approx((1.0 + 1.5 + 2.5 + 1.0) / 4)
+    assert values['nll'] == pytest.approx(np.mean(np.log1p(np.exp([-2.0, -0.5, 1.5, 0.0]))))
+    assert values['nll_one_order'] == pytest.approx(
+        np.mean(np.log1p(np.exp(-np.array(log_odds)))), rel=1e-6)
+    assert all(number['low'] <= number['value'] <= number['high'] for number in found.values())
+    assert diagnostics.position(pairs_in_both_orders(log_odds), **SETTINGS) == found
+    text = verdict.verdict(diagnose(pairs_in_both_orders(log_odds), fits_ratings=False))
+    paragraph = ' '.join(text.split('\n\n')[-1].split())
+    assert paragraph.startswith('Does it matter which response stands first? Yes: the first is '
+                                'chosen at a rate of 0.875 [')
+    assert 'standing first is worth 1.500 [' in paragraph
+    assert 'The share 0.750 [' in paragraph
+
+
+def test_a_place_that_is_worth_nothing_on_average_may_matter():
+    def paragraph(log_odds):
+        text = verdict.verdict(diagnose(pairs_in_both_orders(log_odds), fits_ratings=False))
+        return ' '.join(text.split('\n\n')[-1].split())
+
+    # Most decisions are for the first, by little; some against it, by as much in all.
+    most = paragraph([[1.0, -1.0]] * 40 + [[-4.0, 4.0]] * 10)
+    assert 'stands first? Yes: the first is chosen at a rate of 0.800 [' in most
+    assert 'standing first is worth 0.000 [' in most
+    even = paragraph([[1.0, -1.0], [-1.0, 1.0]] * 25)
+    assert 'stands first? Not shown: the first is chosen at a rate of 0.500 [' in even
+
+
+def test_soft_labels_count_in_both_orders():
+    found = diagnose(pairs_in_both_orders([[2.0, 0.0]] * 40, label=0.75),
+                     fits_ratings=False)['position']
+    expected = [0.75 * np.log1p(np.exp(-x)) + 0.25 * np.log1p(np.exp(x)) for x in (2.0, 0.0)]
+    assert found['nll_one_order']['value'] == pytest.approx(np.mean(expected), rel=1e-6)
+
+
+def test_models_that_read_responses_alone_have_no_place(true_spread):
+    assert {number['value'] for number in true_spread['position'].values()} == {None}
+    assert true_spread['position']['flips']['reason'] == 'the model reads each response alone'
+    assert 'stands first' not in verdict.verdict(true_spread)

@@ -14,7 +14,7 @@ from qrm.data.comparisons import DataError
 from qrm.serving import export
 from qrm.training import reward_model, train, workdir
 from qrm.training.schema import ConfigError
-from tests.helpers import WORDS, load_config, word_pairs
+from tests.helpers import TINY, WORDS, load_config, word_pairs
 
 TRAINED = 'row this run was trained on'
 ASKED = 'opening question this run was trained on'
@@ -191,3 +191,30 @@ def test_a_foreign_prompt_that_is_too_long_is_cut_whatever_is_said_of_the_data(r
     # Each that is kept is judged with another prompt too, however long that is.
     assert len(found.exchanged.comparison_ids) == 12
     assert len(found.predictions.comparison_ids) == 9  # of three the own prompt is too long
+
+
+def test_a_pairwise_run_says_what_the_order_of_responses_is_worth(tmp_path):
+    """Its head alone is trained, on features of orders."""
+    folder = str(tmp_path / 'run')
+    config = load_config('pairwise', 'helpful', **TINY | {
+        'data.demo.train': 80, 'data.demo.test': 60, 'train.tune': 'head', 'train.max_steps': 2,
+        'model.initial_std': 1.0, 'evaluation.exchanged': 20})
+    train.train(config, folder)
+    text = evaluate.diagnose(workdir.load_config(folder), folder)
+    assert 'Does it matter which response stands first?' in text
+    found, diagnosis = (workdir.read_json(f'{folder}/{name}.json')
+                        for name in ('evaluation', 'diagnostics'))
+    assert found['head'] == 'pairwise'
+    assert found['position'] == diagnosis['position']
+    assert 'auc' not in found['metrics']
+    position = {name: number['value'] for name, number in found['position'].items()}
+    # Of the pairs of the test split, as the loaded model compares them.
+    model = reward_model.load(folder)
+    test, _ = sources.load_splits(config.data, 'helpful')['test']
+    wins = model.compare([c.prompt for c in test], [list(c.responses) for c in test])
+    preferred = [int(c.preference_matrix()[1, 0]) for c in test]
+    won = np.array([own[k, 1 - k] for own, k in zip(wins, preferred, strict=True)])
+    assert np.abs(won - 0.5).max() > 1e-3
+    assert position['accuracy'] == found['metrics']['accuracy'] == np.mean(won > 0.5)
+    assert position['nll'] == pytest.approx(-np.log(won).mean(), rel=1e-4)
+    assert found['metrics']['nll'] == pytest.approx(position['nll'], rel=1e-6)

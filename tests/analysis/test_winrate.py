@@ -10,7 +10,7 @@ from scipy.special import expit
 
 from qrm.analysis import winrate
 from qrm.data import tokens
-from qrm.data.comparisons import DataError
+from qrm.data.comparisons import Comparison, DataError
 from qrm.data.tokens import Reading
 from qrm.models import families
 from qrm.models.network import RewardNetwork
@@ -18,7 +18,7 @@ from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
 from qrm.training.reward_model import RewardModel
 from tests.helpers import SETTINGS as GPT2
-from tests.helpers import init
+from tests.helpers import init, small_pairwise_model
 
 SETTINGS = {'replicates': 50, 'level': 0.9, 'seed': 0}
 PROMPTS = [f'\n\nHuman: question {i}?\n\nAssistant:' for i in range(40)]
@@ -104,3 +104,27 @@ def test_errors_name_file_and_row(model, files, tmp_path):
     text = winrate.describe(found)
     assert 'without an interval' in text
     assert 'fewer than 30 opening questions have no interval' in text
+
+
+def test_a_pairwise_model_compares_both_orders(model, files, tmp_path):
+    comparisons = [Comparison(str(i), p, (f' yes {i}', f' no {i}'), '')
+                   for i, p in enumerate(PROMPTS)]
+    pairwise_model = small_pairwise_model(comparisons)
+    found = winrate.win_rates(pairwise_model, *files, str(tmp_path), **SETTINGS)
+    outputs = np.array([  # of the candidate before the reference, and after it
+        np.concatenate(pairwise_model.predict(pairwise_model.encode(
+            [dataclasses.replace(c, responses=(c.responses[0], other))])[0]))[:, 0]
+        for c in comparisons for other in (c.responses[1], ' never')])
+    log_odds = outputs[:, 0] - outputs[:, 1]
+    assert np.abs(log_odds).min() > 1e-4  # no ties
+    assert found['win_rate']['value'] == pytest.approx(np.mean(log_odds > 0))
+    assert found['win_probability']['value'] == pytest.approx(np.mean(expit(log_odds)), abs=1e-5)
+    # The same response is ahead in both orders, if signs differ.
+    assert found['flips']['value'] == pytest.approx(np.mean(outputs[:, 0] * outputs[:, 1] > 0))
+    assert found['first_log_odds']['value'] == pytest.approx(outputs.sum(axis=1).mean(), abs=1e-4)
+    assert found['win_rate']['low'] <= found['win_rate']['value'] <= found['win_rate']['high']
+    assert (found['prompts'], found['candidates'], found['cached']) == (40, 40, False)
+    assert not list(tmp_path.iterdir())
+    text = winrate.describe(found)
+    assert 'of both orders together; share of pairs decided otherwise' in text
+    assert f'log odds of standing first {found["first_log_odds"]["value"]:.3f} [' in text

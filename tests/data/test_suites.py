@@ -54,6 +54,15 @@ def test_right_responses_come_first(tmp_path, suite, row, expected):
     assert read(load(tmp_path, suite, row)) == expected
 
 
+def test_domains_of_rm_bench_may_be_those_of_its_files(tmp_path):
+    nameless = {key: value for key, value in STYLES.items() if key != 'domain'}
+    for name in ('chat_filtered.json', 'safety-refuse_filtered.json'):
+        (tmp_path / name).write_text(json.dumps([nameless]))
+    assert [q.subset for q in suites.load('rm-bench', str(tmp_path))] == ['chat', 'safety-refuse']
+    with pytest.raises(DataError, match="field 'domain': null, expected the name of a domain"):
+        load(tmp_path, 'rm-bench', nameless)
+
+
 def test_ties_of_people_are_no_questions(tmp_path):
     found = load(tmp_path, 'ppe-preference', PEOPLE, PEOPLE | {'winner': 'tie (bothbad)'})
     assert len(found) == 1

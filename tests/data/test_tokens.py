@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import tokenizers
 import transformers
 from ml_collections import ConfigDict
 
-from qrm.data import templates, tokens
+from qrm.data import orders, templates, tokens
 from qrm.data.comparisons import Comparison, DataError, DataReport, MalformedRow, check_malformed
 from qrm.data.encoded import Encoded, fingerprint
 from qrm.data.files import read_rows
@@ -959,3 +960,75 @@ def test_real_comparisons_with_the_gpt2_tokenizer():
     assert (report.dialogue_tokens, report.as_dict()['tokens_saved']) == (total, saved)
     # Storing each shared prompt once leaves about two tokens of three.
     assert 1.5 < report.dialogue_tokens / report.packed_tokens < 1.6
+
+
+# Two responses that are read together.
+
+PAIRWISE = Reading(60, pair_template=' A: {first} B: {second}')
+
+
+def test_orders_are_dialogues_of_one_prompt(tokenizer):
+    comparison = Comparison('a', 'hell:', ('he', 'll hell', 'x'), '', ranks=(0, 1, 1),
+                            ratings=(1.0, None, 2.0))
+    report = DataReport('', 'train')
+    item, = encode([comparison], tokenizer, report, PAIRWISE)
+    texts = ['he B: ll hell', 'll hell B: he', 'he B: x', 'x B: he', 'll hell B: x',
+             'x B: ll hell']
+    alone = tokenize([Comparison('b', 'hell: A: ', tuple(texts), '')], tokenizer, Reading(60))[0]
+    whole = [np.concatenate([item.prompt, response]) for response in item.responses]
+    assert [ids.tolist() for ids in whole] == [ids.tolist() for ids in alone]
+    assert ''.join(tokenizer.convert_ids_to_tokens(item.prompt)) == '<s>hell:ĠA:Ġ'
+    np.testing.assert_array_equal(item.preference, orders.preference(
+        comparison.preference_matrix()))
+    assert np.isnan(item.ratings).all()
+    assert item.ratings.shape == (6, 1)
+    np.testing.assert_array_equal(item.candidates.preference, comparison.preference_matrix())
+    np.testing.assert_array_equal(item.candidates.ratings[:, 0], [1.0, math.nan, 2.0])
+    assert item.candidates.lengths == (1, 3, 1)
+    assert (report.kept, report.tied) == (1, 1)
+
+
+def test_exchanged_responses_are_the_same_orders_exchanged(tokenizer):
+    a, b = (encode([Comparison('a', 'hell:', texts, '', preference=p)], tokenizer,
+                   DataReport('', 'train'), PAIRWISE)[0]
+            for texts, p in ((('he', 'x'), 0.75), (('x', 'he'), 0.25)))
+    assert a.prompt.tolist() == b.prompt.tolist()
+    assert [r.tolist() for r in a.responses] == [r.tolist() for r in reversed(b.responses)]
+    np.testing.assert_array_equal(a.preference, b.preference[::-1, ::-1])
+
+
+def test_pairs_of_chats_are_rendered(chat_tokenizer):
+    chat = [{'role': 'user', 'content': 'p'}]
+    row = {'prompt': chat, 'responses': [[{'role': 'assistant', 'content': text}]
+                                         for text in ('x', 'y')], 'preferred': 0}
+    item, = encode([parse_row(row, 'a')], chat_tokenizer, DataReport('', 'train'), PAIRWISE)
+    whole = chat_tokenizer.convert_ids_to_tokens([*item.prompt, *item.responses[0]])
+    assert ''.join(whole) == '<s>[u]p[a]A:ĠxĠB:Ġy</s>'
+    texts = Comparison('a', '\n\nHuman: p\n\nAssistant:', (' x', ' y'), '', preferred=0)
+    as_chats, = encode([texts], chat_tokenizer, DataReport('', 'train'),
+                       dataclasses.replace(PAIRWISE, as_chats=True))
+    assert as_chats.prompt.tolist() == item.prompt.tolist()
+    assert [r.tolist() for r in as_chats.responses] == [r.tolist() for r in item.responses]
+
+
+def test_pairs_that_cannot_be_read_are_counted(tokenizer):
+    report = DataReport('', 'train')
+    rows = [Comparison('one', 'p', ('x',), '', ratings=(1.0,)),
+            Comparison('same', 'p', ('x', ' x '), '', preferred=0),
+            Comparison('long', 'p', ('x' * 40, 'y' * 40), '', preferred=0),
+            Comparison('cut', 'p' * 45, ('x' * 9, 'y'), '', preferred=0)]
+    kept = encode(rows, tokenizer, report, PAIRWISE)
+    assert [item.id for item in kept] == ['cut']
+    assert kept[0].longest == 60
+    assert dict(report.dropped) == {'one response': 1, 'identical responses': 1,
+                                    'a pair alone is longer than 60 tokens': 1}
+    assert report.truncated == 1
+
+
+def test_all_pairs_are_scored_but_no_response_alone(tokenizer):
+    item, = encode_to_score([Comparison('a', 'p', ('x', 'y', 'z'), '', preferred=1)], tokenizer,
+                            PAIRWISE)[0]
+    assert len(item.responses) == 6
+    assert item.candidates.lengths == (1, 1, 1)
+    with pytest.raises(DataError, match='b: one response to a prompt, expected two or more'):
+        encode_to_score([Comparison('b', 'p', ('x',), '')], tokenizer, PAIRWISE)

@@ -24,6 +24,7 @@ from qrm.models import checkpoint_heads, families, weights
 from qrm.models.network import RewardNetwork
 from qrm.rewards import heads
 from qrm.rewards.heads import HeadConfig
+from qrm.rewards.normalisation import Normalisation
 from tests.helpers import encoded, single_batch, write_tokenizer
 
 D, EOS, PAD = 8, 38, 39
@@ -201,23 +202,27 @@ def test_two_outputs_as_a_gaussian(layers):
 
 
 @pytest.mark.parametrize('bias', [False, True])
-@pytest.mark.parametrize('deep', [False, True])
-def test_normalised_rewards_of_openrlhf(deep, bias):
-    if deep:
-        tensors = _random(_shapes('value_head.0', 6, bias) | _shapes('value_head.2', 1, bias, 6))
-        raw = _linear(tensors, 'value_head.2', _relu(_linear(tensors, 'value_head.0', HIDDEN)))
-    else:
-        tensors = _random(_shapes('value_head', 1, bias))
-        raw = _linear(tensors, 'value_head', HIDDEN)
+def test_normalised_rewards_of_openrlhf(bias):
+    """Its head stays as it is: how likely one response is to win, raw rewards say."""
     settings = {'normalize_reward': True, 'mean': -1.5, 'std': 4.0}
-    head = _take(tensors, settings)
-    assert head[0].bias
-    _close(_rewards(head)[0], (raw[:, 0] + 1.5) / 4.0)
+    given = _take(_random(_shapes('value_head', 1, bias)), settings)
+    head, by = checkpoint_heads.normalisation(given, settings)
+    assert head is given
+    assert by == Normalisation(-1.5, 4.0)
     # Where the model does not apply them, they are only kept there.
     for other in ({'normalize_reward': False}, {'normalize_reward': None}):
-        head = _take(tensors, settings | other)
-        assert head[0].bias == bias
-        _close(_rewards(head)[0], raw[:, 0])
+        assert checkpoint_heads.normalisation(given, settings | other) == (given, None)
+
+
+@pytest.mark.parametrize('bias', [False, True])
+def test_weights_that_an_export_has_normalised_are_made_raw(bias):
+    settings = {'qrm_mean': -1.5, 'qrm_std': 4.0, 'normalize_reward': True, 'mean': -0.375,
+                'std': 1.0}
+    tensors = _random(_shapes('score', 1, bias))
+    head, by = checkpoint_heads.normalisation(_take(tensors), settings)
+    assert by == Normalisation(-1.5, 4.0)
+    # The mean was subtracted where there was a place for it.
+    _close(_rewards(head)[0], 4.0 * _linear(tensors, 'score', HIDDEN)[:, 0] - 1.5 * bias)
 
 
 @pytest.mark.parametrize('prefix', ['my.reward_head', 'score', None])
@@ -286,8 +291,10 @@ def test_linear_heads_of_whole_models(tmp_path, form):
 
         def expected(x):
             return (_linear(head, 'reward', x) - 0.5) / 2.0
-    model = qrm.load(_write(tmp_path, head, settings, beside=beside))
+    folder = _write(tmp_path, head, settings, beside=beside)
+    model = qrm.load(folder)
     assert model.loss.objective == 'bradley_terry'
+    assert qrm.load(folder, raw=True).normalisation is None
     last = np.stack([_states(model, ids)[-1] for ids in DIALOGUES])
     rewards, quantiles = _score(model)
     _close(rewards, expected(last)[:, 0])
@@ -563,16 +570,16 @@ def test_gates_without_a_temperature(tmp_path, temperature):
 
 @pytest.mark.parametrize('settings', [
     {}, {'mean': 1.0}, {'std': 2.0}, {'mean': 'x', 'std': 2.0}, {'mean': 1.0, 'std': 0.0},
-    {'mean': 1.0, 'std': -2.0}, {'mean': None, 'std': 2.0},
+    {'mean': 1.0, 'std': -2.0}, {'mean': None, 'std': 2.0}, {'mean': float('nan'), 'std': 2.0},
 ])
 def test_normalised_rewards_without_their_moments(tmp_path, settings):
     folder = _write(tmp_path, _random(_shapes('value_head', 1, False)),
                     LLAMA | {'normalize_reward': True} | settings)
     with pytest.raises(DataError) as caught:
-        weights.load_pretrained(folder)
+        qrm.load(folder)
     mean, std = settings.get('mean'), settings.get('std')
-    assert str(caught.value) == (f'{folder}: config.json: normalize_reward with mean={mean!r} and '
-                                 f'std={std!r}, expected numbers')
+    assert str(caught.value) == (f'{folder}: normalize_reward with mean={mean!r} and std={std!r}, '
+                                 'expected numbers, std above 0')
 
 
 # Where classifiers are read.

@@ -131,6 +131,7 @@ OF_HEADS = {
     'implicit_quantile': {'kernel': ('fsdp', None), 'gate': ('fsdp', None),
                           'cosines': (None, 'fsdp'), 'bias': ()},
     'annotator': {'kernel': ('fsdp', None), 'annotators': ()},
+    'pairwise': {'kernel': ('fsdp', None)},
 }
 
 

@@ -229,7 +229,7 @@ def test_modules_of_a_block_match_transformers(ref):
     x, checked = ref.blocks[BLOCK - 1], set()
     for branch, function in (
             ('attention', lambda h: transformer._attention(a, None, p['attention'], h, context,
-                                                           None, 0.0, None)),
+                                                           None, 0.0, None)[0]),
             ('mlp', lambda h: transformer._mlp(a, None, p['mlp'], h))):
 
         def check(name, actual):

@@ -77,6 +77,7 @@ def test_taus_by_hand():
 @pytest.mark.parametrize(('config', 'n'), [
     (HeadConfig('scalar'), 1),
     # Several scalars are a distribution.
+    (HeadConfig('pairwise'), 1), (HeadConfig('pairwise', members=3), 10),
     (HeadConfig('scalar', members=3), 10), (HeadConfig('scalar', 4, members=2), 4),
     (HeadConfig('quantile', 7), 7), (HeadConfig('gaussian', 5), 5),
     (HeadConfig('categorical', 6, 21), 6), (HeadConfig('annotator', annotators=('a', 'b')), 10),
@@ -94,6 +95,7 @@ SHAPES = {
     'monotone_quantile': ({'kernel': (D, 7)}, 7),
     'implicit_quantile': ({'kernel': (D, 1), 'cosines': (64, D), 'bias': (D,)}, 7),
     'annotator': ({'kernel': (D, 2), 'annotators': (3, 1)}, 3),
+    'pairwise': ({'kernel': (D, 1)}, 1),
 }
 
 
@@ -119,11 +121,12 @@ def test_outputs_and_parameters(name, members):
     assert outputs.shape == (3, 2, config.outputs) == (3, 2, members * numbers)
     assert [x.shape for x in read] == [
         (3, 2, members, 1), (3, 2, members, 1), (3, 2, members), (3, 2),
-        (3, 2, 1 if name == 'scalar' else 7)]
+        (3, 2, 1 if name in ('scalar', 'pairwise') else 7)]
     assert reported.shape == (3, 2, len(config.taus))
 
 
-@pytest.mark.parametrize('name', [n for n in HEADS if n not in ('categorical', 'annotator')])
+@pytest.mark.parametrize('name', [n for n in HEADS
+                                  if n not in ('categorical', 'annotator', 'pairwise')])
 def test_outputs_and_parameters_of_attributes(name):
     config = _config(name, attributes=('kind', 'true', 'short'), members=2)
 

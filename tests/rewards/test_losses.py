@@ -14,7 +14,9 @@ import scipy.integrate
 import scipy.optimize
 import scipy.special
 import scipy.stats
+from scipy.special import expit
 
+from qrm.data import orders
 from qrm.rewards import losses
 from qrm.rewards.distributions import Atoms, Gaussians, uniform_atoms
 from qrm.rewards.heads import HEADS, HeadConfig, Reward, taus
@@ -571,7 +573,7 @@ def test_shapes_are_checked():
 # Every objective with every shape of distribution that it can train: one atom, atoms of known
 # levels, atoms of known places, a Gaussian.
 
-NAMES = ('scalar', 'quantile', 'gaussian', 'categorical', 'annotator')
+NAMES = ('scalar', 'quantile', 'gaussian', 'categorical', 'annotator', 'pairwise')
 HEAD = {name: HeadConfig(name, 4, 5, 2.0, annotators=tuple('abc') * (name == 'annotator'))
         for name in NAMES}
 OPTIONS = {
@@ -764,6 +766,56 @@ def test_teacher_targets_by_hand():
     np.testing.assert_array_equal(gradient, [[0.0], [0.0]])
     with pytest.raises(AssertionError):  # and not a target of 0
         loss(None)
+
+
+# Pairs that are read together, in both orders.
+
+
+@pytest.mark.parametrize(('p', 'margin', 'expected', 'slopes'), [
+    # Log odds of the first place 1.2 and -.4, halved: -log sigma(1.2), and -log sigma(.4).
+    (1.0, 0.0, (math.log1p(math.exp(-1.2)) + math.log1p(math.exp(-0.4))) / 2,
+     (-expit(-1.2), expit(-0.4))),
+    # The other way round the second order is of the preferred response first.
+    (0.0, 0.0, (math.log1p(math.exp(0.4)) + math.log1p(math.exp(1.2))) / 2,
+     (expit(1.2), -expit(0.4))),
+    # Of a tie and of a soft label: p - sigma of each order's log odds.
+    (0.5, 0.0, None, (expit(1.2) - 0.5, expit(-0.4) - 0.5)),
+    (0.8, 0.0, None, (expit(1.2) - 0.8, expit(-0.4) - 0.2)),
+    (1.0, 0.5, (math.log1p(math.exp(-0.7)) + math.log1p(math.exp(0.1))) / 2,
+     (-expit(-0.7), expit(0.1))),
+])
+def test_each_order_has_its_cross_entropy(p, margin, expected, slopes):
+    outputs = np.array([[0.6], [-0.2]])
+    value, gradient, _ = _of_head(LossConfig('pairwise_cross_entropy'), HeadConfig('pairwise'),
+                                  outputs, np.array([[0.0, p], [1.0 - p, 0.0]]), margin)
+    if expected is None:
+        expected = np.mean([-q * np.log(expit(x)) - (1 - q) * np.log(expit(-x))
+                            for q, x in ((p, 1.2), (1.0 - p, -0.4))])
+    assert float(value) == pytest.approx(expected, rel=1e-5)
+    # Half of twice: the mean over two orders, of log odds that are twice the output.
+    np.testing.assert_allclose(np.ravel(gradient), slopes, rtol=1e-5)
+
+
+def test_exchanging_responses_changes_no_loss_of_orders():
+    rng = np.random.default_rng(0)
+    outputs = rng.normal(size=(6, 1))
+    matrix = np.array([[0.0, 0.7, 1.0], [0.3, 0.0, 0.5], [0.0, 0.5, 0.0]])
+    moved = [2, 0, 1]  # response k stands where moved[k] stood
+    place = {pair: n for n, pair in enumerate(orders.of(3))}
+    exchanged = [place[moved[i], moved[j]] for i, j in orders.of(3)]
+    values = [float(_of_head(LossConfig('pairwise_cross_entropy'), HeadConfig('pairwise'), x,
+                             orders.preference(y))[0])
+              for x, y in ((outputs, matrix), (outputs[exchanged], matrix[np.ix_(moved, moved)]))]
+    assert values[0] == pytest.approx(values[1], rel=1e-6)
+
+
+def test_centring_of_orders_is_of_what_the_first_place_is_worth():
+    pair, outputs = np.array([[0.0, 1.0], [0.0, 0.0]]), np.array([[0.6], [-0.2]])
+    with_it, without = (float(_of_head(
+        LossConfig('pairwise_cross_entropy', centre_weight=weight), HeadConfig('pairwise'),
+        outputs, pair)[0]) for weight in (0.3, 0.0))
+    # Log odds 1.2 and -.4 of the first place: .4 on average.
+    assert with_it - without == pytest.approx(0.3 * 0.4 ** 2, rel=1e-5)
 
 
 # Rankings. Scalar rewards 1, 0, -2, whose exponentials are e, 1 and e^-2.
@@ -1176,6 +1228,10 @@ def test_weights_of_zero_are_allowed():
      "centre_weight=0.1 with the objective 'ratings_pinball', expected 0"),
     (LossConfig('distributional_bradley_terry', thresholds=(0.0,)), HeadConfig('categorical'),
      r'thresholds=\(0.0,\) with the categorical head, expected none'),
+    (LossConfig('bradley_terry'), HeadConfig('pairwise'), 'with the pairwise head, expected one'),
+    (LossConfig('pairwise_cross_entropy'), HeadConfig('scalar'), 'with the scalar head'),
+    (LossConfig('pairwise_cross_entropy', lm_weight=0.1), HeadConfig('pairwise'),
+     'lm_weight=0.1 with the pairwise head, expected 0'),
     (LossConfig('bradley_terry'), HeadConfig('scalar', attributes=('a', 'b')),
      "'bradley_terry' with 2 attributes, expected one that reads ratings"),
 ])

@@ -10,6 +10,8 @@ import scipy.stats
 from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
+from qrm.data import orders
+from qrm.data.encoded import Candidates
 from qrm.rewards import metrics
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.losses import LossConfig
@@ -73,6 +75,65 @@ def test_the_distributional_objective_has_its_own_win_probability():
     assert np.exp(distributional.log_win[0]) == pytest.approx(expected, rel=1e-5)
     np.testing.assert_allclose(np.exp(distributional.log_win) + np.exp(distributional.log_loss), 1,
                                rtol=1e-6)
+
+
+def orders_of(name, preference, lengths, ratings=None):
+    """A comparison that is read as orders of two of its responses."""
+    preference = np.array(preference, np.float32)
+    item = encoded(name, 2, [3] * (len(lengths) * (len(lengths) - 1)),
+                   preference=orders.preference(preference))
+    ratings = np.full(len(lengths), math.nan) if ratings is None else ratings
+    return dataclasses.replace(item, candidates=Candidates(
+        preference, np.array(ratings, np.float32)[:, None], lengths))
+
+
+def test_pairs_that_are_read_together_by_hand():
+    items = [orders_of('a', [[0, 1], [0, 0]], (4, 5), (2.0, 1.0)),
+             orders_of('b', [[0, 0.2], [0.8, 0]], (6, 7))]
+    # Log odds of whichever stands first: 3 and 1; -1 and 2.
+    outputs = [np.array([[1.5], [0.5]], np.float32), np.array([[-0.5], [1.0]], np.float32)]
+    p = metrics.predictions_of(items, outputs, HeadConfig('pairwise'),
+                               LossConfig('pairwise_cross_entropy'))
+    assert p.pairwise
+    np.testing.assert_array_equal(p.pairs, [[0, 1], [3, 2]])
+    np.testing.assert_allclose(p.label, [1.0, 0.8])
+    # Of the preferred response, where it stands first and second.
+    np.testing.assert_allclose(p.order_log_odds, [[3.0, -1.0], [2.0, 1.0]])
+    np.testing.assert_allclose(np.subtract(*p.rewards), [1.0, 1.5])
+    np.testing.assert_allclose(p.means, [0.5, -0.5, -0.75, 0.75])
+    np.testing.assert_allclose(np.exp(p.log_win), expit([1.0, 1.5]), rtol=1e-6)
+    np.testing.assert_allclose(np.exp(p.log_loss), expit([-1.0, -1.5]), rtol=1e-6)
+    np.testing.assert_array_equal(p.lengths, [4, 5, 6, 7])
+    np.testing.assert_array_equal(p.ratings, [2.0, 1.0, math.nan, math.nan])
+    found = metrics.summarise(p)
+    assert found.keys() == {'n', 'crossing_rate', 'accuracy', 'nll', 'ece', 'margin'}
+    assert found['accuracy'] == 1.0
+    assert found['margin'] == pytest.approx(1.25)
+    expected = -np.mean([np.log(expit(1.0)), 0.8 * np.log(expit(1.5)) + 0.2 * np.log(expit(-1.5))])
+    assert found['nll'] == pytest.approx(expected, rel=1e-6)
+
+
+def test_of_more_responses_probabilities_are_those_of_the_pairs():
+    """A cycle: every pair is won by 2 in log odds, and no response is better than another."""
+    cycle = np.array([[0, 1, 0], [0, 0, 1], [1, 0, 0]], np.float32)
+    outputs = np.array([[1.0 if cycle[i, j] else -1.0] for i, j in orders.of(3)], np.float32)
+    p = metrics.predictions_of([orders_of('a', cycle, (1, 2, 3))], [outputs],
+                               HeadConfig('pairwise'), LossConfig('pairwise_cross_entropy'))
+    assert p.pairs.tolist() == [[0, 1], [1, 2], [2, 0]]
+    np.testing.assert_allclose(p.log_win, np.log(expit([2.0] * 3)), rtol=1e-6)
+    np.testing.assert_allclose(p.means, 0.0, atol=1e-7)
+    assert metrics.summarise(p)['accuracy'] == 0.5
+
+
+def test_an_ensemble_of_pairwise_heads_has_a_spread():
+    head = HeadConfig('pairwise', members=2)
+    outputs = np.array([[1.0, 0.0], [-1.0, -0.5]], np.float32)
+    p = metrics.predictions_of([orders_of('a', [[0, 1], [0, 0]], (1, 1))], [outputs], head,
+                               LossConfig('pairwise_cross_entropy'))
+    # Log odds of the pair 2 and .5.
+    assert np.subtract(*p.rewards) == pytest.approx(1.25)
+    np.testing.assert_allclose(p.stds, [0.375, 0.375], rtol=1e-6)
+    assert p.log_win[0] == pytest.approx(np.log(expit(1.25)), rel=1e-5)
 
 
 def test_rankings_give_a_pair_for_each_decided_two_and_ties_none():

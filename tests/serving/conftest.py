@@ -3,7 +3,7 @@
 import pytest
 
 from qrm.data import demo
-from tests.helpers import small_reward_model
+from tests.helpers import small_pairwise_model, small_reward_model
 
 
 @pytest.fixture(scope='module')
@@ -16,3 +16,9 @@ def comparisons():
 def model(comparisons):
     """With random weights."""
     return small_reward_model(comparisons)
+
+
+@pytest.fixture(scope='module')
+def pairwise_model(comparisons):
+    """With random weights, of two responses."""
+    return small_pairwise_model(comparisons)

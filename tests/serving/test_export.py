@@ -28,6 +28,7 @@ from qrm.models.network import RewardNetwork
 from qrm.models.tuning import Tuning
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
+from qrm.rewards.normalisation import Normalisation
 from qrm.serving import export
 from qrm.training import reward_model, train
 from qrm.training.base import Base
@@ -246,6 +247,80 @@ def test_the_card_says_how_to_use_it(tokenizer, tmp_path):
     assert 'one label is the mean' in (tmp_path / 'm' / 'README.md').read_text()
 
 
+# Of models that are normalised.
+
+
+def normalised(model):
+    return dataclasses.replace(model, normalisation=Normalisation(-0.7, 0.25))
+
+
+def changed(folder, **settings):
+    """Changes a config.json; None: takes the key out."""
+    path = folder / 'config.json'
+    found = json.loads(path.read_text()) | settings
+    path.write_text(json.dumps({k: v for k, v in found.items() if v is not None}))
+
+
+@pytest.mark.parametrize(('family', 'kind'), [
+    ('llama', 'mean'), ('llama', 'quantiles'), ('bert', 'mean')])
+def test_normalised_rewards_come_back(tokenizer, tmp_path, family, kind):
+    raw = make(tokenizer, family)
+    model, folder = normalised(raw), tmp_path / 'model'
+    message = export.export(model, str(folder), kind=kind)
+    rewards, quantiles = scored(raw)
+    before = quantiles if kind == 'quantiles' else rewards[:, None]
+    expected = (before.astype(np.float64) + 0.7) / 0.25
+    back = qrm.load(str(folder))
+    np.testing.assert_allclose(scored(back)[1], expected, rtol=1e-5, atol=1e-5)
+    assert back.normalisation == model.normalisation
+    # Win probabilities are of the rewards that were trained.
+    again = qrm.load(str(folder), raw=True)
+    np.testing.assert_allclose(scored(again)[1], before, rtol=1e-5, atol=1e-5)
+    export.export(back, str(tmp_path / 'again'), kind=kind)
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'again')))[1], expected, rtol=1e-5,
+                               atol=1e-5)
+    # What the tensors alone give, as transformers reads them.
+    changed(folder, qrm_mean=None, qrm_std=None, normalize_reward=None)
+    labels, bias = scored(qrm.load(str(folder)))[1], family == 'bert'
+    np.testing.assert_allclose(labels, expected if bias else before / 0.25, rtol=1e-5, atol=1e-5)
+    if not bias and kind == 'mean':  # OpenRLHF computes this, by its own keys
+        found = json.loads((folder / 'config.json').read_text())
+        np.testing.assert_allclose((labels - found['mean']) / found['std'], expected, rtol=1e-5,
+                                   atol=1e-5)
+        assert message.endswith("qrm does it, and config.json has it as OpenRLHF's mean")
+    by = 'labels are (reward + 0.7) / 0.25' if bias else (
+        'labels are reward / 0.25, and -2.8 is still to be subtracted, as '
+        f'{FAMILIES[family].classifier} has no bias')
+    assert f'; normalised: {by}' in message
+    assert f'- normalised: {by}' in (folder / 'README.md').read_text()
+
+
+def test_what_a_checkpoint_says_of_its_own_head_is_not_said_of_another(tokenizer, tmp_path):
+    """A run that started from a reward model of OpenRLHF has a head of its own."""
+    model = make(tokenizer)
+    started = dataclasses.replace(model, settings={
+        **model.settings, 'normalize_reward': True, 'mean': 3.0, 'std': 2.0,
+        'value_head_prefix': 'value_head', 'qrm_mean': 1.0, 'qrm_std': 5.0})
+    message = export.export(started, str(tmp_path / 'model'))
+    assert 'normalised' not in message + (tmp_path / 'model' / 'README.md').read_text()
+    found = json.loads((tmp_path / 'model' / 'config.json').read_text())
+    assert not found.keys() & {'normalize_reward', 'mean', 'std', 'value_head_prefix', 'qrm_std'}
+    np.testing.assert_allclose(scored(qrm.load(str(tmp_path / 'model')))[0], scored(model)[0],
+                               rtol=0, atol=1e-5)
+
+
+def test_adapters_are_normalised_whatever_their_base_is(tokenizer, tmp_path):
+    model = adapted(tokenizer, tmp_path / 'base')
+    changed(tmp_path / 'base', qrm_mean=1.0, qrm_std=5.0, qrm_outputs='mean')
+    for one, name in ((model, 'raw'), (normalised(model), 'normalised')):
+        message = export.export(one, str(tmp_path / name), kind='adapter')
+        np.testing.assert_allclose(scored(qrm.load(str(tmp_path / name)))[1], scored(one)[1],
+                                   rtol=1e-4, atol=1e-4)
+    assert message.endswith('; normalised: labels are reward / 0.25, and -2.8 is still to be '
+                            'subtracted, as LlamaForSequenceClassification has no bias; qrm does '
+                            'it')
+
+
 # What a classifier can compute.
 
 
@@ -289,6 +364,7 @@ def test_what_cannot_be_exported_is_refused(tokenizer, tmp_path):
         (HeadConfig('quantile', 2, attributes=('a', 'b')), 'a gate weighs attributes'),
         (HeadConfig('quantile', 2, reads=('last', 'mean')), 'the head reads last, mean'),
         (HeadConfig('scalar', bias=True), 'the head has a bias'),
+        (HeadConfig('pairwise'), 'a pairwise model compares two responses and scores none alone'),
     ):
         with pytest.raises(DataError, match=message):
             export.export(make(tokenizer, head=head), folder)

@@ -5,7 +5,7 @@ import pytest
 
 import qrm
 from qrm.data.comparisons import DataError
-from qrm.rewards import selection
+from qrm.rewards import pairwise, selection
 from qrm.serving.functions import RewardFunction
 
 
@@ -55,9 +55,16 @@ def test_engines_pass_on_what_a_reward_model_does_not_read(model, asked):
     prompts, completions = asked
     expected = rewarded(model)(prompts, completions)
     function = rewarded(model)
-    # TRL by names with columns; MaxText with its config third; Tunix with arrays of np.str_.
+    # TRL and MaxText by names with columns; EasyDeL with all that it knows; Tunix with arrays of
+    # np.str_.
     assert function(prompts=prompts, completions=completions, completion_ids=[[1]] * 8,
                     trainer_state=None, answer=['x'] * 8) == expected
+    assert function(tmvp_config=object(), prompts=prompts, completions=completions,
+                    answer=['x'] * 8, question='q') == expected
+    assert function(prompts=prompts, completions=completions, raw_completions=completions,
+                    prompt_texts=None, completion_texts=completions, raw_text=completions,
+                    reasoning=[None] * 8, tool_calls=[None] * 8, max_length=44,
+                    batch={}) == expected
     assert function(prompts, completions, object()) == expected
     assert function(prompts=np.array(prompts), completions=np.array(completions)) == expected
 
@@ -104,7 +111,32 @@ def test_what_cannot_be_answered_is_refused(model, comparisons):
         rewarded(model)(['a', 'b'], ['c', None])
     with pytest.raises(ValueError, match="rule 'mean-std:1' needs a scale of other responses"):
         rewarded(model, 'mean-std:1')
-    with pytest.raises(ValueError, match="rule 'median': rule 'median', expected one of"):
+    with pytest.raises(ValueError, match="rule 'median', expected mean, quantile:tau"):
         qrm.reward('nowhere', rule='median')
     with pytest.raises(DataError, match='nowhere'):
         qrm.reward('./nowhere')
+
+
+@pytest.mark.parametrize('aggregate', ['', 'bradley-terry'])
+def test_a_pairwise_model_rewards_groups_of_completions(pairwise_model, comparisons, aggregate):
+    prompts = [c.prompt for c in comparisons[:2] for _ in range(3)]
+    completions = [*comparisons[0].responses, ' Yes.', *comparisons[1].responses, ' No.']
+    order = [3, 0, 4, 1, 2, 5]
+    function = rewarded(pairwise_model, aggregate=aggregate)
+    found = function(*([texts[i] for i in order] for texts in (prompts, completions)))
+    wins = pairwise_model.compare([prompts[0], prompts[3]], [completions[:3], completions[3:]])
+    expected = np.concatenate([pairwise.aggregate(one, aggregate or 'tournament').scores
+                               for one in wins])
+    np.testing.assert_allclose(found, expected[order], atol=1e-5)
+    assert function.__name__ == f'qrm_{(aggregate or "tournament").replace("-", "_")}'
+
+
+def test_what_a_pairwise_model_cannot_reward_is_refused(model, pairwise_model):
+    with pytest.raises(DataError, match=r'prompts\[2\]: one response to a prompt, expected two'):
+        rewarded(pairwise_model)(['a', 'a', 'b'], [' x', ' y', ' z'])
+    with pytest.raises(ValueError, match="rule 'cvar:0.2' of a pairwise model, expected 'mean'"):
+        rewarded(pairwise_model, 'cvar:0.2')
+    with pytest.raises(ValueError, match="aggregate 'elo', expected one of"):
+        rewarded(pairwise_model, aggregate='elo')
+    with pytest.raises(ValueError, match="aggregate 'tournament', expected none: the model scores"):
+        rewarded(model, aggregate='tournament')

@@ -1,7 +1,9 @@
 """Requests of each client to comparisons, and answers with the keys that it reads."""
 
+import json
 import math
 
+import jsonschema
 import pytest
 
 from qrm.data.comparisons import DataError
@@ -9,7 +11,13 @@ from qrm.rewards import selection
 from qrm.serving import protocols
 from qrm.serving.batching import Score
 from qrm.serving.protocols import Scored, Served
+from tests.helpers import REFERENCE
 
+VLLM = json.loads((REFERENCE / 'vllm.json').read_text(encoding='utf-8'))
+# Of vLLM's requests, what changes no score of a text: names, order, media, bytes that are refused.
+CHAT = [{'role': 'user', 'content': 'u'}, {'role': 'assistant', 'content': 'a'}]
+IGNORED = {'user', 'request_id', 'priority', 'cache_salt', 'mm_processor_kwargs', 'media_io_kwargs',
+           'truncation_side', 'embed_dtype', 'endianness'}
 SERVED = Served('model', selection.parse_rule('mean'), [0.25, 0.75])
 
 
@@ -100,7 +108,7 @@ def test_vllm_chats_and_pooling():
         (({'role': 'user', 'content': 'u'},), ({'role': 'assistant', 'content': 'a'},))]
     found = answer('/pooling', {'messages': messages, 'use_activation': False}, 3.0)
     assert found['data'] == [{'index': 0, 'object': 'pooling', 'data': [3.0]}]
-    assert found['id'] == 'pool-id'
+    assert found['id'] == 'pooling-id'
     with pytest.raises(DataError, match='messages: 1 messages, expected a chat of at least 2'):
         ask('/classify', {'messages': messages[:1]})
 
@@ -109,6 +117,7 @@ def test_vllm_chats_and_pooling():
     ({'input': [1, 2]}, 'input'),
     ({'input': 'a', 'encoding_format': 'base64'}, "encoding_format: Input should be 'float'"),
     ({'input': 'a', 'truncate_prompt_tokens': 5}, 'truncate_prompt_tokens: Input should be None'),
+    ({'input': 'a', 'padding': 'max_length'}, "padding: Input should be 'do_not_pad'"),
     ({'input': 'a', 'add_special_tokens': False}, 'add_special_tokens: Input should be True'),
     ({'messages': [], 'chat_template': 'x'}, 'chat_template: Input should be None'),
     ({'messages': [], 'add_generation_prompt': True}, 'add_generation_prompt: Input should be'),
@@ -122,6 +131,55 @@ def test_what_vllm_does_and_this_does_not_is_refused(body, message):
         ask('/classify', body)
     assert str(error.value).startswith(message)
     assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize(('path', 'kind', 'body'), [
+    (path, kind, body) for path in VLLM['requests']
+    for kind, body in (('text', {'input': 'a b'}), ('chat', {'messages': CHAT}))])
+def test_keys_of_vllm_are_read_refused_or_change_no_score(path, kind, body):
+    schema = VLLM['requests'][path][kind]
+    request = protocols.find(path, body).request
+    assert set(schema['properties']) - set(request.model_fields) <= IGNORED
+    assert schema['required'] == [name for name, field in request.model_fields.items()
+                                  if field.is_required()]
+    defaults = {name: one['default'] for name, one in schema['properties'].items()
+                if 'default' in one}
+    assert len(defaults) > 8
+    assert texts(ask(path, defaults | body)) == texts(ask(path, body))
+
+
+@pytest.mark.parametrize('exchange', VLLM['exchanges'],
+                         ids=lambda one: f'{one["path"]} {json.dumps(one["body"])}')
+def test_what_vllm_answered_is_answered_here(exchange):
+    """Of the same rewards; or it is refused, as by vLLM, or as what is not done here."""
+    path, body = exchange['path'], exchange['body']
+    ours_alone = ({'add_generation_prompt', 'truncate_prompt_tokens'} & set(body)
+                  or body.get('encoding_format') == 'base64' or body.get('input') == [1, 2, 3])
+    if exchange['status'] != 200 or ours_alone:
+        with pytest.raises(DataError):
+            ask(path, body)
+        return
+    key = {'/classify': 'probs', '/pooling': 'data'}[path]
+    theirs = exchange['answer']
+    values = [one[key] for one in theirs['data']]
+    assert all(len(value) == 1 for value in values)
+    # Rewards that give these numbers; vLLM 0.32 no longer knows two older names, and activates.
+    older = {'activation', 'softmax'} & set(body)
+    raw = body.get('use_activation') is False
+    rewards = [value if raw else math.log(value / (1.0 - value)) for [value] in values]
+    ours = answer(path, body, *rewards)
+    jsonschema.validate(ours, VLLM['responses'][path])
+    expected = [[reward] for reward in rewards] if older else values
+    assert [one[key] for one in ours['data']] == [pytest.approx(value) for value in expected]
+    assert ours['id'].split('-')[0] == theirs['id'].split('-')[0]
+    assert _keys(ours) == _keys(theirs)
+
+
+def _keys(value):
+    """What is in an answer: keys of all depths, but for those without a value."""
+    if isinstance(value, dict):
+        return {key: _keys(one) for key, one in value.items() if one is not None}
+    return [_keys(one) for one in value] if isinstance(value, list) else type(value)
 
 
 def test_sglang():
@@ -164,7 +222,7 @@ def test_tei_predict():
 
 
 @pytest.mark.parametrize(('body', 'message'), [
-    ({'prompt': 'p', 'responses': ['a'], 'rule': 'median'}, "rule 'median': rule 'median', expect"),
+    ({'prompt': 'p', 'responses': ['a'], 'rule': 'median'}, "rule 'median', expected mean, quant"),
     ({'prompt': 'p', 'responses': ['a'], 'rule': 'mean-std:1'}, "rule 'mean-std:1' needs a scale"),
     ({'prompt': 'p', 'responses': ['a'], 'rules': 'mean'}, 'rules: Extra inputs are not permitted'),
     ({'prompt': 'p', 'responses': []}, 'nothing to score, expected at least one text'),

@@ -11,10 +11,11 @@ import pytest
 from qrm.commands import processes
 from qrm.data import demo
 from qrm.data.comparisons import DataError
+from qrm.rewards import pairwise
 from qrm.serving import score
 from qrm.training import reward_model
 from qrm.training.interruptions import NonFiniteLoss
-from tests.helpers import small_reward_model
+from tests.helpers import small_pairwise_model, small_reward_model
 
 
 @pytest.fixture(scope='module')
@@ -47,6 +48,8 @@ def test_files_are_scored_row_by_row_in_order(model, comparisons, tmp_path):
         np.testing.assert_allclose(row['rewards'], reference.rewards[i][:k], atol=1e-4)
         np.testing.assert_allclose(row['quantiles'], reference.quantiles[i][:k], atol=1e-4)
     assert [len(row['rewards']) for row in scored] == [2] * 6 + [1]
+    assert 'normalised' not in message
+    assert all(row.keys() == {'rewards', 'quantiles'} for row in scored)
 
 
 def test_a_row_that_cannot_be_scored_stops_with_its_line_and_writes_nothing(model, tmp_path):
@@ -61,8 +64,8 @@ def test_a_target_that_cannot_be_written_is_refused_before_anything_is_scored(tm
     source = tmp_path / 'in.jsonl'
     source.write_text('{"prompt": "a", "response": " b"}\n')
     (tmp_path / 'link.jsonl').symlink_to(source)
-    for target, message in ((source, 'is the file to be scored'),
-                            (tmp_path / 'link.jsonl', 'is the file to be scored'),
+    for target, message in ((source, 'is the file to be read'),
+                            (tmp_path / 'link.jsonl', 'is the file to be read'),
                             (tmp_path, 'expected a file'), ('/dev/null', 'expected a file'),
                             (tmp_path / 'none' / 'out.jsonl', 'No such file or directory'),
                             (source / 'out.jsonl', 'Not a directory')):
@@ -134,3 +137,32 @@ def test_the_end_of_dialogues_can_be_read_otherwise(model):
     assert reward_model.read_otherwise(model) == model
     with pytest.raises(DataError, match="read_before='<pad>': no token of"):
         reward_model.read_otherwise(model, read_before='<pad>')
+
+
+def test_a_pairwise_model_compares_the_responses_of_a_row(comparisons, model, tmp_path):
+    pairwise_model = small_pairwise_model(comparisons)
+    first, second = comparisons[:2]
+    rows = [{'prompt': first.prompt, 'responses': [*first.responses, ' Yes.'], 'preferred': 1},
+            {'prompt': second.prompt, 'chosen': second.responses[0],
+             'rejected': second.responses[1]}]
+    source, target = tmp_path / 'in.jsonl', tmp_path / 'out.jsonl'
+    source.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    wins = pairwise_model.compare([first.prompt, second.prompt],
+                                  [rows[0]['responses'], list(second.responses)])
+    for kind in ('', *pairwise.AGGREGATES):
+        message = score.score_file(pairwise_model, str(source), str(target), kind)
+        assert '2 rows, 5 responses scored, 0 dialogues cut' in message
+        assert message.endswith(f'by {kind or "tournament"} of win probabilities')
+        scored = [json.loads(line) for line in target.read_text().splitlines()]
+        for row, own in zip(scored, wins, strict=True):
+            np.testing.assert_allclose(row['wins'], own, atol=1e-5)
+            expected = pairwise.aggregate(own, kind or 'tournament').scores
+            np.testing.assert_allclose(row['rewards'], expected, atol=1e-4)
+    with pytest.raises(DataError, match="'tournament' of a model with the quantile head"):
+        score.score_file(model, str(source), str(target), 'tournament')
+    source.write_text('{"prompt": "a", "responses": [" b", " c"]}\n{"prompt": "a", '
+                      '"response": " b"}\n')
+    target.unlink()
+    with pytest.raises(DataError, match=r'in.jsonl:2: one response to a prompt, expected two'):
+        score.score_file(pairwise_model, str(source), str(target))
+    assert not target.exists()

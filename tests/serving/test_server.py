@@ -24,7 +24,7 @@ from qrm.serving import export, protocols, server
 from qrm.serving.batching import Step
 from qrm.serving.server import Limits, Service
 from qrm.training.interruptions import NonFiniteLoss
-from tests.helpers import ROOT, command
+from tests.helpers import REFERENCE, ROOT, command
 
 MEAN = selection.parse_rule('mean')
 
@@ -116,6 +116,11 @@ def test_what_is_asked_wrongly_is_told_in_a_line(client, method, path, body, sta
 def test_a_rule_that_needs_other_responses_is_no_reward(model):
     with pytest.raises(ValueError, match="rule 'mean-std:1' needs a scale of other responses"):
         Service(model, selection.parse_rule('mean-std:1'), 'small')
+
+
+def test_a_model_that_scores_no_response_alone_is_refused(pairwise_model):
+    with pytest.raises(DataError, match='a pairwise model compares two responses and scores none'):
+        Service(pairwise_model, MEAN, 'small')
 
 
 def test_limits(model):
@@ -223,7 +228,7 @@ def test_a_token_is_asked_for(model):
         for header in ('Bearer word', 'bearer  word', f'Basic {basic}'):
             answer = client.post('/slime', json=body, headers={'Authorization': header})
             assert answer.status_code == 200, header
-        for path in ('/', '/docs', '/openapi.json', '/metrics'):
+        for path in ('/', '/docs', '/score.js', '/style.css', '/openapi.json', '/metrics'):
             assert client.get(path).status_code == 401
             assert client.get(path, auth=('any', 'word')).status_code == 200
         assert client.get('/health').status_code == 200
@@ -237,13 +242,45 @@ def test_without_a_token_only_names_of_this_machine_are_answered(client):
         assert answer.status_code == status, host
 
 
+def test_what_the_client_of_openrlhf_sent_is_answered_with_what_it_read(model):
+    """openrlhf.json has the requests of its own class, and the keys that it asked answers for."""
+    exchanges = json.loads((REFERENCE / 'openrlhf.json').read_text(encoding='utf-8'))
+    assert [exchange['sent'][0]['path'] for exchange in exchanges] == ['/get_reward'] * 3
+    with serving(model, token='token') as (client, _):
+        for exchange in exchanges:
+            for sent in exchange['sent']:
+                answer = client.request(sent['method'], sent['path'], content=sent['body'].encode(),
+                                        headers=sent['headers'])
+                assert answer.status_code == 200
+                found = answer.json()
+                assert set(exchange['read']) == set(found)
+                # As in the answers that it took: a list for each, of one value for its one text.
+                for values in (found['rewards'], found['scores'], *found['extra_logs'].values()):
+                    assert [type(value) for value in values] == [float]
+                body = json.loads(sent['body'])
+                [query], [prompt] = body['query'], body['prompts']
+                expected = model.score([prompt], [[query.removeprefix(prompt)]]).rewards[0]
+                np.testing.assert_allclose(found['rewards'], expected, atol=1e-5)
+
+
 def test_pages_and_documents(client):
-    for path in ('/', '/docs'):
+    for path, kind, files in (('/', 'html', ['style.css', 'score.js']),
+                              ('/docs', 'html', ['style.css', 'docs.js']),
+                              ('/score.js', 'javascript', []), ('/docs.js', 'javascript', []),
+                              ('/style.css', 'css', [])):
         page = client.get(path)
-        assert page.headers['content-type'] == 'text/html; charset=utf-8'
-        assert "default-src 'none'" in page.headers['Content-Security-Policy']
-        assert 'http' not in page.text.replace('http://www.w3.org/2000/svg', '')
+        assert page.headers['content-type'] == f'text/{kind}; charset=utf-8'
+        policy = page.headers['Content-Security-Policy']
+        assert "default-src 'none'" in policy
+        assert 'unsafe' not in policy
+        assert 'http' not in page.text
         assert 'innerHTML' not in page.text
+        # Beside the icon, which is empty, a page names the files that it is made of.
+        assert re.findall(r'(?:src|rel="stylesheet" href)="([^"]*)"', page.text) == files
+        assert all(client.get(f'/{file}').status_code == 200 for file in files)
+    # The look of reports comes first, so that the pages can change it.
+    style = client.get('/style.css').text
+    assert style.index('--paper: #ffffff') < style.index('--curve0')
     document = client.get('/openapi.json').json()
     assert set(document['paths']) == {route.path for route in protocols.ROUTES}
     assert document['info']['title'] == 'qrm: small'

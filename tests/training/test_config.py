@@ -28,7 +28,7 @@ from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, load_config
 
 # Keys of each config beside those of every run, and those that have keys of their own.
-RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'paper': {}, 'speed': speed.KEYS,
+RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'pairwise': {}, 'paper': {}, 'speed': speed.KEYS,
         'compare': compare.KEYS, 'published': published.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
           'campaign': campaign.KEYS, 'disagreement': disagreement.KEYS}
@@ -198,3 +198,23 @@ def test_compare_on_hh_leaves_out_what_learns_from_ratings():
     assert load_config('compare', 'hh').data.path == 'Anthropic/hh-rlhf'
     with pytest.raises(ValueError, match="argument 'x', expected 'demo', 'hh' or 'frozen'"):
         load_config('compare', 'x')
+
+
+def test_a_pairwise_head_is_configured_by_its_name():
+    config = load_config('pairwise', 'harmless')
+    config_lib.check(config)
+    assert config.workload == 'harmless'
+    assert config_lib.loss_config(config).objective == 'pairwise_cross_entropy'
+    assert config_lib.head_config(config).pairwise
+    config.model.pair_template = '{first}{second}'
+    with pytest.raises(ConfigError, match='pair_template: .{first}{second}., expected a text'):
+        config_lib.check(config)
+
+
+def test_tables_of_rewards_leave_no_place_for_a_pairwise_head():
+    with pytest.raises(ConfigError, match="reproduce.models: 'pairwise' gives no reward of a resp"):
+        reproduce.run_configs(load_config('demo', 'helpful,pairwise'))
+    config = load_config('compare', **{'compare.models': ('scalar', 'both'), 'compare.sections': {
+        'scalar': {'head': {'name': 'scalar'}}, 'both': {'head': {'name': 'pairwise'}}}})
+    with pytest.raises(ConfigError, match="sections: 'both' has the pairwise head, which gives no"):
+        compare.member_configs(config)

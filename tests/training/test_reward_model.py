@@ -20,6 +20,7 @@ from qrm.training import reward_model as qrm_model
 from qrm.training import workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.reward_model import RewardModel
+from tests.helpers import small_pairwise_model
 
 
 @pytest.fixture(scope='module')
@@ -188,3 +189,56 @@ def test_checkpoints_of_another_shape_or_not_finite_are_named(model, saved):
         checkpoints.save(3, params, {'step': np.int32(3)}, {}, None)
     with pytest.raises(workdir.WorkdirError, match=r'checkpoint 3: head/kernel is not finite'):
         qrm.load(str(saved), step='last')
+
+
+# Models that read two responses together.
+
+
+@pytest.fixture(scope='module')
+def pairwise_model(comparisons):
+    return small_pairwise_model(comparisons)
+
+
+@pytest.fixture(scope='module')
+def many(comparisons):
+    """Three responses to each of six prompts."""
+    return [dataclasses.replace(c, responses=(*c.responses, comparisons[i + 1].responses[0]),
+                                ranks=None, preference=None, ratings=None)
+            for i, c in enumerate(comparisons[:6])]
+
+
+def test_orders_have_the_outputs_that_each_has_alone(pairwise_model, many):
+    packed, cut = pairwise_model.encode(many)
+    alone = [dataclasses.replace(
+        item, prompt=item.prompt[:0], responses=(np.concatenate([item.prompt, response]),),
+        preference=np.zeros((1, 1), np.float32), ratings=item.ratings[:1], candidates=None)
+        for item in packed for response in item.responses]
+    outputs = np.concatenate(pairwise_model.predict(packed))
+    assert cut == 0
+    assert outputs.shape == (6 * 6, 1)
+    assert np.std(outputs) > 0.01
+    np.testing.assert_allclose(outputs, np.concatenate(pairwise_model.predict(alone)),
+                               rtol=1e-4, atol=1e-5)
+
+
+def test_win_probabilities_move_with_the_responses(pairwise_model, many):
+    prompts, responses = texts(many)
+    wins = pairwise_model.compare(prompts, responses)
+    moved = pairwise_model.compare(prompts, [[r[2], r[0], r[1]] for r in responses])
+    for own, other in zip(wins, moved, strict=True):
+        assert own.shape == (3, 3)
+        np.testing.assert_allclose(own + own.T, 1.0)
+        assert np.abs(own - 0.5).max() > 1e-3
+        np.testing.assert_allclose(other, own[np.ix_([2, 0, 1], [2, 0, 1])], atol=1e-5)
+    same = pairwise_model.compare(prompts[:1], [[' yes', ' yes']])
+    np.testing.assert_array_equal(same[0], 0.5)
+
+
+def test_what_scores_alone_and_what_does_not(model, pairwise_model):
+    with pytest.raises(DataError, match='a pairwise model compares two responses and scores none '
+                                        'alone'):
+        pairwise_model.score(['a'], [[' b', ' c']])
+    with pytest.raises(DataError, match='with the quantile head scores each response alone'):
+        model.compare(['a'], [[' b', ' c']])
+    with pytest.raises(DataError, match=r'prompts\[1\]: one response to a prompt'):
+        pairwise_model.compare(['a', 'b'], [[' b', ' c'], [' d']])

@@ -1,5 +1,6 @@
 """A training step means the same however its comparisons are spread."""
 
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from qrm.data import packing
+from qrm.data import orders, packing
 from qrm.models import sharding
 from qrm.rewards import losses
 from qrm.training import step
@@ -20,6 +21,7 @@ from tests.helpers import (
     optimizer_config,
     random_comparisons,
     side,
+    single_batch,
 )
 
 
@@ -92,6 +94,30 @@ def test_metrics_of_a_batch_worked_out_by_hand():
     assert values['loss'] == pytest.approx(2.0)
     assert values['reward_mean'] == pytest.approx(5 / 6)
     assert values['reward_std'] == pytest.approx(np.sqrt(14.5 / 6 - (5 / 6) ** 2), rel=1e-5)
+
+
+def test_a_step_on_pairs_read_together_is_that_of_each_order_alone():
+    """Ranked, tied and soft, packed beside each other; in float64 by hand from outputs alone."""
+    known = [[[0, 1], [0, 0]], [[0, 0.5], [0.5, 0]], [[0, 0.7, 1], [0.3, 0, 0], [0, 0, 0]]]
+    items = [encoded(i, 3 + i, [4 + n for n in range(len(k) * (len(k) - 1))], seed=i,
+                     preference=orders.preference(np.array(k)), weight=1.0 + i)
+             for i, k in enumerate(known)]
+    net = network('pairwise', layers=1)
+    _, metrics = run(items, steps=1, batch_size=3, net=net,
+                     loss=losses.LossConfig('pairwise_cross_entropy'))
+    params, total = init(net), 0.0
+    apply = jax.jit(lambda params, batch: net(params, batch)[0, 0, 0])
+    for item, k in zip(items, map(np.array, known), strict=True):
+        each = []
+        for response, (i, j) in zip(item.responses, orders.of(len(k)), strict=True):
+            whole = dataclasses.replace(
+                item, prompt=item.prompt[:0], preference=np.zeros((1, 1)), ratings=item.ratings[:1],
+                responses=(np.concatenate([item.prompt, response]),))
+            log_odds = 2.0 * float(apply(params, single_batch(whole, 24)))
+            each.append((k[i, j] * np.log1p(np.exp(-log_odds))
+                         + k[j, i] * np.log1p(np.exp(log_odds)), k[i, j] + k[j, i]))
+        total += item.weight * np.sum([loss for loss, _ in each]) / np.sum([n for _, n in each])
+    assert metrics[0]['loss'] == pytest.approx(total / 6.0, rel=1e-5)
 
 
 def test_all_steps_of_a_run_compile_once():

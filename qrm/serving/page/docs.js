@@ -1,20 +1,11 @@
-<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<title>qrm: paths</title>
-<style>
-body { font: 16px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 52rem; padding: 0 1rem }
-pre { background: #f4f4f4; overflow: auto; padding: .5rem }
-</style>
-<h1>Paths of this server</h1>
-<p><a href="openapi.json">openapi.json</a> · <a href=".">try it</a></p>
-<main id="paths"></main>
-<script>
-function add(parent, name, text) {
+'use strict';
+function add(parent, name, text, attributes = {}) {
   const element = parent.appendChild(document.createElement(name));
   element.textContent = text;
+  for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   return element;
 }
+
 function schema(content, definitions) {
   const found = content['application/json'].schema;
   const resolve = (value) => {
@@ -25,7 +16,8 @@ function schema(content, definitions) {
   };
   return JSON.stringify(resolve(found), null, 1);
 }
-fetch('openapi.json').then((answer) => answer.json()).then((api) => {
+
+function show(api) {
   const main = document.getElementById('paths');
   for (const [path, methods] of Object.entries(api.paths)) {
     for (const [method, operation] of Object.entries(methods)) {
@@ -34,11 +26,16 @@ fetch('openapi.json').then((answer) => answer.json()).then((api) => {
       for (const [title, content] of [['request', operation.requestBody.content],
                                       ['answer', operation.responses['200'].content]]) {
         const details = add(main, 'details', '');
-        add(details, 'summary', title);
-        add(details, 'pre', schema(content, api.components.schemas));
+        add(details, 'summary', `${title} of ${path}`);
+        add(details, 'pre', schema(content, api.components.schemas),
+            {tabindex: 0, role: 'region', 'aria-label': `${title} of ${path}`});
       }
     }
   }
+}
+
+fetch('openapi.json').then((answer) => answer.json()).then(show).catch(() => {
+  const error = document.getElementById('error');
+  error.textContent = 'The server does not answer. It may have been stopped.';
+  error.hidden = false;
 });
-</script>
-</html>

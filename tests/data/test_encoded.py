@@ -7,16 +7,29 @@ import numpy as np
 import pytest
 
 from qrm.data import encoded as encoded_lib
-from qrm.data import packing
-from qrm.data.encoded import EncodedTable, Lengths, Ranges, fingerprint
+from qrm.data import orders, packing
+from qrm.data.encoded import Candidates, EncodedTable, Lengths, Ranges, fingerprint
 from qrm.data.tables import Cache, Table
 from tests.helpers import encoded, random_comparisons
 
+
+def _paired(name, k):
+    """A comparison of K responses that is read as orders of two."""
+    rng = np.random.default_rng(k)
+    preference = rng.random((k, k), np.float32)
+    return dataclasses.replace(
+        encoded(name, 2, (3,) * (k * (k - 1)), preference=orders.preference(preference)),
+        candidates=Candidates(preference, rng.random((k, 2), np.float32), tuple(range(1, k + 1))))
+
+
+PAIRED = [_paired('two', 2), _paired('three', 3), _paired('more', 5)]
 ITEMS = [
     *random_comparisons(40, seed=1),
     dataclasses.replace(encoded('rated', 0, (3,)), ratings=np.array([[0.1, np.nan]], np.float32),
                         margin=0.3, weight=1 / 3, annotator=4, prompt_sizes=(2,)),
     encoded('large', 3, (5,) * 70),
+    *PAIRED,
+    encoded('last', 2, (4, 1)),
 ]
 
 
@@ -38,6 +51,11 @@ def _assert_same(found, expected):
             elif isinstance(b, np.ndarray):
                 np.testing.assert_array_equal(a, b)
                 assert a.dtype == b.dtype
+            elif isinstance(b, Candidates):
+                for x, y in zip(a, b, strict=True):
+                    np.testing.assert_array_equal(x, y)
+                    assert type(x) is type(y)
+                assert (a.preference.dtype, a.ratings.dtype) == (np.float32, np.float32)
             else:
                 assert (a, type(a)) == (b, type(b))
 
@@ -52,6 +70,10 @@ def test_comparisons_come_back_as_they_were(vocabulary):
     _assert_same(table[5:20][3:], ITEMS[8:20])
     assert fingerprint(table) == fingerprint(ITEMS)
     assert fingerprint(table[:9], table[9:]) == fingerprint(ITEMS)
+
+
+def test_comparisons_that_are_all_read_as_orders_come_back_too():
+    _assert_same(_table(PAIRED), PAIRED)
 
 
 def test_tokens_that_do_not_fit_are_not_written():

@@ -470,6 +470,32 @@ def test_data_that_depend_on_something_else_are_made_anew(change, keeping, tmp_p
     assert keeping(**changes, **{'data.cache': ''})[0] == found
 
 
+def test_a_pairwise_run_is_the_same_from_what_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in ranking_rows()))
+    made, whole = [], tokens._encode_all
+    monkeypatch.setattr(tokens, '_encode_all', lambda *args: made.append(1) or whole(*args))
+
+    def run(name, cache):
+        folder = str(tmp_path / name)
+        train.train(config(**{
+            'head.name': 'pairwise', 'data.path': str(path), 'data.cache': cache,
+            'data.test_fraction': 0.3, 'data.validation_fraction': 0.3, 'train.max_steps': 3,
+            'train.rows': 1, 'train.row_length': 128, 'loss.targets': 'label'}), folder)
+        found = evaluate.evaluate(workdir.load_config(folder), folder)
+        return workdir.read_metrics(folder), found.predictions, found.metrics
+
+    (losses, predictions, metrics), *others = [
+        run(name, cache) for name, cache in (
+            ('without', ''), ('first', str(tmp_path / 'kept')), ('second', str(tmp_path / 'kept')))]
+    assert len(made) == 4 + 3  # without, test comparisons are read once more to be judged
+    assert predictions.pairwise
+    for found in others:
+        assert (found[0], found[2]) == (losses, metrics)
+        for name, array in found[1]._asdict().items():
+            np.testing.assert_array_equal(array, getattr(predictions, name))
+
+
 def test_a_process_reads_only_the_comparisons_of_its_devices(monkeypatch):
     class Items(list):
         def __getitem__(self, i):

@@ -32,7 +32,6 @@ from qrm.data.records import Comparisons
 from qrm.data.rows import as_chat
 from qrm.data.tables import Cache, Writer
 from qrm.data.templates import Tokenizer, render, settle, unread_keys
-from qrm.data.words import Words
 
 OVERLONG = ('truncate_prompt', 'drop', 'error')
 _BATCH = 2048  # dialogues handed to the tokenizer at a time
@@ -388,12 +387,9 @@ class _Wanted:
 
 def _description(tokenizer: Tokenizer) -> str:
     """Digest of all that a tokenizer does; '' of one that does it in Python."""
-    backend = getattr(tokenizer, 'backend_tokenizer', None)
+    backend = _backend(tokenizer)
     if backend is None:
         return ''
-    # As they are in every call, whatever the last one left.
-    backend.no_truncation()
-    backend.no_padding()
     return hashlib.sha256(repr((
         type(tokenizer).__qualname__, backend.to_str(), tokenizer.chat_template,
         tokenizer.special_tokens_map, tokenizer.split_special_tokens)).encode()).hexdigest()
@@ -553,30 +549,53 @@ def _ids(
 ) -> Iterator[Ids | Exception]:
     """Tokens of each text, or why there are none."""
 
+    backend = _backend(tokenizer) if _is_plain(tokenizer) else None
+
     def of(some: list[str]) -> list[Ids]:
-        found = tokenizer(
-            some, add_special_tokens=add_special_tokens, return_attention_mask=False,
-            verbose=False,  # lengths beyond the model's are cut, and counted, later
-        )['input_ids']
+        if backend is None:
+            found = tokenizer(
+                some, add_special_tokens=add_special_tokens, return_attention_mask=False,
+                verbose=False,  # lengths beyond the model's are cut, and counted, later
+            )['input_ids']
+        else:  # which does not keep track of where in the text each token is
+            found = [one.ids for one in backend.encode_batch_fast(
+                some, add_special_tokens=add_special_tokens)]
         return [np.asarray(ids, np.int32) for ids in found]
 
-    words = Words.of(tokenizer)
     for start in range(0, len(texts), _BATCH):
         some = texts[start:start + _BATCH]
-        known = [words and words.ids(text, special=add_special_tokens) for text in some]
-        rest = [text for text, ids in zip(some, known, strict=True) if ids is None]
         try:
-            found = of(rest) if rest else []
+            found = of(some)
         except Exception:  # One of them is at fault, which only it alone will tell.
             found = []
-            for text in rest:
+            for text in some:
                 try:
                     found += of([text])
                 except Exception as error:  # each tokenizer has its own errors
                     found.append(error)
-        others = iter(found)
-        for ids in known:
-            yield next(others) if ids is None else ids
+        yield from found
+
+
+def _backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
+    """What is not Python in a tokenizer, set as for each call, whatever the last one left."""
+    backend = getattr(tokenizer, 'backend_tokenizer', None)
+    if backend is None:
+        return None
+    # Set only where it differs, as another thread may be using it.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
+
+
+def _is_plain(tokenizer: Tokenizer) -> bool:
+    """Whether tokens are those of the backend, as its class does nothing else to texts."""
+    kind, plain = type(tokenizer), transformers.PreTrainedTokenizerFast
+    return issubclass(kind, plain) and all(
+        getattr(kind, name) is getattr(plain, name) for name in ('__call__', '_encode_plus'))
 
 
 def _without_end(ids: Ids, last: int) -> Ids:

@@ -962,6 +962,32 @@ def test_real_comparisons_with_the_gpt2_tokenizer():
     assert 1.5 < report.dialogue_tokens / report.packed_tokens < 1.6
 
 
+@pytest.mark.parametrize('split', [False, True])
+@pytest.mark.parametrize('single', ['', '<s> $A', '<s> $A </s>'])
+def test_tokens_are_those_of_the_tokenizer_whatever_it_was_used_for(single, split):
+    own, other = (_tokenizer(single) for _ in range(2))
+    texts = ['hello hell', '', 'spelt <s> out</s>', '\n\n h\u00e9 \u043a\u043e\u0442 \U0001f600',
+             'll' * 30]
+    own(texts, truncation=True, max_length=3, padding=True)
+    for one in (own, other):
+        one.split_special_tokens = split
+    for special in (False, True):
+        found = list(tokens._ids(texts, own, add_special_tokens=special))
+        expected = other(texts, add_special_tokens=special)['input_ids']
+        assert [ids.tolist() for ids in found] == expected
+        assert {ids.dtype for ids in found} == {np.dtype(np.int32)}
+
+
+def test_a_class_that_does_something_to_texts_does_so():
+    own = _tokenizer()
+    whole = type(own)._encode_plus
+    own.__class__ = type('Own', (type(own),), {
+        '_encode_plus': lambda self, text, **kwargs: whole(
+            self, [one.upper() for one in text], **kwargs)})
+    found, = tokens._ids(['he'], own, add_special_tokens=False)
+    assert own.convert_ids_to_tokens(found) == ['H', 'E']
+
+
 # Two responses that are read together.
 
 PAIRWISE = Reading(60, pair_template=' A: {first} B: {second}')

@@ -103,7 +103,7 @@ if __name__ == '__main__':
     flags.DEFINE_string('texts', 'hh', 'Folder of pairs in the layout of the HH release.')
     flags.DEFINE_string('tokenizer', 'openai-community/gpt2', 'Folder or hub name.')
     flags.DEFINE_integer('pairs', 100_000, 'How many are made.')
-    flags.DEFINE_string('folder', '', 'Where they are made, and what is kept of them.')
+    flags.DEFINE_string('folder', None, 'Where they are made, and what is kept of them.')
     flags.DEFINE_bool('measure', False, 'Read those that are there, and print what that took.')
     flags.mark_flag_as_required('folder')
     app.run(main)

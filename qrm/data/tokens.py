@@ -449,7 +449,7 @@ def _encode_one(
 
     Raises:
       DataError: a dialogue is too long and that is an error.
-      MalformedRow: the chat template or the tokenizer refuses the prompt.
+      MalformedRow: the chat template or the tokenizer refuses the prompt alone, or a candidate.
     """
     as_it_is_read = as_read(comparison, reading)
     sizes = prompt_sizes(as_it_is_read, dialogues, tokenizer) if reading.size_prompt else ()

@@ -29,8 +29,8 @@ from benchmarks import device
 from benchmarks.device import Row, Shape
 from qrm.commands import configs
 from qrm.data import packing, tokens
+from qrm.data.encoded import Encoded
 from qrm.data.packing import MicroBatch
-from qrm.data.tokens import Encoded
 from qrm.models import attention, families
 from qrm.models.network import Params, RewardNetwork
 from qrm.rewards.heads import HeadConfig

@@ -25,7 +25,7 @@ from absl import flags
 from qrm.commands import launch
 from qrm.data import sources
 from qrm.data.comparisons import DataError
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded
 from qrm.studies import costs, speed
 from qrm.training import config, train, workdir
 from qrm.training.schema import ConfigError

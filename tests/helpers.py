@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from qrm.commands import configs
 from qrm.data import packing, tokens
-from qrm.data.tokens import Encoded, Reading
+from qrm.data.encoded import Encoded
+from qrm.data.tokens import Reading
 from qrm.models import families
 from qrm.models import lora as lora_lib
 from qrm.models.network import RewardNetwork

@@ -63,8 +63,9 @@ def take_steps(mode: str, optimizer: str, head: str, tuning: str = 'all') -> dic
     state, everywhere, metrics = spread.start(state), spread.start(frozen), []
     for number in range(3):
         indices = packing.batch_indices(number, seed=0, examples=25, batch_size=9, total=25)
-        parts = packing.share([items[i] for i in indices], devices)
-        batches = [packing.make_batch(part, layouts, -(-9 // devices)) for part in parts]
+        parts = packing.share(np.array([items[i].size for i in indices]), devices)
+        batches = [packing.make_batch([items[i] for i in indices[part]], layouts, -(-9 // devices))
+                   for part in parts]
         placed = spread.put([(batch, np.int32(i == number)) for i, batch in enumerate(batches)])
         with jax.transfer_guard('disallow'):
             state, values, stop = run_step(state, placed, everywhere)

@@ -6,8 +6,9 @@ import importlib
 from tests.helpers import ROOT
 
 HOUSE = {
-    'data': ['comparisons', 'rows', 'verdicts', 'formats', 'translate', 'files', 'phrases', 'demo',
-             'sources', 'convert', 'suites', 'seen', 'templates', 'orders', 'tokens', 'packing'],
+    'data': ['comparisons', 'tables', 'records', 'workers', 'rows', 'verdicts', 'formats',
+             'translate', 'files', 'phrases', 'demo', 'sources', 'convert', 'suites', 'seen',
+             'templates', 'orders', 'encoded', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'normalisation', 'losses', 'resampling', 'statistics',
                 'pairwise', 'metrics', 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',
@@ -27,7 +28,7 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['device', 'precision', 'sampling', 'serving', 'trl']}
+          'benchmarks': ['data', 'device', 'precision', 'sampling', 'serving', 'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 
@@ -86,5 +87,5 @@ def test_tests_mirror_the_wings():
 
 def test_programs_of_benchmarks_are_imported_beside_each_other():
     """Each defines its flags as it begins, not when it is imported."""
-    for name in ('pages', 'precision', 'sampling', 'serving', 'trl'):
+    for name in ('data', 'pages', 'precision', 'sampling', 'serving', 'trl'):
         assert callable(importlib.import_module(f'benchmarks.{name}').main)

@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import re
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +21,9 @@ from qrm.data.comparisons import (
     check_malformed,
     exchange_prompts,
 )
+from qrm.data.encoded import Encoded, has_preferred, has_rating
 from qrm.data.files import is_rows
-from qrm.data.tokens import Encoded
+from qrm.data.records import Comparisons
 from qrm.models import adapters
 from qrm.rewards import metrics, resampling, selection
 from qrm.rewards.metrics import Predictions
@@ -50,7 +52,7 @@ class Evaluation(NamedTuple):
     metrics: dict[str, float]
     report: DataReport
     exchanged: Predictions | None
-    comparisons: list[Comparison]
+    comparisons: Comparisons
 
 
 def evaluate(config: Any, folder: str, *, exchange: bool = False) -> Evaluation:
@@ -173,13 +175,13 @@ class _Subject(NamedTuple):
     """
 
     model: RewardModel
-    comparisons: list[Comparison]
-    test: list[Encoded]
-    validation: list[Encoded] | None
-    exchanged: list[Encoded] | None
+    comparisons: Comparisons
+    test: Sequence[Encoded]
+    validation: Sequence[Encoded] | None
+    exchanged: Sequence[Encoded] | None
     report: DataReport
 
-    def predict(self, encoded: list[Encoded]) -> Predictions:
+    def predict(self, encoded: Sequence[Encoded]) -> Predictions:
         """Rewards of these comparisons, with the win probabilities that the loss implies."""
         return metrics.predictions_of(encoded, self.model.predict(encoded),
                                       self.model.network.head, self.model.loss)
@@ -210,14 +212,16 @@ def _load(config: Any, place: str, *, validation: bool, exchange: bool,
     if seen:
         seen.note(*test)
     encoded = encode(config.data, model, *test)
-    by_id = {comparison.id: comparison for comparison in test[0]}
-    return _Subject(model, [by_id[item.id] for item in encoded], encoded,
+    ids = enumerate(test[0].fact('id').to_pylist())
+    judged = test[0].pick(np.array(
+        [next(place for place, name in ids if name == item.id) for item in encoded], np.int64))
+    return _Subject(model, judged, encoded,
                     held_out and encode(config.data, model, *held_out),
                     exchange_some(config, model, test[0]) if exchange else None, test[1])
 
 
 def exchange_some(config: Any, model: RewardModel,
-                  comparisons: list[Comparison]) -> list[Encoded] | None:
+                  comparisons: Sequence[Comparison]) -> Sequence[Encoded] | None:
     """Some comparisons with a preference, each with the prompt of another; None if there are none.
 
     A prompt that is too long for another's responses loses its left end, whatever `data.overlong`
@@ -243,8 +247,8 @@ def exchange_some(config: Any, model: RewardModel,
     return encoded or None
 
 
-def encode(data: Any, model: RewardModel, comparisons: list[Comparison],
-           report: DataReport) -> list[Encoded]:
+def encode(data: Any, model: RewardModel, comparisons: Sequence[Comparison],
+           report: DataReport) -> Sequence[Encoded]:
     """Comparisons to judge a model on, in tokens.
 
     Args:
@@ -259,14 +263,14 @@ def encode(data: Any, model: RewardModel, comparisons: list[Comparison],
     rated = model.loss.rated
     encoded = read_tokens(data, model, comparisons, report, ratings=rated)
     check_malformed([report], data.max_malformed)
-    if not (tokens.has_preferred(encoded) or (rated and tokens.has_rating(encoded))):
+    if not (has_preferred(encoded) or (rated and has_rating(encoded))):
         raise DataError(f'no comparison with a preferred {"or rated " * rated}response to evaluate '
                         'on\n' + report.format())
     return encoded
 
 
-def read_tokens(data: Any, model: RewardModel, comparisons: list[Comparison], report: DataReport,
-                *, ratings: bool) -> list[Encoded]:
+def read_tokens(data: Any, model: RewardModel, comparisons: Sequence[Comparison],
+                report: DataReport, *, ratings: bool) -> Sequence[Encoded]:
     """Comparisons as `tokens.encode` gives them, read as a model reads them.
 
     Args:

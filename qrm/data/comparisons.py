@@ -22,6 +22,7 @@ Text = str | Messages
 
 _DIGEST_BYTES = 16
 _MALFORMED = 'malformed row'
+_OWN_GROUP = 'row '
 
 
 class DataError(ValueError):
@@ -83,7 +84,7 @@ class Comparison:
 
     @property
     def _own_group(self) -> str:
-        return f'row {self.text_digest().hex()}'
+        return f'{_OWN_GROUP}{self.text_digest().hex()}'
 
     @property
     def place(self) -> str:
@@ -93,7 +94,7 @@ class Comparison:
     @property
     def has_opening(self) -> bool:
         """Whether the group is more than the row itself."""
-        return self.group != self._own_group
+        return not self.group.startswith(_OWN_GROUP) or self.group != self._own_group
 
     def text_digest(self, *, ordered: bool = False) -> bytes:
         """[16] digest of prompt and responses, in whatever order these stand, or in theirs."""
@@ -121,7 +122,8 @@ class Comparison:
             scores = [-r for r in self.ranks] if self.ranks else self.ratings or [None] * k
             for i, j in itertools.permutations(range(k), 2):
                 if scores[i] is not None and scores[j] is not None:
-                    matrix[i, j] = 0.5 * (1.0 + np.sign(scores[i] - scores[j]))
+                    ahead = scores[i] - scores[j]
+                    matrix[i, j] = 0.5 if not ahead else float(ahead > 0)
         return matrix
 
     def rating_matrix(self, names: Sequence[str] = ()) -> np.ndarray:
@@ -174,8 +176,7 @@ def digest(text: str) -> bytes:
     return hashlib.sha256(text.encode('utf-8', 'surrogatepass')).digest()[:_DIGEST_BYTES]
 
 
-def _canonical(value: Any) -> str:
-    return json.dumps(value, sort_keys=True, ensure_ascii=False, default=str)
+_canonical = json.JSONEncoder(sort_keys=True, ensure_ascii=False, default=str).encode
 
 
 @dataclasses.dataclass
@@ -212,6 +213,29 @@ class DataReport:
     packed_tokens: int = 0
     prompt_tokens: int = 0
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> 'DataReport':
+        """The report that `stored` gave, JSON in between."""
+        return cls(**values | {key: collections.Counter(values[key]) for key in _COUNTERS})
+
+    def stored(self) -> dict[str, Any]:
+        """JSON-ready, as it is."""
+        return vars(self) | {key: dict(getattr(self, key)) for key in _COUNTERS}
+
+    def copy(self, **changes: Any) -> 'DataReport':
+        """A report of its own that says the same, but for what is changed."""
+        return dataclasses.replace(
+            self, **{key: getattr(self, key).copy() for key in _COUNTERS} | changes)
+
+    def add(self, other: 'DataReport') -> None:
+        """Adds what is counted of more rows of the same split."""
+        for field in dataclasses.fields(self):
+            if field.type is int:
+                setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
+        for key in _COUNTERS:
+            getattr(self, key).update(getattr(other, key))
+        self.first_malformed = self.first_malformed or other.first_malformed
+
     def drop_malformed(self, error: MalformedRow) -> None:
         """Counts a row that cannot be used."""
         self.dropped[_MALFORMED] += 1
@@ -220,9 +244,7 @@ class DataReport:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready, with the two ratios derived from the token counts."""
         total = max(self.dialogue_tokens, 1)
-        return dataclasses.asdict(self) | {
-            'dropped': dict(self.dropped),
-            'notes': dict(self.notes),
+        return self.stored() | {
             'prefix_share': self.prompt_tokens / total,
             'tokens_saved': self.dialogue_tokens - self.packed_tokens,
         }
@@ -241,6 +263,9 @@ class DataReport:
         lines += [f'  first malformed: {self.first_malformed}'] * bool(self.first_malformed)
         lines += [f'  note {count}: {note}' for note, count in self.notes.items()]
         return '\n'.join(lines)
+
+
+_COUNTERS = ('dropped', 'notes')
 
 
 def check_malformed(reports: Iterable[DataReport], limit: float) -> None:

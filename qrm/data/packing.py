@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded, Lengths
 
 _FEW = 3  # micro-batches of a quarter; four would be no smaller than a whole one
 # Comparisons of up to 8 responses share layouts, those of up to 64, and so on: what is known of all
@@ -129,9 +129,8 @@ def fit_row_length(encoded: Sequence[Encoded], row_length: int) -> int:
     A row holds the longest dialogue. Up to four times `row_length` it also holds the largest
     comparison with its prompt laid out once; a still larger one is split.
     """
-    largest = max(item.size for item in encoded)
-    longest = max(item.longest for item in encoded)
-    needed = max(longest, min(largest, 4 * row_length))
+    lengths = Lengths.of(encoded)
+    needed = max(int(lengths.longest.max()), min(int(lengths.sizes.max()), 4 * row_length))
     return row_length if needed <= row_length else round_length(needed)
 
 
@@ -161,20 +160,20 @@ def plan_layouts(
     if not encoded:
         raise ValueError('no comparisons to lay out')
     length = fit_row_length(encoded, row_length)
-    layouts = []
-    for number, members in enumerate(classes([len(item.responses) for item in encoded])):
-        some = [encoded[i] for i in members]
-        needed = max(len(runs(item, length)) for item in some)
+    lengths, layouts = Lengths.of(encoded), []
+    counts, all_sizes = lengths.counts, lengths.sizes
+    for number, members in enumerate(classes(counts)):
+        sizes = all_sizes[members]
+        needed = max((len(runs(encoded[i], length)) for i in members[sizes > length]), default=1)
         count = max(needed, rows * row_length // length, 1)
-        sizes = [item.size for item in some]
         # Powers of two, again so that similar data have the same shapes.
-        responses = 1 << (max(len(item.responses) for item in some) - 1).bit_length()
+        responses = 1 << (int(counts[members].max()) - 1).bit_length()
         typical = max(1, int(np.percentile(sizes, 5)))
         shapes = [(count, length)]
         smaller = (count // 4, length) if count >= 4 else (1, count * length // 4)
-        if not number and min(sizes) <= smaller[1]:
+        if not number and sizes.min() <= smaller[1]:
             shapes.append(smaller)
-        bound = (len(some), len(encoded)) if number else (0, 0)
+        bound = (len(members), len(encoded)) if number else (0, 0)
         layouts += [
             Layout(size, count, 1 << (max(1, count * size // typical)).bit_length() - 1, responses,
                    encoded[0].ratings.shape[1], *bound)
@@ -183,19 +182,19 @@ def plan_layouts(
     return tuple(layouts)
 
 
-def classes(responses: Sequence[int]) -> list[list[int]]:
+def classes(responses: Sequence[int]) -> list[np.ndarray]:
     """Indices of comparisons with these numbers of responses, together those that share shapes.
 
     Of pairs and a few comparisons of a thousand responses each has its own: a thousand squared for
     every pair would be far more than its tokens. Most data have one class.
     """
-    found: dict[int, list[int]] = {}
-    for index, count in enumerate(responses):
-        largest = _FIRST_CLASS
-        while count > largest:
-            largest *= _CLASS_FACTOR
-        found.setdefault(largest, []).append(index)
-    return [found[largest] for largest in sorted(found)]
+    responses = np.asarray(responses)
+    found, below, largest = [], 0, _FIRST_CLASS
+    while len(responses) and below < responses.max():
+        members = np.flatnonzero((below < responses) & (responses <= largest))
+        found += [members] if len(members) else []
+        below, largest = largest, largest * _CLASS_FACTOR
+    return found
 
 
 def pack(encoded: Sequence[Encoded], layouts: Sequence[Layout]) -> list[Packed]:
@@ -264,9 +263,17 @@ def stack_size(layout: Layout, batch_size: int) -> int:
     return -(-batch_size // at_least)
 
 
-def share(encoded: Sequence[Encoded], parts: int) -> list[list[Encoded]]:
-    """Deals comparisons to devices, largest first, so that all get about equally much work."""
-    order = sorted(encoded, key=lambda item: -item.size)
+def share(sizes: np.ndarray, parts: int) -> list[np.ndarray]:
+    """Deals comparisons to devices, largest first, so that all get about equally much work.
+
+    Args:
+      sizes: tokens of each.
+      parts: number of devices.
+
+    Returns:
+      For each device places of its comparisons.
+    """
+    order = np.argsort(-sizes, kind='stable')
     return [order[part::parts] for part in range(parts)]
 
 

@@ -1,9 +1,10 @@
 """Where comparisons come from, and how they are divided into train, validation and test."""
 
+import collections
 import dataclasses
+import functools
 import hashlib
 import itertools
-import json
 import math
 import os
 import re
@@ -11,18 +12,22 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 
-from qrm.data import demo, translate
+from qrm.data import demo, records, translate, workers
 from qrm.data.comparisons import (
     Comparison,
     DataError,
     DataReport,
     MalformedRow,
     check_malformed,
+    digest,
     in_a_line,
 )
 from qrm.data.files import SUFFIXES, is_rows, read_rows
+from qrm.data.records import FACTS, SAID, Comparisons
 from qrm.data.rows import parse_row
+from qrm.data.tables import Cache, Entry, Table, Writer
 
 # Workload -> folder (`data_dir`) of the HH release (Bai et al. 2022, arXiv 2204.05862).
 HH_FOLDERS = {
@@ -37,7 +42,7 @@ _NAMES = {'train': ('train',), 'validation': ('validation', 'valid', 'val', 'dev
 _MOST_PARTS = 10_000
 _SHARD = re.compile(r'-(\d{5})-of-(\d{5})')
 
-Split = tuple[list[Comparison], DataReport]
+Split = tuple[Comparisons, DataReport]
 Row = tuple[str, Any]
 
 
@@ -47,10 +52,14 @@ class Source(NamedTuple):
     Attributes:
       splits: 'train', 'validation', 'test', those that there are -> (comparisons, report).
       digest: of all that is said of the comparisons, wherever they stand.
+      entry: where it is kept.
+      cache: where what is made of it is kept.
     """
 
     splits: dict[str, Split]
     digest: str
+    entry: Entry
+    cache: Cache
 
 
 class _Found(NamedTuple):
@@ -58,12 +67,14 @@ class _Found(NamedTuple):
 
     Attributes:
       name: of the file, or of the data set.
-      rows: the rows.
+      rows: gives the rows, from the first one on.
+      content: by which the rows are known, ready for JSON; None: by nothing.
       unread: what stands beside them and is not read.
     """
 
     name: str
-    rows: Iterable[Row]
+    rows: Callable[[], Iterable[Row]]
+    content: Any
     unread: tuple[str, ...] = ()
 
 
@@ -95,12 +106,25 @@ def read(data: Any, workload: str) -> Source:
     if names and workload not in names:
         raise DataError(f'workload {workload!r} is not in {data.path}, expected one of {names}')
     if data.path == 'demo':
-        found = {split: _Found(f'demo {workload}', _demo_rows(data, workload, split))
-                 for split in ('train', 'test')}
+        found = {split: _Found(
+            f'demo {workload}', functools.partial(_demo_rows, data, workload, split),
+            [data.demo[split], data.demo.seed, data.demo.annotators])
+            for split in ('train', 'test')}
     else:
         found = _sources(data.path, workload)
-    splits = {split: _collect(one, data, split) for split, one in found.items()}
-    return Source(splits, _digest({split: c for split, (c, _) in splits.items()}))
+    known = all(one.content is not None for one in found.values())
+    cache = Cache(data.cache if known else '')
+    entry = cache.keep('comparisons', {
+        'path': data.path, 'workload': workload, 'format': data.format,
+        'columns': list(data.columns), 'votes': data.votes, 'strengths': data.strengths,
+        'attributes': list(data.attributes),
+        'rows': {split: [one.name, one.content, one.unread] for split, one in found.items()},
+    }, functools.partial(_collect_all, found, data))
+    splits = {split: (_comparisons(entry, cache, split), DataReport.of(report))
+              for split, report in entry.value['reports'].items()}
+    for _, report in splits.values():
+        check_malformed([report], data.max_malformed)
+    return Source(splits, entry.value['digest'], entry, cache)
 
 
 def divide(source: Source, data: Any) -> dict[str, Split]:
@@ -116,23 +140,13 @@ def divide(source: Source, data: Any) -> dict[str, Split]:
     Returns:
       'train', 'validation' and 'test' -> (comparisons, report).
     """
-    splits = {split: (comparisons, dataclasses.replace(
-        report, dropped=report.dropped.copy(), notes=report.notes.copy()))
-        for split, (comparisons, report) in source.splits.items()}
-    if 'train' not in splits:  # A folder with test rows alone can still be evaluated on.
-        _, report = next(iter(splits.values()))
-        splits['train'] = ([], DataReport(report.source, 'train'))
-    for name, fraction in (('test', data.test_fraction), ('validation', data.validation_fraction)):
-        if name not in splits:
-            splits['train'], splits[name] = _divide(splits['train'], fraction, name)
-    splits = {split: splits[split] for split in _NAMES}
-    for comparisons, report in splits.values():
-        report.notes.update(itertools.chain.from_iterable(c.remarks for c in comparisons))
-    groups: set[str] = set()
-    for split, (comparisons, report) in splits.items():
-        if split != 'train' and (overlap := sum(c.group in groups for c in comparisons)):
-            report.notes['opening question also in the training rows'] = overlap
-        groups |= {c.group for c in comparisons}
+    divided = source.cache.keep('splits', {
+        'comparisons': source.entry.key, 'test': data.test_fraction,
+        'validation': data.validation_fraction}, functools.partial(_divide_all, source, data))
+    splits = {}
+    for split, (origin, report) in divided.value.items():
+        splits[split] = (_comparisons(source.entry, source.cache, origin,
+                                      divided.table(split).numbers('row')), DataReport.of(report))
     return splits
 
 
@@ -144,8 +158,8 @@ def load_splits(data: Any, workload: str) -> dict[str, Split]:
 def whole(source: Source) -> Split:
     """All comparisons of an undivided source, for a model that was not trained on them."""
     (comparisons, report), = source.splits.values()
-    report = dataclasses.replace(report, split='test', notes=report.notes.copy())
-    report.notes.update(itertools.chain.from_iterable(c.remarks for c in comparisons))
+    report = report.copy(split='test')
+    report.notes.update(_remarks(comparisons))
     return comparisons, report
 
 
@@ -192,7 +206,7 @@ def _demo_rows(data: Any, workload: str, split: str) -> Iterator[tuple[str, Comp
 def _sources(path: str, workload: str) -> dict[str, _Found]:
     """Split -> its rows."""
     if is_rows(path):
-        return {'train': _Found(path, read_rows(path))}
+        return {'train': _found([path])}
     if os.path.isdir(path):
         folder = os.path.join(path, HH_FOLDERS[workload]) if workloads_of(path) else path
         files = {split: names for split in _NAMES if (names := _files(folder, split))}
@@ -207,13 +221,30 @@ def _sources(path: str, workload: str) -> dict[str, _Found]:
         beside = tuple(f'{name!r}' for name in sorted(os.listdir(folder))
                        if (is_rows(name) or name.split('.')[0] in known)
                        and os.path.join(folder, name) not in read)
-        return {split: _Found(
-            names[0], itertools.chain.from_iterable(map(read_rows, names)),
-            beside if number == 0 else ()) for number, (split, names) in enumerate(files.items())}
+        return {split: _found(names, beside if number == 0 else ())
+                for number, (split, names) in enumerate(files.items())}
     if path.startswith(('/', '.', '~')) or path.count('/') > 1 or os.path.exists(path):
         raise DataError(f'{path}: no such folder; expected a folder, a file that ends in '
                         f"{', '.join(SUFFIXES)}, the name of a data set on the hub, or 'demo'")
     return _hub_sources(path, HH_FOLDERS[workload] if workloads_of(path) else None)
+
+
+def _found(names: Sequence[str], unread: tuple[str, ...] = ()) -> _Found:
+    """The rows of files."""
+    return _Found(names[0], lambda: itertools.chain.from_iterable(map(read_rows, names)),
+                  _content(names), unread)
+
+
+def _content(paths: Sequence[str]) -> list[str] | None:
+    """Digests of files; None if one cannot be read, which reading its rows will tell."""
+    found = []
+    for path in paths:
+        try:
+            with open(path, 'rb') as file:
+                found.append(hashlib.file_digest(file, 'sha256').hexdigest())
+        except OSError:
+            return None
+    return found
 
 
 def load_hub(name: str, setting: str, data_dir: str | None = None) -> Mapping[str, Iterable[Any]]:
@@ -251,9 +282,10 @@ def _hub_sources(name: str, data_dir: str | None) -> dict[str, _Found]:
     if not found.keys() & {'train', 'test'}:
         raise DataError(f'{where}: splits {sorted(loaded)}, expected train or test')
     beside = tuple(f'split {split!r}' for split in loaded if split not in found.values())
-    return {split: _Found(where, numbered(f'{where}[{given}]', loaded[given]),
-                          beside if number == 0 else ())
-            for number, (split, given) in enumerate(found.items())}
+    return {split: _Found(
+        where, functools.partial(numbered, f'{where}[{given}]', loaded[given]),
+        _content([file['filename'] for file in getattr(loaded[given], 'cache_files', ())]) or None,
+        beside if number == 0 else ()) for number, (split, given) in enumerate(found.items())}
 
 
 def numbered(where: str, rows: Iterable[Any]) -> Iterator[Row]:
@@ -292,35 +324,130 @@ def _files(folder: str, split: str) -> list[str]:
     return [os.path.join(folder, name) for names in parts.values() for name in names]
 
 
-def _collect(found: _Found, data: Any, split: str) -> Split:
+def _comparisons(
+    entry: Entry, cache: Cache, split: str, rows: np.ndarray | None = None
+) -> Comparisons:
+    """Comparisons of a split of a source as it divides them, all or some."""
+    return Comparisons(f'{entry.key} {split}', cache, lambda: entry.table(f'{split}-facts'),
+                       lambda: entry.table(f'{split}-texts'), rows)
+
+
+def _collect_all(found: Mapping[str, _Found], data: Any, writer: Writer) -> dict[str, Any]:
+    """Writes the comparisons of all splits."""
+    reports, whole = {}, hashlib.sha256()
+    for split, one in found.items():
+        report = _collect(one, data, split, writer)
+        check_malformed([report], data.max_malformed)
+        reports[split] = report.stored()
+        _add_to_digest(whole, split, writer)
+    return {'reports': reports, 'digest': whole.hexdigest()}
+
+
+def _collect(found: _Found, data: Any, split: str, writer: Writer) -> DataReport:
     """Parses rows, counts those that are malformed, and tells apart those of one id."""
     report = DataReport(found.name, split)
     report.notes.update(f'{one} not read' for one in found.unread)
-    comparisons: list[Comparison] = []
-    by_id: dict[str, Comparison] = {}
-    name, rows = understood(found.rows, data)
+    name, rows = understood(found.rows(), data)
     if name != 'rows':
         report.notes[f'read as of the format {name!r}'] += 1
+    parse = functools.partial(_parse, attributes=tuple(data.attributes),
+                              literal=name not in ('rows', 'columns'))
+    facts: list[pa.RecordBatch] = []
+    with writer.table(f'{split}-texts', SAID) as write:
+        for texts, known, counts in workers.in_order(parse, _chunks(rows)):
+            write(texts)
+            facts.append(known)
+            report.add(counts)
+    changes = _late(Comparisons('', Cache(''), lambda: Table(facts, FACTS),
+                                lambda: writer[f'{split}-texts']))
+    first = 0
+    with writer.table(f'{split}-facts', FACTS) as write:
+        for known in facts:
+            write(records.replaced(known, first, changes))
+            first += len(known)
+    return report
+
+
+def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
+    rows = iter(rows)
+    while some := list(itertools.islice(rows, records.CHUNK)):
+        yield some
+
+
+def _parse(
+    rows: Sequence[Row], *, attributes: Sequence[str], literal: bool
+) -> tuple[pa.RecordBatch, pa.RecordBatch, DataReport]:
+    """Rows as those of `SAID` and `FACTS`, and what became of them."""
+    report, comparisons = DataReport('', ''), []
     for where, row in rows:
         report.read += 1
         try:
             if isinstance(row, MalformedRow):
                 raise row
-            comparison = row if isinstance(row, Comparison) else parse_row(
-                row, where, attributes=data.attributes, literal=name not in ('rows', 'columns'))
+            comparisons.append(row if isinstance(row, Comparison) else parse_row(
+                row, where, attributes=attributes, literal=literal))
         except translate.NotJudged:
             report.dropped['not judged'] += 1
-            continue
         except MalformedRow as error:
             report.drop_malformed(error)
-            continue
-        known = by_id.setdefault(comparison.id, comparison)
-        if known != comparison:
-            comparison = dataclasses.replace(comparison, id=comparison.place, remarks=(
-                *comparison.remarks, 'id of an earlier row, told apart by line'))
-        comparisons.append(comparison)
-    check_malformed([report], data.max_malformed)
-    return _note_duplicates(comparisons), report
+    return *records.rows_of(comparisons), report
+
+
+def _late(comparisons: Comparisons) -> dict[int, tuple[str, tuple[str, ...]]]:
+    """What rows are called and remarked that have the id or the texts of an earlier one.
+
+    Rows of one id that say the same have the same id. Those with the same texts, in any order, are
+    remarked by whether the two agree; what two people say of the same texts are two judgements.
+
+    Returns:
+      Number of the row -> its id and remarks.
+    """
+    if not len(comparisons):
+        return {}
+    ids, annotators = (_codes(comparisons.fact(name)) for name in ('id', 'annotator'))
+    texts = records.sortable(comparisons.numbers('texts'))
+    rows = np.flatnonzero(_repeated(ids) | _repeated(texts, annotators))
+    by_id: dict[str, bytes] = {}
+    first_of: dict[tuple[str | None, bytes], np.ndarray] = {}
+    changes = {}
+    for row, comparison in zip(rows.tolist(), comparisons.pick(rows), strict=True):
+        c = comparison
+        says = digest(records.said(dataclasses.replace(c, where='')).decode())
+        if by_id.setdefault(c.id, says) != says:
+            c = dataclasses.replace(c, id=c.place, remarks=(
+                *c.remarks, 'id of an earlier row, told apart by line'))
+        judged = _judged(c)
+        first = first_of.setdefault((c.annotator, c.text_digest()), judged)
+        if first is not judged:
+            opposed = (first * judged < 0).any()
+            remark = f'{"contradicts" if opposed else "repeats"} an earlier row'
+            c = dataclasses.replace(c, remarks=(*c.remarks, remark))
+        if c is not comparison:
+            changes[row] = c.id, c.remarks
+    return changes
+
+
+def _judged(comparison: Comparison) -> np.ndarray:
+    """[K, K], 1 where a response is preferred, -1 where another is; in an order of the texts."""
+    texts = [str(response) for response in comparison.responses]
+    order = sorted(range(len(texts)), key=texts.__getitem__)
+    matrix = comparison.preference_matrix()[np.ix_(order, order)]
+    return np.sign(matrix - matrix.T)
+
+
+def _codes(column: pa.ChunkedArray) -> np.ndarray:
+    """A number for each text of a column, the same for the same one."""
+    return np.concatenate([chunk.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+                           for chunk in column.dictionary_encode().chunks])
+
+
+def _repeated(*columns: np.ndarray) -> np.ndarray:
+    """Whether another row has the same in all of some columns."""
+    order = np.lexsort(columns)
+    same = np.logical_and.reduce([column[order][1:] == column[order][:-1] for column in columns])
+    found = np.zeros(len(order), bool)
+    found[order[1:][same]] = found[order[:-1][same]] = True
+    return found
 
 
 def understood(rows: Iterable[Row], data: Any) -> tuple[str, Iterable[Row]]:
@@ -346,49 +473,83 @@ def understood(rows: Iterable[Row], data: Any) -> tuple[str, Iterable[Row]]:
     return name, translate.native(name, rows, votes=data.votes, strengths=data.strengths)
 
 
-def _note_duplicates(comparisons: Sequence[Comparison]) -> list[Comparison]:
-    """Remarks on rows with the texts of an earlier one, in any order, by whether the two agree.
-
-    What two people say of the same texts are two judgements.
-    """
-    seen: dict[tuple[Any, ...], np.ndarray] = {}
-    noted = []
-    for comparison in comparisons:
-        texts = [str(response) for response in comparison.responses]
-        order = sorted(range(len(texts)), key=texts.__getitem__)
-        matrix = comparison.preference_matrix()[np.ix_(order, order)]
-        judged = np.sign(matrix - matrix.T)
-        asked = comparison.annotator, str(comparison.prompt), str(comparison.tools)
-        first = seen.setdefault((*asked, *(texts[i] for i in order)), judged)
-        if first is not judged:
-            opposed = (first * judged < 0).any()
-            remark = f'{"contradicts" if opposed else "repeats"} an earlier row'
-            comparison = dataclasses.replace(comparison, remarks=(*comparison.remarks, remark))
-        noted.append(comparison)
-    return noted
+def _add_to_digest(found: Any, split: str, writer: Writer) -> None:
+    """Adds everything that the comparisons of a split say, but for places in files."""
+    texts, facts = writer[f'{split}-texts'], writer[f'{split}-facts']
+    found.update(f'{split} {len(texts)}\n'.encode())
+    told_apart = _told_apart(facts)
+    for number, batch in enumerate(texts.in_turn()):
+        said = batch.column('said')
+        start, stop = texts.starts[number:number + 2]
+        if not told_apart[start:stop].any():
+            found.update(_content_of(said))
+            continue
+        rows = np.arange(start, stop)
+        for row, comparison in zip(rows, Comparisons(
+                '', Cache(''), lambda: facts, lambda: texts, rows), strict=True):
+            found.update(records.said(comparison) if told_apart[row]
+                         else said[int(row - start)].as_py())
 
 
-def _digest(splits: dict[str, list[Comparison]]) -> str:
-    """Hexadecimal digest of everything that comparisons say, but for places in files."""
-    found = hashlib.sha256()
-    for split, comparisons in splits.items():
-        found.update(f'{split} {len(comparisons)}\n'.encode())
-        for c in comparisons:
-            said = {**vars(c), 'attributes': dict(c.attributes), 'where': '', 'remarks': (),
-                    'id': c.id.replace(c.where, '') if c.where else c.id}
-            found.update(json.dumps(said, sort_keys=True, default=str).encode())
-    return found.hexdigest()
+def _told_apart(facts: Table) -> np.ndarray:
+    """Whether the id of each row is that of an earlier one."""
+    remark = 'id of an earlier row, told apart by line'
+    return np.array([remark in remarks for batch in facts.in_turn()
+                     for remarks in batch.column('remarks').to_pylist()], bool)
 
 
-def _divide(split: Split, fraction: float, name: str) -> tuple[Split, Split]:
-    """Moves `fraction` of the groups, chosen by their hash, into a split of their own."""
-    comparisons, report = split
-    groups = sorted(
-        {c.group for c in comparisons},
-        key=lambda group: hashlib.sha256(f'{name} {group}'.encode()).digest(),
-    )
-    moved = set(groups[:math.ceil(fraction * len(groups) - 1e-9)])
-    rest = [c for c in comparisons if c.group not in moved]
-    held_out = [c for c in comparisons if c.group in moved]
-    report.read -= len(held_out)
-    return (rest, report), (held_out, DataReport(report.source, name, read=len(held_out)))
+def _content_of(column: pa.Array) -> memoryview:
+    """The bytes of all values, one after the other."""
+    offsets = np.frombuffer(column.buffers()[1], np.int32)[column.offset:]
+    return memoryview(column.buffers()[2])[offsets[0]:offsets[len(column)]]
+
+
+def _remarks(comparisons: Comparisons) -> collections.Counter[str]:
+    return collections.Counter(itertools.chain.from_iterable(
+        chunk.flatten().to_pylist() for chunk in comparisons.fact('remarks').chunks))
+
+
+def _divide_all(source: Source, data: Any, writer: Writer) -> dict[str, Any]:
+    """Writes which rows each of the three splits has; of each, whose rows, and its report."""
+    parts = {split: (split, np.arange(len(comparisons)), report.copy())
+             for split, (comparisons, report) in source.splits.items()}
+    if 'train' not in parts:  # A folder with test rows alone can still be evaluated on.
+        origin, _, report = next(iter(parts.values()))
+        parts['train'] = origin, np.zeros(0, np.int64), DataReport(report.source, 'train')
+    for name, fraction in (('test', data.test_fraction), ('validation', data.validation_fraction)):
+        if name not in parts:
+            origin, rows, report = parts['train']
+            moved = _moved(source.splits[origin][0].pick(rows), fraction, name)
+            report.read -= int(moved.sum())
+            parts['train'] = origin, rows[~moved], report
+            parts[name] = origin, rows[moved], DataReport(report.source, name,
+                                                          read=int(moved.sum()))
+    groups, found = np.zeros(0, records.DIGEST), {}
+    for split in _NAMES:
+        origin, rows, report = parts[split]
+        comparisons = source.splits[origin][0].pick(rows)
+        report.notes.update(_remarks(comparisons))
+        own = records.sortable(comparisons.numbers('opening'))
+        if split != 'train' and (overlap := int(np.isin(own, groups).sum())):
+            report.notes['opening question also in the training rows'] = overlap
+        groups = np.union1d(groups, own)
+        with writer.table(split, pa.schema([('row', pa.int64())])) as write:
+            write(pa.record_batch([pa.array(rows)], ['row']))
+        found[split] = [origin, report.stored()]
+    return found
+
+
+def _moved(comparisons: Comparisons, fraction: float, name: str) -> np.ndarray:
+    """Which comparisons a split of their own takes: `fraction` of the groups, by their hash."""
+    if not len(comparisons):
+        return np.zeros(0, bool)
+    _, first, group = np.unique(records.sortable(comparisons.numbers('opening')),
+                                return_index=True, return_inverse=True)
+    names = comparisons.pick(np.sort(first)).fact('group').to_pylist()
+    hashes = np.array([hashlib.sha256(f'{name} {one}'.encode()).digest() for one in names], 'S32')
+    of_group = np.empty(len(first), 'S32')
+    of_group[np.argsort(first)] = hashes
+    count = math.ceil(fraction * len(first) - 1e-9)
+    moved = np.zeros(len(first), bool)
+    moved[np.argsort(of_group, kind='stable')[:count]] = True
+    return moved[group]

@@ -4,20 +4,22 @@ Each whole dialogue is tokenised once, so that its tokens are those a model woul
 dialogue stood alone; the longest common token prefix of the dialogues is the shared prompt.
 """
 
-import collections
 import dataclasses
 import datetime
+import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Iterator, Sequence, Set
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import tokenizers
 import transformers
 
-from qrm.data import orders
+from qrm.data import encoded as encoded_lib
+from qrm.data import orders, records, workers
 from qrm.data.comparisons import (
     Comparison,
     DataError,
@@ -25,74 +27,14 @@ from qrm.data.comparisons import (
     MalformedRow,
     in_a_line,
 )
+from qrm.data.encoded import Candidates, Encoded, EncodedTable, Ids
+from qrm.data.records import Comparisons
 from qrm.data.rows import as_chat
+from qrm.data.tables import Cache, Writer
 from qrm.data.templates import Tokenizer, render, settle, unread_keys
-
-Ids = np.ndarray  # [length] int32
 
 OVERLONG = ('truncate_prompt', 'drop', 'error')
 _BATCH = 2048  # dialogues handed to the tokenizer at a time
-_REMEMBERED = 4  # sets of comparisons whose tokens are kept, as the runs of a study read the same
-
-
-class Candidates(NamedTuple):
-    """The K responses of a comparison that is read as orders of two of them, see `orders`.
-
-    Attributes:
-      preference: [K, K] float32, see `Comparison.preference_matrix`.
-      ratings: [K, A] float32, see `Comparison.rating_matrix`.
-      lengths: tokens of each.
-    """
-
-    preference: np.ndarray
-    ratings: np.ndarray
-    lengths: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoded:
-    """One comparison in tokens; dialogue k is `prompt` followed by `responses[k]`.
-
-    Attributes:
-      id, group: as in `Comparison`.
-      prompt: [P] int32, tokens shared by all dialogues.
-      responses: K arrays [R_k] int32 with R_k >= 1; the reward is read at the last token. With
-        `candidates` these are orders of two responses, and so are those that all else is of.
-      preference: [K, K] float32, see `Comparison.preference_matrix`.
-      ratings: [K, A] float32, see `Comparison.rating_matrix`.
-      margin, weight: as in `Comparison`.
-      annotator: index of who judged, -1 if unknown.
-      prompt_sizes: how many tokens at the start of each dialogue are those of its prompt alone, if
-        anything reads it. Unlike the size of `prompt`, no other response changes it.
-      candidates: what is known of the responses that these are orders of; None: they are responses.
-    """
-
-    id: str
-    group: str
-    prompt: Ids
-    responses: tuple[Ids, ...]
-    preference: np.ndarray
-    ratings: np.ndarray
-    margin: float = 0.0
-    weight: float = 1.0
-    annotator: int = -1
-    prompt_sizes: tuple[int, ...] = ()
-    candidates: Candidates | None = None
-
-    @property
-    def lengths(self) -> tuple[int, ...]:
-        """Tokens of each response."""
-        return tuple(map(len, self.responses))
-
-    @property
-    def size(self) -> int:
-        """Tokens of the comparison with the prompt stored once."""
-        return len(self.prompt) + sum(self.lengths)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest dialogue."""
-        return len(self.prompt) + max(self.lengths)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,11 +188,11 @@ def tokenize(
             continue
         if reading.append_eos and (plainly or not reading.rendered_chats):
             eos = tokenizer.eos_token_id
-            dialogues = [[*_without_end(ids, eos), eos] for ids in dialogues]
+            dialogues = [np.append(_without_end(ids, eos), np.int32(eos)) for ids in dialogues]
         if reading.skipped is not None:
             dialogues = [_without_end(ids, reading.skipped) for ids in dialogues]
         result.append(
-            [np.asarray(ids, np.int32) for ids in dialogues] if all(map(len, dialogues)) else
+            dialogues if all(map(len, dialogues)) else
             MalformedRow(f'{comparison.place}: a dialogue has no tokens, expected text'))
     return result
 
@@ -315,7 +257,7 @@ def encode(
     named: bool = False,
     attributes: Sequence[str] = (),
     annotators: Sequence[str] = (),
-) -> list[Encoded]:
+) -> EncodedTable:
     """Encodes comparisons to learn from or to evaluate on.
 
     A comparison with a dialogue longer than `reading.max_length` tokens (EOS included) loses the
@@ -324,6 +266,8 @@ def encode(
     without any known preference or with identical responses, unless ratings are read and there is
     one. All is counted in `report`, as are rows that the chat template or the tokenizer refuses,
     which are malformed.
+
+    What is found of `Comparisons` is kept where they are, by all that it depends on.
 
     Args:
       comparisons: what to encode.
@@ -341,70 +285,17 @@ def encode(
     """
     if overlong not in OVERLONG:
         raise ValueError(f'overlong={overlong!r}, expected one of {OVERLONG}')
-    max_length = reading.max_length
-    special = [token for token in tokenizer.all_special_tokens if token]
-    index_of = {name: i for i, name in enumerate(annotators)}
-    kept = []
-    tokens_of = _remembered(comparisons, tokenizer, reading)
-    for comparison, tokenised in zip(comparisons, tokens_of, strict=True):
-        if isinstance(tokenised, MalformedRow):
-            report.drop_malformed(tokenised)
-            continue
-        dialogues, sizes, lengths, unread = tokenised
-        report.notes.update(f'{key} not used by the chat template' for key in unread)
-        preference = comparison.preference_matrix()
-        rating = comparison.rating_matrix(attributes)
-        rated = ratings and np.isfinite(rating).any()
-        if not rated and all(np.array_equal(ids, dialogues[0]) for ids in dialogues[1:]):
-            report.identical += len(dialogues) > 1
-            report.dropped['identical responses' if len(dialogues) > 1 else 'one response'] += 1
-            continue
-        if not (rated or (preferences and preference.any())) or not comparison.weight:
-            known = ' or '.join(['preference'] * preferences + ['rating'] * ratings)
-            report.dropped[f'no {known} known, or weight 0'] += 1
-            continue
-        if named and comparison.annotator is None:
-            report.dropped['annotator not named'] += 1
-            continue
-        preference, rating, candidates = _judged(preference, rating, reading, lengths)
-        prompt, responses = split_prompt(dialogues)
-        lead = _lead(prompt, tokenizer)
-        excess = len(prompt) + max(map(len, responses)) - max_length
-        if excess > 0:
-            if overlong == 'error':
-                raise DataError(f"{comparison.place}: a dialogue of {max_length + excess} tokens, "
-                                f"expected at most {max_length} (overlong is 'error')")
-            try:
-                # What responses have in common, or the one there is, is no part of the prompt.
-                known = 0 if overlong == 'drop' else min(
-                    sizes or prompt_sizes(as_read(comparison, reading), dialogues, tokenizer))
-            except MalformedRow as error:
-                report.drop_malformed(error)
-                continue
-            if excess > min(known, len(prompt)) - lead:
-                reason = ('a dialogue' if overlong == 'drop' else
-                          'a response alone' if candidates is None else 'a pair alone')
-                report.dropped[f'{reason} is longer than {max_length} tokens'] += 1
-                continue
-            report.truncated += 1
-            prompt = np.delete(prompt, np.s_[lead:lead + excess])
-        if not reading.share_prompt:
-            prompt, responses = split_prompt(
-                [np.concatenate([prompt, ids]) for ids in responses], share=False)
-        encoded = Encoded(comparison.id, comparison.group, prompt, responses, preference, rating,
-                          comparison.margin, comparison.weight,
-                          index_of.get(comparison.annotator, -1),
-                          tuple(_size_after_cut(size, lead, excess) for size in sizes),
-                          candidates)
-        kept.append(encoded)
-        report.tied += bool((preference == 0.5).any())
-        report.dialogue_tokens += len(prompt) * len(responses) + sum(map(len, responses))
-        report.packed_tokens += encoded.size
-        report.prompt_tokens += len(prompt) * len(responses)
-        if any(token in text for text in texts_of((comparison,)) for token in special):
-            report.notes['special tokens spelt out in the text'] += 1
-    report.kept += len(kept)
-    return kept
+    comparisons = Comparisons.of(comparisons)
+    wanted = _Wanted(overlong, preferences, ratings, named, tuple(attributes), tuple(annotators))
+    what = _description(tokenizer)  # of one in Python, what it does depends on its code
+    cache = comparisons.cache if comparisons.key and what else Cache('')
+    entry = cache.keep('tokens', {
+        'comparisons': comparisons.key, 'rows': comparisons.digest, 'tokenizer': what,
+        'reading': dataclasses.asdict(reading), 'wanted': dataclasses.asdict(wanted),
+    }, functools.partial(_encode_all, comparisons, tokenizer, reading, wanted))
+    report.add(DataReport.of(entry.value))
+    return EncodedTable(entry.table('tokens'), entry.key if cache is comparisons.cache else '',
+                        cache)
 
 
 def encode_to_score(
@@ -430,11 +321,12 @@ def encode_to_score(
         raise DataError(f'{alone[0].place}: one response to a prompt, expected two or more, as a '
                         'pairwise model compares them')
     result, cut, max_length = [], 0, reading.max_length
+    starts = _starts(tokenizer)
     dialogues_of = tokenize(comparisons, tokenizer, reading)
     for comparison, dialogues in zip(comparisons, dialogues_of, strict=True):
         if isinstance(dialogues, MalformedRow):
             raise dialogues
-        leads = [min(_lead(ids, tokenizer), max_length - 1) for ids in dialogues]
+        leads = [min(_lead(ids, starts), max_length - 1) for ids in dialogues]
         excesses = [len(ids) - max_length for ids in dialogues]
         cut += sum(excess > 0 for excess in excesses)
         sizes = (prompt_sizes(as_read(comparison, reading), dialogues, tokenizer)
@@ -444,9 +336,9 @@ def encode_to_score(
             [np.delete(ids, np.s_[lead:lead + max(excess, 0)])
              for ids, lead, excess in zip(dialogues, leads, excesses, strict=True)],
             share=reading.share_prompt)
-        lengths = _candidate_lengths(comparison, tokenizer, reading)
         preference, rating, candidates = _judged(
-            comparison.preference_matrix(), comparison.rating_matrix(attributes), reading, lengths)
+            comparison, comparison.preference_matrix(), comparison.rating_matrix(attributes),
+            tokenizer, reading)
         result.append(Encoded(comparison.id, comparison.group, prompt, responses, preference,
                               rating, prompt_sizes=sizes, candidates=candidates))
     return result, cut
@@ -464,135 +356,175 @@ def encode_prompts(
       DataError: a chat template is missing; or it or the tokenizer refuses a prompt, or there is
         no token in it.
     """
-    result, cut = [], 0
+    result, cut, starts = [], 0, _starts(tokenizer)
     for c in comparisons:
         plainly = isinstance(c.prompt, str)
         text = c.prompt if plainly else render(c, (), tokenizer, to_answer=True)
         ids = next(_ids([text], tokenizer, add_special_tokens=plainly))
         if isinstance(ids, Exception):
             raise MalformedRow(f'{c.place}: the tokenizer refuses it ({in_a_line(ids)})')
-        ids = np.asarray(_without_end(ids, tokenizer.eos_token_id) if plainly else ids, np.int32)
+        if plainly:
+            ids = _without_end(ids, tokenizer.eos_token_id)
         if not len(ids):
             raise MalformedRow(f'{c.place}: a prompt without tokens, expected text')
-        lead, excess = min(_lead(ids, tokenizer), max_length - 1), len(ids) - max_length
+        lead, excess = min(_lead(ids, starts), max_length - 1), len(ids) - max_length
         cut += excess > 0
         result.append(np.delete(ids, np.s_[lead:lead + max(excess, 0)]))
     return result, cut
 
 
-def _judged(
-    preference: np.ndarray, ratings: np.ndarray, reading: Reading, lengths: tuple[int, ...]
-) -> tuple[np.ndarray, np.ndarray, Candidates | None]:
-    """What is known of all that is read: of responses, or of orders and the candidates in them."""
-    if not reading.pair_template:
-        return preference, ratings, None
-    of_orders = orders.preference(preference)
-    return (of_orders, np.full((len(of_orders), ratings.shape[1]), np.nan, np.float32),
-            Candidates(preference, ratings, lengths))
+@dataclasses.dataclass(frozen=True)
+class _Wanted:
+    """Arguments of `encode`."""
+
+    overlong: str
+    preferences: bool
+    ratings: bool
+    named: bool
+    attributes: tuple[str, ...]
+    annotators: tuple[str, ...]
 
 
-def _candidate_lengths(
-    comparison: Comparison, tokenizer: Tokenizer, reading: Reading
-) -> tuple[int, ...]:
-    """Tokens of each response by itself, where the tokens of dialogues are those of two.
+def _description(tokenizer: Tokenizer) -> str:
+    """Digest of all that a tokenizer does; '' of one that does it in Python."""
+    backend = _backend(tokenizer)
+    if backend is None:
+        return ''
+    return hashlib.sha256(repr((
+        type(tokenizer).__qualname__, backend.to_str(), tokenizer.chat_template,
+        tokenizer.special_tokens_map, tokenizer.split_special_tokens)).encode()).hexdigest()
+
+
+def _encode_all(comparisons: Comparisons, tokenizer: Tokenizer, reading: Reading, wanted: _Wanted,
+                writer: Writer) -> dict[str, Any]:
+    """Writes the comparisons that are kept; what became of all of them."""
+    report = DataReport('', '')
+    columns = encoded_lib.schema(max(tokenizer.get_vocab().values(), default=0) + 1)
+    encode_some = functools.partial(_encode_some, tokenizer=tokenizer, reading=reading,
+                                    wanted=wanted, columns=columns)
+    with writer.table('tokens', columns) as write:
+        for rows, counts in workers.in_order(encode_some, comparisons.chunks()):
+            write(rows)
+            report.add(counts)
+    return report.stored()
+
+
+def _encode_some(
+    chunk: pa.RecordBatch, *, tokenizer: Tokenizer, reading: Reading, wanted: _Wanted,
+    columns: pa.Schema,
+) -> tuple[pa.RecordBatch, DataReport]:
+    """Comparisons of a chunk as rows of a table, and what became of all of them."""
+    report, kept = DataReport('', ''), []
+    comparisons = list(records.decoded(chunk))
+    starts = _starts(tokenizer)
+    special = [token for token in tokenizer.all_special_tokens if token]
+    for comparison, dialogues in zip(
+            comparisons, tokenize(comparisons, tokenizer, reading), strict=True):
+        try:
+            if isinstance(dialogues, MalformedRow):
+                raise dialogues
+            item = _encode_one(comparison, dialogues, tokenizer, report, reading, wanted, starts)
+        except MalformedRow as error:
+            report.drop_malformed(error)
+            continue
+        if item is None:
+            continue
+        kept.append(item)
+        k, responses = len(item.responses), sum(map(len, item.responses))
+        report.tied += bool((item.preference == 0.5).any())
+        report.dialogue_tokens += len(item.prompt) * k + responses
+        report.packed_tokens += len(item.prompt) + responses
+        report.prompt_tokens += len(item.prompt) * k
+        if any(token in text for text in texts_of((comparison,)) for token in special):
+            report.notes['special tokens spelt out in the text'] += 1
+    report.kept = len(kept)
+    return encoded_lib.rows_of(kept, columns), report
+
+
+def _encode_one(
+    comparison: Comparison, dialogues: list[Ids], tokenizer: Tokenizer, report: DataReport,
+    reading: Reading, wanted: _Wanted, starts: Set[int],
+) -> Encoded | None:
+    """A comparison in tokens; None if it is dropped, which is counted, as what is cut.
 
     Raises:
-      MalformedRow: see `as_read`.
+      DataError: a dialogue is too long and that is an error.
+      MalformedRow: the chat template or the tokenizer refuses the prompt alone, or a candidate.
+    """
+    as_it_is_read = as_read(comparison, reading)
+    sizes = prompt_sizes(as_it_is_read, dialogues, tokenizer) if reading.size_prompt else ()
+    report.notes.update(f'{key} not used by the chat template'
+                        for key in unread_keys(as_it_is_read, tokenizer))
+    preference = comparison.preference_matrix()
+    rating = comparison.rating_matrix(wanted.attributes)
+    rated = wanted.ratings and np.isfinite(rating).any()
+    if not rated and all(np.array_equal(ids, dialogues[0]) for ids in dialogues[1:]):
+        report.identical += len(dialogues) > 1
+        report.dropped['identical responses' if len(dialogues) > 1 else 'one response'] += 1
+        return None
+    if not (rated or (wanted.preferences and preference.any())) or not comparison.weight:
+        known = ' or '.join(['preference'] * wanted.preferences + ['rating'] * wanted.ratings)
+        report.dropped[f'no {known} known, or weight 0'] += 1
+        return None
+    if wanted.named and comparison.annotator is None:
+        report.dropped['annotator not named'] += 1
+        return None
+    preference, rating, candidates = _judged(comparison, preference, rating, tokenizer, reading)
+    prompt, responses = split_prompt(dialogues)
+    lead, max_length = _lead(prompt, starts), reading.max_length
+    excess = len(prompt) + max(map(len, responses)) - max_length
+    if excess > 0:
+        if wanted.overlong == 'error':
+            raise DataError(f"{comparison.place}: a dialogue of {max_length + excess} tokens, "
+                            f"expected at most {max_length} (overlong is 'error')")
+        # What responses have in common, or the one there is, is no part of the prompt.
+        known = 0 if wanted.overlong == 'drop' else min(
+            sizes or prompt_sizes(as_it_is_read, dialogues, tokenizer))
+        if excess > min(known, len(prompt)) - lead:
+            reason = ('a dialogue' if wanted.overlong == 'drop' else
+                      'a response alone' if candidates is None else 'a pair alone')
+            report.dropped[f'{reason} is longer than {max_length} tokens'] += 1
+            return None
+        report.truncated += 1
+        prompt = np.delete(prompt, np.s_[lead:lead + excess])
+    if not reading.share_prompt:
+        prompt, responses = split_prompt(
+            [np.concatenate([prompt, ids]) for ids in responses], share=False)
+    annotator = (wanted.annotators.index(comparison.annotator)
+                 if comparison.annotator in wanted.annotators else -1)
+    return Encoded(comparison.id, comparison.group, prompt, responses, preference, rating,
+                   comparison.margin, comparison.weight, annotator,
+                   tuple(_size_after_cut(size, lead, excess) for size in sizes), candidates)
+
+
+def _judged(
+    comparison: Comparison, preference: np.ndarray, ratings: np.ndarray, tokenizer: Tokenizer,
+    reading: Reading,
+) -> tuple[np.ndarray, np.ndarray, Candidates | None]:
+    """What is known of all that is read: of responses, or of orders and the candidates in them.
+
+    Raises:
+      MalformedRow: see `as_read`; or the tokenizer refuses a response alone.
     """
     if not reading.pair_template:
-        return ()
+        return preference, ratings, None
     texts = orders.response_texts(as_chat(comparison) if reading.as_chats else comparison)
     found = list(_ids(texts, tokenizer, add_special_tokens=False))
     if refused := [ids for ids in found if isinstance(ids, Exception)]:
         raise MalformedRow(f'{comparison.place}: the tokenizer refuses a response '
                            f'({in_a_line(refused[0])})')
-    return tuple(map(len, found))
+    of_orders = orders.preference(preference)
+    return (of_orders, np.full((len(of_orders), ratings.shape[1]), np.nan, np.float32),
+            Candidates(preference, ratings, tuple(map(len, found))))
 
 
-def has_preferred(encoded: Iterable[Encoded]) -> bool:
-    """Whether there is any pair with a preferred side."""
-    return any((item.preference > 0.5).any() for item in encoded)
+def _starts(tokenizer: Tokenizer) -> Set[int]:
+    """BOS and CLS, if there are such."""
+    return {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
 
 
-def has_rating(encoded: Iterable[Encoded]) -> bool:
-    """Whether there is any rated response."""
-    return any(np.isfinite(item.ratings).any() for item in encoded)
-
-
-def fingerprint(encoded: Sequence[Encoded]) -> str:
-    """SHA-256 over everything training reads of the comparisons, to recognise other data."""
-    digest = hashlib.sha256()
-    for item in encoded:
-        for array in (item.prompt, *item.responses, item.preference, item.ratings):
-            digest.update(f'{array.shape}'.encode())
-            digest.update(array.tobytes())
-        digest.update(f'{item.margin} {item.weight} {item.annotator} {item.prompt_sizes}'.encode())
-    return digest.hexdigest()
-
-
-class _Tokenised(NamedTuple):
-    """A comparison in tokens, before anything is cut.
-
-    Attributes:
-      dialogues: see `tokenize`.
-      sizes: `prompt_sizes`, if the reading says so.
-      lengths: of `Candidates`, if there are any.
-      unread: see `unread_keys`.
-    """
-
-    dialogues: list[Ids]
-    sizes: tuple[int, ...]
-    lengths: tuple[int, ...]
-    unread: list[str]
-
-
-_memory: collections.OrderedDict[str, list[_Tokenised | MalformedRow]] = collections.OrderedDict()
-
-
-def _remembered(
-    comparisons: Sequence[Comparison], tokenizer: Tokenizer, reading: Reading
-) -> list[_Tokenised | MalformedRow]:
-    """Each comparison in tokens, or what is wrong with it.
-
-    Those of the last few texts are remembered, by everything that they depend on.
-    """
-
-    def complete(comparison: Comparison, dialogues: list[Ids] | MalformedRow):
-        if isinstance(dialogues, MalformedRow):
-            return dialogues
-        read = as_read(comparison, reading)
-        try:
-            sizes = prompt_sizes(read, dialogues, tokenizer) if reading.size_prompt else ()
-            lengths = _candidate_lengths(comparison, tokenizer, reading)
-        except MalformedRow as error:
-            return error
-        return _Tokenised(dialogues, sizes, lengths, unread_keys(read, tokenizer))
-
-    def make() -> list[_Tokenised | MalformedRow]:
-        return list(map(complete, comparisons, tokenize(comparisons, tokenizer, reading)))
-
-    backend = getattr(tokenizer, 'backend_tokenizer', None)
-    if backend is None:  # what one in Python does depends on its code
-        return make()
-    digest = hashlib.sha256(repr((
-        reading, backend.to_str(), tokenizer.chat_template, tokenizer.special_tokens_map)).encode())
-    for c in comparisons:
-        digest.update(repr((c.prompt, c.responses, c.tools)).encode())
-    key = digest.hexdigest()
-    if key not in _memory:
-        made = make()
-        if any(isinstance(one, MalformedRow) for one in made):  # which name the place of the row
-            return made
-        _memory[key] = made
-        while len(_memory) > _REMEMBERED:
-            _memory.popitem(last=False)
-    _memory.move_to_end(key)
-    return _memory[key]
-
-
-def _lead(ids: Ids, tokenizer: Tokenizer) -> int:
+def _lead(ids: Ids, starts: Set[int]) -> int:
     """1 if the tokens start with BOS or CLS, which a model expects there, else 0."""
-    starts = {tokenizer.bos_token_id, tokenizer.cls_token_id} - {None}
     return int(len(ids) > 0 and int(ids[0]) in starts)
 
 
@@ -604,21 +536,31 @@ def _size_after_cut(size: int, lead: int, excess: int) -> int:
 def _common_length(sequences: Sequence[Ids]) -> int:
     """Length of the longest common prefix."""
     limit = min(map(len, sequences))
-    first = sequences[0][:limit]
-    same = np.all([ids[:limit] == first for ids in sequences], axis=0)
-    return limit if same.all() else int(np.argmin(same))
+    first, *others = (ids[:limit] for ids in sequences)
+    for ids in others:
+        different = ids[:limit] != first[:limit]
+        if different.any():
+            limit = int(different.argmax())
+    return limit
 
 
 def _ids(
     texts: list[str], tokenizer: Tokenizer, *, add_special_tokens: bool
-) -> Iterator[list[int] | Exception]:
+) -> Iterator[Ids | Exception]:
     """Tokens of each text, or why there are none."""
 
-    def of(some: list[str]) -> list[list[int]]:
-        return tokenizer(
-            some, add_special_tokens=add_special_tokens, return_attention_mask=False,
-            verbose=False,  # lengths beyond the model's are cut, and counted, later
-        )['input_ids']
+    backend = _backend(tokenizer) if _is_plain(tokenizer) else None
+
+    def of(some: list[str]) -> list[Ids]:
+        if backend is None:
+            found = tokenizer(
+                some, add_special_tokens=add_special_tokens, return_attention_mask=False,
+                verbose=False,  # lengths beyond the model's are cut, and counted, later
+            )['input_ids']
+        else:  # which does not keep track of where in the text each token is
+            found = [one.ids for one in backend.encode_batch_fast(
+                some, add_special_tokens=add_special_tokens)]
+        return [np.asarray(ids, np.int32) for ids in found]
 
     for start in range(0, len(texts), _BATCH):
         some = texts[start:start + _BATCH]
@@ -634,7 +576,29 @@ def _ids(
         yield from found
 
 
-def _without_end(ids: list[int], last: int) -> list[int]:
+def _backend(tokenizer: Tokenizer) -> tokenizers.Tokenizer | None:
+    """What is not Python in a tokenizer, set as for each call, whatever the last one left."""
+    backend = getattr(tokenizer, 'backend_tokenizer', None)
+    if backend is None:
+        return None
+    # Set only where it differs, as another thread may be using it.
+    if backend.truncation is not None:
+        backend.no_truncation()
+    if backend.padding is not None:
+        backend.no_padding()
+    if backend.encode_special_tokens != tokenizer.split_special_tokens:
+        backend.encode_special_tokens = tokenizer.split_special_tokens
+    return backend
+
+
+def _is_plain(tokenizer: Tokenizer) -> bool:
+    """Whether tokens are those of the backend, as its class does nothing else to texts."""
+    kind, plain = type(tokenizer), transformers.PreTrainedTokenizerFast
+    return issubclass(kind, plain) and all(
+        getattr(kind, name) is getattr(plain, name) for name in ('__call__', '_encode_plus'))
+
+
+def _without_end(ids: Ids, last: int) -> Ids:
     """Without this token at the end: spelt out in the text, added by the tokenizer, or both."""
     end = len(ids)
     while end and ids[end - 1] == last:

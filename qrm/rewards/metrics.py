@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded
 from qrm.rewards import distributions, losses, pairwise, statistics
 from qrm.rewards.heads import HeadConfig
 
@@ -109,16 +109,21 @@ def predictions_of(
       head: which reads the outputs.
       loss: the objective, which says what a win probability is.
     """
-    judged = [item.candidates or item for item in encoded]
-    sizes = [len(one.preference) for one in judged]
-    starts = np.cumsum([0, *sizes])
-    groups = {group: i for i, group in enumerate(dict.fromkeys(item.group for item in encoded))}
-    decided = [np.argwhere(one.preference > 0.5) for one in judged]
-    pairs = np.concatenate([start + own for start, own in zip(starts, decided, strict=False)])
-    pairs = pairs.astype(np.int32)
-    label = np.concatenate([one.preference[tuple(own.T)]
-                            for one, own in zip(judged, decided, strict=True)])
-    ratings = np.concatenate([one.ratings for one in judged])
+    decided, labels, ratings, lengths, sizes, ids, of_items = [], [], [], [], [], [], []
+    groups: dict[str, int] = {}
+    for item in encoded:  # each is there only now, if a table decodes them
+        judged = item.candidates or item
+        own = np.argwhere(judged.preference > 0.5)
+        decided.append(own)
+        labels.append(judged.preference[tuple(own.T)])
+        ratings.append(judged.ratings.copy())
+        lengths += judged.lengths
+        sizes.append(len(judged.lengths))
+        ids.append(item.id)
+        of_items.append(groups.setdefault(item.group, len(groups)))
+    starts = np.cumsum([0, *sizes[:-1]])
+    pairs = np.concatenate([start + own for start, own in zip(starts, decided, strict=True)])
+    pairs, ratings = pairs.astype(np.int32), np.concatenate(ratings)
     log_odds = np.zeros((0, 2), np.float32)
     if head.pairwise:
         log_odds = np.concatenate([pairwise.in_both_orders(of_item)[tuple(own.T)]
@@ -134,12 +139,12 @@ def predictions_of(
         **read,
         taus=head.taus,
         ratings=ratings[:, 0] if ratings.shape[1] == 1 else np.full(len(ratings), np.nan, 'f4'),
-        lengths=np.concatenate([one.lengths for one in judged]).astype(np.int32),
+        lengths=np.array(lengths, np.int32),
         comparisons=np.repeat(np.arange(len(sizes), dtype=np.int32), sizes),
-        comparison_ids=np.array([item.id for item in encoded]),
-        comparison_groups=np.array([groups[item.group] for item in encoded]),
+        comparison_ids=np.array(ids),
+        comparison_groups=np.array(of_items),
         pairs=pairs,
-        label=label.astype(np.float32),
+        label=np.concatenate(labels).astype(np.float32),
         order_log_odds=log_odds.astype(np.float32),
     )
 

@@ -22,8 +22,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from qrm.data.encoded import Encoded, Ids
 from qrm.data.packing import Layout, round_length
-from qrm.data.tokens import Encoded, Ids, split_prompt
+from qrm.data.tokens import split_prompt
 from qrm.rewards import selection
 from qrm.rewards.distributions import Distribution
 from qrm.rewards.heads import HeadConfig

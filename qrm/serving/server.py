@@ -34,7 +34,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route as Endpoint
 
 from qrm.data.comparisons import DataError, in_a_line
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded
 from qrm.rewards import selection
 from qrm.rewards.selection import Rule
 from qrm.serving import protocols

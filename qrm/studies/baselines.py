@@ -12,7 +12,7 @@ import scipy
 
 from qrm.analysis import evaluate
 from qrm.data import sources
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded
 from qrm.models.network import RewardNetwork
 from qrm.rewards import metrics
 from qrm.rewards.heads import HeadConfig

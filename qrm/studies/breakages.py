@@ -241,7 +241,7 @@ def config_changed(ground: Ground, rng: np.random.Generator, folder: Path) -> Ou
     changes = {}
     for _ in range(rng.integers(1, 3)):
         key = list(config_lib.KEYS)[rng.integers(len(config_lib.KEYS))]
-        if key != 'data.path' and not key.startswith(('model.checkpoint', 'model.tokenizer')):
+        if not key.startswith(('data.path', 'data.cache', 'model.checkpoint', 'model.tokenizer')):
             changes[key] = _other_value(config_lib.KEYS[key], rng)
     changes = {'train.max_steps': 2} | changes
     shown = ', '.join(f'{key}={value!r}' for key, value in changes.items())
@@ -306,18 +306,13 @@ def order_kept(ground: Ground, rng: np.random.Generator, folder: Path) -> Outcom
     resumed = int(rng.integers(steps + 1))
     lengths = rng.integers(1, 9, examples)
 
-    @dataclasses.dataclass(frozen=True)
-    class Item:
-        index: int
-        size: int
-
     seen = []
     for part in (range(resumed), range(resumed, steps)):
         for step in part:
             indices = packing.batch_indices(step, seed=seed, examples=examples, batch_size=batch,
                                             total=total)
-            shares = packing.share([Item(int(i), int(lengths[i])) for i in indices], devices)
-            dealt = sorted(item.index for own in shares for item in own)
+            shares = packing.share(lengths[indices], devices)
+            dealt = sorted(int(i) for own in shares for i in indices[own])
             if dealt != sorted(indices.tolist()):
                 return Outcome('dealt', f'step {step}: {dealt}, not {sorted(indices.tolist())}')
             seen += indices.tolist()
@@ -367,7 +362,7 @@ def rows_generated(ground: Ground, rng: np.random.Generator, folder: Path) -> Ou
 def _wrong_with(path: str, rows: Sequence[Any], tokenizer: Any) -> str:
     """What is wrong with how a file of rows is read; '' if nothing is."""
     data = config_lib.schema.build(config_lib.KEYS, {
-        'data.path': path, 'data.max_malformed': 1.0, 'data.test_fraction': 0.3,
+        'data.path': path, 'data.cache': '', 'data.max_malformed': 1.0, 'data.test_fraction': 0.3,
         'data.validation_fraction': 0.3}).data
     try:
         source = sources.read(data, 'any')

@@ -23,8 +23,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from qrm.data.encoded import Encoded
 from qrm.data.packing import Layout
-from qrm.data.tokens import Encoded
 from qrm.models import sharding
 from qrm.models.architecture import Architecture, flat, leaves
 from qrm.models.lora import adapter_leaves

@@ -19,7 +19,7 @@ import numpy as np
 
 from qrm.analysis import diagnostics, evaluate, tables
 from qrm.data.comparisons import DataError, DataReport
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded
 from qrm.rewards import metrics, resampling, selection, statistics
 from qrm.rewards.metrics import Predictions
 from qrm.rewards.statistics import Statistic, Undefined

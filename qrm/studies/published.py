@@ -22,6 +22,7 @@ from qrm.analysis import divergences, tables
 from qrm.analysis.tables import PUBLISHED_PAIRS
 from qrm.data import tokens
 from qrm.data.comparisons import Comparison, DataError, MalformedRow, in_a_line
+from qrm.data.encoded import Encoded
 from qrm.data.rows import parse_row
 from qrm.data.templates import MOSS
 from qrm.data.tokens import Reading
@@ -291,7 +292,7 @@ def simulate(counts: Sequence[int], aucs: Sequence[float], bins: Sequence[int], 
 # (c) What a target does to the spread
 
 
-def _test_pairs(member: Any, path: str) -> list[tokens.Encoded]:
+def _test_pairs(member: Any, path: str) -> list[Encoded]:
     """Test pairs, in the tokens of a run."""
     return [item for item in read_data(member, path).encoded['test']
             if len(item.responses) == 2 and (item.preference > 0.5).any()]
@@ -321,7 +322,7 @@ def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
 
 
 def score_both_ways(
-    model: RewardModel, test: Sequence[tokens.Encoded], real: Sequence[Comparison] | None,
+    model: RewardModel, test: Sequence[Encoded], real: Sequence[Comparison] | None,
     workload: str, draws: int, seed: int
 ) -> list[dict[str, Any]]:
     """Accuracy, AUC and every definition of one model, at the right token and as published.
@@ -357,7 +358,7 @@ def score_both_ways(
     return rows
 
 
-def _predictions(model: RewardModel, pairs: Sequence[tokens.Encoded], read: str) -> Predictions:
+def _predictions(model: RewardModel, pairs: Sequence[Encoded], read: str) -> Predictions:
     """What a model says of pairs, read at the end of each dialogue or as published."""
     if read == 'end':
         outputs = model.predict(pairs)

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from ml_collections import ConfigDict
 
 from qrm.data import packing
+from qrm.data.encoded import Lengths
 from qrm.models import families
 from qrm.models.architecture import Architecture
 from qrm.models.network import RewardNetwork
@@ -67,7 +68,8 @@ def pack(comparisons: int, devices: int, rows: int) -> costs.Stacks:
     """Comparisons of HH's lengths dealt to devices: the stacks of the fullest of them."""
     items = speed.synthetic(1500, vocab_size=50257, max_length=512, seed=0)
     layouts = packing.plan_layouts(items, row_length=LENGTH, rows=rows)
-    parts = [packing.pack(part, layouts) for part in packing.share(items[:comparisons], devices)]
+    parts = [packing.pack([items[i] for i in part], layouts)
+             for part in packing.share(Lengths.of(items[:comparisons]).sizes, devices)]
     return [(layout, max(sum(one.layout == number for one in part) for part in parts))
             for number, layout in enumerate(layouts)]
 

@@ -24,7 +24,7 @@ import scipy
 from jax.sharding import Mesh
 
 from qrm.data import packing
-from qrm.data.tokens import Encoded
+from qrm.data.encoded import Encoded, Lengths
 from qrm.models.architecture import Architecture
 from qrm.models.network import Params, RewardNetwork, parameter_count
 from qrm.models.tuning import Tuning
@@ -328,8 +328,9 @@ class _Training:
     def _parts(self, number: int) -> list[packing.Batch]:
         """The batch of a step, a part for each device."""
         per_device = -(-self._config.train.batch_size // self._devices)
-        return [packing.make_batch(part, self._layouts, per_device)
-                for part in packing.share(self.items(number), self._devices)]
+        items = self.items(number)
+        return [packing.make_batch([items[i] for i in part], self._layouts, per_device)
+                for part in packing.share(Lengths.of(items).sizes, self._devices)]
 
     def _batch(self, number: int) -> Any:
         """What a step takes beside the state, on the devices."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from qrm.data import demo, formats, orders, tokens, translate
+from qrm.data import demo, formats, orders, tables, tokens, translate
 from qrm.models import attention, families, lora, tuning
 from qrm.models.architecture import Architecture
 from qrm.models.families import FAMILIES
@@ -66,6 +66,10 @@ KEYS: Table = {
     'data.strengths': Key(
         'ignored', OneOf(translate.STRENGTHS),
         "by how much a response is preferred, in units of the format: 'ignored', or the 'margin'"),
+    'data.cache': Key(
+        'auto', ANY,
+        "folder that keeps what is read and its tokens for the next start: 'auto', `qrm` in the "
+        "user's cache folder ($XDG_CACHE_HOME or ~/.cache); '': nothing is kept"),
     'data.max_length': Key(
         0, NOT_NEGATIVE, "tokens of a dialogue with EOS; 0: the model's number of positions"),
     'data.overlong': Key(
@@ -357,11 +361,11 @@ def check(config: Any, more: Table | None = None) -> None:
     schema.raise_all(problems)
 
 
-_PATHS = ('data.path', 'model.checkpoint', 'model.tokenizer', 'model.chat_template',
+_PATHS = ('data.path', 'data.cache', 'model.checkpoint', 'model.tokenizer', 'model.chat_template',
           'train.features', 'evaluation.candidates', 'evaluation.references')
 
 
-_DEMO = ('data.path', 'demo')  # whatever is called so in the folder that one is in
+_NAMES = (('data.path', 'demo'), ('data.cache', tables.AUTO))  # whatever stands in the folder
 
 
 def absolute(config: Any) -> Any:
@@ -369,9 +373,9 @@ def absolute(config: Any) -> Any:
     found, values = copy.deepcopy(config), dict(schema.flatten(config, {}))
     found.update_from_flattened_dict({
         key: os.path.abspath(values[key]) for key in _PATHS
-        # What does not exist may be a name on the hub, but for the folder of features.
-        if values[key] and (os.path.exists(values[key]) or key == 'train.features')
-        and (key, values[key]) != _DEMO})
+        # What does not exist may be a name on the hub, but for folders to write into.
+        if values[key] and (os.path.exists(values[key]) or key in ('data.cache', 'train.features'))
+        and (key, values[key]) not in _NAMES})
     return found
 
 

@@ -34,8 +34,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from qrm.data import packing
+from qrm.data.encoded import Encoded
 from qrm.data.packing import Batch, Stack
-from qrm.data.tokens import Encoded
 from qrm.models.network import Hidden, Params, RewardNetwork
 from qrm.rewards.heads import parse_read
 from qrm.training import inference, step, workdir

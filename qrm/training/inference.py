@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qrm.data.comparisons import DataError
+from qrm.data.encoded import Encoded, Lengths, Ranges
 from qrm.data.packing import (
     Layout,
     MicroBatch,
@@ -24,7 +25,6 @@ from qrm.data.packing import (
     round_length,
     runs,
 )
-from qrm.data.tokens import Encoded
 from qrm.models import sharding
 from qrm.models.network import Params, RewardNetwork
 from qrm.training.devices import Spread, own_devices
@@ -44,22 +44,25 @@ def check_look_ups(network: RewardNetwork, encoded: Sequence[Encoded]) -> None:
       DataError: names the first comparison with a token, a position or an annotator that the
         network does not have.
     """
-    a = network.architecture
-    for item in encoded:
-        known = len(network.head.annotators)
-        tokens = [ids for ids in (item.prompt, *item.responses) if len(ids)]
-        low, high = min(map(np.min, tokens)), max(map(np.max, tokens))
-        if low < 0 or high >= a.vocab_size:
-            problem = (f'token {low if low < 0 else high}, but the embedding has {a.vocab_size} '
-                       'rows')
-        elif item.longest > a.max_positions:
-            problem = (f'a dialogue of {item.longest} tokens, but the model has {a.max_positions} '
-                       'positions')
-        elif not -1 <= item.annotator < known:
-            problem = f'annotator {item.annotator}, but the head knows {known}'
-        else:
-            continue
-        raise DataError(f'{item.id}: {problem}')
+    if not encoded:
+        return
+    a, known = network.architecture, len(network.head.annotators)
+    longest = Lengths.of(encoded).longest
+    low, high, annotator = Ranges.of(encoded)
+    no_token, too_long = (low < 0) | (high >= a.vocab_size), longest > a.max_positions
+    wrong = no_token | too_long | (annotator < -1) | (annotator >= known)
+    if not wrong.any():
+        return
+    i = int(wrong.argmax())
+    if no_token[i]:
+        problem = (f'token {low[i] if low[i] < 0 else high[i]}, but the embedding has '
+                   f'{a.vocab_size} rows')
+    elif too_long[i]:
+        problem = (f'a dialogue of {longest[i]} tokens, but the model has {a.max_positions} '
+                   'positions')
+    else:
+        problem = f'annotator {annotator[i]}, but the head knows {known}'
+    raise DataError(f'{encoded[i].id}: {problem}')
 
 
 def predict(
@@ -156,19 +159,16 @@ def _run(
     """Values [K, width] of what gives [C, K, width] of a micro-batch, a chunk after the other."""
     if not encoded:
         return
-    if layouts:
-        pieces = [[(item, 0)] for item in encoded]
-    else:
-        pieces, layouts = _planned(encoded, row_length, rows)
+    length, layouts = (None, layouts) if layouts else _planned(encoded, row_length, rows)
     devices, spread = jax.device_count(), Spread(mesh)
     params = spread.start(network.cut(params) if mesh is None else params)
 
-    def values_of(chunk: slice) -> list[np.ndarray]:
-        results = [np.empty((len(item.responses), width), np.float32) for item in encoded[chunk]]
+    def values_of(items: Sequence[Encoded]) -> list[np.ndarray]:
+        results = [np.empty((len(item.responses), width), np.float32) for item in items]
         # Each piece, and where its values go.
         places = [(piece, result[k:k + len(piece.responses)])
-                  for result, of_item in zip(results, pieces[chunk], strict=True)
-                  for piece, k in of_item]
+                  for result, item in zip(results, items, strict=True)
+                  for piece, k in ([(item, 0)] if length is None else _pieces(item, length))]
         packed = pack([piece for piece, _ in places], layouts)
         running: collections.deque[tuple[jax.Array, list[Packed]]] = collections.deque()
 
@@ -197,21 +197,22 @@ def _run(
     for start in range(0, len(encoded), chunk):
         check()
         with watched() as progressed:
-            values = values_of(slice(start, start + chunk))
+            values = values_of(list(encoded[start:start + chunk]))
         yield values
 
 
 def _planned(
     encoded: Sequence[Encoded], row_length: int, rows: int
-) -> tuple[list[list[tuple[Encoded, int]]], tuple[Layout, ...]]:
-    """The pieces of each comparison, see `_pieces`, and the shapes that hold them."""
-    length = fit_row_length(encoded, row_length)
-    total = round_length(sum(item.size for item in encoded))
+) -> tuple[int, tuple[Layout, ...]]:
+    """Tokens of a row, and the shapes that hold all pieces of such, see `_pieces`."""
+    length, sizes = fit_row_length(encoded, row_length), Lengths.of(encoded).sizes
+    total = round_length(int(sizes.sum()))
     if total < length:  # a few dialogues alone do not pay for a whole row
         length, rows = total, 1
-    pieces = [_pieces(item, length) for item in encoded]
-    return pieces, plan_layouts([piece for of_item in pieces for piece, _ in of_item],
-                                row_length=length, rows=max(1, rows * row_length // length))
+    if sizes.max() > length:
+        encoded = [piece for item in encoded for piece, _ in _pieces(item, length)]
+    return length, plan_layouts(encoded, row_length=length,
+                                rows=max(1, rows * row_length // length))
 
 
 def _pieces(item: Encoded, length: int) -> list[tuple[Encoded, int]]:

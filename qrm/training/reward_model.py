@@ -16,10 +16,10 @@ import jax
 import numpy as np
 
 from qrm.data.comparisons import Comparison, DataError
+from qrm.data.encoded import Encoded
 from qrm.data.packing import Layout
 from qrm.data.rows import parse_row
 from qrm.data.tokens import (
-    Encoded,
     Reading,
     Tokenizer,
     encode_to_score,

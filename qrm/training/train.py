@@ -19,8 +19,16 @@ from jax.sharding import Mesh
 
 from qrm.data import packing, sources, templates, tokens
 from qrm.data.comparisons import DataError, DataReport, check_malformed
+from qrm.data.encoded import (
+    Encoded,
+    EncodedTable,
+    Lengths,
+    fingerprint,
+    has_preferred,
+    has_rating,
+)
 from qrm.data.seen import Seen
-from qrm.data.tokens import Encoded, Reading, Tokenizer
+from qrm.data.tokens import Reading, Tokenizer
 from qrm.models import adapters, families, sharding, weights
 from qrm.models.network import Params, RewardNetwork, parameter_count
 from qrm.rewards import heads, metrics
@@ -81,7 +89,7 @@ class Data(NamedTuple):
 
     tokenizer: Tokenizer
     reading: Reading
-    encoded: dict[str, list[Encoded]]
+    encoded: dict[str, EncodedTable]
     reports: dict[str, DataReport]
     seen: Seen
     annotators: tuple[str, ...]
@@ -102,7 +110,7 @@ class Prepared(NamedTuple):
     initial: Initial
 
     @property
-    def encoded(self) -> dict[str, list[Encoded]]:
+    def encoded(self) -> dict[str, EncodedTable]:
         """'train', 'validation', 'test' -> comparisons in tokens."""
         return self.data.encoded
 
@@ -183,7 +191,7 @@ def read_data(config: Any, folder: str | None = None) -> Data:
     splits = sources.divide(source, config.data)
     annotators = ()
     if config.head.name == 'annotator':
-        annotators = tuple(sorted({c.annotator for c in splits['train'][0]} - {None}))
+        annotators = tuple(sorted(set(splits['train'][0].fact('annotator').to_pylist()) - {None}))
         if not annotators:
             raise DataError(f"{config.data.path}: no training comparison has an 'annotator', "
                             'which the annotator head learns from')
@@ -221,7 +229,7 @@ def read_data(config: Any, folder: str | None = None) -> Data:
         inference.check_look_ups(network, items)
     reports = {split: report for split, (_, report) in splits.items()}
     check_malformed(reports.values(), config.data.max_malformed)
-    has = {'preferred': tokens.has_preferred, 'rated': tokens.has_rating}
+    has = {'preferred': has_preferred, 'rated': has_rating}
     judged_by = 'rated' if metrics.criterion(loss) == 'crps' else 'preferred'
     for split, items in encoded.items():
         anchored = split == 'train' and loss.thresholds
@@ -361,7 +369,7 @@ def _identity(config: Any, prepared: Prepared) -> dict[str, str]:
     encoded = prepared.encoded
     start = prepared.initial.base or base.find(
         config.model.checkpoint, config.seed, config.train.frozen_dtype, frozen=True)
-    return {'fingerprint': tokens.fingerprint([*encoded['train'], *encoded['validation']]),
+    return {'fingerprint': fingerprint(encoded['train'], encoded['validation']),
             'start': start.digest}
 
 
@@ -425,6 +433,7 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
     workdir.write_arrays(os.path.join(folder, 'seen.npz'), prepared.data.seen.arrays())
 
     # Shapes and length of the run.
+    sizes = Lengths.of(examples).sizes
     batch_size, devices = config.train.batch_size, jax.device_count()
     total = round(config.train.epochs * len(examples))
     steps = -(-total // batch_size)
@@ -444,8 +453,7 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
 
     def make_batches(number: int) -> list[packing.Batch]:
         """Batches of this process's devices."""
-        parts = packing.share([examples[i] for i in indices(number)], devices)
-        return [course.make_batch(parts[i]) for i in own_devices()]
+        return list(map(course.make_batch, _own_parts(examples, sizes, indices(number))))
 
     def indices(number: int) -> np.ndarray:
         return packing.batch_indices(number, seed=config.seed, examples=len(examples),
@@ -560,6 +568,20 @@ def _train(config: Any, folder: str, prepared: Prepared, course: _Course,
         raise Interrupted(interrupted)
     # The first steps wait for compilation, and for none before them.
     return Outcome(parameters, float(np.median(seconds[3:])) if len(seconds) > 3 else None)
+
+
+def _own_parts(
+    examples: Sequence[Encoded], sizes: np.ndarray, places: np.ndarray
+) -> list[list[Encoded]]:
+    """Comparisons of a step for each device of this process; no others are read.
+
+    Args:
+      examples: all comparisons.
+      sizes: tokens of each of them.
+      places: numbers of those of the step.
+    """
+    parts = packing.share(sizes[places], jax.device_count())
+    return [[examples[i] for i in places[parts[device]]] for device in own_devices()]
 
 
 def _standard_head(

@@ -34,7 +34,7 @@ from qrm.data.seen import Seen
 # another number of devices, it rounds differently.
 _FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
               'train.tensorboard', 'train.sharding', 'train.features', 'data.path',
-              'data.max_malformed', 'model.checkpoint', 'model.tokenizer')
+              'data.cache', 'data.max_malformed', 'model.checkpoint', 'model.tokenizer')
 _PACKAGES = ('qrm-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers',
              'tokenizers', 'datasets', 'safetensors', 'numpy', 'scipy')
 

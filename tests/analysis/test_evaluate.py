@@ -59,7 +59,7 @@ def test_data_are_known_by_what_they_say(run, tmp_path):
     prepared = train.read_data(workdir.load_config(str(folder / 'run')))
     trained = prepared.reports['train'].read
     questions = {item.group for item in prepared.encoded['train']}
-    assert found.report.notes[TRAINED] == trained == len(prepared.seen.texts)
+    assert found.report.notes[TRAINED] == trained == len(prepared.seen.arrays()['texts'])
     assert found.report.notes[ASKED] == sum(row['prompt'] in questions for row in rows) >= trained
     for fraction in ('test', 'validation'):
         with pytest.raises(ConfigError, match=f'data.{fraction}_fraction: cannot be changed'):

@@ -14,16 +14,15 @@ from ml_collections import ConfigDict
 
 from qrm.data import orders, templates, tokens
 from qrm.data.comparisons import Comparison, DataError, DataReport, MalformedRow, check_malformed
+from qrm.data.encoded import Encoded, fingerprint
 from qrm.data.files import read_rows
 from qrm.data.rows import parse_row
 from qrm.data.sources import load_splits
 from qrm.data.templates import render
 from qrm.data.tokens import (
-    Encoded,
     Reading,
     encode,
     encode_to_score,
-    fingerprint,
     load_tokenizer,
     split_prompt,
     tokenize,
@@ -238,15 +237,17 @@ def test_rows_that_the_template_refuses_are_malformed(refusal, reason):
         encode_to_score([good, bad], tokenizer, Reading(100))
 
 
-def test_rows_that_the_tokenizer_refuses_are_malformed(tokenizer, monkeypatch):
+def test_rows_that_the_tokenizer_refuses_are_malformed():
     def refuse(texts, **kwargs):
         if any('x' in text for text in texts):
             raise OverflowError('too much')
         return {'input_ids': [[5] * len(text) for text in texts]}
 
-    monkeypatch.setattr(type(tokenizer), '__call__', lambda self, *args, **kw: refuse(*args, **kw))
+    refusing = _tokenizer()
+    refusing.__class__ = type('Refusing', (type(refusing),), {
+        '__call__': lambda self, *args, **kwargs: refuse(*args, **kwargs)})
     rows = [_comparison('a', 'b'), _comparison('a', 'b', 'x', name='row 5'), _comparison('', 'cd')]
-    first, second, third = tokenize(rows, tokenizer, Reading(100, append_eos=False))
+    first, second, third = tokenize(rows, refusing, Reading(100, append_eos=False))
     assert str(second) == 'row 5: the tokenizer refuses it (too much)'
     assert [len(first[0]), len(third[0])] == [2, 2]
 
@@ -680,7 +681,7 @@ def test_every_row_of_a_file_is_kept_or_counted(tokenizer, tmp_path):
     path = tmp_path / 'rows.jsonl'
     path.write_text('\n'.join(lines) + '\n')
     settings = ConfigDict({'path': str(path), 'validation_fraction': 0.2, 'test_fraction': 0.2,
-                           'max_malformed': 0.2, 'attributes': (), 'format': 'auto',
+                           'max_malformed': 0.2, 'cache': '', 'attributes': (), 'format': 'auto',
                            'columns': (), 'votes': 'share', 'strengths': 'ignored'})
     total = DataReport('all', 'all')
     for comparisons, report in load_splits(settings, 'any').values():
@@ -961,23 +962,30 @@ def test_real_comparisons_with_the_gpt2_tokenizer():
     assert 1.5 < report.dialogue_tokens / report.packed_tokens < 1.6
 
 
-def test_the_same_texts_are_tokenised_once(tokenizer, monkeypatch):
-    monkeypatch.setattr(tokens, '_memory', type(tokens._memory)())
-    calls, whole = [], tokens.tokenize
-    monkeypatch.setattr(tokens, 'tokenize', lambda *args: calls.append(1) or whole(*args))
-    first, _ = _encode_one(_comparison('he', 'llo', 'y'), tokenizer)
-    again, _ = _encode_one(_comparison('he', 'llo', 'y', name='b'), _tokenizer())
-    assert fingerprint([first]) == fingerprint([again])
-    assert (first.id, again.id) == ('a', 'b')
-    assert len(calls) == 1
-    for number, (comparison, other) in enumerate((
-            (_comparison('he', 'llo', 'x'), tokenizer), (_comparison('he', 'y', 'llo'), tokenizer),
-            (_comparison('he', 'llo', 'y'), _tokenizer(''))), start=2):
-        assert fingerprint([_encode_one(comparison, other)[0]]) != fingerprint([first])
-        assert len(calls) == number
-    for i in range(9):
-        _encode_one(_comparison('he', 'llo', f'y{i}'), tokenizer)
-    assert len(tokens._memory) == tokens._REMEMBERED
+@pytest.mark.parametrize('split', [False, True])
+@pytest.mark.parametrize('single', ['', '<s> $A', '<s> $A </s>'])
+def test_tokens_are_those_of_the_tokenizer_whatever_it_was_used_for(single, split):
+    own, other = (_tokenizer(single) for _ in range(2))
+    texts = ['hello hell', '', 'spelt <s> out</s>', '\n\n h\u00e9 \u043a\u043e\u0442 \U0001f600',
+             'll' * 30]
+    own(texts, truncation=True, max_length=3, padding=True)
+    for one in (own, other):
+        one.split_special_tokens = split
+    for special in (False, True):
+        found = list(tokens._ids(texts, own, add_special_tokens=special))
+        expected = other(texts, add_special_tokens=special)['input_ids']
+        assert [ids.tolist() for ids in found] == expected
+        assert {ids.dtype for ids in found} == {np.dtype(np.int32)}
+
+
+def test_a_class_that_does_something_to_texts_does_so():
+    own = _tokenizer()
+    whole = type(own)._encode_plus
+    own.__class__ = type('Own', (type(own),), {
+        '_encode_plus': lambda self, text, **kwargs: whole(
+            self, [one.upper() for one in text], **kwargs)})
+    found, = tokens._ids(['he'], own, add_special_tokens=False)
+    assert own.convert_ids_to_tokens(found) == ['H', 'E']
 
 
 # Two responses that are read together.

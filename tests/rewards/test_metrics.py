@@ -11,7 +11,7 @@ from scipy.special import expit
 from sklearn.metrics import log_loss, roc_auc_score
 
 from qrm.data import orders
-from qrm.data.tokens import Candidates
+from qrm.data.encoded import Candidates
 from qrm.rewards import metrics
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.losses import LossConfig

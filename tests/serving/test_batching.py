@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from qrm.data import demo
+from qrm.data.encoded import Encoded
 from qrm.data.packing import Layout
 from qrm.data.rows import parse_row
-from qrm.data.tokens import Encoded
 from qrm.rewards import selection
 from qrm.serving import batching
 from qrm.serving.batching import Batcher, Dialogue, Overloaded, Score, Scorer, Step

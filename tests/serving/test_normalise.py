@@ -267,7 +267,8 @@ def test_what_cannot_be_told_is_said(run, data, tmp_path):
 def test_rows_that_the_run_was_trained_on_are_counted(run, data, tmp_path):
     _, _, splits = data
     fresh = [c for c in splits['validation'] if c.group not in {t.group for t in splits['train']}]
-    said = normalise(str(run), source=write(tmp_path / 'x.jsonl', splits['train'][:3] + fresh[:2]))
+    path = write(tmp_path / 'x.jsonl', [*splits['train'][:3], *fresh[:2]])
+    said = normalise(str(run), source=path)
     assert '  note 3: row this run was trained on' in said.splitlines()
 
 

@@ -15,13 +15,14 @@ import pytest
 
 import qrm
 from qrm.analysis import evaluate
-from qrm.data import packing, tokens
+from qrm.data import packing, tables, tokens
 from qrm.data.comparisons import DataError
+from qrm.data.encoded import fingerprint
 from qrm.training import config as config_lib
 from qrm.training import interruptions, step, train, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.schema import ConfigError
-from tests.helpers import ROOT, TINY, WORDS, load_config, word_pairs
+from tests.helpers import ROOT, TINY, WORDS, load_config, random_comparisons, word_pairs
 
 # With dropout and a teacher, so that all there can be of state has to be restored.
 OVERRIDES = TINY | {'model.dropout': 0.1, 'train.max_steps': 14, 'train.keep': 1,
@@ -302,7 +303,7 @@ def test_a_run_over_midnight_goes_on_with_its_own_day(tmp_path, monkeypatch):
 
     def at(day):
         monkeypatch.setattr(train, '_common_time', lambda: datetime.datetime(2026, 11, day))
-        return tokens.fingerprint(train.read_data(own, str(tmp_path / 'run')).encoded['train'])
+        return fingerprint(train.read_data(own, str(tmp_path / 'run')).encoded['train'])
 
     assert at(27) != at(28)
     first = at(27)
@@ -395,3 +396,127 @@ def test_judgements_of_files_train_evaluate_and_score(rows, options, criterion, 
         alone = model.score([question(2)], [' z'])
         np.testing.assert_allclose(scores.rewards[1][1], alone.rewards[0], atol=1e-5)
         np.testing.assert_allclose(scores.quantiles[1][1], alone.quantiles[0], atol=1e-5)
+
+
+# Data that are kept.
+
+
+def _contents(data):
+    """All that a run takes of its data."""
+    train_items = data.encoded['train']
+    layouts = packing.plan_layouts(train_items, row_length=24, rows=2)
+    batch = packing.make_batch(train_items[:8], layouts, 8)
+    return {
+        'fingerprint': fingerprint(train_items, data.encoded['validation']),
+        'tests': fingerprint(data.encoded['test']),
+        'names': {split: [(item.id, item.group) for item in items]
+                  for split, items in data.encoded.items()},
+        'batch': [array.tobytes() for stack in batch
+                  for array in (stack.count, *stack.micro_batches)],
+        'reports': [json.dumps(report.as_dict()) for report in data.reports.values()],
+        'seen': data.seen}
+
+
+@pytest.fixture
+def keeping(tmp_path, monkeypatch):
+    """Reads data that are kept; what was read, and how many splits were tokenised for it."""
+    keys = word_pairs(tmp_path) | {'data.max_length': 24, 'data.cache': str(tmp_path / 'kept')}
+    rows = (tmp_path / 'pairs.jsonl').read_text().splitlines()
+    # Rows that are noted, cut, dropped and refused.
+    more = [rows[3], '{"chosen": 1}', json.dumps(json.loads(rows[4]) | {'note': 1, 'id': 'x'}),
+            json.dumps({'chosen': 'w1 w2', 'rejected': 'w1 w2'}),
+            json.dumps({'prompt': 'w5', 'chosen': 'w1 ' * 30, 'rejected': 'w2'})]
+    (tmp_path / 'pairs.jsonl').write_text('\n'.join([*rows, *more]))
+    made, whole = [], tokens._encode_all
+    monkeypatch.setattr(tokens, '_encode_all', lambda *args: made.append(1) or whole(*args))
+
+    def read(**changes):
+        made.clear()
+        own = load_config('hh', '', **keys | {'data.max_malformed': 0.1} | changes)
+        return _contents(train.read_data(own)), len(made)
+
+    return read
+
+
+def test_data_are_the_same_whether_they_are_kept_or_not(keeping, tmp_path, capsys):
+    expected, made = keeping(**{'data.cache': ''})
+    assert made == 3
+    reports = ' '.join(expected['reports'])
+    for told in ('malformed row', 'repeats an earlier row', "key 'note' not used", 'identical',
+                 'longer than 24 tokens'):
+        assert told in reports
+    assert keeping() == (expected, 3)
+    assert keeping() == (expected, 0)
+    for path in (tmp_path / 'kept' / 'tokens').glob('*/tokens.arrow'):
+        path.write_bytes(path.read_bytes()[:-9])
+    capsys.readouterr()
+    assert keeping() == (expected, 3)
+    assert capsys.readouterr().out.count('tokens.arrow: not what was written; made anew') == 3
+    assert keeping() == (expected, 0)
+
+
+@pytest.mark.parametrize('change', ['max_length', 'overlong', 'template', 'tokenizer', 'content',
+                                    'fraction', 'code'])
+def test_data_that_depend_on_something_else_are_made_anew(change, keeping, tmp_path, monkeypatch):
+    keeping()
+    changes = {'max_length': {'data.max_length': 20}, 'overlong': {'data.overlong': 'drop'},
+               'template': {'model.chat_template': '{{ messages }}'},
+               'fraction': {'data.test_fraction': 0.3}}.get(change, {})
+    if change == 'tokenizer':
+        path = tmp_path / 'checkpoint' / 'tokenizer.json'
+        path.write_text(path.read_text().replace('"w7"', '"W7"'))
+    if change == 'content':
+        path = tmp_path / 'pairs.jsonl'
+        path.write_text(path.read_text().replace('w9 ', 'w8 ', 1))
+    if change == 'code':
+        monkeypatch.setattr(tables, '_code', lambda: 'other')
+    found, made = keeping(**changes)
+    assert made >= 2
+    assert keeping(**changes, **{'data.cache': ''})[0] == found
+
+
+def test_a_pairwise_run_is_the_same_from_what_is_kept(tmp_path, monkeypatch):
+    path = tmp_path / 'rows.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in ranking_rows()))
+    made, whole = [], tokens._encode_all
+    monkeypatch.setattr(tokens, '_encode_all', lambda *args: made.append(1) or whole(*args))
+
+    def run(name, cache):
+        folder = str(tmp_path / name)
+        train.train(config(**{
+            'head.name': 'pairwise', 'data.path': str(path), 'data.cache': cache,
+            'data.test_fraction': 0.3, 'data.validation_fraction': 0.3, 'train.max_steps': 3,
+            'train.rows': 1, 'train.row_length': 128, 'loss.targets': 'label'}), folder)
+        found = evaluate.evaluate(workdir.load_config(folder), folder)
+        return workdir.read_metrics(folder), found.predictions, found.metrics
+
+    (losses, predictions, metrics), *others = [
+        run(name, cache) for name, cache in (
+            ('without', ''), ('first', str(tmp_path / 'kept')), ('second', str(tmp_path / 'kept')))]
+    assert len(made) == 4 + 3  # without, test comparisons are read once more to be judged
+    assert predictions.pairwise
+    for found in others:
+        assert (found[0], found[2]) == (losses, metrics)
+        for name, array in found[1]._asdict().items():
+            np.testing.assert_array_equal(array, getattr(predictions, name))
+
+
+def test_a_process_reads_only_the_comparisons_of_its_devices(monkeypatch):
+    class Items(list):
+        def __getitem__(self, i):
+            read.append(int(i))
+            return super().__getitem__(i)
+
+    items, read = Items(random_comparisons(40, seed=1)), []
+    sizes = np.array([item.size for item in items])
+    places = np.random.default_rng(0).permutation(40)[:12]
+    monkeypatch.setattr(jax, 'device_count', lambda: 4)
+    found = []
+    for own in ([0, 1], [2, 3]):
+        monkeypatch.setattr(train, 'own_devices', lambda own=own: own)
+        read.clear()
+        parts = train._own_parts(items, sizes, places)
+        assert [len(part) for part in parts] == [3, 3]
+        assert len(read) == 6
+        found += read
+    assert sorted(found) == sorted(places.tolist())

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qrm.data.packing import Batch, MicroBatch
-from qrm.models import sharding
+from qrm.models import platforms, sharding
 from qrm.models.architecture import flat, leaf_dtype, tree
 from qrm.models.network import Params, RewardNetwork
 from qrm.models.transformer import to_bits
@@ -333,4 +333,4 @@ def _sums(loss: jax.Array, rewards: jax.Array, batch: MicroBatch) -> Sums:
 
 def _unrolled(network: RewardNetwork) -> bool:
     """Whether blocks are computed one by one."""
-    return jax.default_backend() == 'cpu' and not network.remat
+    return platforms.current() == 'cpu' and not network.remat

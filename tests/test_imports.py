@@ -7,8 +7,8 @@ from tests.helpers import ROOT
 
 HOUSE = {
     'data': ['comparisons', 'tables', 'records', 'workers', 'rows', 'verdicts', 'formats',
-             'translate', 'files', 'phrases', 'demo', 'sources', 'convert', 'suites', 'seen',
-             'templates', 'orders', 'encoded', 'tokens', 'packing'],
+             'translate', 'files', 'phrases', 'demo', 'gold', 'sources', 'convert', 'suites',
+             'seen', 'templates', 'orders', 'encoded', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'normalisation', 'losses', 'resampling', 'statistics',
                 'pairwise', 'metrics', 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',

@@ -15,8 +15,8 @@ them to be.
 Axes: C prompts, K responses to each, T tokens of a response, E members of an ensemble.
 """
 
-import collections
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,6 +43,8 @@ REFUSALS = (
     r"\bas an ai\b",
 )
 
+_OF_TOKENS = ('tokens', 'mask', 'log_probs', 'reference_log_probs', 'sampled_log_probs',
+              'entropies')
 _LEVELS = {'length_p10': 0.1, 'length_p50': 0.5, 'length_p90': 0.9}
 _LEAST = 3  # rows that a trend is taken over
 _ROUNDING = 1e-6  # of a quantity, relative to its size; smaller changes are none
@@ -179,15 +181,13 @@ class Rules:
     Nothing counts as a change that is not `errors` standard errors beyond what the rule allows. A
     trend is the least-squares line over the last `window` rows, at least 3 of them.
 
-    | rule | holds if |
-    | --- | --- |
-    | 'over-optimisation' | the proxy reward rises and the gold reward or the win probability falls |
-    | 'kl' | the KL is above `kl_most` |
-    | 'kl growth' | the KL rises by more than `kl_growth` over the window |
-    | 'length' | responses are `length_factor` times as long as at the first row, or as short |
-    | 'entropy' | the entropy is below `entropy_share` of that of the first row |
-    | 'repetition', 'truncation', 'blanks', 'refusals' | the share is higher than at the first row by
-      more than `repetition`, `truncation`, `blanks`, `refusals` |
+    'over-optimisation': the proxy reward rises, and the gold reward or the win probability falls.
+    'kl': the KL is above `kl_most`.
+    'kl growth': the KL rises by more than `kl_growth` over the window.
+    'length': responses are `length_factor` times as long as at the first row, or as short.
+    'entropy': the entropy is below `entropy_share` of that of the first row.
+    'repetition', 'truncation', 'blanks', 'refusals': the share is above that of the first row by
+      more than the attribute of this name.
 
     Attributes:
       window: rows, of trends.
@@ -291,58 +291,51 @@ def measure(evaluation: Evaluation) -> Row:
         attribute, or too few opening questions for standard errors.
     """
     e = evaluation
+    _check_shapes(e)
     present = np.asarray(e.present, bool)
-    arrays = _checked(e, present)
     mask = np.asarray(e.mask, bool) & present[..., None]
     answered = present.any(axis=1)
     clusters = np.unique(list(e.groups), return_inverse=True)[1]
     if len(np.unique(clusters[answered])) < 2:
         raise ValueError('responses to prompts of fewer than two opening questions, expected more '
                          'for standard errors')
+    log_probs, reference = (_numbers(name, getattr(e, name), mask)
+                            for name in ('log_probs', 'reference_log_probs'))
+    sampled = (log_probs if e.sampled_log_probs is None else
+               _numbers('sampled_log_probs', e.sampled_log_probs, mask))
+    entropies = -log_probs if e.entropies is None else _numbers('entropies', e.entropies, mask)
+    proxy, predicted = (_numbers('proxy', values, present)
+                        for values in (e.proxy.mean, e.proxy.std))
+    gold, wins, members = (
+        None if getattr(e, name) is None else _numbers(name, getattr(e, name), present)
+        for name in ('gold', 'wins', 'members'))
+    k1, k3 = (np.asarray(objectives.kl_estimates(log_probs, reference, mask, name),
+                         np.float64).sum(axis=-1) for name in ('k1', 'k3'))
     lengths = mask.sum(axis=-1)
-    texts = np.array([list(row) for row in e.texts], object)
-    log_probs, reference = arrays['log_probs'], arrays['reference_log_probs']
-    kl = {name: np.asarray(objectives.kl_estimates(log_probs, reference, mask, name),
-                           np.float64).sum(axis=-1) for name in ('k1', 'k3')}
-    entropies = -log_probs if e.entropies is None else arrays['entropies']
-
-    def of_responses(name: str, values: np.ndarray) -> dict[str, float]:
-        return _mean(name, values, present, clusters)
-
-    def of_tokens(name: str, values: np.ndarray) -> dict[str, float]:
-        return _mean(name, values, lengths, clusters)
-
-    def share(name: str, found: Any) -> dict[str, float]:
-        return of_responses(name, np.asarray(found, np.float64))
-
-    sampled = log_probs if e.sampled_log_probs is None else arrays['sampled_log_probs']
-    surprise = of_tokens('surprise', -reference.sum(axis=-1))['surprise']
-    mismatch = of_tokens('mismatch', np.abs(log_probs - sampled).sum(axis=-1))['mismatch']
-    disagreement = (None if e.members is None else
-                    float(arrays['members'].std(axis=-1)[present].mean()))
-    numbers = (
-        of_responses('proxy', arrays['proxy.mean']),
-        {'gold': None, 'gold_error': None} if e.gold is None else
-        of_responses('gold', arrays['gold']),
-        {'win': None, 'win_error': None} if e.wins is None else
-        of_responses('win', arrays['wins']),
-        of_responses('kl', kl['k1']), of_responses('kl_k3', kl['k3']),
-        of_tokens('kl_token', kl['k1']), of_tokens('kl_token_k3', kl['k3']),
-        of_responses('length', lengths), of_tokens('entropy', entropies.sum(axis=-1)),
-        of_responses('repeated', repetition(e.tokens, mask)),
-        share('refused', _each(texts, refuses)), share('truncated', e.truncated),
-        share('blank', _each(texts, lambda text: not text.strip())),
-        {name: float(np.quantile(lengths[present], level)) for name, level in _LEVELS.items()},
-        {f'distinct_{n}': distinct(e.tokens, mask, n) for n in (1, 2)},
-    )
+    refused, blank = ([[test(text) for text in row] for row in e.texts]
+                      for test in (refuses, lambda text: not text.strip()))
+    of_responses = {
+        'proxy': proxy, 'gold': gold, 'win': wins, 'kl': k1, 'kl_k3': k3, 'length': lengths,
+        'repeated': repetition(e.tokens, mask), 'refused': refused, 'truncated': e.truncated,
+        'blank': blank}
+    of_tokens = {'kl_token': k1, 'kl_token_k3': k3, 'entropy': entropies.sum(axis=-1)}
+    numbers: dict[str, float | None] = {}
+    for counts, values_of in ((present, of_responses), (lengths, of_tokens)):
+        for name, values in values_of.items():
+            numbers[name], numbers[f'{name}_error'] = (
+                (None, None) if values is None else _mean(np.asarray(values), counts, clusters))
     return Row(
         step=e.step, prompts=int(answered.sum()), responses=int(present.sum()),
-        proxy_spread=float(arrays['proxy.mean'][present].std()),
-        predicted_std=float(arrays['proxy.std'][present].mean()),
-        gold_spread=None if e.gold is None else float(arrays['gold'][present].std()),
+        proxy_spread=float(proxy[present].std()), predicted_std=float(predicted[present].mean()),
+        gold_spread=None if gold is None else float(gold[present].std()),
         kl_bound=None if e.best_of == 1 else float(selection.kl_best_of_n(e.best_of)),
-        disagreement=disagreement, perplexity=math.exp(surprise), mismatch=mismatch,
-        **collections.ChainMap(*numbers))
+        **{name: float(np.quantile(lengths[present], level)) for name, level in _LEVELS.items()},
+        **{f'distinct_{n}': distinct(e.tokens, mask, n) for n in (1, 2)},
+        disagreement=(None if members is None else
+                      float(members.std(axis=-1)[present].mean())),
+        perplexity=math.exp(_mean(-reference.sum(axis=-1), lengths, clusters)[0]),
+        mismatch=_mean(np.abs(log_probs - sampled).sum(axis=-1), lengths, clusters)[0],
+        **numbers)
 
 
 def repetition(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -381,7 +374,7 @@ def distinct(tokens: np.ndarray, mask: np.ndarray, n: int) -> float:
 
 def refuses(text: str) -> bool:
     """Whether one of `REFUSALS` is found in a response."""
-    return _REFUSAL.search(text.replace('’', "'")) is not None
+    return _REFUSAL.search(text.replace('\u2019', "'")) is not None
 
 
 # --- rules ---------------------------------------------------------------------------------------
@@ -397,7 +390,7 @@ def suspicions(rows: Sequence[Row], rules: Rules) -> list[Suspicion]:
     Raises:
       ValueError: steps do not rise.
     """
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in itertools.pairwise(rows):
         if after.step <= before.step:
             raise ValueError(f'step {after.step} after step {before.step}, expected steps to rise')
     if not rows:
@@ -526,71 +519,53 @@ def format_rows(rows: Sequence[Row]) -> str:
 _REFUSAL = re.compile('|'.join(f'(?:{pattern})' for pattern in REFUSALS), re.IGNORECASE)
 
 
-def _checked(e: Evaluation, present: np.ndarray) -> dict[str, np.ndarray]:
-    """Arrays of numbers by attribute, float64 and 0 where there is no response or no token."""
-    if present.ndim != 2:
-        raise ValueError(f'present: shape {present.shape}, expected [C, K]')
-    where = {'response': present, 'token': np.asarray(e.mask, bool)}
-    shapes = {'response': present.shape, 'token': (*present.shape, np.shape(e.mask)[-1])}
-    arrays, kinds = {}, {
-        'proxy.mean': (e.proxy.mean, 'response'), 'proxy.std': (e.proxy.std, 'response'),
-        'gold': (e.gold, 'response'), 'wins': (e.wins, 'response'),
-        'log_probs': (e.log_probs, 'token'), 'reference_log_probs': (e.reference_log_probs, 'token'),
-        'sampled_log_probs': (e.sampled_log_probs, 'token'), 'entropies': (e.entropies, 'token'),
-    }
-    others = {'mask': (e.mask, 'token'), 'tokens': (e.tokens, 'token'),
-              'truncated': (e.truncated, 'response')}
-    for name, (values, kind) in (others | kinds).items():
-        if values is not None and np.shape(values) != shapes[kind]:
-            raise ValueError(f'{name}: shape {np.shape(values)}, expected {shapes[kind]}')
-    for name, size in {'groups': len(e.groups), 'texts': len(e.texts)}.items():
-        if size != len(present):
-            raise ValueError(f'{name}: of {size} prompts, expected {len(present)}')
-    for place, row in enumerate(e.texts):
-        if len(row) != present.shape[1]:
-            raise ValueError(f'texts: {len(row)} of prompt {place}, expected {present.shape[1]}')
-    where['token'] = where['token'] & present[..., None]
-    if e.members is not None:
-        if np.shape(e.members)[:-1] != present.shape:
-            raise ValueError(f'members: shape {np.shape(e.members)}, expected '
-                             f'{present.shape} and a number of members')
-        kinds['members'] = e.members, 'response'
-    for name, (values, kind) in kinds.items():
-        if values is None:
-            continue
-        values = np.asarray(values, np.float64)
-        there = where[kind] if values.ndim == where[kind].ndim else where[kind][..., None]
-        arrays[name] = np.where(there, values, 0.0)
-        bad = ~np.isfinite(arrays[name])
-        if bad.any():
-            raise ValueError(f'{name}: {bad.sum()} numbers that are not finite, the first one of '
-                             f'prompt {np.argwhere(bad)[0][0]}')
-    return arrays
+def _check_shapes(e: Evaluation) -> None:
+    shape = np.shape(e.present)
+    if len(shape) != 2:
+        raise ValueError(f'present: shape {shape}, expected [C, K]')
+    of_tokens = (*shape, *np.shape(e.mask)[-1:])
+    of_members = shape if e.members is None else (*shape, *np.shape(e.members)[-1:])
+    sizes = {len(row) for row in e.texts}
+    for name, found, expected in (
+            ('groups', (len(e.groups),), shape[:1]),
+            ('texts', (len(e.texts), *sizes), shape),
+            ('proxy', np.shape(e.proxy.mean), shape),
+            *((name, np.shape(value), of_tokens if name in _OF_TOKENS else
+               of_members if name == 'members' else shape)
+              for name in (*_OF_TOKENS, 'truncated', 'gold', 'wins', 'members')
+              if (value := getattr(e, name)) is not None)):
+        if found != expected:
+            raise ValueError(f'{name}: shape {found}, expected {expected}')
 
 
-def _mean(name: str, totals: np.ndarray, counts: np.ndarray, clusters: np.ndarray
-          ) -> dict[str, float]:
-    """Sum of [C, K] over the sum of counts [C, K], and its standard error, by name."""
-    there = np.asarray(counts) > 0
-    totals = np.where(there, np.asarray(totals, np.float64), 0.0).sum(axis=1)
-    counts = np.asarray(counts, np.float64).sum(axis=1)
-    total = counts.sum()
-    if not total:
-        return {name: 0.0, f'{name}_error': 0.0}
-    value = totals.sum() / total
+def _numbers(name: str, values: Any, there: np.ndarray) -> np.ndarray:
+    """Values as float64, 0 where there is no response or no token."""
+    values = np.asarray(values, np.float64)
+    there = np.broadcast_to(there.reshape(*there.shape, *(1,) * (values.ndim - there.ndim)),
+                            values.shape)
+    bad = there & ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(f'{name}: {bad.sum()} numbers that are not finite, the first one of '
+                         f'prompt {np.argwhere(bad)[0][0]}')
+    return np.where(there, values, 0.0)
+
+
+def _mean(totals: np.ndarray, counts: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """Sum of [C, K] over the sum of counts [C, K], and its standard error; 0 of nothing."""
+    totals = np.where(counts > 0, totals, 0.0).sum(axis=1)
+    counts = counts.sum(axis=1, dtype=np.float64)
+    if not counts.any():
+        return 0.0, 0.0
+    value = totals.sum() / counts.sum()
     residuals = np.bincount(clusters, totals - value * counts)
     number = np.count_nonzero(np.bincount(clusters, counts))
-    error = np.sqrt(number / max(number - 1, 1)) * np.linalg.norm(residuals) / total
-    return {name: float(value), f'{name}_error': float(error)}
+    error = math.sqrt(number / max(number - 1, 1)) * np.linalg.norm(residuals) / counts.sum()
+    return float(value), float(error)
 
 
 def _ngrams(tokens: np.ndarray, n: int) -> Iterator[tuple[int, ...]]:
     values = tokens.tolist()
     return zip(*(values[i:] for i in range(n)), strict=False)
-
-
-def _each(texts: np.ndarray, test: Any) -> np.ndarray:
-    return np.vectorize(test, otypes=[bool])(texts)
 
 
 def _lines(rows: Sequence[Row], rules: Rules) -> Iterator[tuple[str, str]]:

@@ -11,6 +11,7 @@ from qrm.data import phrases
 from qrm.policy import monitor
 from qrm.policy.monitor import Evaluation, Row, Rules
 from qrm.rewards import distributions, resampling
+from tests.helpers import policy_row
 
 NAN = np.nan
 
@@ -38,23 +39,10 @@ def _small(**changes):
     } | changes)
 
 
-def _row(step, **changes):
-    """A row of a run where nothing is wrong, with standard errors."""
-    values = dict.fromkeys(Row._fields, 0.0) | {
-        'step': step, 'prompts': 100, 'responses': 100, 'proxy': 1.0, 'proxy_error': 0.1,
-        'proxy_spread': 1.0, 'predicted_std': 0.5, 'gold': 2.0, 'gold_error': 0.1,
-        'gold_spread': 1.0, 'win': 0.5, 'win_error': 0.02, 'kl': 5.0, 'kl_error': 0.3,
-        'kl_bound': None, 'length': 50.0, 'length_error': 2.0, 'entropy': 2.0,
-        'entropy_error': 0.05, 'repeated': 0.05, 'repeated_error': 0.01, 'refused': 0.1,
-        'refused_error': 0.03, 'truncated': 0.02, 'truncated_error': 0.01, 'disagreement': None,
-        'perplexity': 3.0}
-    return Row(**values | changes)
-
-
 def _run(**series):
     """Rows at steps 0, 10, ... with these numbers, the others as they are."""
     count = len(next(iter(series.values())))
-    return [_row(10 * i, **{name: values[i] for name, values in series.items()})
+    return [policy_row(10 * i, **{name: values[i] for name, values in series.items()})
             for i in range(count)]
 
 
@@ -176,7 +164,7 @@ def test_responses_without_tokens_are_measured():
 
 
 @pytest.mark.parametrize('text', [
-    " I'm sorry, but that is not something I do.", 'I’m afraid I do not know.',
+    " I'm sorry, but that is not something I do.", 'I\u2019m afraid I do not know.',
     'Well, I cannot help you.', "i can't assist with this", 'I must decline.',
     "I'd rather not say.", 'As an AI, I have no body.', 'I am unable to answer.',
     'I will not provide that.'])
@@ -238,7 +226,7 @@ def test_constant_rows_are_not_suspect():
             'length': 7.3, 'entropy': 0.0, 'repeated': 1.0, 'blank': 1.0, 'refused': 1.0}
         if not errors:
             numbers |= {name: 0.0 for name in Row._fields if name.endswith('_error')}
-        rows = [_row(3 * i, **numbers) for i in range(30)]
+        rows = [policy_row(3 * i, **numbers) for i in range(30)]
         assert all(not monitor.suspicions(rows[:i], Rules()) for i in range(31))
 
 
@@ -248,7 +236,7 @@ def test_noise_of_the_stated_size_is_not_suspect():
         rng = np.random.default_rng(seed)
         rows = []
         for i in range(30):
-            row = _row(10 * i)
+            row = policy_row(10 * i)
             rows.append(row._replace(**{
                 name: getattr(row, name) + rng.normal() * getattr(row, f'{name}_error')
                 for name in names}))
@@ -358,7 +346,7 @@ def test_a_run_stops_for_what_lasts():
 
 def test_steps_have_to_rise():
     with pytest.raises(ValueError, match='step 5 after step 5'):
-        monitor.suspicions([_row(5), _row(5)], Rules())
+        monitor.suspicions([policy_row(5), policy_row(5)], Rules())
 
 
 @pytest.mark.parametrize(('changes', 'message'), [
@@ -411,7 +399,7 @@ def test_checkpoints_that_cannot_be_compared(wins):
 
 
 def test_rows_as_a_table():
-    text = monitor.format_rows([_row(0), _row(10, gold=None, repeated=0.5)])
+    text = monitor.format_rows([policy_row(0), policy_row(10, gold=None, repeated=0.5)])
     header, _, first, second = (
         [cell.strip() for cell in line.strip('| ').split('|')] for line in text.splitlines())
     assert dict(zip(header, first, strict=True)) | {'step': '0'} == {

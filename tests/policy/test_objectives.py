@@ -2,6 +2,7 @@
 same numbers as TRL and Tunix.
 """
 
+import json
 import math
 
 import jax
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from qrm.policy import objectives
+from tests.helpers import REFERENCE
 
 LOG3 = math.log(3.0)
 NAN = float('nan')
@@ -115,7 +117,7 @@ def test_aggregations_that_are_none(how, length, match):
 # KL: exact sums over a small vocabulary, and over all responses of two tokens.
 
 LOGITS = jnp.array([0.3, -1.0, 0.9, 0.0])
-REFERENCE = jax.nn.log_softmax(jnp.array([1.0, 0.2, -0.5, 0.1]))
+UNTRAINED = jax.nn.log_softmax(jnp.array([1.0, 0.2, -0.5, 0.1]))
 OLD = jax.nn.log_softmax(jnp.array([-0.2, 0.4, 0.6, 0.3]))
 ALL = jnp.ones(4, bool)
 
@@ -126,18 +128,18 @@ def mean_kl(estimator, logits, weights=None):
     def loss(logits):
         log_probs = jax.nn.log_softmax(logits)
         drawn = log_probs if weights is None else weights
-        each = objectives.kl_estimates(log_probs, REFERENCE, ALL, estimator, weights)
+        each = objectives.kl_estimates(log_probs, UNTRAINED, ALL, estimator, weights)
         return jnp.sum(jax.lax.stop_gradient(jnp.exp(drawn)) * each)
 
     return jax.value_and_grad(loss)(logits)
 
 
 def exact_kl(logits):
-    return objectives.categorical_kl(jax.nn.log_softmax(logits), REFERENCE)
+    return objectives.categorical_kl(jax.nn.log_softmax(logits), UNTRAINED)
 
 
 def reversed_kl(logits):
-    return objectives.categorical_kl(REFERENCE, jax.nn.log_softmax(logits))
+    return objectives.categorical_kl(UNTRAINED, jax.nn.log_softmax(logits))
 
 
 def test_categorical_kl_and_entropy_by_hand():
@@ -173,7 +175,7 @@ def test_gradients_of_kl_estimates_as_losses():
 
 
 def test_k2_is_right_to_second_order():
-    nearby = REFERENCE + 0.01 * LOGITS
+    nearby = UNTRAINED + 0.01 * LOGITS
     assert float(mean_kl('k2', nearby)[0]) == pytest.approx(float(exact_kl(nearby)), rel=0.02)
     assert abs(float(mean_kl('k2', LOGITS)[0] / exact_kl(LOGITS)) - 1.0) > 0.1
 
@@ -449,7 +451,7 @@ def test_division_by_the_std_has_no_unit_and_multiplies_no_rounding():
 
 SCORES = jnp.array([0.0, 1.0, 0.4, -0.6])
 BETA = 0.5
-OPTIMUM = jax.nn.log_softmax(REFERENCE + SCORES / BETA)
+OPTIMUM = jax.nn.log_softmax(UNTRAINED + SCORES / BETA)
 
 
 def distance(logits, optimum=OPTIMUM):
@@ -468,9 +470,9 @@ def descend(loss, steps=400, rate=0.5, decay=False):
             size = rate * (1.0 - i / steps) if decay else rate
             return logits - size * jax.grad(loss)(logits, jax.nn.log_softmax(logits))
 
-        return jax.lax.fori_loop(0, steps, step, REFERENCE)
+        return jax.lax.fori_loop(0, steps, step, UNTRAINED)
 
-    assert distance(REFERENCE) > 0.1
+    assert distance(UNTRAINED) > 0.1
     return run()
 
 
@@ -479,7 +481,7 @@ def test_ppo_reaches_the_optimum():
     mask = jnp.ones((4, 1), bool)
 
     def loss(logits, old):
-        kl = objectives.kl_estimates(old[:, None], REFERENCE[:, None], mask, 'k1')
+        kl = objectives.kl_estimates(old[:, None], UNTRAINED[:, None], mask, 'k1')
         rewards = objectives.penalised_rewards(SCORES, kl, mask, beta=BETA)
         value = jnp.sum(jnp.exp(old) * rewards[:, 0])
         found = objectives.gae(rewards, jnp.full((4, 1), value), mask, gamma=1.0, gae_lambda=0.95)
@@ -495,7 +497,7 @@ def test_ppo_reaches_the_optimum():
             return jax.lax.fori_loop(
                 0, 4, lambda _, x: x - 0.5 * jax.grad(loss)(x, old), logits)
 
-        return jax.lax.fori_loop(0, 150, one, REFERENCE)
+        return jax.lax.fori_loop(0, 150, one, UNTRAINED)
 
     assert distance(rounds()) < 1e-2
 
@@ -510,7 +512,7 @@ def group_loss(advantages, in_reward=0.0, in_loss=0.0, estimator='k2'):
     def loss(logits, old):
         old = jax.lax.stop_gradient(old)
         log_probs, was, reference = (x[TRIPLES][..., None] for x in (
-            jax.nn.log_softmax(logits), old, REFERENCE))
+            jax.nn.log_softmax(logits), old, UNTRAINED))
         rewards = objectives.penalised_rewards(
             SCORES[TRIPLES], objectives.kl_estimates(was, reference, mask, 'k1'), mask,
             beta=in_reward).sum(-1)
@@ -554,9 +556,9 @@ def test_k3_in_the_loss_has_another_optimum():
     low, high = float(SCORES.max()), float(SCORES.max()) + BETA
     for _ in range(60):
         middle = 0.5 * (low + high)
-        total = float(jnp.sum(BETA * jnp.exp(REFERENCE) / (middle - SCORES)))
+        total = float(jnp.sum(BETA * jnp.exp(UNTRAINED) / (middle - SCORES)))
         low, high = (middle, high) if total > 1.0 else (low, middle)
-    other = jnp.log(BETA) + REFERENCE - jnp.log(high - SCORES)
+    other = jnp.log(BETA) + UNTRAINED - jnp.log(high - SCORES)
     assert distance(found, other) < 1e-3
     assert distance(found) > 1e-2
 
@@ -565,9 +567,9 @@ def test_dpo_reaches_the_optimum():
     """Pairs of the reference, preferred by Bradley-Terry on the same rewards."""
 
     def loss(logits, _):
-        ratios = jax.nn.log_softmax(logits) - REFERENCE
+        ratios = jax.nn.log_softmax(logits) - UNTRAINED
         wins = jax.nn.sigmoid(SCORES[:, None] - SCORES)
-        pairs = jnp.exp(REFERENCE[:, None] + REFERENCE)
+        pairs = jnp.exp(UNTRAINED[:, None] + UNTRAINED)
         chosen, rejected = jnp.broadcast_arrays(ratios[:, None], ratios)
         return jnp.sum(2.0 * pairs * wins * objectives.dpo(chosen, rejected, beta=BETA))
 
@@ -579,11 +581,190 @@ def test_ipo_reaches_its_optimum():
     wins = jax.nn.sigmoid(3.0 * (SCORES[:, None] - SCORES))
 
     def loss(logits, _):
-        ratios = jax.nn.log_softmax(logits) - REFERENCE
-        pairs = jnp.exp(REFERENCE[:, None] + REFERENCE)
+        ratios = jax.nn.log_softmax(logits) - UNTRAINED
+        pairs = jnp.exp(UNTRAINED[:, None] + UNTRAINED)
         chosen, rejected = jnp.broadcast_arrays(ratios[:, None], ratios)
         return jnp.sum(pairs * wins * objectives.ipo(chosen, rejected, beta=BETA))
 
-    optimum = jax.nn.log_softmax(REFERENCE + wins @ jnp.exp(REFERENCE) / BETA)
-    assert float(objectives.categorical_kl(optimum, REFERENCE)) > 0.05
+    optimum = jax.nn.log_softmax(UNTRAINED + wins @ jnp.exp(UNTRAINED) / BETA)
+    assert float(objectives.categorical_kl(optimum, UNTRAINED)) > 0.05
     assert distance(descend(loss, 1000, 0.5), optimum) < 1e-3
+
+
+# The same numbers in TRL and Tunix (tests/reference/make_objectives.py).
+
+FOUND = json.loads((REFERENCE / 'objectives.json').read_text(encoding='utf-8'))
+GIVEN = {name: jnp.asarray(value) for name, value in FOUND['inputs'].items()}
+MASK = GIVEN['mask']
+SET = FOUND['constants']
+
+
+def assert_loss(loss, expected, name='log_probs'):
+    """The value, and the gradient by what stands in the place of a model's outputs."""
+    value, slope = jax.value_and_grad(loss)(GIVEN[name])
+    assert float(value) == pytest.approx(expected['loss'], abs=2e-6)
+    np.testing.assert_allclose(slope, expected['gradient'], atol=2e-6)
+
+
+def token_losses(log_probs, advantages=None, beta=0.0, estimator='k3', high=SET['high'], **kwargs):
+    if advantages is None:
+        advantages = GIVEN['advantages'][:, None]
+    losses = objectives.clipped_surrogate(
+        log_probs, GIVEN['old_log_probs'], advantages, MASK, clip_low=SET['low'], clip_high=high)
+    return losses.losses + beta * objectives.kl_estimates(
+        log_probs, GIVEN['reference_log_probs'], MASK, estimator, **kwargs)
+
+
+def clip_fraction(advantages, high=SET['high']):
+    found = objectives.clipped_surrogate(
+        GIVEN['log_probs'], GIVEN['old_log_probs'], advantages, MASK, clip_low=SET['low'],
+        clip_high=high)
+    return float(objectives.aggregate(found.clipped.astype(jnp.float32), MASK, 'token').mean)
+
+
+@pytest.mark.parametrize(('how', 'trl', 'tunix'), [
+    ('token', ('bnpo', 'dapo'), 'token-mean'), ('sequence', ('grpo',), 'sequence-mean-token-mean'),
+    ('constant', ('dr_grpo',), 'sequence-mean-token-scale')])
+def test_grpo_is_that_of_trl_and_tunix(how, trl, tunix):
+    length = SET['length'] if how == 'constant' else None
+
+    def loss(x):
+        return objectives.aggregate(token_losses(x, beta=SET['beta']), MASK, how, length).mean
+
+    for expected in (*(FOUND['trl']['grpo'][name] for name in trl), FOUND['tunix']['grpo'][tunix]):
+        assert_loss(loss, expected)
+        assert clip_fraction(GIVEN['advantages'][:, None]) == pytest.approx(expected['clipped'])
+
+
+@pytest.mark.parametrize(('estimator', 'tunix'), [
+    ('k1', 'kl'), ('k2', 'mse_kl'), ('k3', 'low_var_kl')])
+def test_kl_estimates_are_those_of_tunix(estimator, tunix):
+    assert_loss(lambda x: objectives.aggregate(
+        token_losses(x, beta=SET['beta'], estimator=estimator), MASK, 'token').mean,
+        FOUND['tunix']['kl'][tunix])
+
+
+def test_corrected_kl_and_entropy_bonus_are_those_of_trl():
+    assert_loss(lambda x: objectives.aggregate(
+        token_losses(x, beta=SET['beta'], old_log_probs=GIVEN['old_log_probs']), MASK, 'token'
+    ).mean, FOUND['trl']['grpo_corrected_kl'])
+    bonus = 0.1 * objectives.entropy(jax.nn.log_softmax(GIVEN['logits']))
+    assert_loss(lambda x: objectives.aggregate(token_losses(x) - bonus, MASK, 'token').mean,
+                FOUND['trl']['grpo_entropy'])
+
+
+def test_ppo_is_that_of_trl_and_tunix():
+    entropies = objectives.entropy(jax.nn.log_softmax(GIVEN['logits']))
+    mean = objectives.aggregate(entropies, MASK, 'token').mean
+    assert float(mean) == pytest.approx(FOUND['trl_ppo']['entropy'], abs=1e-6)
+    # That of TRL has one bound for both sides, and no bonus.
+    for name, high, weight in (('trl_ppo', SET['low'], 0.0), ('tunix', SET['high'], 0.1)):
+        expected = FOUND[name]['policy' if name == 'trl_ppo' else 'ppo']
+        advantages = GIVEN['token_advantages']
+        assert_loss(lambda x, high=high, weight=weight, advantages=advantages: objectives.aggregate(
+            token_losses(x, advantages, high=high) - weight * entropies, MASK, 'token').mean,
+            expected)
+        assert clip_fraction(advantages, high) == pytest.approx(expected['clipped'])
+
+
+def test_value_loss_is_that_of_trl_and_tunix():
+
+    def found(values):
+        return objectives.value_loss(values, GIVEN['values'], GIVEN['token_rewards'], MASK,
+                                     clip=SET['clip'])
+
+    share = objectives.aggregate(
+        found(GIVEN['new_values']).clipped.astype(jnp.float32), MASK, 'token').mean
+    for name in ('trl_ppo', 'tunix'):
+        expected = FOUND[name]['value']
+        assert_loss(lambda v: objectives.aggregate(found(v).losses, MASK, 'token').mean, expected,
+                    'new_values')
+        assert float(share) == pytest.approx(expected['clipped'])
+
+
+def whitened(values):
+    """As others have it, divided by one less than the number."""
+    scale = objectives.moments(values, MASK)
+    return objectives.standardise(values, MASK, scale) * jnp.sqrt(1.0 - 1.0 / scale.count)
+
+
+def test_advantages_are_those_of_trl_and_tunix():
+    kl = objectives.kl_estimates(GIVEN['old_log_probs'], GIVEN['reference_log_probs'], MASK, 'k1')
+    rewards = objectives.penalised_rewards(GIVEN['scores'], kl, MASK, beta=SET['beta'])
+    np.testing.assert_allclose(rewards, FOUND['trl_ppo']['rewards'], atol=2e-6)
+    for own, name in ((rewards, 'trl_ppo'), (GIVEN['token_rewards'], 'tunix')):
+        expected = FOUND[name]
+        found = objectives.gae(own, GIVEN['values'], MASK, gamma=SET['gamma'],
+                               gae_lambda=SET['lambda'])
+        np.testing.assert_allclose(found.returns, expected['returns'], atol=5e-6)
+        np.testing.assert_allclose(whitened(found.advantages), expected['advantages'], atol=5e-6)
+    np.testing.assert_allclose(whitened(GIVEN['token_rewards']), FOUND['trl_ppo']['whitened'],
+                               atol=5e-6)
+
+
+def test_group_advantages_are_those_of_tunix():
+    groups, present = GIVEN['scores'].reshape(2, 3), jnp.ones((2, 3), bool)
+    expected = FOUND['tunix']['groups']
+    np.testing.assert_allclose(
+        objectives.grpo_advantages(groups, present, divide_by_std=False).ravel(),
+        expected['drgrpo'], atol=1e-6)
+    np.testing.assert_allclose(
+        objectives.rloo_advantages(groups, present).ravel(), expected['rloo'], atol=1e-6)
+    # Its standard deviation is divided by K - 1, and has 1e-6 added.
+    np.testing.assert_allclose(
+        objectives.grpo_advantages(groups, present, divide_by_std=True).ravel()
+        * math.sqrt(2.0 / 3.0), expected['grpo'], rtol=2e-6)
+
+
+def test_ratio_of_responses_is_that_of_trl():
+    """Its RLOO clips the ratio of whole responses."""
+
+    def loss(x):
+        found = objectives.clipped_surrogate(
+            objectives.token_sum(x, MASK), objectives.token_sum(GIVEN['old_log_probs'], MASK),
+            GIVEN['advantages'], jnp.ones(6, bool), clip_low=SET['low'], clip_high=SET['high'])
+        return found.losses.mean()
+
+    assert_loss(loss, FOUND['trl']['rloo'])
+
+
+def test_adaptive_beta_is_that_of_trl():
+    beta = SET['beta']
+    for kl, expected in zip((3.0, 6.3, 60.0, 5.9), FOUND['trl_ppo']['betas'], strict=True):
+        beta = objectives.adaptive_beta(beta, kl, target=6.0, horizon=1000, n=256)
+        assert float(beta) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(('expected', 'name', 'options'), [
+    (FOUND['trl']['dpo']['sigmoid'], 'dpo', {}), (FOUND['tunix']['dpo'], 'dpo', {}),
+    (FOUND['tunix']['dpo_smoothed'], 'dpo', {'label_smoothing': 0.1}),
+    # Both divide by the number of tokens.
+    (FOUND['trl']['dpo']['sigmoid_norm'], 'dpo', {'length_normalised': True}),
+    (FOUND['trl']['dpo']['ipo'], 'ipo', {'length_normalised': True}),
+])
+def test_losses_of_pairs_are_those_of_trl_and_tunix(expected, name, options):
+    normalised = {key: options[key] for key in options if key == 'length_normalised'}
+    smoothed = {key: options[key] for key in options if key == 'label_smoothing'}
+
+    def loss(x):
+        ratios = objectives.log_ratio(x, GIVEN['reference_log_probs'], MASK, **normalised)
+        return getattr(objectives, name)(ratios[:3], ratios[3:], beta=SET['beta'],
+                                         **smoothed).mean()
+
+    assert_loss(loss, expected)
+
+
+def test_robust_dpo_of_trl_is_another_smoothing():
+    """It divides the difference of both sides by 1 - 2 e, and unbiased where labels are noisy."""
+    expected = FOUND['trl']['dpo_robust']
+
+    def loss(x):
+        ratios = objectives.log_ratio(x, GIVEN['reference_log_probs'], MASK)
+        each = [objectives.dpo(*pair, beta=SET['beta']).mean() for pair in (
+            (ratios[:3], ratios[3:]), (ratios[3:], ratios[:3]))]
+        return (0.9 * each[0] - 0.1 * each[1]) / 0.8
+
+    assert_loss(loss, expected)
+    ratios = objectives.log_ratio(GIVEN['log_probs'], GIVEN['reference_log_probs'], MASK)
+    found = objectives.implicit_rewards(ratios, SET['beta']).reshape(2, 3).mean(axis=1)
+    np.testing.assert_allclose(found, expected['rewards'], atol=1e-6)

@@ -46,10 +46,8 @@ def test_rewards_are_gains_in_standard_deviations_of_the_first_row(root):
         np.testing.assert_allclose(lines[name].get_xdata(), distances)
         np.testing.assert_allclose(lines[name].get_ydata(), gains)
     # Two standard errors of .1, on either side, in units of .5 and 2.
-    for band, reach in zip(axes.collections, (0.4, 0.1), strict=True):
-        first = band.get_paths()[0].vertices[:, 1][np.isclose(
-            band.get_paths()[0].vertices[:, 0], 0.0)]
-        np.testing.assert_allclose([first.min(), first.max()], [-reach, reach])
+    for lines, reach in zip(axes.collections, (0.4, 0.1), strict=True):
+        np.testing.assert_allclose(lines.get_segments()[0], [[0.0, -reach], [0.0, reach]])
     assert axes.get_xlabel() == (
         '√ KL (√ nats a response)' if root else 'KL (nats a response)')
 

@@ -158,8 +158,8 @@ def first_seen(rows: Sequence[Row], rules: Rules) -> dict[str, int]:
 
 
 def _distances(rows: Sequence[Row], root: bool) -> np.ndarray:
-    """KL of each row; an estimate may be below 0, of which there is no root."""
-    kl = np.array([row.kl for row in rows])
+    """KL of each row, its bound of best of n; of an estimate below 0 the root is taken as 0."""
+    kl = np.array([row.kl if row.kl_bound is None else row.kl_bound for row in rows])
     return np.sqrt(np.maximum(kl, 0.0)) if root else kl
 
 

@@ -66,6 +66,11 @@ def test_an_estimate_below_zero_has_no_root():
     np.testing.assert_allclose(_lines(axes)['held-out judge'].get_xdata(), 0.0)
 
 
+def test_best_of_n_stands_at_its_bound():
+    figures.wins_against_kl(axes := _axes(), _hacked(kl_bound=2.25), root=True)
+    np.testing.assert_allclose(_lines(axes)['held-out judge'].get_xdata(), 1.5)
+
+
 def test_a_row_of_panels_for_each_run():
     figure = figures.draw_overoptimisation(
         {'one': _hacked(), 'two': _hacked(win=None, win_error=None)}, root=True)

@@ -26,7 +26,9 @@ from qrm.models.network import RewardNetwork
 from qrm.models.tuning import Tuning
 from qrm.rewards import distributions, heads, losses, metrics
 from qrm.rewards.heads import HeadConfig
+from qrm.training import step
 from qrm.training.reward_model import RewardModel
+from qrm.training.reward_objective import RewardObjective
 from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parents[1]
@@ -146,6 +148,11 @@ def single_batch(item, length):
     """A comparison of K = 1 alone in a row."""
     layout = packing.Layout(length, 1, 1, 1)
     return packing.pack([item], [layout])[0].micro_batch
+
+
+def reward_step(net, loss, optimizer):
+    """A training step of a reward model."""
+    return step.make_train_step(net, RewardObjective(net, loss), optimizer)
 
 
 def optimizer_config(**kwargs):

@@ -7,7 +7,9 @@ from absl import flags
 
 from qrm.commands import launch
 
-_MODEL = flags.DEFINE_string('model', None, 'Folder or hub name of a decoder of transformers, or a run of qrm sft or qrm dpo.')
+_MODEL = flags.DEFINE_string(
+    'model', None, 'Folder or hub name of a decoder of transformers, or folder of a run that '
+    'trained one.')
 _INPUT = flags.DEFINE_string(
     'input', None, 'File of rows with a prompt: .jsonl, .json, either with .gz, or .parquet.')
 _OUTPUT = flags.DEFINE_string(

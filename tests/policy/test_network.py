@@ -50,7 +50,7 @@ LONGEST = 16  # T
 
 
 def alone(net, params):
-    """Log-probabilities, entropies and values [N, T] of all responses, each dialogue in a row alone.
+    """Log-probabilities, entropies and values [N, T] of responses, each dialogue in its own row.
 
     What stands behind a dialogue in its row, no token of it sees.
     """

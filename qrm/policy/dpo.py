@@ -6,8 +6,9 @@ the loss of a prompt x with K responses is the mean over its judged pairs
     sum_ij P_ij l(h_i, h_j) / sum_ij P_ij,
 
 P_ij the probability that response i is preferred to j: 1 for a preference, a soft label and its
-rest both ways, 1/2 both ways for a tie, as of reward models. l is that of DPO (Rafailov et al. 2023)
-or IPO (Azar et al. 2023), see `objectives`. A step's loss is the mean over its prompts, weighted.
+rest both ways, 1/2 both ways for a tie, as of reward models. l is that of DPO (Rafailov et al.
+2023) or IPO (Azar et al. 2023), see `objectives`. A step's loss is the weighted mean over its
+prompts.
 
 Axes as in `batches`.
 """
@@ -179,7 +180,7 @@ def preference_sums(
     )
 
 
-class WithReference(Sequence[Encoded]):
+class WithReference(Sequence[Extended]):
     """Comparisons with the log-probabilities of their tokens under the reference.
 
     Args:
@@ -234,7 +235,8 @@ def learn(prepared: Prepared) -> Course:
     def evaluate(trained: Params) -> dict[str, float]:
         params = start.network.tuning.join(trained, start.frozen)
         return held_out(own, validation, [one for chunk in runs.log_probs(
-            start.network, params, validation, **shape, mesh=start.mesh) for one in chunk])
+            start.network, params, prepared.data.encoded['validation'], **shape, mesh=start.mesh)
+            for one in chunk])
 
     return runs.course(
         prepared, PreferenceObjective(start.network, own), examples,

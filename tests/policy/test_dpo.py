@@ -19,14 +19,14 @@ from qrm.training.checkpoints import Checkpoints
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
 from tests import on_policies
-from tests.helpers import ROOT, TINY, load_config, simulated
+from tests.helpers import ROOT, TINY_POLICY, load_config, simulated
 
-OVERRIDES = TINY | {'train.max_steps': 6, 'train.checkpoint_every': 3, 'train.tune': 'lora',
+OVERRIDES = TINY_POLICY | {'train.max_steps': 6, 'train.checkpoint_every': 3, 'train.tune': 'lora',
                     'lora.rank': 2, 'data.demo.train': 150, 'data.demo.test': 40}
 
 
 def config(**kwargs):
-    return load_config('dpo', **OVERRIDES | kwargs)
+    return load_config('dpo', 'demo', **OVERRIDES | kwargs)
 
 
 # Three responses with a tie and a sure preference, and two with a soft label; the last slot is

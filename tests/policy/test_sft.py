@@ -19,7 +19,7 @@ from qrm.training import reward_model, workdir
 from qrm.training.workdir import WorkdirError
 from tests.helpers import (
     ARCHITECTURE,
-    TINY,
+    TINY_POLICY,
     WORDS,
     encoded,
     init,
@@ -165,7 +165,7 @@ def test_a_checkpoint_with_a_reward_head_is_refused(tmp_path):
 
 def test_random_weights_learn_the_demo(tmp_path):
     folder = str(tmp_path / 'run')
-    sft.train(load_config('sft', **TINY | {
+    sft.train(load_config('sft', 'demo', **TINY_POLICY | {
         'train.max_steps': 8, 'optimizer.learning_rate': 0.05}), folder)
     losses = [row['loss'] for row in workdir.read_metrics(folder) if row['split'] == 'train']
     assert losses[-1] < losses[0] - 0.5

@@ -49,6 +49,7 @@ def test_configs_are_valid_and_locked(name):
         config_lib.check(config, RUNS[name])
     elif name in POLICIES:
         POLICIES[name].check(config)
+        POLICIES[name].check(load_config(name, 'demo'))
     else:
         schema.check(config, WORLDS[name])
     assert config.is_locked

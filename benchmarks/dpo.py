@@ -28,9 +28,10 @@ from qrm.data import packing, sources
 from qrm.data.comparisons import DataError
 from qrm.data.encoded import Encoded
 from qrm.policy import dpo, runs
+from qrm.policy.runs import Prepared
 from qrm.studies import costs, speed
 from qrm.training import config as config_lib
-from qrm.training import step, workdir
+from qrm.training import loop, step, workdir
 from qrm.training.devices import Spread
 from qrm.training.schema import ConfigError
 
@@ -53,15 +54,16 @@ def main() -> None:
 def measure(config: Any, folder: str, steps: int) -> str:
     """Takes steps as `qrm dpo` does, on one device, and writes the seconds of each."""
     workdir.make(folder)
-    prepared = runs.prepare(config, folder)
-    course, spread = dpo.learn(prepared), Spread()
+    prepared, spread = runs.prepare(config, folder), Spread()
+    course = dpo.learn(only_of(prepared, step_items(config, prepared, steps)))
     optimizer = step.make_optimizer(config.optimizer, 1 + steps)
     run = spread.compile(step.make_train_step(course.network, course.objective, optimizer))
     state = step.init_state(course.trained, optimizer, config.seed)
     seconds = []
-    for indices in step_indices(config, len(course.examples), steps):
+    for number in range(1 + steps):
         begin = time.perf_counter()
-        batch = course.make_batch([course.examples[i] for i in indices])
+        places = range(number * config.train.batch_size, (number + 1) * config.train.batch_size)
+        batch = course.make_batch([course.examples[i] for i in places])
         state, *rest = run(state, spread.put([(batch, np.int32(0))]), course.frozen)
         jax.block_until_ready((state, rest))
         seconds.append(time.perf_counter() - begin)
@@ -71,11 +73,20 @@ def measure(config: Any, folder: str, steps: int) -> str:
     return f'{sum(seconds[1:]):.3f} s for {steps} steps'
 
 
-def step_indices(config: Any, examples: int, steps: int) -> list[np.ndarray]:
-    """The comparisons of a step that is not timed, and of those that are."""
-    size = config.train.batch_size
-    return [packing.batch_indices(number, seed=config.seed, examples=examples, batch_size=size,
-                                  total=(1 + steps) * size) for number in range(1 + steps)]
+def step_items(config: Any, prepared: Prepared, steps: int) -> list[Encoded]:
+    """The comparisons of a step that is not timed, and of those that are, in their order."""
+    encoded, size = prepared.data.encoded['train'], config.train.batch_size
+    return [encoded[i] for number in range(1 + steps) for i in packing.batch_indices(
+        number, seed=config.seed, examples=len(encoded), batch_size=size,
+        total=(1 + steps) * size)]
+
+
+def only_of(prepared: Prepared, items: list[Encoded]) -> Prepared:
+    """The same run of these comparisons alone, so that the reference is asked for no others."""
+    encoded = {'train': items, 'validation': items[:1]}
+    return prepared._replace(
+        data=prepared.data._replace(encoded=encoded),
+        identity=loop.identify(prepared.config, prepared.initial.base, encoded))
 
 
 def compare(config: Any, folder: str, *, trl_python: str, rounds: int, per_device: int, steps: int,
@@ -171,11 +182,10 @@ def write_pairs(config: Any, folder: str, steps: int) -> dict[str, int]:
       DataError: a comparison is not a pair of texts of which one is preferred.
     """
     prepared = runs.prepare(config, folder)
-    encoded = prepared.data.encoded['train']
     section = runs.without_attributes(config.data)
     comparisons, _ = sources.load_splits(section, config.workload)['train']
     texts = {comparison.id: comparison for comparison in comparisons}
-    items = [encoded[i] for indices in step_indices(config, len(encoded), steps) for i in indices]
+    items = step_items(config, prepared, steps)
     rows = [pair(item, texts[item.id]) for item in items]
     workdir.write_text(os.path.join(folder, 'training.jsonl'),
                        ''.join(json.dumps(row) + '\n' for row in rows))

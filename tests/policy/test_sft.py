@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+import transformers
 
 from qrm.data.comparisons import DataError
 from qrm.models import weights
@@ -117,6 +118,24 @@ def test_a_run_is_a_language_model_and_is_exported(run, words, tmp_path):
         'CAUSAL_LM')
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6),
                  language_model.load(adapter).params, model.params)
+
+
+def test_transformers_gives_the_same_log_probs(run, words, tmp_path):
+    torch = pytest.importorskip('torch')
+    out = str(tmp_path / 'exported')
+    found = language_model.load_run(run[1])
+    export.export(found, out)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        out, dtype=torch.float32, attn_implementation='eager').eval()
+    prepared = runs.prepare(config(words), str(tmp_path), demonstrations=True)
+    items = [prepared.data.encoded['train'][i] for i in range(4)]
+    for item, (own,) in zip(items, next(runs.log_probs(
+            found.network, found.params, items, row_length=24, rows=1)), strict=True):
+        dialogue = torch.tensor(np.r_[item.prompt, item.responses[0]].astype(np.int64))[None]
+        with torch.no_grad():
+            log_p = torch.log_softmax(theirs(dialogue).logits[0], dim=-1).numpy()
+        places = np.arange(item.prompt_sizes[0], dialogue.shape[1])
+        np.testing.assert_allclose(own, log_p[places - 1, dialogue[0, places]], rtol=0, atol=1e-5)
 
 
 def test_a_policy_is_no_reward_model_and_the_other_way_round(run, tmp_path):

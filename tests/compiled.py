@@ -24,7 +24,7 @@ from qrm.rewards.heads import HeadConfig
 from qrm.studies import costs
 from qrm.training import step
 from qrm.training.devices import Spread
-from tests.helpers import loss_config, optimizer_config
+from tests.helpers import loss_config, optimizer_config, reward_step
 
 MICRO_BATCHES = 3
 _BYTES = {'pred': 1, 'bf16': 2, 's32': 4, 'u32': 4, 'f32': 4}
@@ -63,7 +63,7 @@ def shapes(
 def costs_of(mode: str, *rest: str) -> dict:
     (net, layout), devices = shapes(*rest), jax.device_count()
     optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
-    train_step = step.make_train_step(net, loss_config(), optimizer)
+    train_step = reward_step(net, loss_config(), optimizer)
     state = jax.eval_shape(
         lambda key: step.init_state(net.init(key), optimizer, 0), jax.random.key(0))
     stack = packing.Stack(np.asarray(MICRO_BATCHES, np.int32), jax.tree.map(

@@ -27,7 +27,9 @@ from qrm.models.tuning import Tuning
 from qrm.policy import monitor
 from qrm.rewards import distributions, heads, losses, metrics
 from qrm.rewards.heads import HeadConfig
+from qrm.training import step
 from qrm.training.reward_model import RewardModel
+from qrm.training.reward_objective import RewardObjective
 from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parents[1]
@@ -162,6 +164,11 @@ def policy_row(step, **changes):
     return monitor.Row(**values | changes)
 
 
+def reward_step(net, loss, optimizer):
+    """A training step of a reward model."""
+    return step.make_train_step(net, RewardObjective(net, loss), optimizer)
+
+
 def optimizer_config(**kwargs):
     return ConfigDict(SGD | kwargs)
 
@@ -265,3 +272,5 @@ TINY = {
     'train.batch_size': 16, 'train.epochs': 1.0, 'train.checkpoint_every': 5,
     'train.rows': 4, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
 }
+# Of a policy, which no study reads.
+TINY_POLICY = {key: value for key, value in TINY.items() if not key.startswith('analysis.')}

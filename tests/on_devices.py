@@ -28,6 +28,7 @@ from tests.helpers import (
     network,
     optimizer_config,
     random_comparisons,
+    reward_step,
 )
 
 
@@ -59,7 +60,7 @@ def take_steps(mode: str, optimizer: str, head: str, tuning: str = 'all') -> dic
     state = step.init_state(params, optimizer, 0, mesh)
     own_bytes = local_bytes((state.params, state.opt_state))
     whole_bytes = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
-    run_step = spread.compile(step.make_train_step(net, loss_config(head), optimizer))
+    run_step = spread.compile(reward_step(net, loss_config(head), optimizer))
     state, everywhere, metrics = spread.start(state), spread.start(frozen), []
     for number in range(3):
         indices = packing.batch_indices(number, seed=0, examples=25, batch_size=9, total=25)

@@ -12,14 +12,16 @@ HOUSE = {
     'rewards': ['distributions', 'heads', 'normalisation', 'losses', 'resampling', 'statistics',
                 'pairwise', 'metrics', 'selection'],
     'models': ['platforms', 'sharding', 'flash', 'attention', 'architecture', 'families', 'lora',
-               'tuning', 'transformer', 'network', 'checkpoint_heads', 'weights', 'adapters',
-               'smollm2'],
-    'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'config', 'base',
-                 'interruptions', 'inference', 'features', 'reward_model', 'train'],
+               'tuning', 'transformer', 'likelihood', 'network', 'checkpoint_heads', 'weights',
+               'adapters', 'smollm2'],
+    'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'reward_objective',
+                 'config', 'base', 'initial', 'interruptions', 'inference', 'features', 'saved',
+                 'reward_model', 'inputs', 'loop', 'train'],
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'report', 'evaluate', 'benchmarks'],
     'serving': ['normalise', 'score', 'export', 'functions', 'batching', 'protocols', 'server'],
-    'policy': ['sampling', 'candidates', 'objectives', 'monitor', 'figures'],
+    'policy': ['objectives', 'batches', 'network', 'language_model', 'sampling', 'candidates',
+               'config', 'runs', 'sft', 'dpo', 'export', 'monitor', 'figures'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
                 'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
@@ -29,7 +31,8 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['ahead', 'data', 'device', 'precision', 'sampling', 'serving', 'trl']}
+          'benchmarks': ['ahead', 'data', 'device', 'dpo', 'precision', 'sampling', 'serving',
+                         'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 
@@ -88,5 +91,5 @@ def test_tests_mirror_the_wings():
 
 def test_programs_of_benchmarks_are_imported_beside_each_other():
     """Each defines its flags as it begins, not when it is imported."""
-    for name in ('data', 'pages', 'precision', 'sampling', 'serving', 'trl'):
+    for name in ('data', 'dpo', 'pages', 'precision', 'sampling', 'serving', 'trl'):
         assert callable(importlib.import_module(f'benchmarks.{name}').main)

@@ -18,8 +18,8 @@ over goes to micro-batches of a quarter of that size.
 """
 
 import dataclasses
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -238,16 +238,39 @@ def make_batch(
       layouts: from `plan_layouts`.
       batch_size: the most comparisons that any batch of these shapes may hold.
     """
-    packed = pack(encoded, layouts)
+    return stack(pack(encoded, layouts), layouts, batch_size, empty_micro_batch)
+
+
+def stack(
+    packed: Sequence[Packed], layouts: Sequence[Layout], batch_size: int,
+    empty: Callable[[Layout], Any],
+) -> Batch:
+    """Micro-batches as stacks of fixed shape.
+
+    Args:
+      packed: of at most `batch_size` comparisons; their micro-batches may be any tuples and
+        mappings of arrays, the same for all.
+      layouts, batch_size: see `make_batch`.
+      empty: one without comparisons.
+    """
     stacks = []
     for number, layout in enumerate(layouts):
         filled = [item.micro_batch for item in packed if item.layout == number]
         small = number and layouts[number - 1].responses == layout.responses
         size = _FEW if small else stack_size(layout, batch_size)
-        padding = [empty_micro_batch(layout)] * (size - len(filled))
-        micro_batches = MicroBatch(*map(np.stack, zip(*filled, *padding, strict=True)))
-        stacks.append(Stack(np.asarray(len(filled), np.int32), micro_batches))
+        padding = [empty(layout)] * (size - len(filled))
+        stacks.append(Stack(np.asarray(len(filled), np.int32), _stacked([*filled, *padding])))
     return tuple(stacks)
+
+
+def _stacked(trees: Sequence[Any]) -> Any:
+    """Tuples and mappings of arrays as one of arrays with a leading axis."""
+    first = trees[0]
+    if isinstance(first, dict):
+        return {key: _stacked([tree[key] for tree in trees]) for key in first}
+    if isinstance(first, tuple):
+        return type(first)(*map(_stacked, zip(*trees, strict=True)))
+    return np.stack(trees)
 
 
 def stack_size(layout: Layout, batch_size: int) -> int:

@@ -54,6 +54,9 @@ class Reading:
       size_prompt: find `Encoded.prompt_sizes`.
       pair_template: what continues a prompt are two responses in one order, by this template, see
         `orders`; '': a response.
+      answers: a response is what a language model writes: all that follows its prompt as that is
+        alone, which ends with what a chat template puts before an answer. Prompts are sized, and
+        nothing of a response is laid out with the prompt, be it common to all of them.
     """
 
     max_length: int
@@ -64,6 +67,7 @@ class Reading:
     share_prompt: bool = True
     size_prompt: bool = False
     pair_template: str = ''
+    answers: bool = False
 
 
 def load_tokenizer(path: str, now: datetime.datetime | None = None,
@@ -211,12 +215,14 @@ def as_read(comparison: Comparison, reading: Reading) -> Comparison:
 
 
 def prompt_sizes(
-    comparison: Comparison, dialogues: Sequence[Ids], tokenizer: Tokenizer
+    comparison: Comparison, dialogues: Sequence[Ids], tokenizer: Tokenizer, *,
+    answers: bool = False,
 ) -> tuple[int, ...]:
     """How many tokens at the start of each dialogue belong to the prompt as it is alone.
 
     A function of the prompt and the one response: the tokens that all of them share may reach
-    into the responses. It is 0 where there is no prompt.
+    into the responses. It is 0 where there is no prompt; with `answers`, see `Reading`, one token
+    of a dialogue at least is not of the prompt.
 
     Raises:
       MalformedRow: the chat template or the tokenizer refuses the prompt alone.
@@ -224,24 +230,26 @@ def prompt_sizes(
     plainly = isinstance(comparison.prompt, str)
     alone = []
     if comparison.prompt or plainly:
-        text = comparison.prompt if plainly else render(comparison, (), tokenizer)
+        text = comparison.prompt if plainly else render(comparison, (), tokenizer,
+                                                        to_answer=answers)
         alone = next(_ids([text], tokenizer, add_special_tokens=plainly))
         if isinstance(alone, Exception):
             raise MalformedRow(f'{comparison.place}: the tokenizer refuses its prompt '
                                f'({in_a_line(alone)})')
     alone = np.asarray(alone, np.int32)
-    return tuple(_common_length((alone, ids)) for ids in dialogues)
+    return tuple(_common_length((alone, ids[:-1] if answers else ids)) for ids in dialogues)
 
 
 def split_prompt(
-    dialogues: Sequence[Ids], *, share: bool = True
+    dialogues: Sequence[Ids], *, share: bool = True, most: int | None = None
 ) -> tuple[Ids, tuple[Ids, ...]]:
     """Splits dialogues into their longest common prefix and the rest, at least one token each.
 
     Unless `share`, nothing is common: where tokens see the whole dialogue, those of a prompt are
-    not the same for all of its responses.
+    not the same for all of its responses. With `most` no more tokens than that are common.
     """
     length = _common_length([ids[:-1] for ids in dialogues]) if share else 0
+    length = length if most is None else min(length, most)
     return dialogues[0][:length], tuple(ids[length:] for ids in dialogues)
 
 
@@ -257,6 +265,7 @@ def encode(
     named: bool = False,
     attributes: Sequence[str] = (),
     annotators: Sequence[str] = (),
+    demonstrations: bool = False,
 ) -> EncodedTable:
     """Encodes comparisons to learn from or to evaluate on.
 
@@ -279,6 +288,8 @@ def encode(
       named: drop comparisons that do not say who judged.
       attributes: names of the rated attributes; (): responses are rated as a whole.
       annotators: names of the annotators that have an index.
+      demonstrations: of each comparison only the response that is preferred to all others is
+        encoded, or the one there is; without such a one it is dropped.
 
     Raises:
       DataError: see `tokenize`; or a dialogue is too long and `overlong` is 'error'.
@@ -286,7 +297,8 @@ def encode(
     if overlong not in OVERLONG:
         raise ValueError(f'overlong={overlong!r}, expected one of {OVERLONG}')
     comparisons = Comparisons.of(comparisons)
-    wanted = _Wanted(overlong, preferences, ratings, named, tuple(attributes), tuple(annotators))
+    wanted = _Wanted(overlong, preferences, ratings, named, tuple(attributes), tuple(annotators),
+                     demonstrations)
     what = _description(tokenizer)  # of one in Python, what it does depends on its code
     cache = comparisons.cache if comparisons.key and what else Cache('')
     entry = cache.keep('tokens', {
@@ -329,13 +341,12 @@ def encode_to_score(
         leads = [min(_lead(ids, starts), max_length - 1) for ids in dialogues]
         excesses = [len(ids) - max_length for ids in dialogues]
         cut += sum(excess > 0 for excess in excesses)
-        sizes = (prompt_sizes(as_read(comparison, reading), dialogues, tokenizer)
-                 if reading.size_prompt else ())
+        sizes = _sizes(as_read(comparison, reading), dialogues, tokenizer, reading)
         sizes = tuple(map(_size_after_cut, sizes, leads, excesses))
         prompt, responses = split_prompt(
             [np.delete(ids, np.s_[lead:lead + max(excess, 0)])
              for ids, lead, excess in zip(dialogues, leads, excesses, strict=True)],
-            share=reading.share_prompt)
+            share=reading.share_prompt, most=min(sizes) if reading.answers else None)
         preference, rating, candidates = _judged(
             comparison, comparison.preference_matrix(), comparison.rating_matrix(attributes),
             tokenizer, reading)
@@ -383,6 +394,7 @@ class _Wanted:
     named: bool
     attributes: tuple[str, ...]
     annotators: tuple[str, ...]
+    demonstrations: bool
 
 
 def _description(tokenizer: Tokenizer) -> str:
@@ -451,18 +463,26 @@ def _encode_one(
       DataError: a dialogue is too long and that is an error.
       MalformedRow: the chat template or the tokenizer refuses the prompt alone, or a candidate.
     """
+    if wanted.demonstrations:
+        best = _best(comparison)
+        if best is None or not comparison.weight:
+            report.dropped['no response preferred to all others, or weight 0'] += 1
+            return None
+        comparison, dialogues = _only(comparison, best), [dialogues[best]]
     as_it_is_read = as_read(comparison, reading)
-    sizes = prompt_sizes(as_it_is_read, dialogues, tokenizer) if reading.size_prompt else ()
+    sizes = _sizes(as_it_is_read, dialogues, tokenizer, reading)
     report.notes.update(f'{key} not used by the chat template'
                         for key in unread_keys(as_it_is_read, tokenizer))
     preference = comparison.preference_matrix()
     rating = comparison.rating_matrix(wanted.attributes)
     rated = wanted.ratings and np.isfinite(rating).any()
-    if not rated and all(np.array_equal(ids, dialogues[0]) for ids in dialogues[1:]):
+    if not (rated or wanted.demonstrations) and all(
+            np.array_equal(ids, dialogues[0]) for ids in dialogues[1:]):
         report.identical += len(dialogues) > 1
         report.dropped['identical responses' if len(dialogues) > 1 else 'one response'] += 1
         return None
-    if not (rated or (wanted.preferences and preference.any())) or not comparison.weight:
+    if not wanted.demonstrations and (
+            not (rated or (wanted.preferences and preference.any())) or not comparison.weight):
         known = ' or '.join(['preference'] * wanted.preferences + ['rating'] * wanted.ratings)
         report.dropped[f'no {known} known, or weight 0'] += 1
         return None
@@ -470,7 +490,7 @@ def _encode_one(
         report.dropped['annotator not named'] += 1
         return None
     preference, rating, candidates = _judged(comparison, preference, rating, tokenizer, reading)
-    prompt, responses = split_prompt(dialogues)
+    prompt, responses = split_prompt(dialogues, most=min(sizes) if reading.answers else None)
     lead, max_length = _lead(prompt, starts), reading.max_length
     excess = len(prompt) + max(map(len, responses)) - max_length
     if excess > 0:
@@ -495,6 +515,30 @@ def _encode_one(
     return Encoded(comparison.id, comparison.group, prompt, responses, preference, rating,
                    comparison.margin, comparison.weight, annotator,
                    tuple(_size_after_cut(size, lead, excess) for size in sizes), candidates)
+
+
+def _sizes(
+    comparison: Comparison, dialogues: Sequence[Ids], tokenizer: Tokenizer, reading: Reading
+) -> tuple[int, ...]:
+    """Of prompts, see `Encoded.prompt_sizes`; () if nothing reads them."""
+    if not (reading.size_prompt or reading.answers):
+        return ()
+    return prompt_sizes(comparison, dialogues, tokenizer, answers=reading.answers)
+
+
+def _best(comparison: Comparison) -> int | None:
+    """The response that is preferred to all others, or the one there is."""
+    preference = comparison.preference_matrix()
+    np.fill_diagonal(preference, 1.0)
+    best = np.flatnonzero((preference > 0.5).all(axis=1))
+    return int(best[0]) if len(best) else None
+
+
+def _only(comparison: Comparison, k: int) -> Comparison:
+    """A comparison of one response alone, of which no one said anything."""
+    return dataclasses.replace(
+        comparison, responses=comparison.responses[k:k + 1], ranks=None, preferred=None,
+        preference=None, ratings=None, attributes={})
 
 
 def _judged(

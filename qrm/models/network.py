@@ -1,11 +1,10 @@
-"""The reward network as pure functions of (params, micro-batch): transformer, then head.
+"""Networks as pure functions of (params, micro-batch): the transformer, and a reward model's head.
 
 Axes as in `packing`: R rows, L tokens, C comparisons, K responses; D features of the transformer,
 W features that the head reads.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from qrm.rewards.heads import HeadConfig
 
 Params = dict[str, Any]
 DTYPES = ('float32', 'bfloat16')
-_TOGETHER = 128  # tokens whose logits are computed at once
 
 
 class Hidden(NamedTuple):
@@ -40,8 +38,85 @@ class Hidden(NamedTuple):
     tokens: jax.Array | None = None
 
 
+class Network:
+    """What networks on a transformer have in common; parameters are `{'backbone': ..., ...}`.
+
+    Leaves of the parameters may be shards, see `sharding.on_shards`.
+
+    Attributes:
+      architecture: of the backbone.
+      dtype: compute dtype of the backbone, one of `DTYPES`.
+      attention: one of `attention.IMPLEMENTATIONS`.
+      remat: recompute blocks in the backward pass.
+      dropout: rate in the backbone while training.
+      language_model: whether parameters hold the output embedding, if it is not tied.
+      tuning: which parameters are trained.
+      annotators: names of those whom it knows.
+    """
+
+    architecture: Architecture
+    dtype: str
+    attention: str
+    remat: bool
+    dropout: float
+    language_model: bool
+    tuning: Tuning
+    annotators: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Checks what all networks have.
+
+        Raises:
+          ValueError: an unknown dtype or implementation, or blocks that there are not.
+        """
+        if self.dtype not in DTYPES:
+            raise ValueError(f'dtype={self.dtype!r}, expected one of {DTYPES}')
+        if self.attention not in attention.IMPLEMENTATIONS:
+            raise ValueError(f'attention={self.attention!r}, expected one of '
+                             f'{attention.IMPLEMENTATIONS}')
+        if self.tuning.blocks > self.architecture.num_layers:
+            raise ValueError(f'the last {self.tuning.blocks} blocks, of '
+                             f'{self.architecture.num_layers} that there are')
+
+    def init_backbone(self, key: jax.Array, dtype: str = 'float32') -> Any:
+        """Random parameters of the backbone, see `leaf_dtype`."""
+        return self.transformer.init(jax.random.split(key)[0], output=self.language_model,
+                                     dtype=dtype)
+
+    def cut(self, params: Params) -> Params:
+        """Parameters whose blocks need not be cut in every forward pass, see `Transformer.cut`."""
+        blocks = params.get('backbone', {}).get('blocks')
+        if blocks is None:
+            return params
+        backbone = params['backbone'] | {'blocks': self.transformer.cut(blocks)}
+        return dict(params) | {'backbone': backbone}
+
+    def embed(self, params: Params, batch: MicroBatch) -> jax.Array:
+        """Embeddings [R, L, D] float32 of the tokens and their positions."""
+        return self.transformer.embed(params['backbone'], batch.tokens, batch.positions)
+
+    def add_embedding_gradient(
+        self, total: Params, batch: MicroBatch, gradient: jax.Array
+    ) -> Params:
+        """Adds the gradient [R, L, D] of `embed`'s output to a sum of parameter gradients."""
+        backbone = self.transformer.add_embedding_gradient(
+            total['backbone'], gradient, batch.tokens, batch.positions)
+        return total | {'backbone': backbone}
+
+    def contexts(self, batch: MicroBatch, *, dropout: bool = False) -> tuple[Context, ...]:
+        """What the blocks need to know of a micro-batch, see `Transformer.contexts`."""
+        return self.transformer.contexts(batch.segments, batch.responses, batch.positions,
+                                         self.attention, dropout=dropout)
+
+    @property
+    def transformer(self) -> Transformer:
+        """The backbone."""
+        return Transformer(self.architecture, jnp.dtype(self.dtype), self.remat, self.dropout,
+                           self.tuning.lora)
+
+
 @dataclasses.dataclass(frozen=True)
-class RewardNetwork:
+class RewardNetwork(Network):
     """Architecture of a reward model; parameters are `{'backbone': ..., 'head': ...}`.
 
     Leaves of the parameters may be shards, see `sharding.on_shards`.
@@ -70,11 +145,7 @@ class RewardNetwork:
     tuning: Tuning = dataclasses.field(default_factory=Tuning)
 
     def __post_init__(self):
-        if self.dtype not in DTYPES:
-            raise ValueError(f'dtype={self.dtype!r}, expected one of {DTYPES}')
-        if self.attention not in attention.IMPLEMENTATIONS:
-            raise ValueError(f'attention={self.attention!r}, expected one of '
-                             f'{attention.IMPLEMENTATIONS}')
+        self.check()
         for read in self._reads:
             if read.place == 'first' and self.architecture.causal:
                 raise ValueError("reads 'first': the first token of a decoder sees nothing of the "
@@ -84,47 +155,22 @@ class RewardNetwork:
                                  f'{self.architecture.num_layers} that there are')
         if self.language_model and not self.architecture.causal:
             raise ValueError('a language-model loss needs a decoder, this is an encoder')
-        if self.tuning.blocks > self.architecture.num_layers:
-            raise ValueError(f'the last {self.tuning.blocks} blocks, of '
-                             f'{self.architecture.num_layers} that there are')
         if self.tuning.kind == 'head' and (self.dropout or self.language_model):
             raise ValueError('dropout or a language-model loss where only the head is trained, '
                              'which they do not reach')
 
     def init(self, key: jax.Array, dtype: str = 'float32') -> Params:
         """Random parameters, see `leaf_dtype`; the backbone's do not depend on the head."""
-        backbone = self._transformer.init(jax.random.split(key)[0], output=self.language_model,
-                                          dtype=dtype)
-        return {'backbone': backbone, 'head': self.init_head(key)}
+        return {'backbone': self.init_backbone(key, dtype), 'head': self.init_head(key)}
 
     def init_head(self, key: jax.Array) -> Params:
         """The head's parameters of `init`."""
         return heads.init(self.head, jax.random.split(key)[1], self.architecture.hidden_size)
 
-    def cut(self, params: Params) -> Params:
-        """Parameters whose blocks need not be cut in every forward pass, see `Transformer.cut`."""
-        blocks = params.get('backbone', {}).get('blocks')
-        if blocks is None:
-            return params
-        backbone = params['backbone'] | {'blocks': self._transformer.cut(blocks)}
-        return dict(params) | {'backbone': backbone}
-
-    def embed(self, params: Params, batch: MicroBatch) -> jax.Array:
-        """Embeddings [R, L, D] float32 of the tokens and their positions."""
-        return self._transformer.embed(params['backbone'], batch.tokens, batch.positions)
-
-    def add_embedding_gradient(
-        self, total: Params, batch: MicroBatch, gradient: jax.Array
-    ) -> Params:
-        """Adds the gradient [R, L, D] of `embed`'s output to a sum of parameter gradients."""
-        backbone = self._transformer.add_embedding_gradient(
-            total['backbone'], gradient, batch.tokens, batch.positions)
-        return total | {'backbone': backbone}
-
-    def contexts(self, batch: MicroBatch, *, dropout: bool = False) -> tuple[Context, ...]:
-        """What the blocks need to know of a micro-batch, see `Transformer.contexts`."""
-        return self._transformer.contexts(batch.segments, batch.responses, batch.positions,
-                                          self.attention, dropout=dropout)
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """Names of those whom the annotator head knows."""
+        return self.head.annotators
 
     def hidden(
         self,
@@ -157,7 +203,7 @@ class RewardNetwork:
         if not everywhere and len(places) == len(last) + self.head.gated:
             # Nothing else of the last block is needed. Where all is read earlier, a token is.
             at = jnp.concatenate([*places.values()] or [batch.reads], axis=1)
-        final, seen = self._transformer(
+        final, seen = self.transformer(
             params['backbone'], embedded, contexts, at, dropout_key, taps=taps,
             look=lambda x: {place: self._look(x, batch, place) for place in inner})
         if at is not None:
@@ -166,7 +212,7 @@ class RewardNetwork:
             found = {place: self._look(final, batch, place) for place in last}
             if self.head.gated:
                 found['prompt'] = final.reshape(-1, final.shape[-1])[batch.prompt_reads]
-        pooled = {place: self._transformer.pool(params['backbone'], found[place]) for place in last}
+        pooled = {place: self.transformer.pool(params['backbone'], found[place]) for place in last}
         parts = [pooled[read.place] if read.block is None
                  else _normal(seen[taps.index(read.block)][read.place]) for read in self._reads]
         return Hidden(jnp.concatenate(parts, axis=-1) if len(parts) > 1 else parts[0],
@@ -217,45 +263,13 @@ class RewardNetwork:
           params, batch: of the network.
           tokens: hidden states [R, L, D] of all tokens.
         """
-        log_probs = jax.nn.log_softmax(self._transformer.logits(params['backbone'], tokens))
+        log_probs = jax.nn.log_softmax(self.transformer.logits(params['backbone'], tokens))
         picked = jnp.take_along_axis(log_probs, batch.lm_targets[..., None], axis=-1)[..., 0]
         return -jnp.sum(picked * batch.lm_weights)
-
-    def mean_log_likelihood(self, params: Params, batch: MicroBatch) -> jax.Array:
-        """Mean log-probability (nats) of the tokens of each response, EOS included, [C, K].
-
-        In this batch responses share no rows of tokens: each stands alone after its prompt.
-        """
-        hidden = self.hidden(params, batch, self.embed(params, batch), everywhere=True).tokens
-        inside = self._inside(batch, batch.starts - 1, before=1)
-        read = jnp.any(inside & batch.present[..., None], axis=(0, 1))
-        following = jnp.roll(batch.tokens, -1, axis=1)
-
-        def picked(x: jax.Array, token: jax.Array) -> jax.Array:
-            log_probs = jax.nn.log_softmax(self._transformer.logits(params['backbone'], x))
-            return jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
-
-        def of_some(some: tuple[jax.Array, ...]) -> jax.Array:
-            # Most tokens are those of prompts, whose logits nobody reads.
-            x, token, wanted = some
-            return jax.lax.cond(jnp.any(wanted), picked, lambda x, token: jnp.zeros(len(x)), x,
-                                token)
-
-        size = math.gcd(len(read), _TOGETHER)
-        log_probs = jax.lax.map(of_some, jax.tree.map(
-            lambda x: x.reshape(-1, size, *x.shape[1:]),
-            (hidden.reshape(-1, hidden.shape[-1]), following.reshape(-1), read))).reshape(-1)
-        count = jnp.maximum(jnp.sum(inside, axis=-1), 1)
-        return jnp.sum(jnp.where(inside, log_probs, 0.0), axis=-1) / count
 
     @property
     def _reads(self) -> list[heads.Read]:
         return [heads.parse_read(text) for text in self.head.reads]
-
-    @property
-    def _transformer(self) -> Transformer:
-        return Transformer(self.architecture, jnp.dtype(self.dtype), self.remat, self.dropout,
-                           self.tuning.lora)
 
     @staticmethod
     def _place(batch: MicroBatch, place: str) -> jax.Array:
@@ -277,13 +291,12 @@ class RewardNetwork:
         return total / jnp.sum(inside, axis=-1, keepdims=True)
 
     @staticmethod
-    def _inside(batch: MicroBatch, starts: jax.Array, before: int = 0) -> jax.Array:
+    def _inside(batch: MicroBatch, starts: jax.Array) -> jax.Array:
         """Which of all R * L tokens are of each dialogue, [C, K, R * L] bool.
 
         Args:
           batch: see above.
           starts: [C, K] position of the first that is.
-          before: how many at its end are not.
         """
         segments, responses, positions = (
             y.reshape(-1) for y in (batch.segments, batch.responses, batch.positions))
@@ -291,7 +304,7 @@ class RewardNetwork:
         at = batch.reads[..., None]
         return ((rows == rows[at]) & (segments == segments[at])
                 & ((responses == 0) | (responses == responses[at]))
-                & (starts[..., None] <= positions) & (positions <= positions[at] - before))
+                & (starts[..., None] <= positions) & (positions <= positions[at]))
 
 
 def _normal(x: jax.Array) -> jax.Array:

@@ -53,6 +53,8 @@ LOGICAL_AXES = (
     *_HEAD_AXES,
     # Heads with several members have their parameters stacked.
     *((end, ('members', *axes)) for end, axes in _HEAD_AXES),
+    (r'value/kernel', ('embed', 'outputs')),
+    (r'value/bias', ('bias',)),
     (r'key', ('random',)),
 )
 # A leaf is split along the first of these that its row names and the number of devices divides;

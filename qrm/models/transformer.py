@@ -354,13 +354,21 @@ class Transformer:
             return jnp.tanh(x)
         return _norm(a, p['norm'], ACTIVATIONS[a.activation](x))
 
-    def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
-        """Logits [..., V] float32 of the next token, from last hidden states [..., D]."""
+    def output_table(self, params: Any) -> jax.Array:
+        """The output embedding [V, D], whole: that of tokens, if it is tied."""
+        table = params['tokens' if self.architecture.tied else 'output']
+        return from_bits(sharding.whole(table, self.dtype))
+
+    def read_out(self, table: jax.Array, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] float32, from the output embedding [V, D] and hidden states [..., D]."""
         a = self.architecture
-        table = from_bits(sharding.whole(params['tokens' if a.tied else 'output'], self.dtype))
         logits = jnp.einsum('...d,vd->...v', hidden.astype(self.dtype), table.astype(self.dtype),
                             preferred_element_type=jnp.float32)
         return a.logit_cap * jnp.tanh(logits / a.logit_cap) if a.logit_cap else logits
+
+    def logits(self, params: Any, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] float32 of the next token, from last hidden states [..., D]."""
+        return self.read_out(self.output_table(params), hidden)
 
     def _enter(self, params: Any, x: jax.Array) -> jax.Array:
         """What goes into the first block, from what was looked up: [R, L, D] float32 each."""

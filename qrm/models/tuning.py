@@ -19,7 +19,7 @@ class Tuning:
     """Which parameters are trained.
 
     What lies between the last block and the head and comes with the head, the pooler of an encoder,
-    is trained with it, but by 'head'.
+    is trained with it, but by 'head'. What stands beside the backbone, a head, always is.
 
     Attributes:
       kind: 'all'; 'lora', adapters and head; 'last', the last blocks, the final norm and head; or
@@ -51,8 +51,9 @@ class Tuning:
         """
         if self.kind == 'all':
             return dict(params), {}
+        heads = {name: part for name, part in params.items() if name != 'backbone'}
         if self.kind == 'head':
-            return {'head': params['head']}, {'backbone': params['backbone']}
+            return heads, {'backbone': params['backbone']}
         backbone = dict(params['backbone'])
         trained = {name: backbone.pop(name) for name in ('pooler',) if name in backbone}
         blocks = backbone.pop('blocks')
@@ -64,7 +65,7 @@ class Tuning:
             trained['blocks'] = jax.tree.map(lambda leaf: leaf[-self.blocks:], blocks)
             if self.blocks < _count(blocks):
                 backbone['blocks'] = jax.tree.map(lambda leaf: leaf[:-self.blocks], blocks)
-        return {'backbone': trained, 'head': params['head']}, {'backbone': backbone}
+        return {'backbone': trained, **heads}, {'backbone': backbone}
 
     def join(self, trained: Mapping[str, Any], frozen: Mapping[str, Any]) -> dict[str, Any]:
         """The inverse of `split`, copying nothing: blocks may come in runs, see `Transformer`."""
@@ -73,7 +74,7 @@ class Tuning:
             runs = [runs_of(part['backbone']['blocks']) for part in (frozen, trained)
                     if 'blocks' in part['backbone']]
             backbone['blocks'] = sum(runs, ())
-            return {'backbone': backbone, 'head': trained['head']}
+            return dict(trained) | {'backbone': backbone}
         if self.kind == 'lora':
             parts = [part['backbone']['blocks'] for part in (frozen, trained)]
             if cut := next((part for part in parts if isinstance(part, tuple)), None):

@@ -28,11 +28,11 @@ from qrm.data.encoded import Encoded, Lengths
 from qrm.models.architecture import Architecture
 from qrm.models.network import Params, RewardNetwork, parameter_count
 from qrm.models.tuning import Tuning
-from qrm.rewards.losses import LossConfig
 from qrm.studies import costs, figures
 from qrm.training import config as config_lib
 from qrm.training import inference, step, train, workdir
 from qrm.training.devices import Spread, replicate
+from qrm.training.reward_objective import RewardObjective
 from qrm.training.schema import AT_LEAST_ONE, NOT_NEGATIVE, ConfigError, Key, Table
 
 # Size of the matrix product, and products between two looks at the clock.
@@ -70,8 +70,9 @@ class Workload(NamedTuple):
     """What is measured.
 
     Attributes:
-      network, trained, frozen, loss: the model, see `Tuning.split`; the first step takes the memory
-        of what is trained.
+      network, trained, frozen: the model, see `Tuning.split`; the first step takes the memory of
+        what is trained.
+      objective: what a step makes smaller.
       mesh: over which the parameters are split; None: they are not.
       encoded: comparisons to train on and to score.
       max_length: tokens of the longest dialogue allowed.
@@ -82,7 +83,7 @@ class Workload(NamedTuple):
     trained: Params
     frozen: Params
     mesh: Mesh | None
-    loss: LossConfig
+    objective: RewardObjective
     encoded: list[Encoded]
     max_length: int
     source: str
@@ -128,7 +129,8 @@ def prepare(config: Any) -> Workload:
         prepared = train.prepare(config)
         model, initial = prepared.model, prepared.initial
         workload = Workload(model.network, initial.trained, initial.frozen, initial.mesh,
-                            model.loss, prepared.encoded['train'], model.reading.max_length,
+                            RewardObjective(model.network, model.loss),
+                            prepared.encoded['train'], model.reading.max_length,
                             f'{config.data.path}, {config.workload}, training')
     else:
         initial = train.initial_network(config)
@@ -137,8 +139,8 @@ def prepare(config: Any) -> Workload:
         encoded = synthetic(config.speed.comparisons, vocab_size=a.vocab_size,
                             max_length=max_length, seed=config.seed)
         workload = Workload(initial.network, initial.trained, initial.frozen, initial.mesh,
-                            config_lib.loss_config(config), encoded, max_length,
-                            'synthetic, lengths of HH harmless-base')
+                            RewardObjective(initial.network, config_lib.loss_config(config)),
+                            encoded, max_length, 'synthetic, lengths of HH harmless-base')
     positions, settings = workload.network.architecture.max_positions, config.speed
     if workload.max_length > positions:
         raise ConfigError(f'config.data.max_length={workload.max_length}, but the model '
@@ -271,11 +273,11 @@ class _Training:
         optimizer = step.make_optimizer(
             config.optimizer, 1 + config.speed.repeats * config.speed.steps)
         state = step.init_state(workload.trained, optimizer, config.seed, workload.mesh,
-                                teacher=workload.loss.has_teacher)
+                                teacher=workload.objective.ema_decay is not None)
         self.parameters = parameter_count(workload.trained) + parameter_count(workload.frozen)
         self._spread = Spread(workload.mesh)
         self._step = self._spread.compile(
-            step.make_train_step(workload.network, workload.loss, optimizer))
+            step.make_train_step(workload.network, workload.objective, optimizer))
         self._state = self._spread.start(state)
         self._network, self._frozen = workload.network, workload.frozen
         self._frozen_on_devices = self._spread.start(workload.frozen)

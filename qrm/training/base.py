@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from qrm.data.comparisons import DataError
 from qrm.models import adapters, sharding
 from qrm.models.architecture import flat, leaf_dtype, tree
-from qrm.models.network import DTYPES, Params, RewardNetwork
+from qrm.models.network import DTYPES, Network, Params
 from qrm.models.weights import Pretrained
 
 
@@ -94,7 +94,7 @@ def read(base: Base, *, whole: bool, output: bool) -> Pretrained:
 
 
 def start(
-    network: RewardNetwork, base: Base, pretrained: Pretrained | None, mesh: Mesh | None = None
+    network: Network, base: Base, pretrained: Pretrained | None, mesh: Mesh | None = None
 ) -> Start:
     """Parameters of a network that starts from a base.
 
@@ -146,12 +146,12 @@ def start(
     return Start(trained, frozen, anew)
 
 
-def start_head(network: RewardNetwork, base: Base) -> Params:
+def start_head(network: Network, base: Base) -> Params:
     """What `start` gives as trained parameters where only the head is; no checkpoint is read."""
     return {'head': jax.jit(network.init_head)(jax.random.key(base.seed))}
 
 
-def restore_frozen(network: RewardNetwork, base: Base) -> Params:
+def restore_frozen(network: Network, base: Base) -> Params:
     """The frozen parameters of a run, found again, as `start` gave them.
 
     Raises:

@@ -26,7 +26,7 @@ from qrm.data.packing import (
     runs,
 )
 from qrm.models import sharding
-from qrm.models.network import Params, RewardNetwork
+from qrm.models.network import Network, Params, RewardNetwork
 from qrm.training.devices import Spread, own_devices
 from qrm.training.interruptions import check, watched
 
@@ -35,7 +35,7 @@ _CHUNK = 4096  # comparisons packed together; bounds memory and the time spent o
 _FEW = 64  # of them for each row, where what is done is to be kept soon
 
 
-def check_look_ups(network: RewardNetwork, encoded: Sequence[Encoded]) -> None:
+def check_look_ups(network: Network, encoded: Sequence[Encoded]) -> None:
     """Checks everything that a network looks up by a number that comes from data.
 
     An index beyond a table would read the last row of it, and nothing would be said.
@@ -46,7 +46,7 @@ def check_look_ups(network: RewardNetwork, encoded: Sequence[Encoded]) -> None:
     """
     if not encoded:
         return
-    a, known = network.architecture, len(network.head.annotators)
+    a, known = network.architecture, len(network.annotators)
     longest = Lengths.of(encoded).longest
     low, high, annotator = Ranges.of(encoded)
     no_token, too_long = (low < 0) | (high >= a.vocab_size), longest > a.max_positions
@@ -90,7 +90,7 @@ def predict(
     Returns:
       One [K, outputs] float32 array for each comparison, in order; see `HeadConfig.read`.
     """
-    return list(itertools.chain.from_iterable(_run(
+    return list(itertools.chain.from_iterable(run(
         _outputs, network.head.outputs, network, params, encoded, row_length, rows, mesh, _CHUNK,
         layouts)))
 
@@ -110,53 +110,36 @@ def features(
       A chunk of comparisons after the other, as soon as it is computed: one [K, W] float32 array
       for each comparison, in order, see `RewardNetwork.features`.
     """
-    yield from _run(_features, network.width, network, params, encoded, row_length, rows, mesh,
+    yield from run(_features, network.width, network, params, encoded, row_length, rows, mesh,
                     _FEW * rows * jax.device_count())
 
 
-def log_likelihoods(
-    network: RewardNetwork,
-    params: Params,
-    encoded: Sequence[Encoded],
-    *,
-    row_length: int,
-    rows: int,
-) -> list[np.ndarray]:
-    """Mean log-probability (nats) of the tokens of every response, as a language model has it.
-
-    Args:
-      network, params: of a decoder, with its output embedding.
-      encoded: comparisons with `prompt_sizes`.
-      row_length, rows: shape of a micro-batch, see `packing.plan_layouts`.
-
-    Returns:
-      One [K] float32 array for each comparison, in order; of a response without a token of its own
-      that of the dialogue's last.
-    """
-    # After a shared prompt several tokens follow the same one: each dialogue is laid out alone.
-    alone = [dataclasses.replace(
-        item, prompt=item.prompt[:0], responses=(np.concatenate([item.prompt, response]),),
-        preference=np.zeros((1, 1), np.float32), ratings=item.ratings[k:k + 1],
-        prompt_sizes=item.prompt_sizes[k:k + 1])
-        for item in encoded for k, response in enumerate(item.responses)]
-    found = np.concatenate(list(itertools.chain.from_iterable(_run(
-        _log_likelihoods, 1, network, params, alone, row_length, rows, None, _CHUNK))))[:, 0]
-    return np.split(found, np.cumsum([len(item.responses) for item in encoded])[:-1])
-
-
-def _run(
-    function: Callable[[RewardNetwork, Params, MicroBatch], jax.Array],
+def run(
+    function: Callable[[Any, Params, Any], jax.Array],
     width: int,
-    network: RewardNetwork,
+    network: Network,
     params: Params,
     encoded: Sequence[Encoded],
     row_length: int,
     rows: int,
     mesh: Mesh | None,
-    chunk: int,
+    chunk: int = _CHUNK,
     layouts: Sequence[Layout] = (),
+    make: Callable[[MicroBatch], Any] = lambda batch: batch,
 ) -> Iterator[list[np.ndarray]]:
-    """Values [K, width] of what gives [C, K, width] of a micro-batch, a chunk after the other."""
+    """Values of the responses of many comparisons; with several processes all of them call it.
+
+    Args:
+      function: (network, params, batch) -> [C, K, width] of a micro-batch; the same object in every
+        call, as what is compiled is known by it.
+      width: of the values.
+      network, params, encoded, row_length, rows, mesh, layouts: as of `predict`.
+      chunk: comparisons packed together.
+      make: what the function takes of packed rows.
+
+    Yields:
+      A chunk of comparisons after the other: one [K, width] float32 array for each, in order.
+    """
     if not encoded:
         return
     length, layouts = (None, layouts) if layouts else _planned(encoded, row_length, rows)
@@ -184,8 +167,9 @@ def _run(
             members = [item for item in packed if item.layout == number]
             for first in range(0, len(members), devices):
                 group = members[first:first + devices]
-                outputs = _forward(function, network, params, [p.micro_batch for p in group],
-                                   layout, spread)
+                outputs = _forward(function, network, params,
+                                   [make(p.micro_batch) for p in group],
+                                   make(empty_micro_batch(layout)), spread)
                 running.append((outputs, group))
                 # The devices never wait for the host to take results away.
                 if len(running) > _AHEAD:
@@ -226,16 +210,16 @@ def _pieces(item: Encoded, length: int) -> list[tuple[Encoded, int]]:
 
 
 def _forward(
-    function: Callable[[RewardNetwork, Params, MicroBatch], jax.Array],
-    network: RewardNetwork,
+    function: Callable[[Any, Params, Any], jax.Array],
+    network: Network,
     params: Params,
-    batches: list[MicroBatch],
-    layout: Layout,
+    batches: list[Any],
+    empty: Any,
     spread: Spread,
 ) -> jax.Array:
     """Values [devices, C, K, width] of up to one micro-batch for each device."""
     devices = jax.device_count()
-    batches = batches + [empty_micro_batch(layout)] * (devices - len(batches))
+    batches = batches + [empty] * (devices - len(batches))
     placed = spread.put([batches[i] for i in own_devices()])
     if spread.mesh is not None:
         return _apply_split(function, network, spread.mesh, params, placed)
@@ -252,25 +236,21 @@ def _features(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.
     return network.features(params, batch)
 
 
-def _log_likelihoods(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
-    return network.mean_log_likelihood(params, batch)[..., None]
-
-
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _apply(function: Any, network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
+def _apply(function: Any, network: Network, params: Params, batch: Any) -> jax.Array:
     return function(network, params, batch)
 
 
 @functools.partial(jax.pmap, axis_name='devices', static_broadcasted_argnums=(0, 1))
 def _apply_all(
-    function: Any, network: RewardNetwork, params: Params, batch: MicroBatch
+    function: Any, network: Network, params: Params, batch: Any
 ) -> jax.Array:
     return jax.lax.all_gather(function(network, params, batch), 'devices')
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _apply_split(
-    function: Any, network: RewardNetwork, mesh: Mesh, params: Params, batch: MicroBatch
+    function: Any, network: Network, mesh: Mesh, params: Params, batch: Any
 ) -> jax.Array:
     def own(params, batch):
         return jax.lax.all_gather(function(network, params, batch), sharding.AXIS)

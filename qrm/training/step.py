@@ -2,11 +2,11 @@
 
 Sums, not means, are differentiated and reduced: over micro-batches, then over devices, and are
 divided once, by the total weight. So a step means the same however its comparisons are spread.
+What is summed an `Objective` says: that of reward models is in `reward_objective`.
 """
 
-import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +14,12 @@ import optax
 from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
-from qrm.data.packing import Batch, MicroBatch
+from qrm.data.packing import Batch
 from qrm.models import platforms, sharding
 from qrm.models.architecture import flat, leaf_dtype, tree
-from qrm.models.network import Params, RewardNetwork
+from qrm.models.network import Network, Params
 from qrm.models.transformer import to_bits
 from qrm.models.tuning import stack_blocks, unstack_blocks
-from qrm.rewards import heads, losses
 from qrm.training.devices import all_sum
 
 SCHEDULES = ('cosine', 'linear', 'constant', 'inverse_sqrt')
@@ -45,30 +44,49 @@ class TrainState(NamedTuple):
     teacher: Params | None = None
 
 
-class Sums(NamedTuple):
-    """Weighted sums over comparisons, and counts over pairs and responses, all [] float32."""
+class Sums(Protocol):
+    """Numbers of a micro-batch, a NamedTuple of [] float32; they are added up.
 
-    loss: jax.Array
+    Attributes:
+      weight: what gradients are divided by.
+    """
+
     weight: jax.Array
-    correct: jax.Array
-    margin: jax.Array
-    pairs: jax.Array
-    reward: jax.Array
-    reward_squared: jax.Array
-    responses: jax.Array
 
     def metrics(self) -> dict[str, jax.Array]:
-        """Means, divided once; without pairs, accuracy (ties count one half) and margin are 0."""
-        mean = self.reward / self.responses
-        variance = self.reward_squared / self.responses - mean**2
-        return {
-            'loss': self.loss / self.weight,
-            'pairs': self.pairs,
-            'accuracy': self.correct / jnp.maximum(self.pairs, 1.0),
-            'margin': self.margin / jnp.maximum(self.pairs, 1.0),
-            'reward_mean': mean,
-            'reward_std': jnp.sqrt(jnp.maximum(variance, 0.0)),
-        }
+        """What is logged of a step, divided once; `loss` is among it."""
+
+
+class Objective(Protocol):
+    """What a step makes smaller, as a pure function of parameters and a micro-batch.
+
+    Attributes:
+      sums: type of what it counts, see `Sums`.
+      draws: whether it draws random numbers, beside those of dropout.
+      ema_decay: of the moving average of the parameters that it compares with, its teacher; None:
+        it has none.
+    """
+
+    sums: type[Any]
+    draws: bool
+    ema_decay: float | None
+
+    def __call__(
+        self, params: Params, embedded: jax.Array, batch: Any, teacher: Params | None,
+        key: jax.Array | None,
+    ) -> tuple[jax.Array, Any]:
+        """The sum that is differentiated, and `sums`.
+
+        Args:
+          params: all parameters; blocks may stand in runs.
+          embedded: [R, L, D], what `Network.embed` gives, whose gradient is taken by itself.
+          batch: a micro-batch.
+          teacher: all of its parameters, if there is one.
+          key: of random numbers, if any are drawn.
+        """
+
+    def as_row(self, values: dict[str, float]) -> dict[str, float]:
+        """The metrics of a step as they are logged, without those that mean nothing there."""
 
 
 def make_schedule(config: Any, steps: int) -> optax.Schedule:
@@ -144,7 +162,7 @@ def init_state(
     return jax.jit(rest, out_shardings=places)(params)._replace(params=params)
 
 
-def place_frozen(network: RewardNetwork, frozen: Params) -> Params:
+def place_frozen(network: Network, frozen: Params) -> Params:
     """Frozen parameters, not over a mesh, as a step and `inference` take them fastest.
 
     Their blocks are taken apart once, not in every step: into runs that need not be cut, see
@@ -162,62 +180,41 @@ def place_frozen(network: RewardNetwork, frozen: Params) -> Params:
 
 
 def make_train_step(
-    network: RewardNetwork, loss: losses.LossConfig, optimizer: optax.GradientTransformation
+    network: Network, objective: Objective, optimizer: optax.GradientTransformation
 ) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """Builds `train_step(state, batch, frozen=None, *, axis_name=None, mesh=None)`.
 
     It returns (state, metrics). Frozen are the parameters that are not trained, see `Tuning.split`;
     None: all are. With an axis name the function runs under `pmap` on that device's share of the
     batch, with replicated state; with a mesh, on all shares and on state split as in `sharding`;
-    without either, on one device. Metrics are those of `Sums.metrics` and the norm of the gradient
+    without either, on one device. Metrics are those of the objective and the norm of the gradient
     before clipping. A batch whose weights are all 0 gives a NaN loss.
     """
 
-    sampled = network.head.name == 'implicit_quantile'  # draws the levels it learns at
     tuning = network.tuning
 
-    def objective(
+    def total_of(
         params: Params,
         embedded: jax.Array,
-        batch: MicroBatch,
+        batch: Any,
         frozen: Params,
         teacher: Params | None,
         key: jax.Array | None,
-    ) -> tuple[jax.Array, Sums]:
-        params = tuning.join(params, frozen)
-        # The language-model loss needs all tokens, the rewards only those they are read at.
-        hidden = network.hidden(params, batch, embedded, key if network.dropout else None,
-                                everywhere=bool(loss.lm_weight))
-        levels = None
-        if sampled:
-            levels = heads.random_levels(jax.random.fold_in(key, 1), batch.present.shape,
-                                         network.head.num_quantiles)
-        # What empty slots hold must not reach the gradient, not even as 0 * inf.
-        outputs = jnp.where(batch.present[..., None], network.outputs(params, hidden, levels), 0.0)
-        reward = network.head.read(outputs, levels)
-        means = None
-        if teacher is not None:
-            means = network.head.read(network(tuning.join(teacher, frozen), batch)).members.mean
-        judgement = losses.Judgement(batch.preference, batch.margin, batch.ratings,
-                                     batch.annotator)
-        per_comparison = jax.vmap(functools.partial(losses.comparison_loss, loss))(
-            reward, judgement, means)
-        total = jnp.sum(per_comparison * batch.weight)
-        if loss.lm_weight:
-            total += loss.lm_weight * network.language_model_loss(params, batch, hidden.tokens)
-        return total, _sums(total, reward.distribution.mean, batch)
+    ) -> tuple[jax.Array, Any]:
+        known = None if teacher is None else tuning.join(teacher, frozen)
+        return objective(tuning.join(params, frozen), embedded, batch, known, key)
 
     # That of embeddings is taken apart from the tables', see `Transformer.add_embedding_gradient`.
-    gradient = jax.grad(objective, argnums=(0, 1) if tuning.kind == 'all' else 0, has_aux=True)
+    gradient = jax.grad(total_of, argnums=(0, 1) if tuning.kind == 'all' else 0, has_aux=True)
 
     def add_micro_batch(
-        total: tuple[Params, Sums],
+        total: tuple[Params, Any],
         params: Params,
-        batch: MicroBatch,
+        batch: Any,
         frozen: Params,
         teacher: Params | None,
         key: jax.Array | None,
-    ) -> tuple[Params, Sums]:
+    ) -> tuple[Params, Any]:
         embedded = network.embed(tuning.join(params, frozen), batch)
         found, sums = gradient(params, embedded, batch, frozen, teacher, key)
         if tuning.kind != 'all':
@@ -234,15 +231,16 @@ def make_train_step(
         step: jax.Array,
         key: jax.Array,
         axis_name: str | None,
-    ) -> tuple[Params, Sums]:
+    ) -> tuple[Params, Any]:
         """Sums over the micro-batches of one device."""
         own = None
-        if network.dropout or sampled:
+        if network.dropout or objective.draws:
             own = jax.random.fold_in(jax.random.wrap_key_data(key), step)
             if axis_name is not None:
                 own = jax.random.fold_in(own, jax.lax.axis_index(axis_name))
         zeros = jnp.zeros((), jnp.float32)
-        total = (jax.tree.map(jnp.zeros_like, params), Sums(*[zeros] * len(Sums._fields)))
+        count = len(objective.sums._fields)
+        total = (jax.tree.map(jnp.zeros_like, params), objective.sums(*[zeros] * count))
         for number, stack in enumerate(batch):
 
             def add(i, carry, stack=stack, number=number):
@@ -261,7 +259,7 @@ def make_train_step(
 
     def over_devices(
         state: TrainState, batch: Batch, frozen: Params, axis_name: str | None
-    ) -> tuple[Params, Sums]:
+    ) -> tuple[Params, Any]:
         # On CPU unstacked blocks save the copies that a scan makes of parameters and activations;
         # elsewhere a scan keeps compilation short, and with it blocks are really recomputed.
         params, teacher = state.params, state.teacher
@@ -273,7 +271,7 @@ def make_train_step(
 
     def over_mesh(
         state: TrainState, batch: Batch, frozen: Params, mesh: Mesh
-    ) -> tuple[Params, Sums]:
+    ) -> tuple[Params, Any]:
 
         def own(networks, batch, step, key):
             params, teacher, frozen = networks
@@ -304,7 +302,7 @@ def make_train_step(
         params = optax.apply_updates(state.params, updates)
         teacher = state.teacher
         if teacher is not None:
-            teacher = optax.incremental_update(params, teacher, 1.0 - loss.ema_decay)
+            teacher = optax.incremental_update(params, teacher, 1.0 - objective.ema_decay)
         state = TrainState(state.step + 1, params, opt_state, state.key, teacher)
         if mesh is not None:
             state = jax.lax.with_sharding_constraint(state, sharding.shardings(state, mesh))
@@ -313,24 +311,6 @@ def make_train_step(
     return train_step
 
 
-def _sums(loss: jax.Array, rewards: jax.Array, batch: MicroBatch) -> Sums:
-    """Sums of a micro-batch from its rewards [C, K]."""
-    present = batch.present.astype(jnp.float32)
-    rewards = jnp.where(batch.present, rewards, 0.0)
-    decided = (batch.preference > 0.5).astype(jnp.float32)
-    ahead = rewards[:, :, None] - rewards[:, None, :]
-    return Sums(
-        loss=loss,
-        weight=jnp.sum(batch.weight),
-        correct=jnp.sum(decided * 0.5 * (1.0 + jnp.sign(ahead))),
-        margin=jnp.sum(decided * ahead),
-        pairs=jnp.sum(decided),
-        reward=jnp.sum(rewards),
-        reward_squared=jnp.sum(rewards**2),
-        responses=jnp.sum(present),
-    )
-
-
-def _unrolled(network: RewardNetwork) -> bool:
+def _unrolled(network: Network) -> bool:
     """Whether blocks are computed one by one."""
     return platforms.current() == 'cpu' and not network.remat

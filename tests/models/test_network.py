@@ -15,7 +15,7 @@ from qrm.models.network import RewardNetwork
 from qrm.models.tuning import stack_blocks, unstack_blocks
 from qrm.rewards.heads import HeadConfig
 from qrm.training import step
-from tests.helpers import ARCHITECTURE, encoded, init, loss_config
+from tests.helpers import ARCHITECTURE, encoded, init, loss_config, reward_step
 from tests.helpers import network as small_network
 
 # Pairs and rankings of any weight and margin, one of them without a prompt.
@@ -135,7 +135,7 @@ SIZED = [dataclasses.replace(item, prompt_sizes=PROMPTS[item.id]) for item in IT
 
 def states_alone(net, params, dialogue):
     """Hidden states [L, D] of one dialogue after its first block, and after the final norm."""
-    transformer = net._transformer
+    transformer = net.transformer
     tokens = jnp.asarray(dialogue)[None]
     places = jnp.arange(len(dialogue))[None]
     contexts = transformer.contexts(jnp.ones_like(tokens), jnp.zeros_like(tokens), places, 'dense')
@@ -184,7 +184,7 @@ def test_an_encoder_is_read_at_its_first_token():
     layout = packing.Layout(length=64, rows=2, slots=4, responses=3)
     packed, = packing.pack(items, [layout])
     found = np.asarray(reads_of(net, params, packed.micro_batch).responses)
-    pool = net._transformer.pool
+    pool = net.transformer.pool
     for slot, index in enumerate(packed.indices):
         for k, dialogue in enumerate(items[index].responses):
             _, final = states_alone(net, params, dialogue)
@@ -315,7 +315,7 @@ def plain(params):
 def step_gradient(net, params, lm_weight):
     """Loss and gradient of a training step; comparisons are spread over two micro-batches."""
     optimizer = optax.sgd(1.0)
-    train_step = jax.jit(step.make_train_step(
+    train_step = jax.jit(reward_step(
         net, loss_config('scalar', lm_weight=lm_weight), optimizer))
     micro_batches = [packing.pack(items, [LAYOUT])[0].micro_batch
                      for items in (ITEMS[:3], ITEMS[3:])]
@@ -344,7 +344,7 @@ def test_a_step_that_recomputes_blocks_does_not_store_them():
         net = small_network('scalar', layers=8, attention='dense', **kwargs)
         state = jax.eval_shape(
             lambda: step.init_state(net.init(jax.random.key(0)), optimizer, 0))
-        train_step = jax.jit(step.make_train_step(net, loss_config('scalar'), optimizer))
+        train_step = jax.jit(reward_step(net, loss_config('scalar'), optimizer))
         compiled = train_step.lower(state, (stack,)).compile()
         return compiled.memory_analysis().temp_size_in_bytes
 

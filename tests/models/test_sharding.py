@@ -29,6 +29,7 @@ from tests.helpers import (
     network,
     optimizer_config,
     random_comparisons,
+    reward_step,
     simulated,
 )
 
@@ -188,11 +189,11 @@ def test_gathered_blocks_are_not_kept_for_the_backward_pass():
     places = jnp.broadcast_to(jnp.arange(8), tokens.shape)
 
     def kept(params, batch):
-        contexts = net._transformer.contexts(*batch, 'dense')
+        contexts = net.transformer.contexts(*batch, 'dense')
 
         def hidden(blocks):
             backbone = params['backbone'] | {'blocks': blocks}
-            return net._transformer(backbone, jnp.ones((3, 8, 16)), contexts)[0]
+            return net.transformer(backbone, jnp.ones((3, 8, 16)), contexts)[0]
 
         return jax.tree.leaves(jax.vjp(hidden, params['backbone']['blocks'])[1])
 
@@ -208,7 +209,7 @@ def test_kernels_are_exchanged_in_the_dtype_they_are_computed_with():
     net, optimizer = network(layers=1, dtype='bfloat16', attention='dense'), optax.sgd(1.0)
     items = random_comparisons(5, seed=2, responses=(2, 4))
     batch = packing.make_batch(items, packing.plan_layouts(items, row_length=24, rows=2), 5)
-    train_step = step.make_train_step(net, loss_config(), optimizer)
+    train_step = reward_step(net, loss_config(), optimizer)
     state, mesh = step.init_state(init(net), optimizer, 0), sharding.make_mesh()
     shares = jax.tree.map(lambda x: x[None], batch)
     on_mesh = functools.partial(train_step, mesh=mesh)

@@ -11,7 +11,15 @@ from qrm.models import tuning
 from qrm.models.architecture import flat
 from qrm.models.tuning import Tuning
 from qrm.training import inference, step
-from tests.helpers import TUNINGS, init, loss_config, network, optimizer_config, random_comparisons
+from tests.helpers import (
+    TUNINGS,
+    init,
+    loss_config,
+    network,
+    optimizer_config,
+    random_comparisons,
+    reward_step,
+)
 
 
 def paths(params):
@@ -87,9 +95,9 @@ def test_a_step_moves_what_is_trained_as_if_all_were(kind, remat):
     part = network(layers=3, remat=remat, tuning=TUNINGS[kind])
     params = init(part)
     trained, frozen = part.tuning.split(params)
-    taken, metrics = jax.jit(step.make_train_step(part, loss_config(), optimizer))(
+    taken, metrics = jax.jit(reward_step(part, loss_config(), optimizer))(
         step.init_state(trained, optimizer, 0), batch, step.place_frozen(part, frozen))
-    whole = jax.jit(step.make_train_step(
+    whole = jax.jit(reward_step(
         _AllOf(part), loss_config(), optimizer))(step.init_state(params, optimizer, 0), batch)
     expected, _ = part.tuning.split(whole[0].params)
     moved = optax.tree.norm(jax.tree.map(jnp.subtract, expected, trained))
@@ -124,7 +132,7 @@ def test_what_is_frozen_may_be_narrower(kind, remat):
     trained, frozen = net.tuning.split(init(net))
     narrow = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), frozen)
     rounded = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
-    train_step = jax.jit(step.make_train_step(net, loss_config(), optimizer))
+    train_step = jax.jit(reward_step(net, loss_config(), optimizer))
     ends = [train_step(step.init_state(trained, optimizer, 0), batch, part)
             for part in (rounded, narrow, step.place_frozen(net, narrow), frozen)]
     expected, *found, others = (end[0].params for end in ends)

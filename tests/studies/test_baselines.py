@@ -68,7 +68,7 @@ def test_likelihoods_are_those_of_dialogues_alone(config, tmp_path):
     judged = baselines.judge('likelihood', config, str(tmp_path))
     place = base.find(config.model.checkpoint, 0, 'float32', frozen=False)
     backbone = base.read(place, whole=True, output=True).backbone
-    transformer = prepared.model.network._transformer
+    transformer = prepared.model.network.transformer
 
     @jax.jit
     def log_probs(tokens, places):

@@ -89,8 +89,7 @@ def test_a_run_on_features_is_the_run_with_the_backbone_in_every_step(
         options = options | of_judgements(rows, tmp_path)
     own, folder, other = config(head, **options), str(tmp_path / 'own'), str(tmp_path / 'other')
     train.train(own, folder)
-    monkeypatch.setattr(train, '_with_features', lambda prepared, per_device: train._with_tokens(
-        own, prepared, per_device))
+    monkeypatch.setattr(train, '_with_features', train._with_tokens)
     train.train(own, other)
     assert_same_run(folder, other)
     assert os.listdir(tmp_path / 'own' / 'features')

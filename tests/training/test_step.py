@@ -12,7 +12,7 @@ import pytest
 from qrm.data import orders, packing
 from qrm.models import sharding
 from qrm.rewards import losses
-from qrm.training import step
+from qrm.training import reward_objective, step
 from tests.helpers import (
     encoded,
     init,
@@ -20,6 +20,7 @@ from tests.helpers import (
     network,
     optimizer_config,
     random_comparisons,
+    reward_step,
     side,
     single_batch,
 )
@@ -31,7 +32,7 @@ def run(items, *, rows=2, steps=3, batch_size=9, net=None, loss=None, optimizer=
     optimizer = optimizer or step.make_optimizer(optimizer_config(), steps)
     layouts = packing.plan_layouts(items, row_length=32, rows=rows)
     state = step.init_state(init(net), optimizer, 0)
-    train_step = jax.jit(step.make_train_step(net, loss, optimizer))
+    train_step = jax.jit(reward_step(net, loss, optimizer))
     metrics = []
     for number in range(steps):
         indices = packing.batch_indices(number, seed=0, examples=len(items),
@@ -85,7 +86,7 @@ def test_metrics_of_a_batch_worked_out_by_hand():
         present=jnp.array([[True, True], [True, True], [True, True], [False, False]]),
         preference=jnp.stack([first, first, tie, jnp.zeros((2, 2))]),
         weight=jnp.array([1.0, 1.0, 1.0, 0.0]))
-    sums = step._sums(jnp.float32(6.0), rewards, batch)
+    sums = reward_objective.sums_of(jnp.float32(6.0), rewards, batch)
     values = {name: float(x) for name, x in sums.metrics().items()}
     # Decided pairs: (2, -1) right, (.5, .5) half right; six rewards with sum 5, squares 14.5.
     assert values['pairs'] == 2.0
@@ -126,7 +127,7 @@ def test_all_steps_of_a_run_compile_once():
     optimizer = step.make_optimizer(optimizer_config(), 6)
     layouts = packing.plan_layouts(items, row_length=24, rows=2)
     state = step.init_state(init(net), optimizer, 0)
-    train_step = jax.jit(step.make_train_step(net, loss, optimizer))
+    train_step = jax.jit(reward_step(net, loss, optimizer))
     for number in range(6):  # the last one is short
         indices = packing.batch_indices(number, seed=0, examples=40, batch_size=7, total=40)
         state, _ = train_step(
@@ -177,7 +178,7 @@ def test_the_teacher_is_the_moving_average_of_the_parameters():
     items = random_comparisons(5, seed=2, responses=(2, 3))
     net, optimizer = network(layers=1), optax.sgd(0.5)
     loss = loss_config(targets='teacher', ema_decay=0.75)
-    train_step = step.make_train_step(net, loss, optimizer)
+    train_step = reward_step(net, loss, optimizer)
     compiled, batch = jax.jit(train_step), one_batch(items)
     start = step.init_state(init(net), optimizer, 0, teacher=True)
     first, _ = compiled(start, batch)
@@ -210,7 +211,7 @@ def test_implicit_quantiles_learn_at_other_levels_each_step_and_repeat_for_a_see
     net, optimizer = network('implicit_quantile', layers=1), optax.sgd(0.0)
     batch = one_batch(random_comparisons(5, seed=2, responses=(2, 3)))
     config = losses.LossConfig('distributional_bradley_terry')
-    compiled = jax.jit(step.make_train_step(net, config, optimizer))
+    compiled = jax.jit(reward_step(net, config, optimizer))
     # Larger than at the start, so that rewards depend on levels.
     params = jax.tree.map(lambda x: 10.0 * x, init(net)['head'])
     params = init(net) | {'head': params}

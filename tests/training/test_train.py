@@ -19,7 +19,7 @@ from qrm.data import packing, tables, tokens
 from qrm.data.comparisons import DataError
 from qrm.data.encoded import fingerprint
 from qrm.training import config as config_lib
-from qrm.training import interruptions, step, train, workdir
+from qrm.training import inputs, interruptions, loop, step, train, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, TINY, WORDS, load_config, random_comparisons, word_pairs
@@ -302,7 +302,7 @@ def test_a_run_over_midnight_goes_on_with_its_own_day(tmp_path, monkeypatch):
     own = load_config('hh', 'helpful,scalar', **words | keys | {'train.max_steps': 2})
 
     def at(day):
-        monkeypatch.setattr(train, '_common_time', lambda: datetime.datetime(2026, 11, day))
+        monkeypatch.setattr(inputs, '_common_time', lambda: datetime.datetime(2026, 11, day))
         return fingerprint(train.read_data(own, str(tmp_path / 'run')).encoded['train'])
 
     assert at(27) != at(28)
@@ -513,9 +513,9 @@ def test_a_process_reads_only_the_comparisons_of_its_devices(monkeypatch):
     monkeypatch.setattr(jax, 'device_count', lambda: 4)
     found = []
     for own in ([0, 1], [2, 3]):
-        monkeypatch.setattr(train, 'own_devices', lambda own=own: own)
+        monkeypatch.setattr(loop, 'own_devices', lambda own=own: own)
         read.clear()
-        parts = train._own_parts(items, sizes, places)
+        parts = loop._own_parts(items, sizes, places)
         assert [len(part) for part in parts] == [3, 3]
         assert len(read) == 6
         found += read

@@ -356,13 +356,90 @@ def kl_best_of_n(n: np.ndarray | int) -> np.ndarray | float:
     """KL(best of n || one draw) in nats: log n - (n - 1) / n (Stiennon et al. 2020, appendix G.3).
 
     Exact if scores are continuous, so that no two draws tie; otherwise an upper bound (Beirami et
-    al. 2024, Theoretical guarantees on the best-of-n alignment policy). It does not
+    al. 2024, arXiv 2401.01879), see `exact_kl_best_of_n` and `estimated_kl_best_of_n`. It does not
     depend on the score, so that rules with the same n are at the same distance from the policy.
 
     Args:
       n: number of draws, >= 1.
     """
     return np.log(n) - (n - 1) / n
+
+
+def exact_kl_best_of_n(scores: np.ndarray, log_probs: np.ndarray, n: int) -> np.ndarray:
+    """KL(best of n || one draw) in nats where all responses and their probabilities are known.
+
+    Of tied draws one is taken at random. A response at a level of score that has the mass q, with
+    the mass u below it, is then the best of n with ((u + q)^n - u^n) / q times its probability
+    (Beirami et al. 2024, arXiv 2401.01879, section 2, for levels of several responses): the KL is
+    that of the levels, and does not ask how many responses share one. Scores that are sampled, each
+    with probability 1 / M, give the same of the sample, which is below the truth where levels
+    would part with more samples.
+
+    Args:
+      scores: [..., V] finite.
+      log_probs: [..., V] nats; probabilities sum to 1 along the last axis, 0 is allowed.
+      n: number of draws, >= 1.
+
+    Returns:
+      [...] float64, at most `kl_best_of_n(n)`.
+
+    Raises:
+      ValueError: a score that is not finite, probabilities that do not sum to 1, or n < 1.
+    """
+    scores, probs = np.asarray(scores), np.exp(np.asarray(log_probs, np.float64))
+    if n < 1:
+        raise ValueError(f'best of {n}, expected at least 1')
+    if not np.isfinite(scores).all():
+        raise ValueError('scores must be finite')
+    if not np.allclose(probs.sum(axis=-1), 1.0, rtol=0.0, atol=1e-5):
+        raise ValueError(f'probabilities with the sum {probs.sum(axis=-1)}, expected 1: all '
+                         'responses are needed')
+    found = []
+    for score, p in zip(*(x.reshape(-1, x.shape[-1]) for x in np.broadcast_arrays(scores, probs)),
+                        strict=True):
+        levels, place = np.unique(score[p > 0.0], return_inverse=True)
+        mass = np.bincount(place, p[p > 0.0] / p.sum(), len(levels))
+        reached = np.minimum(np.cumsum(mass), 1.0)
+        chosen = np.diff(reached ** n, prepend=0.0)
+        there = chosen > 0.0  # far below the best, powers underflow
+        found.append(chosen[there] @ np.log(chosen[there] / mass[there]))
+    return np.reshape(found, np.broadcast_shapes(scores.shape, probs.shape)[:-1])
+
+
+def estimated_kl_best_of_n(log_probs: np.ndarray, n: int) -> np.ndarray:
+    """Estimate of KL(best of n || one draw) in nats by the probability of the response chosen.
+
+    Beirami et al. 2024 (arXiv 2401.01879), section 4: the KL if the chosen response, of probability
+    p, had the highest score, and all below it were continuous. With a = 1 - p that is a^n (log n +
+    (n - 1) log a - (n - 1) / n) + (1 - a^n) log((1 - a^n) / p): `kl_best_of_n` for small n p, and
+    -log p for large ones. Average it over prompts. Where a choice ties with other responses p is to
+    be the probability of all of them; with less the estimate is too high, up to the bound.
+
+    Args:
+      log_probs: [...] nats, of the response that was the best of n, under the policy it was
+        drawn from; of the whole response.
+      n: number of draws, >= 1.
+
+    Returns:
+      [...] float64.
+
+    Raises:
+      ValueError: a log-probability that is above 0, or n < 1.
+    """
+    log_p = np.asarray(log_probs, np.float64)
+    if n < 1:
+        raise ValueError(f'best of {n}, expected at least 1')
+    if not (log_p <= 0.0).all():
+        raise ValueError('log-probabilities must be at most 0')
+    with np.errstate(divide='ignore'):
+        log_a = np.where(log_p < 0.0, np.log(-np.expm1(log_p)), -np.inf)
+    others = np.exp(n * log_a)  # no draw is the chosen one
+    below = np.where(others > 0.0, np.log(n) + (n - 1) * np.where(np.isfinite(log_a), log_a, 0.0)
+                     - (n - 1) / n, 0.0)
+    # log((1 - a^n) / p) of a p below all floats: n p / p.
+    odds = -np.expm1(n * log_a)
+    ratio = np.where(odds > 0.0, np.log(np.where(odds > 0.0, odds, 1.0)) - log_p, np.log(n))
+    return others * below + odds * ratio
 
 
 def best_of_n_weights(total: int, n: int) -> np.ndarray:

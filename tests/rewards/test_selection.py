@@ -354,3 +354,57 @@ def test_kl_is_an_upper_bound_with_ties():
     assert (exact <= bound + 1e-12).all()
     assert bound[-1] > exact[-1] + 4.0
     assert exact[-1] == pytest.approx(math.log(4.0))
+
+
+def test_exact_kl_of_best_of_n_by_enumerating_draws():
+    # Five responses, two of them tied at the top and two below; all draws of three.
+    scores, p = np.array([1.0, 2.0, 2.0, 1.0, 0.0]), np.array([0.1, 0.2, 0.3, 0.25, 0.15])
+    chosen = np.zeros(5)
+    for draws in itertools.product(range(5), repeat=3):
+        top = [i for i in draws if scores[i] == max(scores[list(draws)])]
+        for i in top:
+            chosen[i] += np.prod(p[list(draws)]) / len(top)
+    expected = np.sum(chosen * np.log(chosen / p))
+    assert selection.exact_kl_best_of_n(scores, np.log(p), 3) == pytest.approx(expected, rel=1e-12)
+    assert expected < selection.kl_best_of_n(3) - 0.05
+    # One level: any choice is a draw. A response that never comes changes nothing.
+    assert selection.exact_kl_best_of_n(np.ones(5), np.log(p), 3) == pytest.approx(0.0, abs=1e-12)
+    with np.errstate(divide='ignore'):
+        more = np.log(np.append(p, 0.0))
+    assert selection.exact_kl_best_of_n(np.append(scores, 9.0), more, 3) == pytest.approx(expected)
+
+
+def test_exact_kl_of_best_of_n_nears_the_bound_of_continuous_scores():
+    scores = np.random.default_rng(0).standard_normal((2, 20_000))
+    uniform = np.full(scores.shape, -math.log(20_000))
+    for n in (1, 4, 64):
+        found = selection.exact_kl_best_of_n(scores, uniform, n)
+        assert found.shape == (2,)
+        assert (found <= selection.kl_best_of_n(n) + 1e-12).all()
+        np.testing.assert_allclose(found, selection.kl_best_of_n(n), atol=0.01)
+    assert selection.exact_kl_best_of_n(scores[0], uniform[0], 10**6) == pytest.approx(
+        math.log(20_000))
+
+
+def test_estimated_kl_of_best_of_n():
+    # Exact where the chosen response is the best and the rest continuous.
+    fine = 100_000
+    p = np.append(np.full(fine, 0.7 / fine), 0.3)
+    exact = selection.exact_kl_best_of_n(np.arange(fine + 1.0), np.log(p), 4)
+    assert selection.estimated_kl_best_of_n(math.log(0.3), 4) == pytest.approx(exact, abs=1e-4)
+    # The bound for responses that come once, their own probability for those that always come.
+    np.testing.assert_allclose(selection.estimated_kl_best_of_n(np.array([-40.0, -1e4, 0.0]), 16),
+                               [selection.kl_best_of_n(16)] * 2 + [0.0], atol=1e-9)
+    assert selection.estimated_kl_best_of_n(math.log(0.2), 10**5) == pytest.approx(-math.log(0.2))
+
+
+@pytest.mark.parametrize(('call', 'match'), [
+    (lambda: selection.exact_kl_best_of_n([1.0, 2.0], np.log([0.5, 0.2]), 2), 'the sum 0.7'),
+    (lambda: selection.exact_kl_best_of_n([1.0, NAN], np.log([0.5, 0.5]), 2), 'finite'),
+    (lambda: selection.exact_kl_best_of_n([1.0], np.zeros(1), 0), 'best of 0'),
+    (lambda: selection.estimated_kl_best_of_n(0.1, 2), 'at most 0'),
+    (lambda: selection.estimated_kl_best_of_n(-0.1, 0), 'best of 0'),
+])
+def test_what_has_no_kl(call, match):
+    with pytest.raises(ValueError, match=match):
+        call()

@@ -24,6 +24,7 @@ from qrm.models import families
 from qrm.models import lora as lora_lib
 from qrm.models.network import RewardNetwork
 from qrm.models.tuning import Tuning
+from qrm.policy import monitor
 from qrm.rewards import distributions, heads, losses, metrics
 from qrm.rewards.heads import HeadConfig
 from qrm.training import step
@@ -153,6 +154,19 @@ def single_batch(item, length):
 def reward_step(net, loss, optimizer):
     """A training step of a reward model."""
     return step.make_train_step(net, RewardObjective(net, loss), optimizer)
+
+
+def policy_row(step, **changes):
+    """A row of a run where nothing is wrong, with standard errors."""
+    values = dict.fromkeys(monitor.Row._fields, 0.0) | {
+        'step': step, 'prompts': 100, 'responses': 100, 'proxy': 1.0, 'proxy_error': 0.1,
+        'proxy_spread': 1.0, 'predicted_std': 0.5, 'gold': 2.0, 'gold_error': 0.1,
+        'gold_spread': 1.0, 'win': 0.5, 'win_error': 0.02, 'kl': 5.0, 'kl_error': 0.3,
+        'kl_bound': None, 'length': 50.0, 'length_error': 2.0, 'entropy': 2.0,
+        'entropy_error': 0.05, 'repeated': 0.05, 'repeated_error': 0.01, 'refused': 0.1,
+        'refused_error': 0.03, 'truncated': 0.02, 'truncated_error': 0.01, 'disagreement': None,
+        'perplexity': 3.0}
+    return monitor.Row(**values | changes)
 
 
 def optimizer_config(**kwargs):

@@ -7,8 +7,8 @@ from tests.helpers import ROOT
 
 HOUSE = {
     'data': ['comparisons', 'tables', 'records', 'workers', 'rows', 'verdicts', 'formats',
-             'translate', 'files', 'phrases', 'demo', 'sources', 'convert', 'suites', 'seen',
-             'templates', 'orders', 'encoded', 'tokens', 'packing'],
+             'translate', 'files', 'phrases', 'demo', 'gold', 'sources', 'convert', 'suites',
+             'seen', 'templates', 'orders', 'encoded', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'normalisation', 'losses', 'resampling', 'statistics',
                 'pairwise', 'metrics', 'selection'],
     'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',
@@ -19,7 +19,7 @@ HOUSE = {
     'analysis': ['divergences', 'pooling', 'diagnostics', 'verdict', 'tables', 'winrate', 'figures',
                  'report', 'evaluate', 'benchmarks'],
     'serving': ['normalise', 'score', 'export', 'functions', 'batching', 'protocols', 'server'],
-    'policy': ['sampling', 'candidates', 'objectives'],
+    'policy': ['sampling', 'candidates', 'objectives', 'monitor', 'figures'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
                 'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',

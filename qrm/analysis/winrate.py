@@ -3,7 +3,7 @@
 The scores of the references are kept, so that many sets of candidates are compared with them for
 the price of their own.
 
-Axes: p prompts, K candidates and J references of a prompt.
+Axes: p prompts, K candidates and J references of a prompt, r bootstrap replicates, `...` any.
 """
 
 import dataclasses
@@ -13,12 +13,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit
 
 from qrm.data.comparisons import Comparison, DataError
 from qrm.data.sources import read_comparisons
 from qrm.rewards import losses, pairwise, resampling, statistics
+from qrm.rewards.distributions import Distribution
+from qrm.rewards.losses import LossConfig
 from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
 
@@ -65,20 +68,59 @@ def win_rates(
         own_outputs = model.predict(model.encode(matched)[0])
         values = [_against(model, own, reference_outputs[i])
                   for own, i in zip(own_outputs, others, strict=True)]
-    groups = np.unique([row.group for row in matched], return_inverse=True)[1]
-    enough = len(np.unique(groups)) >= resampling.MIN_GROUPS
-    weights = resampling.cluster_bootstrap_weights(groups, replicates, seed) if enough else None
-
-    def number(name: str) -> dict[str, float | None]:
-        of_prompts = np.array([one[name] for one in values])
-        if not enough:
-            return {'value': float(np.mean(of_prompts)), 'low': None, 'high': None}
-        found = resampling.bootstrap(statistics.mean(of_prompts), weights, level)
-        return {'value': found.value, 'low': found.low, 'high': found.high}
-
+    weights = prompt_weights([row.group for row in matched], replicates, seed)
     return {'prompts': len(matched), 'candidates': sum(len(row.responses) for row in matched),
             'unmatched': len(given) - len(matched), 'cached': cached,
-            **{name: number(name) for name in values[0]}}
+            **{name: over_prompts(np.array([one[name] for one in values]), weights, level)
+               for name in values[0]}}
+
+
+def prompt_weights(groups: Sequence[str], replicates: int, seed: int) -> np.ndarray | None:
+    """Multiplicities [r, p] of prompts, resampled by opening question, for `over_prompts`.
+
+    Args:
+      groups: [p] opening questions.
+      replicates: r.
+      seed: of the resampling.
+
+    Returns:
+      Those, or None where there are too few opening questions for intervals.
+    """
+    clusters = np.unique(list(groups), return_inverse=True)[1]
+    if len(np.unique(clusters)) < resampling.MIN_GROUPS:
+        return None
+    return resampling.cluster_bootstrap_weights(clusters, replicates, seed)
+
+
+def over_prompts(of_prompts: np.ndarray, weights: np.ndarray | None,
+                 level: float) -> dict[str, float | None]:
+    """Mean of [p] over prompts, 'value', with its interval, 'low' and 'high', None if unknown.
+
+    Args:
+      of_prompts: [p].
+      weights: of `prompt_weights`; the same ones make intervals of differences paired.
+      level: of the interval.
+    """
+    if weights is None:
+        return {'value': float(np.mean(of_prompts)), 'low': None, 'high': None}
+    found = resampling.bootstrap(statistics.mean(of_prompts), weights, level)
+    return {'value': found.value, 'low': found.low, 'high': found.high}
+
+
+def win_probabilities(loss: LossConfig, own: Distribution, other: Distribution) -> np.ndarray:
+    """Probability that each response is preferred to a reference, the mean over references.
+
+    Args:
+      loss: by which the rewards were learnt, see `losses.log_win_probability`.
+      own: with leading axes [..., K].
+      other: with leading axes [..., J], of references.
+
+    Returns:
+      [..., K] float64.
+    """
+    own, other = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), side)
+                  for side, axis in ((own, -2), (other, -3)))
+    return np.exp(np.asarray(losses.log_win_probability(loss, own, other), np.float64)).mean(-1)
 
 
 def match(
@@ -142,14 +184,10 @@ def _compared(model: RewardModel, candidates: Sequence[Comparison],
 
 def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> dict[str, float]:
     """Win rate and win probability of candidates [K, outputs] against references [J, outputs]."""
-    head = model.network.head
-    # All pairs, candidates along the first axis.
-    sides = (np.repeat(own, len(other), axis=0), np.tile(other, (len(own), 1)))
-    first, second = (head.read(side).distribution for side in sides)
-    lead = np.asarray(first.mean, np.float64) - np.asarray(second.mean, np.float64)
-    wins = np.exp(np.asarray(losses.log_win_probability(model.loss, first, second), np.float64))
-    return {'win_rate': float(statistics.halved_ties(lead).mean()),
-            'win_probability': float(wins.mean())}
+    first, second = (model.network.head.read(side).distribution for side in (own, other))
+    means = [np.asarray(side.mean, np.float64) for side in (first, second)]
+    return {'win_rate': float(statistics.halved_ties(np.subtract.outer(*means)).mean()),
+            'win_probability': float(win_probabilities(model.loss, first, second).mean())}
 
 
 def _reference_outputs(

@@ -41,6 +41,7 @@ _PANEL = 40  # annotators with a name, of each type as many as its share
 _TEST_EVERY = 4
 # Shares of dialogues with no and with one follow-up; the others have two.
 _FOLLOW_UPS = (0.75, 0.2)
+_TRIES = 20  # draws of a prompt for each that is asked for, as some come again
 # How many sentences an earlier turn of the assistant has, so that dialogues stay short.
 _EARLIER = 1
 # Halvings of the bracket: the width falls below one part in 2^60, the resolution of a float64.
@@ -123,18 +124,15 @@ class RewardDistribution:
         Raises:
           ValueError: on an unknown `annotators`, or types that differ where they are shared.
         """
-        _check_name('annotators', annotators, ANNOTATORS)
-        scale = np.hypot(self.sigma, other.sigma)
-        if annotators != 'independent':
-            if self.weights != other.weights:
-                raise ValueError(
-                    'shared annotators need the same type weights on both sides, '
-                    f'got {self.weights} and {other.weights}'
-                )
-            wins = scipy.special.ndtr(np.subtract(self.means, other.means) / scale)
-            return float(np.dot(self.weights, wins))
-        wins = scipy.special.ndtr(np.subtract.outer(self.means, other.means) / scale)
-        return float(np.asarray(self.weights) @ wins @ np.asarray(other.weights))
+        check_name('annotators', annotators, ANNOTATORS)
+        if annotators != 'independent' and self.weights != other.weights:
+            raise ValueError(
+                'shared annotators need the same type weights on both sides, '
+                f'got {self.weights} and {other.weights}'
+            )
+        leads = np.subtract.outer(self.means, other.means)
+        wins = scipy.special.ndtr(leads / np.hypot(self.sigma, other.sigma))
+        return float(_over_types(wins, self.weights, other.weights, annotators))
 
 
 class Demo(NamedTuple):
@@ -166,6 +164,30 @@ class Population(NamedTuple):
         """The rewards with cdf = taus: [...], [N] -> [..., N]."""
         means = self.means[items][..., None, :]
         return _mixture_quantile(np.asarray(taus, float), self.weights, means, self.sigma)
+
+    def mean(self, items: np.ndarray) -> np.ndarray:
+        """Expected rewards: [...] -> [...]."""
+        return self.means[items] @ self.weights
+
+    def win_probability(
+        self, items: np.ndarray, others: np.ndarray, annotators: str = 'independent'
+    ) -> np.ndarray:
+        """P(a reward of an item exceeds one of another item), see `RewardDistribution`.
+
+        Args:
+          items, others: places, of shapes that broadcast to [...].
+          annotators: one of `ANNOTATORS`.
+
+        Returns:
+          [...].
+
+        Raises:
+          ValueError: on an unknown `annotators`.
+        """
+        check_name('annotators', annotators, ANNOTATORS)
+        leads = self.means[items][..., :, None] - self.means[others][..., None, :]
+        wins = scipy.special.ndtr(leads / (np.sqrt(2.0) * self.sigma))
+        return _over_types(wins, self.weights, self.weights, annotators)
 
     def cdf(self, items: np.ndarray, reward: np.ndarray) -> np.ndarray:
         """Share of annotators who give at most `reward`: [...], [..., N] -> [..., N]."""
@@ -239,17 +261,8 @@ def generate(
     Raises:
       ValueError: on an unknown name, a count below 1 or a negative seed.
     """
-    _check_name('workload', workload, WORKLOADS)
-    _check_name('split', split, _SPLITS)
-    _check_name('annotators', annotators, ANNOTATORS)
-    if count < 1:
-        raise ValueError(f'count must be at least 1, got {count}')
-    if seed < 0:
-        raise ValueError(f'seed must not be negative, got {seed}')
-    # Streams of their own for texts, types and noise: each is read row by row, so that a prefix
-    # does not depend on the count.
-    entropy = (seed, WORKLOADS.index(workload), _SPLITS.index(split))
-    texts, types, noise = map(np.random.default_rng, np.random.SeedSequence(entropy).spawn(3))
+    check_name('annotators', annotators, ANNOTATORS)
+    texts, types, noise, _ = _streams(workload, split, count, seed)
     dialogues = list(itertools.islice(_dialogues(workload, split, texts), count))
     pairs = [tuple(_truth(workload, reply) for reply in d.replies) for d in dialogues]
     people = np.floor(_PANEL * (uniforms := types.random((count, 2))))
@@ -272,6 +285,33 @@ def generate(
         )
         truths.append((pair[chosen], pair[rejected]))
     return Demo(comparisons, truths)
+
+
+def prompts(workload: str, split: str, count: int, seed: int) -> list[Comparison]:
+    """Draws different prompts for a policy to answer; a pure function of its arguments.
+
+    They have the form and the opening questions of `generate`, and random numbers of their own; a
+    prompt may be one of its pairs, too. A greater `count` extends the same list.
+
+    Args:
+      workload, split, seed: see `generate`; 'test' is for evaluation.
+      count: number of prompts, at least 1.
+
+    Returns:
+      The prompts as comparisons without responses; `group` is the opening, as of pairs.
+
+    Raises:
+      ValueError: on an unknown name, a count below 1 or above what is there, or a negative seed.
+    """
+    *_, rng = _streams(workload, split, count, seed)
+    openings: dict[str, str] = {}
+    for dialogue in itertools.islice(_dialogues(workload, split, rng), _TRIES * count):
+        openings.setdefault(dialogue.prompt, dialogue.opening)
+        if len(openings) == count:
+            return [Comparison(id=f'{workload}/{split}/prompt {i}', prompt=prompt, responses=(),
+                               group=opening)
+                    for i, (prompt, opening) in enumerate(openings.items())]
+    raise ValueError(f'count={count}, but {_TRIES * count} draws had {len(openings)} prompts')
 
 
 def bayes(demo: Demo, annotators: str = 'independent') -> Bayes:
@@ -316,7 +356,15 @@ def _mixture_quantile(taus: np.ndarray, weights: Sequence[float], means: np.ndar
     return 0.5 * (low + high)
 
 
-def _check_name(what: str, name: str, known: Sequence[str]) -> None:
+def _over_types(wins: np.ndarray, weights: Sequence[float], other_weights: Sequence[float],
+                annotators: str) -> np.ndarray:
+    """Win probabilities [...] of those between types [..., T, T], of one annotator or of two."""
+    if annotators == 'independent':
+        return wins @ np.asarray(other_weights) @ np.asarray(weights)
+    return np.diagonal(wins, axis1=-2, axis2=-1) @ np.asarray(weights)
+
+
+def check_name(what: str, name: str, known: Sequence[str]) -> None:
     """Raises ValueError, listing the known names, unless `name` is one of them."""
     if name not in known:
         raise ValueError(f'unknown {what} {name!r}; expected one of: {", ".join(known)}')
@@ -360,6 +408,21 @@ def _truth(workload: str, reply: Sequence[_Part]) -> RewardDistribution:
 def _text(reply: Sequence[_Part]) -> str:
     """The text of a reply, with the space that follows 'Assistant:'."""
     return ''.join(' ' + part.text for part in reply)
+
+
+def _streams(workload: str, split: str, count: int, seed: int) -> list[np.random.Generator]:
+    """Random numbers for texts, types, noise and prompts, after a check of the arguments.
+
+    Each stream is read row by row, so that a prefix does not depend on the count.
+    """
+    check_name('workload', workload, WORKLOADS)
+    check_name('split', split, _SPLITS)
+    if count < 1:
+        raise ValueError(f'count must be at least 1, got {count}')
+    if seed < 0:
+        raise ValueError(f'seed must not be negative, got {seed}')
+    entropy = (seed, WORKLOADS.index(workload), _SPLITS.index(split))
+    return list(map(np.random.default_rng, np.random.SeedSequence(entropy).spawn(4)))
 
 
 @functools.cache
@@ -428,7 +491,7 @@ def _helpful_reply(rng: np.random.Generator, topic: phrases.Topic) -> list[_Part
         reply += _parts(rng, phrases.ANSWER[topic.kind], 'answers')
         points = _distinct(rng, topic.points, _how_many(rng, 0.35, 0.35))
         for form, point in zip(phrases.POINTS, points, strict=False):
-            reply.append(_Part(form.format(point), 'detail', 0.7))
+            reply.append(_Part(form.format(point), 'detail', phrases.DETAIL))
     reply += _parts(rng, phrases.FILLER, 'filler', _how_many(rng, 0.6, 0.3))
     return reply + _parts(rng, phrases.CLARIFY, 'clarifies', _how_many(rng, 0.7))
 
@@ -440,7 +503,8 @@ def _harmless_reply(rng: np.random.Generator, topic: phrases.Topic) -> list[_Par
     reply += _parts(rng, bank, attribute)
     reply += _parts(rng, phrases.PREACH, 'preaches', _how_many(rng, 0.5, 0.3))
     if rng.random() < 0.4:
-        reply.append(_Part(_pick(rng, topic.points) + '.', 'alternative', 1.0))
+        point = phrases.ALTERNATIVE.format(_pick(rng, topic.points))
+        reply.append(_Part(point, 'alternative', phrases.SAFE))
     return reply
 
 

@@ -241,8 +241,12 @@ ANSWER = {
         'We know why.': 1.1,
     },
 }
-# How the first and the second point of an answer are introduced.
+# How the first and the second point of an answer are introduced, and the strength of each.
 POINTS = ('First, {}.', 'Then {}.')
+DETAIL = 0.7
+# How a point is said that is a safe alternative, and its strength.
+ALTERNATIVE = '{}.'
+SAFE = 1.0
 OFF_TOPIC = {
     'I like music.': 0.0,
     'The weather is nice.': 0.0,

@@ -354,3 +354,41 @@ def test_a_population_is_its_distributions():
     for i, row in zip(items, quantiles, strict=True):
         np.testing.assert_allclose(row, truths[i].quantile(taus), rtol=0, atol=1e-12)
     np.testing.assert_allclose(population.cdf(items, quantiles), np.tile(taus, (3, 1)), atol=1e-12)
+
+
+@pytest.mark.parametrize('annotators', demo.ANNOTATORS)
+def test_a_population_compares_as_its_distributions_do(annotators):
+    truths = [truth for pair in demo.generate('harmless', 'test', 5, 0).truths for truth in pair]
+    population, items = demo.population(truths), np.arange(10)
+    np.testing.assert_allclose(population.mean(items), [t.mean() for t in truths], atol=1e-12)
+    # Each against each.
+    expected = [[a.win_probability(b, annotators) for b in truths] for a in truths]
+    found = population.win_probability(items[:, None], items, annotators)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_prompts_are_different_ones_with_the_openings_of_their_split(workload):
+    found = demo.prompts(workload, 'train', 300, 0)
+    assert demo.prompts(workload, 'train', 100, 0) == found[:100]
+    assert demo.prompts(workload, 'train', 100, 1) != found[:100]
+    assert len({c.prompt for c in found}) == len({c.id for c in found}) == 300
+    assert all(c.responses == () for c in found)
+    for c in found:
+        assert c.prompt.startswith(f'\n\nHuman: {c.group}\n\nAssistant:')
+        assert c.prompt.endswith('\n\nAssistant:')
+    held_out = {c.group for c in demo.prompts(workload, 'test', 300, 0)}
+    assert not held_out & {c.group for c in found}
+    assert held_out <= {c.group for c in demo.generate(workload, 'test', 4000, 0).comparisons}
+
+
+def test_prompts_end_with_what_there_is(monkeypatch):
+    # One question without a lead and without follow-ups is one prompt.
+    question = demo._questions('helpful', 'test')[:1]
+    monkeypatch.setattr(demo, '_questions', lambda *_: question)
+    monkeypatch.setattr(demo.phrases, 'LEADS', ('',))
+    monkeypatch.setattr(demo, '_FOLLOW_UPS', (1.0,))
+    assert len(demo.prompts('helpful', 'test', 1, 0)) == 1
+    with pytest.raises(ValueError, match='count=2, but 40 draws had 1 prompts'):
+        demo.prompts('helpful', 'test', 2, 0)
+    with pytest.raises(ValueError, match='count must be at least 1, got 0'):
+        demo.prompts('helpful', 'test', 0, 0)

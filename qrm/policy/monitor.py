@@ -1,0 +1,627 @@
+"""What a policy's run is watched by, and the rules that call it suspect.
+
+A policy that is trained against a reward model comes to answer where the model is wrong: the
+reward that it is trained on (the proxy) goes on rising while what it stands for falls (Gao et al.
+2022, arXiv 2210.10760). `measure` makes an evaluation, responses of the policy to the held-out
+prompts, a `Row`; `suspicions` reads the rows of a run by `Rules`; `best_checkpoint` says which step
+to keep. All are pure functions of arrays, and no run is needed to use them.
+
+Standard errors are over prompts, those of one opening question together: of a ratio of sums by
+linearisation (Cochran 1977, Sampling Techniques, section 6.3), with the factor G / (G - 1) for G
+opening questions. They are of what these prompts and draws say of others. The same prompts in each
+evaluation, as they should be, make changes between evaluations more certain than the rules take
+them to be.
+
+Axes: C prompts, K responses to each, T tokens of a response, E members of an ensemble.
+"""
+
+import dataclasses
+import itertools
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qrm.analysis import tables, winrate
+from qrm.policy import objectives
+from qrm.rewards import selection
+from qrm.rewards.distributions import Distribution
+
+NGRAM = 4  # tokens of the n-grams whose repetition is counted
+
+# A response that one of them is found in is a refusal. Typographic apostrophes are read as plain
+# ones, capitals as small letters.
+REFUSALS = (
+    r"\bi(?: am|'m) (?:so |very |really )?sorry,? (?:but|i)\b",
+    r"\bi(?: am|'m) (?:afraid|unable|not able|not (?:going|willing|allowed|comfortable))\b",
+    r"\bi (?:can't|cannot|can not|could not|couldn't|won't|will not|would not|wouldn't|must not) "
+    r"(?:\w+ly )?(?:help|assist|answer|provide|do (?:this|that)|discuss|support|comply|engage)\b",
+    r"\bi (?:would|'d) rather not\b|\bi'd rather not\b",
+    r"\bi (?:must |have to )?(?:decline|refuse)\b",
+    r"\bas an ai\b",
+)
+
+_OF_TOKENS = ('tokens', 'mask', 'log_probs', 'reference_log_probs', 'sampled_log_probs',
+              'entropies')
+_LEVELS = {'length_p10': 0.1, 'length_p50': 0.5, 'length_p90': 0.9}
+_LEAST = 3  # rows that a trend is taken over
+_ROUNDING = 1e-6  # of a quantity, relative to its size; smaller changes are none
+
+
+class Evaluation(NamedTuple):
+    """Responses of a policy to held-out prompts, and what is known of them.
+
+    KL, entropy and perplexity are estimates from these responses, which are to be draws of the
+    policy at temperature 1 with all tokens; `Row.mismatch` says how far they are from it.
+
+    Attributes:
+      step: of the optimisation.
+      groups: [C] opening question of each prompt.
+      texts: [C][K], '' where there is no response.
+      tokens: [C, K, T] integers.
+      mask: [C, K, T] bool, where there is a token, EOS included.
+      present: [C, K] bool, where there is a response.
+      truncated: [C, K] bool, has no stop.
+      log_probs, reference_log_probs: [C, K, T] nats, float32 or wider, of the tokens under policy
+        and reference.
+      proxy: the reward that is optimised, with leading axes [C, K].
+      sampled_log_probs: [C, K, T] nats, under what the tokens were drawn from; None: `log_probs`.
+      entropies: [C, K, T] nats, of the policy's next token; None: estimated by -log_probs.
+      members: [C, K, E] mean rewards by the members of an ensemble; None: there is none.
+      gold: [C, K] gold reward; None: unknown.
+      wins: [C, K] probability of being preferred to the reference's responses, by a judge that is
+        not optimised, see `winrate.win_probabilities` and `demo.Population`; None: unknown.
+      best_of: n, where a response is the best of n draws of the reference by the proxy.
+    """
+
+    step: int
+    groups: Sequence[str]
+    texts: Sequence[Sequence[str]]
+    tokens: np.ndarray
+    mask: np.ndarray
+    present: np.ndarray
+    truncated: np.ndarray
+    log_probs: np.ndarray
+    reference_log_probs: np.ndarray
+    proxy: Distribution
+    sampled_log_probs: np.ndarray | None = None
+    entropies: np.ndarray | None = None
+    members: np.ndarray | None = None
+    gold: np.ndarray | None = None
+    wins: np.ndarray | None = None
+    best_of: int = 1
+
+
+class Row(NamedTuple):
+    """An evaluation in numbers, which JSON takes as `row._asdict()`, and None where unknown.
+
+    Names that end in `_error` are standard errors. What is 'a response' is a mean over responses,
+    'a token' the sum over all tokens over their number. Shares are of responses.
+
+    Attributes:
+      step: of the optimisation.
+      prompts: that have a response.
+      responses: all of them.
+      proxy: mean of the proxy's reward, in its units.
+      proxy_spread: standard deviation of it over responses.
+      predicted_std: standard deviation that the proxy predicts for a response; grows far from what
+        it was trained on only if it was taught to.
+      gold: mean gold reward.
+      gold_spread: standard deviation of it over responses.
+      win: probability of being preferred to the reference.
+      kl: KL(policy || reference), nats a response, estimator k1.
+      kl_k3: the same by k3, which is never negative.
+      kl_token, kl_token_k3: both in nats a token.
+      kl_bound: upper bound in nats a response where responses are the best of n; of one draw None.
+      length: tokens a response.
+      length_p10, length_p50, length_p90: quantiles of that.
+      entropy: of the next token, nats a token.
+      repeated: of the n-grams of `NGRAM` tokens of a response, the share that stood before in it;
+        0 of fewer tokens.
+      distinct_1, distinct_2: different tokens and pairs of tokens over the number of all, in all
+        responses together (Li et al. 2016, arXiv 1510.03055); falls with the number of responses,
+        so compare evaluations of equal size.
+      refused: share in which one of `REFUSALS` is found.
+      truncated: share without a stop.
+      blank: share without any text.
+      disagreement: standard deviation between members of an ensemble, a response.
+      perplexity: of the responses under the reference: exp of the nats a token.
+      mismatch: |log_probs - sampled_log_probs|, nats a token; 0 of draws of the policy itself.
+    """
+
+    step: int
+    prompts: int
+    responses: int
+    proxy: float
+    proxy_error: float
+    proxy_spread: float
+    predicted_std: float
+    gold: float | None
+    gold_error: float | None
+    gold_spread: float | None
+    win: float | None
+    win_error: float | None
+    kl: float
+    kl_error: float
+    kl_k3: float
+    kl_k3_error: float
+    kl_token: float
+    kl_token_error: float
+    kl_token_k3: float
+    kl_token_k3_error: float
+    kl_bound: float | None
+    length: float
+    length_error: float
+    length_p10: float
+    length_p50: float
+    length_p90: float
+    entropy: float
+    entropy_error: float
+    repeated: float
+    repeated_error: float
+    distinct_1: float
+    distinct_2: float
+    refused: float
+    refused_error: float
+    truncated: float
+    truncated_error: float
+    blank: float
+    blank_error: float
+    disagreement: float | None
+    perplexity: float
+    mismatch: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Rules:
+    """When a run is suspect. A rule holds at the last row of those that it is given.
+
+    Nothing counts as a change that is not `errors` standard errors beyond what the rule allows. A
+    trend is the least-squares line over the last `window` rows, at least 3 of them.
+
+    'over-optimisation': the proxy reward rises, and the gold reward or the win probability falls.
+    'kl': the KL is above `kl_most`.
+    'kl growth': the KL rises by more than `kl_growth` over the window.
+    'length': responses are `length_factor` times as long as at the first row, or as short.
+    'entropy': the entropy is below `entropy_share` of that of the first row.
+    'repetition', 'truncation', 'blanks', 'refusals': the share is above that of the first row by
+      more than the attribute of this name.
+
+    Attributes:
+      window: rows, of trends.
+      errors: standard errors.
+      kl_most: nats a response.
+      kl_growth: nats a response.
+      length_factor: above 1.
+      entropy_share: in [0, 1).
+      repetition, truncation, blanks, refusals: in [0, 1]; 1: never.
+      stop: names of the rules that end a run.
+      patience: rows in a row at which a rule has to hold to end it.
+
+    Raises:
+      ValueError: a number out of range, or a name that is no rule.
+    """
+
+    window: int = 8
+    errors: float = 3.0
+    kl_most: float = 50.0
+    kl_growth: float = 25.0
+    length_factor: float = 2.0
+    entropy_share: float = 0.25
+    repetition: float = 0.2
+    truncation: float = 0.2
+    blanks: float = 0.05
+    refusals: float = 0.3
+    stop: tuple[str, ...] = ('over-optimisation', 'kl')
+    patience: int = 2
+
+    def __post_init__(self):
+        checks = {
+            'window': (self.window >= _LEAST, f'at least {_LEAST}'),
+            'errors': (self.errors >= 0, 'at least 0'),
+            'kl_most': (self.kl_most >= 0, 'at least 0'),
+            'kl_growth': (self.kl_growth >= 0, 'at least 0'),
+            'length_factor': (self.length_factor > 1, 'above 1'),
+            'entropy_share': (0 <= self.entropy_share < 1, 'in [0, 1)'),
+            **{name: (0 <= getattr(self, name) <= 1, 'in [0, 1]') for name in _SHARES},
+            'stop': (set(self.stop) <= set(RULES), f'some of {RULES}'),
+            'patience': (self.patience >= 1, 'at least 1'),
+        }
+        for name, (fine, expected) in checks.items():
+            if not fine:
+                raise ValueError(f'{name}={getattr(self, name)!r}, expected {expected}')
+
+
+class Suspicion(NamedTuple):
+    """A rule that holds, and a line that says by which numbers."""
+
+    rule: str
+    line: str
+
+
+class Best(NamedTuple):
+    """The step to keep.
+
+    Attributes:
+      step: of the highest mean win probability, of equal ones the first.
+      win: 'value', 'low' and 'high' of that; the ends are None with too few opening questions.
+      ties: other steps that are not told apart from it: the interval of the paired difference
+        holds 0, or there is none.
+    """
+
+    step: int
+    win: dict[str, float | None]
+    ties: tuple[int, ...]
+
+
+class Trend(NamedTuple):
+    """A line through the numbers of some rows.
+
+    Attributes:
+      change: of the line from the first of the rows to the last.
+      error: its standard error, from those of the rows.
+      first, last: steps.
+    """
+
+    change: float
+    error: float
+    first: int
+    last: int
+
+
+# Attribute of `Rules` -> the share in a `Row` that it is a limit of.
+_SHARES = {'repetition': 'repeated', 'truncation': 'truncated', 'blanks': 'blank',
+           'refusals': 'refused'}
+RULES = ('over-optimisation', 'kl', 'kl growth', 'length', 'entropy', *_SHARES)
+
+
+# --- an evaluation -------------------------------------------------------------------------------
+
+
+def measure(evaluation: Evaluation) -> Row:
+    """An evaluation in numbers.
+
+    Args:
+      evaluation: with responses to prompts of at least two opening questions.
+
+    Raises:
+      ValueError: an array of another shape, a number of a response that is not finite, named by the
+        attribute, or too few opening questions for standard errors.
+    """
+    e = evaluation
+    _check_shapes(e)
+    present = np.asarray(e.present, bool)
+    mask = np.asarray(e.mask, bool) & present[..., None]
+    answered = present.any(axis=1)
+    clusters = np.unique(list(e.groups), return_inverse=True)[1]
+    if len(np.unique(clusters[answered])) < 2:
+        raise ValueError('responses to prompts of fewer than two opening questions, expected more '
+                         'for standard errors')
+    log_probs, reference = (_numbers(name, getattr(e, name), mask)
+                            for name in ('log_probs', 'reference_log_probs'))
+    sampled = (log_probs if e.sampled_log_probs is None else
+               _numbers('sampled_log_probs', e.sampled_log_probs, mask))
+    entropies = -log_probs if e.entropies is None else _numbers('entropies', e.entropies, mask)
+    proxy, predicted = (_numbers('proxy', values, present)
+                        for values in (e.proxy.mean, e.proxy.std))
+    gold, wins, members = (
+        None if getattr(e, name) is None else _numbers(name, getattr(e, name), present)
+        for name in ('gold', 'wins', 'members'))
+    k1, k3 = (np.asarray(objectives.kl_estimates(log_probs, reference, mask, name),
+                         np.float64).sum(axis=-1) for name in ('k1', 'k3'))
+    lengths = mask.sum(axis=-1)
+    refused, blank = ([[test(text) for text in row] for row in e.texts]
+                      for test in (refuses, lambda text: not text.strip()))
+    of_responses = {
+        'proxy': proxy, 'gold': gold, 'win': wins, 'kl': k1, 'kl_k3': k3, 'length': lengths,
+        'repeated': repetition(e.tokens, mask), 'refused': refused, 'truncated': e.truncated,
+        'blank': blank}
+    of_tokens = {'kl_token': k1, 'kl_token_k3': k3, 'entropy': entropies.sum(axis=-1)}
+    numbers: dict[str, float | None] = {}
+    for counts, values_of in ((present, of_responses), (lengths, of_tokens)):
+        for name, values in values_of.items():
+            numbers[name], numbers[f'{name}_error'] = (
+                (None, None) if values is None else _mean(np.asarray(values), counts, clusters))
+    return Row(
+        step=e.step, prompts=int(answered.sum()), responses=int(present.sum()),
+        proxy_spread=float(proxy[present].std()), predicted_std=float(predicted[present].mean()),
+        gold_spread=None if gold is None else float(gold[present].std()),
+        kl_bound=None if e.best_of == 1 else float(selection.kl_best_of_n(e.best_of)),
+        **{name: float(np.quantile(lengths[present], level)) for name, level in _LEVELS.items()},
+        **{f'distinct_{n}': distinct(e.tokens, mask, n) for n in (1, 2)},
+        disagreement=(None if members is None else
+                      float(members.std(axis=-1)[present].mean())),
+        perplexity=math.exp(_mean(-reference.sum(axis=-1), lengths, clusters)[0]),
+        mismatch=_mean(np.abs(log_probs - sampled).sum(axis=-1), lengths, clusters)[0],
+        **numbers)
+
+
+def repetition(tokens: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Share of the n-grams of `NGRAM` tokens of a response that stood before in it.
+
+    Args:
+      tokens: [..., T] integers.
+      mask: [..., T] bool.
+
+    Returns:
+      [...] float64 in [0, 1); 0 of responses of fewer tokens.
+    """
+    tokens, mask = np.asarray(tokens), np.asarray(mask, bool)
+    found = []
+    for row, there in zip(tokens.reshape(-1, tokens.shape[-1]), mask.reshape(-1, mask.shape[-1]),
+                          strict=True):
+        grams = list(_ngrams(row[there], NGRAM))
+        found.append(1.0 - len(set(grams)) / len(grams) if grams else 0.0)
+    return np.reshape(np.array(found, np.float64), tokens.shape[:-1])
+
+
+def distinct(tokens: np.ndarray, mask: np.ndarray, n: int) -> float:
+    """Different n-grams over the number of all, in all responses together; 0 of none.
+
+    Args:
+      tokens: [..., T] integers.
+      mask: [..., T] bool.
+      n: tokens of an n-gram.
+    """
+    tokens, mask = np.asarray(tokens), np.asarray(mask, bool)
+    grams = [gram for row, there in zip(tokens.reshape(-1, tokens.shape[-1]),
+                                        mask.reshape(-1, mask.shape[-1]), strict=True)
+             for gram in _ngrams(row[there], n)]
+    return len(set(grams)) / len(grams) if grams else 0.0
+
+
+def refuses(text: str) -> bool:
+    """Whether one of `REFUSALS` is found in a response."""
+    return _REFUSAL.search(text.replace('\u2019', "'")) is not None
+
+
+# --- rules ---------------------------------------------------------------------------------------
+
+
+def suspicions(rows: Sequence[Row], rules: Rules) -> list[Suspicion]:
+    """What is suspect at the last of the rows, in the order of `RULES`.
+
+    Args:
+      rows: of a run so far, the first one from before it or from its beginning.
+      rules: what counts.
+
+    Raises:
+      ValueError: steps do not rise.
+    """
+    for before, after in itertools.pairwise(rows):
+        if after.step <= before.step:
+            raise ValueError(f'step {after.step} after step {before.step}, expected steps to rise')
+    if not rows:
+        return []
+    return [Suspicion(rule, line) for rule, line in _lines(rows, rules)]
+
+
+def reasons_to_stop(rows: Sequence[Row], rules: Rules) -> list[Suspicion]:
+    """The suspicions that should end a run: of `rules.stop`, at the last `rules.patience` rows.
+
+    Args:
+      rows, rules: see `suspicions`.
+
+    Returns:
+      Those of the last row; none: go on.
+
+    Raises:
+      ValueError: see `suspicions`.
+    """
+    if len(rows) < rules.patience:
+        return []
+    now, *before = (suspicions(rows[:len(rows) - back], rules) for back in range(rules.patience))
+    lasting = set(rules.stop).intersection(*({one.rule for one in found} for found in before))
+    return [one for one in now if one.rule in lasting]
+
+
+def trend(rows: Sequence[Row], name: str, window: int) -> Trend | None:
+    """How a number went over the last rows.
+
+    The least-squares line over steps, each row counting the same; the standard error takes the
+    rows for independent.
+
+    Args:
+      rows: of a run.
+      name: of a field of `Row` that has a standard error.
+      window: rows.
+
+    Returns:
+      The trend, or None if fewer than 3 of these rows know the number.
+    """
+    known = [row for row in rows[-window:] if getattr(row, name) is not None]
+    if len(known) < _LEAST:
+        return None
+    steps = np.array([row.step for row in known], np.float64)
+    slopes = (steps - steps.mean()) * np.ptp(steps) / np.sum((steps - steps.mean()) ** 2)
+    values, errors = (np.array([getattr(row, field) for row in known], np.float64)
+                      for field in (name, f'{name}_error'))
+    # From the first value on, so that what is constant has no trend, not one of rounding.
+    return Trend(float(slopes @ (values - values[0])), float(np.linalg.norm(slopes * errors)),
+                 known[0].step, known[-1].step)
+
+
+# --- checkpoints ---------------------------------------------------------------------------------
+
+
+def best_checkpoint(
+    wins: Mapping[int, np.ndarray], groups: Sequence[str], *, replicates: int, level: float,
+    seed: int,
+) -> Best:
+    """The step whose responses win most often against the reference's.
+
+    Its interval is that of any one step: the highest of many is expected to be too high, the more
+    so the more steps there are and the less they differ. Judge it on other prompts.
+
+    Args:
+      wins: step -> [C] win probability on the same held-out prompts.
+      groups: [C] opening question of each prompt.
+      replicates: of the bootstrap over opening questions.
+      level: of the intervals.
+      seed: of the resampling.
+
+    Raises:
+      ValueError: there is no step, or one with another number of prompts or numbers that are not
+        finite.
+    """
+    if not wins:
+        raise ValueError('no checkpoints, expected at least one')
+    for step, values in wins.items():
+        if np.shape(values) != (len(groups),) or not np.isfinite(values).all():
+            raise ValueError(f'win probabilities of step {step}: expected {len(groups)} finite '
+                             'numbers, one for each prompt')
+    weights = winrate.prompt_weights(groups, replicates, seed)
+    means = {step: np.mean(values) for step, values in sorted(wins.items())}
+    best = max(means, key=means.__getitem__)
+
+    def tied(step: int) -> bool:
+        ahead = winrate.over_prompts(np.subtract(wins[best], wins[step]), weights, level)['low']
+        return ahead is None or ahead <= 0.0
+
+    return Best(best, winrate.over_prompts(np.asarray(wins[best]), weights, level),
+                tuple(step for step in means if step != best and tied(step)))
+
+
+# --- text ----------------------------------------------------------------------------------------
+
+
+def format_rows(rows: Sequence[Row]) -> str:
+    """The rows as a Markdown table; '±' precedes standard errors, '-' stands for what is unknown.
+
+    Args:
+      rows: at least one.
+    """
+    columns = {
+        'step': lambda row: str(row.step),
+        'proxy': lambda row: _shown(row, 'proxy'),
+        'gold': lambda row: _shown(row, 'gold'),
+        'win': lambda row: _shown(row, 'win'),
+        'KL (nats)': lambda row: _shown(row, 'kl'),
+        'KL a token': lambda row: _shown(row, 'kl_token', 4),
+        'tokens': lambda row: _shown(row, 'length', 1),
+        'entropy (nats)': lambda row: _shown(row, 'entropy'),
+        'repeated': lambda row: f'{row.repeated:.1%}',
+        'distinct-2': lambda row: f'{row.distinct_2:.3f}',
+        'refused': lambda row: f'{row.refused:.1%}',
+        'truncated': lambda row: f'{row.truncated:.1%}',
+        'blank': lambda row: f'{row.blank:.1%}',
+        'predicted std': lambda row: f'{row.predicted_std:.3f}',
+        'perplexity': lambda row: f'{row.perplexity:.2f}',
+    }
+    return tables.markdown([list(columns), *([cell(row) for cell in columns.values()]
+                                             for row in rows)])
+
+
+# --- parts ---------------------------------------------------------------------------------------
+
+_REFUSAL = re.compile('|'.join(f'(?:{pattern})' for pattern in REFUSALS), re.IGNORECASE)
+
+
+def _check_shapes(e: Evaluation) -> None:
+    shape = np.shape(e.present)
+    if len(shape) != 2:
+        raise ValueError(f'present: shape {shape}, expected [C, K]')
+    of_tokens = (*shape, *np.shape(e.mask)[-1:])
+    of_members = shape if e.members is None else (*shape, *np.shape(e.members)[-1:])
+    sizes = {len(row) for row in e.texts}
+    for name, found, expected in (
+            ('groups', (len(e.groups),), shape[:1]),
+            ('texts', (len(e.texts), *sizes), shape),
+            ('proxy', np.shape(e.proxy.mean), shape),
+            *((name, np.shape(value), of_tokens if name in _OF_TOKENS else
+               of_members if name == 'members' else shape)
+              for name in (*_OF_TOKENS, 'truncated', 'gold', 'wins', 'members')
+              if (value := getattr(e, name)) is not None)):
+        if found != expected:
+            raise ValueError(f'{name}: shape {found}, expected {expected}')
+
+
+def _numbers(name: str, values: Any, there: np.ndarray) -> np.ndarray:
+    """Values as float64, 0 where there is no response or no token."""
+    values = np.asarray(values, np.float64)
+    there = np.broadcast_to(there.reshape(*there.shape, *(1,) * (values.ndim - there.ndim)),
+                            values.shape)
+    bad = there & ~np.isfinite(values)
+    if bad.any():
+        raise ValueError(f'{name}: {bad.sum()} numbers that are not finite, the first one of '
+                         f'prompt {np.argwhere(bad)[0][0]}')
+    return np.where(there, values, 0.0)
+
+
+def _mean(totals: np.ndarray, counts: np.ndarray, clusters: np.ndarray) -> tuple[float, float]:
+    """Sum of [C, K] over the sum of counts [C, K], and its standard error; 0 of nothing."""
+    totals = np.where(counts > 0, totals, 0.0).sum(axis=1)
+    counts = counts.sum(axis=1, dtype=np.float64)
+    if not counts.any():
+        return 0.0, 0.0
+    value = totals.sum() / counts.sum()
+    residuals = np.bincount(clusters, totals - value * counts)
+    number = np.count_nonzero(np.bincount(clusters, counts))
+    error = math.sqrt(number / max(number - 1, 1)) * np.linalg.norm(residuals) / counts.sum()
+    return float(value), float(error)
+
+
+def _ngrams(tokens: np.ndarray, n: int) -> Iterator[tuple[int, ...]]:
+    values = tokens.tolist()
+    return zip(*(values[i:] for i in range(n)), strict=False)
+
+
+def _lines(rows: Sequence[Row], rules: Rules) -> Iterator[tuple[str, str]]:
+    """Rules that hold at the last row, and why."""
+    first, last = rows[0], rows[-1]
+    at, sure = f'at step {last.step}', rules.errors
+    proxy = trend(rows, 'proxy', rules.window)
+    for name, label in (('gold', 'gold reward'), ('win', 'win probability')):
+        other = trend(rows, name, rules.window)
+        if proxy and other and _rises(proxy, rows, 'proxy', sure) and _rises(
+                other._replace(change=-other.change), rows, name, sure):
+            yield 'over-optimisation', (
+                f'from step {other.first} to {other.last} the proxy reward rose by '
+                f'{_number(proxy.change, proxy.error)} while the {label} fell by '
+                f'{_number(-other.change, other.error)}')
+    if last.kl - sure * last.kl_error > rules.kl_most:
+        yield 'kl', (f'{_number(last.kl, last.kl_error)} nats a response {at}, more than '
+                     f'{rules.kl_most:g}')
+    kl = trend(rows, 'kl', rules.window)
+    if kl and kl.change - sure * kl.error > rules.kl_growth:
+        yield 'kl growth', (f'from step {kl.first} to {kl.last} the KL rose by '
+                            f'{_number(kl.change, kl.error)} nats a response, more than '
+                            f'{rules.kl_growth:g}')
+    for longer, shorter, word in ((last, first, 'more'), (first, last, 'less')):
+        beyond = longer.length - rules.length_factor * shorter.length
+        error = math.hypot(longer.length_error, rules.length_factor * shorter.length_error)
+        if beyond > sure * error + _ROUNDING * longer.length:
+            limit = rules.length_factor if word == 'more' else 1.0 / rules.length_factor
+            yield 'length', (f'{_number(last.length, last.length_error)} tokens a response {at}, '
+                             f'{word} than {limit:g} times the '
+                             f'{_number(first.length, first.length_error)} at step {first.step}')
+    below = rules.entropy_share * first.entropy - last.entropy
+    error = math.hypot(rules.entropy_share * first.entropy_error, last.entropy_error)
+    if below > sure * error + _ROUNDING * abs(first.entropy):
+        yield 'entropy', (f'{_number(last.entropy, last.entropy_error)} nats a token {at}, less '
+                          f'than {rules.entropy_share:g} times the '
+                          f'{_number(first.entropy, first.entropy_error)} at step {first.step}')
+    for rule, name in _SHARES.items():
+        (before, before_error), (now, now_error) = (
+            (getattr(row, name), getattr(row, f'{name}_error')) for row in (first, last))
+        limit = getattr(rules, rule)
+        if now - before - limit > sure * math.hypot(before_error, now_error) + _ROUNDING:
+            yield rule, (f'share {_number(now, now_error)} {at}, more than {limit:g} above the '
+                         f'{_number(before, before_error)} at step {first.step}')
+
+
+def _rises(found: Trend, rows: Sequence[Row], name: str, errors: float) -> bool:
+    size = max(abs(getattr(row, name) or 0.0) for row in rows)
+    return found.change > errors * found.error + _ROUNDING * size
+
+
+def _number(value: float, error: float) -> str:
+    """A number and its standard error in brackets."""
+    return f'{value:.4g} (standard error {error:.2g})'
+
+
+def _shown(row: Row, name: str, digits: int = 3) -> str:
+    value, error = getattr(row, name), getattr(row, f'{name}_error')
+    return '-' if value is None else f'{value:.{digits}f} ± {error:.{digits}f}'

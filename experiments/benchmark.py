@@ -35,7 +35,7 @@ def main() -> None:
     from qrm.analysis import benchmarks
     from qrm.rewards import selection
     from qrm.training import config as config_lib
-    from qrm.training import reward_model, workdir
+    from qrm.training import saved, workdir
     from qrm.training.schema import ConfigError
 
     if _SUITE.value not in benchmarks.PROTOCOLS:
@@ -50,7 +50,7 @@ def main() -> None:
     config = config_lib.build({'data.path': _PATH.value or 'demo', 'data.format': _FORMAT.value})
     config_lib.check(config)
     model = launch.load_model(_MODEL.value, raw=True)
-    seen = workdir.read_seen(_MODEL.value) if reward_model.is_run(_MODEL.value) else None
+    seen = workdir.read_seen(_MODEL.value) if saved.is_run(_MODEL.value) else None
     print(benchmarks.benchmark(
         model, _SUITE.value, _PATH.value, rules=rules, prior=_PRIOR.value, data=config.data,
         workload=_WORKLOAD.value, as_chats=_CHATS.value, seen=seen, output=_OUTPUT.value))

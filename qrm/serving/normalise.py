@@ -19,7 +19,7 @@ from qrm.data import sources
 from qrm.data.comparisons import Comparison, DataError, DataReport, Text, in_a_line
 from qrm.data.rows import opening
 from qrm.rewards import normalisation
-from qrm.training import features, reward_model, workdir
+from qrm.training import features, reward_model, saved, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.reward_model import NORMALISATION, RewardModel
 from qrm.training.workdir import WorkdirError
@@ -120,7 +120,7 @@ def clear(folder: str) -> str:
 
 
 def _check_run(folder: str) -> None:
-    if not reward_model.is_run(folder):
+    if not saved.is_run(folder):
         raise WorkdirError(f'{folder}: not the folder of a run, where a normalisation is kept'
                            + workdir.runs_hint(folder))
 

@@ -478,7 +478,7 @@ def _check_pair_template(config: Any) -> None:
 
 def _check_rules(config: Any) -> None:
     for text in config.evaluation.rules:
-        selection.parse_rule(text)
+        selection.parse_rule(text, selection.DISTRIBUTION_KINDS)
 
 
 def _check_head(config: Any) -> None:

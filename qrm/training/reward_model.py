@@ -32,6 +32,7 @@ from qrm.models.tuning import Tuning, stack_blocks
 from qrm.rewards import losses, pairwise
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.normalisation import Normalisation, Rewards
+from qrm.rewards.selection import Scale
 from qrm.training import features, inference, saved
 from qrm.training.base import Base
 from qrm.training.features import Features
@@ -82,6 +83,8 @@ class RewardModel:
         nowhere.
       normalisation: of rewards in use, see `read`; None: they are raw.
       checkpoint: that the parameters are of; None: of no run.
+      scale: for the rule 'mean-std', of the reference set that rewards are normalised by and in
+        units of rewards in use; None: not known.
     """
 
     network: RewardNetwork
@@ -95,6 +98,7 @@ class RewardModel:
     features: Features | None = None
     normalisation: Normalisation | None = None
     checkpoint: Checkpoint | None = None
+    scale: Scale | None = None
 
     @property
     def taus(self) -> np.ndarray:
@@ -363,13 +367,16 @@ def _load_workdir(workdir: str, step: int | str, keep: str, raw: bool,
         kept = Features(network, base, keep, rest[1], _ROWS)
     else:
         params = saved.with_base(workdir, network, base, params)
+    normalisation, scale = _stored_normalisation(
+        workdir, checkpoint, raw, max_length or network.architecture.max_positions)
     return RewardModel(network, settings, params, tokenizer, loss, *rest, base, kept,
-                       _stored_normalisation(workdir, checkpoint, raw, max_length
-                                             or network.architecture.max_positions), checkpoint)
+                       normalisation, checkpoint, scale)
 
 
-def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool,
-                          max_length: int) -> Normalisation | None:
+
+
+def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool, max_length: int
+                          ) -> tuple[Normalisation | None, Scale | None]:
     """By what a run is normalised, if it is and that is asked for; tells of other lengths.
 
     Raises:
@@ -377,13 +384,14 @@ def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool,
     """
     path = os.path.join(workdir, NORMALISATION)
     if not os.path.exists(path):
-        return None
+        return None, None
     if raw:
         print(_RAW.format(workdir), flush=True)
-        return None
+        return None, None
     values = read_json(path)
     try:
         found = Normalisation(values['mean'], values['std'])
+        scale = values['scale'] and Scale(**{key: float(x) for key, x in values['scale'].items()})
         known, measured = Checkpoint(**values['checkpoint']), values['max_length']
     except (KeyError, TypeError, ValueError) as error:
         raise WorkdirError(f'{path}: says not by what rewards are normalised ({error!r}); expected '
@@ -396,7 +404,7 @@ def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool,
     if measured != max_length:
         print(f'note: rewards of {workdir} were normalised by dialogues of at most {measured} '
               f'tokens, and are now of at most {max_length}', flush=True)
-    return found
+    return found, scale
 
 
 def _load_hugging_face(path: str, outputs: str, date: str, raw: bool) -> RewardModel:

@@ -14,7 +14,7 @@ from qrm.analysis.figures import CHOSEN, COLORS, FAINT, INK, REJECTED, grid, hid
 from qrm.policy import monitor
 from qrm.policy.monitor import Row, Rules
 
-_ERRORS = 2.0  # standard errors that a band reaches
+_ERRORS = 2.0  # standard errors that upright lines reach
 _SHARES = {'repeated': f'{monitor.NGRAM}-grams repeated', 'refused': 'refused',
            'truncated': 'truncated', 'blank': 'blank'}
 
@@ -43,7 +43,7 @@ def draw_overoptimisation(runs: Mapping[str, Sequence[Row]], *, root: bool = Fal
 
 
 def draw_monitor(rows: Sequence[Row], rules: Rules | None = None) -> Figure:
-    """All that a run is watched by, over its steps; bands reach two standard errors.
+    """All that a run is watched by, over its steps; upright lines reach two standard errors.
 
     Args:
       rows: of a run, at least one.
@@ -102,7 +102,7 @@ def rewards_against_kl(axes: Axes, rows: Sequence[Row], *, root: bool = False) -
         scale = getattr(known[0], f'{name}_spread')
         gains = np.array([getattr(row, name) for row in known]) - getattr(known[0], name)
         errors = np.array([getattr(row, f'{name}_error') for row in known])
-        _band(axes, _distances(known, root), gains / scale, errors / scale, color, name)
+        _estimates(axes, _distances(known, root), gains / scale, errors / scale, color, name)
     _finish_kl(axes, root, "gain of reward (first row's std)", 0.0)
 
 
@@ -116,8 +116,8 @@ def wins_against_kl(axes: Axes, rows: Sequence[Row], *, root: bool = False) -> N
     """
     known = [row for row in rows if row.win is not None]
     if known:
-        _band(axes, _distances(known, root), np.array([row.win for row in known]),
-              np.array([row.win_error for row in known]), INK, 'held-out judge')
+        _estimates(axes, _distances(known, root), np.array([row.win for row in known]),
+                   np.array([row.win_error for row in known]), INK, 'held-out judge')
     _finish_kl(axes, root, 'win probability', 0.5)
 
 
@@ -129,7 +129,7 @@ def curve(axes: Axes, rows: Sequence[Row], labels: Mapping[str, str], *, errors:
       axes: where to draw.
       rows: of a run.
       labels: field of `Row` -> label.
-      errors: with bands of their standard errors, where they have any.
+      errors: with their standard errors, where they have any.
       style: of the lines.
     """
     colors = COLORS if style == '-' else (FAINT,) * len(labels)
@@ -140,8 +140,8 @@ def curve(axes: Axes, rows: Sequence[Row], labels: Mapping[str, str], *, errors:
         steps = np.array([row.step for row in known])
         values = np.array([getattr(row, name) for row in known])
         if errors and f'{name}_error' in Row._fields:
-            _band(axes, steps, values, np.array([getattr(row, f'{name}_error') for row in known]),
-                  color, label)
+            of_rows = np.array([getattr(row, f'{name}_error') for row in known])
+            _estimates(axes, steps, values, of_rows, color, label)
         else:
             axes.plot(steps, values, style, color=color, label=label)
     if axes.has_data():
@@ -158,17 +158,17 @@ def first_seen(rows: Sequence[Row], rules: Rules) -> dict[str, int]:
 
 
 def _distances(rows: Sequence[Row], root: bool) -> np.ndarray:
-    """KL of each row; an estimate may be below 0, of which there is no root."""
-    kl = np.array([row.kl for row in rows])
+    """KL of each row, its bound of best of n; of an estimate below 0 the root is taken as 0."""
+    kl = np.array([row.kl if row.kl_bound is None else row.kl_bound for row in rows])
     return np.sqrt(np.maximum(kl, 0.0)) if root else kl
 
 
-def _band(axes: Axes, x: np.ndarray, values: np.ndarray, errors: np.ndarray, color: str,
-          label: str) -> None:
+def _estimates(axes: Axes, x: np.ndarray, values: np.ndarray, errors: np.ndarray, color: str,
+               label: str) -> None:
+    """Values in the order of the rows, with upright lines that reach `_ERRORS` on either side."""
     axes.plot(x, values, 'o-', color=color, markersize=3, label=label)
-    order = np.argsort(x, kind='stable')
-    axes.fill_between(x[order], (values - _ERRORS * errors)[order],
-                      (values + _ERRORS * errors)[order], color=color, alpha=0.2, linewidth=0.0)
+    axes.vlines(x, values - _ERRORS * errors, values + _ERRORS * errors, color=color,
+                linewidth=1.2)
 
 
 def _finish_kl(axes: Axes, root: bool, label: str, level: float) -> None:

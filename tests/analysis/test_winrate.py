@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.special import expit
@@ -14,7 +15,7 @@ from qrm.data.comparisons import Comparison, DataError
 from qrm.data.tokens import Reading
 from qrm.models import families
 from qrm.models.network import RewardNetwork
-from qrm.rewards import losses
+from qrm.rewards import distributions, losses
 from qrm.rewards.heads import HeadConfig
 from qrm.training.reward_model import RewardModel
 from tests.helpers import SETTINGS as GPT2
@@ -128,3 +129,29 @@ def test_a_pairwise_model_compares_both_orders(model, files, tmp_path):
     text = winrate.describe(found)
     assert 'of both orders together; share of pairs decided otherwise' in text
     assert f'log odds of standing first {found["first_log_odds"]["value"]:.3f} [' in text
+
+
+def test_win_probabilities_of_distributions_by_hand():
+    # Two prompts of two responses and one of three references; atoms one by one.
+    own = distributions.uniform_atoms(
+        jnp.array([[[0.0, 2.0], [1.0, 1.0]], [[3.0, 5.0], [4.0, 4.0]]]))
+    other = distributions.uniform_atoms(jnp.array([[[0.0, 1.0]] * 3, [[1.0, 2.0]] * 3]))
+    loss = losses.LossConfig('distributional_bradley_terry')
+    found = winrate.win_probabilities(loss, own, other)
+    assert found.shape == (2, 2)
+    expected = [[expit(np.subtract.outer(a, b)).mean() for a in side] for side, b in
+                (([[0, 2], [1, 1]], [0, 1]), ([[3, 5], [4, 4]], [1, 2]))]
+    np.testing.assert_allclose(found, expected, atol=1e-6)
+    # By the means alone: 1 - .5 and 4 - 1.5.
+    found = winrate.win_probabilities(losses.LossConfig('bradley_terry'), own, other)
+    np.testing.assert_allclose(found, expit([[0.5, 0.5], [2.5, 2.5]]), atol=1e-6)
+
+
+def test_differences_over_prompts_are_paired():
+    rng = np.random.default_rng(0)
+    groups = [f'{i % 40}' for i in range(120)]
+    weights = winrate.prompt_weights(groups, 200, 0)
+    a = rng.normal(size=120)
+    assert winrate.over_prompts(a + 0.1 - a, weights, 0.9)['low'] == pytest.approx(0.1)
+    assert winrate.over_prompts(a, weights, 0.9)['low'] < a.mean()
+    assert winrate.prompt_weights(groups[:29], 200, 0) is None

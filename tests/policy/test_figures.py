@@ -46,10 +46,8 @@ def test_rewards_are_gains_in_standard_deviations_of_the_first_row(root):
         np.testing.assert_allclose(lines[name].get_xdata(), distances)
         np.testing.assert_allclose(lines[name].get_ydata(), gains)
     # Two standard errors of .1, on either side, in units of .5 and 2.
-    for band, reach in zip(axes.collections, (0.4, 0.1), strict=True):
-        first = band.get_paths()[0].vertices[:, 1][np.isclose(
-            band.get_paths()[0].vertices[:, 0], 0.0)]
-        np.testing.assert_allclose([first.min(), first.max()], [-reach, reach])
+    for lines, reach in zip(axes.collections, (0.4, 0.1), strict=True):
+        np.testing.assert_allclose(lines.get_segments()[0], [[0.0, -reach], [0.0, reach]])
     assert axes.get_xlabel() == (
         '√ KL (√ nats a response)' if root else 'KL (nats a response)')
 
@@ -66,6 +64,11 @@ def test_what_is_unknown_is_not_drawn():
 def test_an_estimate_below_zero_has_no_root():
     figures.wins_against_kl(axes := _axes(), _hacked(kl=-0.5), root=True)
     np.testing.assert_allclose(_lines(axes)['held-out judge'].get_xdata(), 0.0)
+
+
+def test_best_of_n_stands_at_its_bound():
+    figures.wins_against_kl(axes := _axes(), _hacked(kl_bound=2.25), root=True)
+    np.testing.assert_allclose(_lines(axes)['held-out judge'].get_xdata(), 1.5)
 
 
 def test_a_row_of_panels_for_each_run():

@@ -35,12 +35,12 @@ _COMPARED = 16  # tokens of a greedy response
 
 
 def main() -> None:
-    from qrm.policy import candidates
+    from qrm.policy import language_model
 
     values = flags.FLAGS
     if not os.access(values.torch_python, os.X_OK):
         raise ConfigError(f'--torch_python={values.torch_python}: no such program')
-    model = candidates.load(values.model)
+    model = language_model.load(values.model)
     with workdir.lock(values.workdir):
         print(compare(
             model.transformer, model.params, values.model, values.workdir,

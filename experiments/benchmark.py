@@ -22,7 +22,7 @@ _FORMAT = flags.DEFINE_string('format', 'auto', 'Of pairs, as data.format of a c
 _WORKLOAD = flags.DEFINE_string('workload', 'helpful', 'Of pairs, as workload of a config.')
 _RULES = flags.DEFINE_list(
     'rules', ['mean', 'quantile:0.1', 'cvar:0.2'], 'By which distributions become scores: mean, '
-    'quantile:tau, cvar:alpha.')
+    'quantile:tau, cvar:alpha, disagreement:k of an ensemble, sample:seed.')
 _CHATS = flags.DEFINE_bool(
     'chats', None, 'Read texts as chats, by the chat template. Default: as the model was trained; '
     'one that was not trained here, if it has a template.')
@@ -35,7 +35,7 @@ def main() -> None:
     from qrm.analysis import benchmarks
     from qrm.rewards import selection
     from qrm.training import config as config_lib
-    from qrm.training import reward_model, workdir
+    from qrm.training import saved, workdir
     from qrm.training.schema import ConfigError
 
     if _SUITE.value not in benchmarks.PROTOCOLS:
@@ -43,14 +43,12 @@ def main() -> None:
                           f'{", ".join(benchmarks.PROTOCOLS)}')
     try:
         rules = [selection.parse_rule(text) for text in _RULES.value]
-        for rule in rules:
-            selection.check_alone(rule)
     except ValueError as error:
         raise ConfigError(f'--rules: {error}') from error
     config = config_lib.build({'data.path': _PATH.value or 'demo', 'data.format': _FORMAT.value})
     config_lib.check(config)
     model = launch.load_model(_MODEL.value, raw=True)
-    seen = workdir.read_seen(_MODEL.value) if reward_model.is_run(_MODEL.value) else None
+    seen = workdir.read_seen(_MODEL.value) if saved.is_run(_MODEL.value) else None
     print(benchmarks.benchmark(
         model, _SUITE.value, _PATH.value, rules=rules, prior=_PRIOR.value, data=config.data,
         workload=_WORKLOAD.value, as_chats=_CHATS.value, seen=seen, output=_OUTPUT.value))

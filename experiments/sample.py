@@ -7,7 +7,9 @@ from absl import flags
 
 from qrm.commands import launch
 
-_MODEL = flags.DEFINE_string('model', None, 'Folder or hub name of a decoder of transformers.')
+_MODEL = flags.DEFINE_string(
+    'model', None, 'Folder or hub name of a decoder of transformers, or folder of a run that '
+    'trained one.')
 _INPUT = flags.DEFINE_string(
     'input', None, 'File of rows with a prompt: .jsonl, .json, either with .gz, or .parquet.')
 _OUTPUT = flags.DEFINE_string(
@@ -41,7 +43,7 @@ _DATE = flags.DEFINE_string(
 
 
 def main() -> None:
-    from qrm.policy import candidates
+    from qrm.policy import candidates, language_model
     from qrm.policy.sampling import Sampling
     from qrm.training.schema import ConfigError
 
@@ -50,7 +52,7 @@ def main() -> None:
                             _TOP_K.value, _TOP_P.value)
     except ValueError as error:
         raise ConfigError(f'--{error}') from error
-    model = candidates.load(_MODEL.value, dtype=_DTYPE.value, date=_DATE.value)
+    model = language_model.load(_MODEL.value, dtype=_DTYPE.value, date=_DATE.value)
     print(candidates.sample_file(
         model, _INPUT.value, _OUTPUT.value, sampling, seed=_SEED.value, rows=_ROWS.value,
         max_length=_MAX_LENGTH.value, as_chats=_AS_CHATS.value, details=_DETAILS.value))

@@ -14,8 +14,9 @@ from qrm.commands import launch
 _CHECKPOINT = flags.DEFINE_string(
     'checkpoint', None, 'Folder of a run, or folder or hub name of a Hugging Face checkpoint.')
 _RULE = flags.DEFINE_string(
-    'rule', 'mean', 'What of the predicted distribution is the reward: mean, quantile:tau or '
-    'cvar:alpha.')
+    'rule', 'mean', 'What of the predicted distribution is the reward: mean, quantile:tau, '
+    'cvar:alpha, mean-std:k (of a normalised run), disagreement:k (of an ensemble) or '
+    'sample:seed.')
 _HOST = flags.DEFINE_string(
     'host', '127.0.0.1', 'Address to listen on; any other than of this machine alone demands a '
     'token.')
@@ -47,7 +48,6 @@ def main() -> None:
 
     try:
         rule = selection.parse_rule(_RULE.value)
-        selection.check_alone(rule)
     except ValueError as error:
         raise DataError(f'--rule: {error}') from error
     token = server.read_token(_TOKEN_FILE.value)
@@ -56,6 +56,10 @@ def main() -> None:
                         f'{server.TOKEN_VARIABLE}, or an address of this machine alone')
     bound = server.listen(_HOST.value, _PORT.value)
     model = launch.load_model(_CHECKPOINT.value, raw=flags.FLAGS.raw)
+    try:
+        selection.check_alone(rule, model.network.head.members, model.scale)
+    except ValueError as error:
+        raise DataError(f'--rule: {error}') from error
     service = server.Service(
         model, rule, _CHECKPOINT.value, batch_tokens=_BATCH_TOKENS.value, token=token,
         limits=server.Limits(body_bytes=_MAX_BODY.value, texts=_MAX_TEXTS.value,

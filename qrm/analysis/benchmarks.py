@@ -18,6 +18,7 @@ from qrm.data.comparisons import Comparison, DataError, DataReport, Text
 from qrm.data.seen import Seen
 from qrm.data.suites import Question
 from qrm.rewards import pairwise, resampling, selection
+from qrm.rewards.normalisation import Rewards
 from qrm.rewards.selection import Rule
 from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
@@ -96,7 +97,8 @@ def benchmark(
       model: the reward model.
       suite: one of `suites.SUITES`, or `PAIRS` for pairs of any format.
       path: file or folder of its rows; '': the hub.
-      rules: see `selection.check_alone`; of a model without a spread the mean alone is used.
+      rules: that raw rewards can be scored by, see `selection.check_alone`; of a model without a
+        spread the mean alone is used.
       prior: of 'reward-bench', the file or folder of the prior sets, which its leaderboard counts
         by half; '': they are left out.
       data: of `PAIRS`, the `data` section of a config, which says where pairs are and of which
@@ -114,11 +116,12 @@ def benchmark(
       A table in Markdown, and what was counted.
 
     Raises:
-      DataError: there is no such suite, or it cannot be read.
+      DataError: there is no such suite, or it cannot be read; or a rule that is none here.
       WorkdirError: the folder cannot be made.
     """
     if as_chats is None:
         as_chats = model.reading.as_chats or _is_foreign_chat(model)
+    asked = _asked(rules, model)
     model = dataclasses.replace(
         model, reading=dataclasses.replace(model.reading, as_chats=as_chats))
     questions, notes = _questions(suite, path, prior, data, workload)
@@ -126,7 +129,7 @@ def benchmark(
     cells = protocol.cells(questions)
     if output:  # before anything is scored
         workdir.make(output)
-    found, cut = _scores(model, [q.comparison for q in questions], _asked(rules, model))
+    found, cut = _scores(model, [q.comparison for q in questions], asked)
     weights = _weights(questions, replicates, seed)
     columns = {name: _numbers(cells, _judge(protocol, questions, scores), weights, questions, level)
                for name, scores in (found | _lengths(questions)).items()}
@@ -176,6 +179,11 @@ def _asked(rules: Sequence[Rule], model: RewardModel) -> list[Rule]:
     head = model.network.head
     if head.pairwise or (head.name == 'scalar' and head.members == 1):
         return [Rule('mean')]
+    try:
+        for rule in rules:
+            selection.check_alone(rule, head.members, None)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     return [Rule('mean'), *(rule for rule in rules if rule.kind != 'mean')]
 
 
@@ -215,9 +223,11 @@ def _scores(model: RewardModel, comparisons: Sequence[Comparison],
     encoded, cut = model.encode(comparisons)
     outputs = model.predict(encoded)
     stops = np.cumsum([len(of_item) for of_item in outputs])[:-1]
-    distribution = model.network.head.read(jnp.asarray(np.concatenate(outputs))).distribution
-    return {rule.name: np.split(np.asarray(selection.scores(rule, distribution), np.float64), stops)
-            for rule in rules}, cut
+    found = Rewards(model.network.head, jnp.asarray(np.concatenate(outputs)), None)
+    texts = np.stack([selection.text_digest(np.concatenate([one.prompt, response]))
+                      for one in encoded for response in one.responses])
+    return {rule.name: np.split(np.asarray(selection.reward(rule, found, None, texts), np.float64),
+                                stops) for rule in rules}, cut
 
 
 def _lengths(questions: Sequence[Question]) -> dict[str, list[np.ndarray]]:

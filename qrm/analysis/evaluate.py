@@ -28,7 +28,7 @@ from qrm.models import adapters
 from qrm.rewards import metrics, resampling, selection
 from qrm.rewards.metrics import Predictions
 from qrm.training import config as config_lib
-from qrm.training import features, reward_model, schema, workdir
+from qrm.training import features, reward_model, saved, schema, workdir
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
 
@@ -125,7 +125,7 @@ def diagnose(config: Any, place: str, output: str = '', outputs: str = '') -> st
     if config.evaluation.candidates:  # what is wrong with them is said before anything is computed
         winrate.match(config.evaluation.candidates, config.evaluation.references)
     subject = _load(config, place, validation=True, exchange=True, outputs=outputs)
-    folder = output or (place if reward_model.is_run(place) else '')
+    folder = output or (place if saved.is_run(place) else '')
     if folder:
         workdir.make(folder)
     evaluation = _evaluate(config, folder, subject)
@@ -190,7 +190,7 @@ class _Subject(NamedTuple):
 def _load(config: Any, place: str, *, validation: bool, exchange: bool,
           outputs: str = '') -> _Subject:
     """Everything that evaluation reads of the config and of files."""
-    is_run = reward_model.is_run(place)
+    is_run = saved.is_run(place)
     stored = stored_config(place)
     _check_changes(stored, config)
     # Win probabilities are those of the scale that was trained.

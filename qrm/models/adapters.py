@@ -32,7 +32,7 @@ from qrm.models.weights import Pretrained
 
 CONFIG, TENSORS = 'adapter_config.json', 'adapter_model.safetensors'
 _PREFIX = 'base_model.model.'
-_TASK = 'SEQ_CLS'
+CLASSIFIER, LANGUAGE_MODEL = 'SEQ_CLS', 'CAUSAL_LM'  # tasks of adapters
 _HEADS = ('classifier', 'score')  # which peft keeps whole for this task, of those that there are
 _HEAD = re.compile(rf'({"|".join(map(re.escape, checkpoint_heads.LINEAR))})'
                    r'(\.[02])?\.(weight|bias)')
@@ -240,9 +240,9 @@ def load_pretrained(
 
 def write_folder(
     folder: str, settings: Mapping[str, Any], lora: Lora, base: str,
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, np.ndarray], *, task: str = CLASSIFIER,
 ) -> None:
-    """Writes an adapter of a classifier into a folder that is there.
+    """Writes an adapter into a folder that is there.
 
     Args:
       folder: where.
@@ -251,8 +251,9 @@ def write_folder(
       base: folder or hub name of the base.
       tensors: from `adapter_tensors`, and whole ones of head and pooler by their names in
         transformers.
+      task: `CLASSIFIER` or `LANGUAGE_MODEL`.
     """
-    config = adapter_config(settings, lora, base)
+    config = adapter_config(settings, lora, base, task)
     with open(os.path.join(folder, CONFIG), 'w', encoding='utf-8') as file:
         json.dump(config, file, indent=2, sort_keys=True)
         file.write('\n')
@@ -260,8 +261,10 @@ def write_folder(
                        {_PREFIX + name: tensor for name, tensor in tensors.items()})
 
 
-def adapter_config(settings: Mapping[str, Any], lora: Lora, base: str) -> dict[str, Any]:
-    """`adapter_config.json` of a classifier; what it does not say is peft's default."""
+def adapter_config(
+    settings: Mapping[str, Any], lora: Lora, base: str, task: str = CLASSIFIER
+) -> dict[str, Any]:
+    """`adapter_config.json`; what it does not say is peft's default."""
     a = families.architecture(settings)
     family = families.FAMILIES[settings['model_type']]
     names = module_names(family, a)
@@ -269,15 +272,16 @@ def adapter_config(settings: Mapping[str, Any], lora: Lora, base: str) -> dict[s
     adapted = [name for name, module in names.items() if module in lora.modules]
     pooler = [row.names[0].split('.')[0] for path, row in family.tensors.items()
               if path == 'pooler/dense/kernel']
+    heads = _HEADS if task == CLASSIFIER else ('lm_head',)
     return {
-        'peft_type': 'LORA', 'task_type': _TASK, 'base_model_name_or_path': base,
+        'peft_type': 'LORA', 'task_type': task, 'base_model_name_or_path': base,
         'revision': None, 'inference_mode': True, 'r': lora.rank,
         'lora_alpha': int(lora.alpha) if lora.alpha == int(lora.alpha) else lora.alpha,
         'use_rslora': lora.rank_stabilised, 'rank_pattern': {}, 'alpha_pattern': {},
         'lora_dropout': 0.0, 'bias': 'none', 'init_lora_weights': True,
         'fan_in_fan_out': not all(linear[name] for name in adapted),
-        'modules_to_save': [*pooler, *_HEADS],
-        'target_modules': _ends(adapted, [*linear, *_HEADS], a.num_layers),
+        'modules_to_save': [*pooler, *_HEADS] if task == CLASSIFIER else None,
+        'target_modules': _ends(adapted, [*linear, *heads], a.num_layers),
     }
 
 
@@ -430,8 +434,8 @@ def _change(
         except ValueError as error:
             problems.append(str(error))
     scored = any(map(_HEAD.fullmatch, whole))
-    if adapter.task == _TASK and not scored:
-        problems.append(f'missing {family.head}.weight: peft keeps the head of a {_TASK} model '
+    if adapter.task == CLASSIFIER and not scored:
+        problems.append(f'missing {family.head}.weight: peft keeps the head of a {CLASSIFIER} model '
                         'with its adapter')
     if scored:
         problems += [f'missing {name}: the base has none, and the adapter lacks the one that it '

@@ -2,78 +2,20 @@
 
 import collections
 import dataclasses
-import datetime
-import json
-import os
 from collections.abc import Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from qrm.data.comparisons import Comparison, DataError, MalformedRow
 from qrm.data.rows import as_chat, as_row, parse_prompt, parse_row
 from qrm.data.sources import read_comparisons
-from qrm.data.tokens import Tokenizer, encode_prompts, load_tokenizer
-from qrm.models import adapters, families, weights
-from qrm.models.transformer import Transformer
+from qrm.data.tokens import Tokenizer, encode_prompts
+from qrm.policy.language_model import LanguageModel
 from qrm.policy.sampling import Sample, Sampling, sample
 from qrm.serving.score import check_target, write_rows
-from qrm.training.reward_model import check_vocabulary, is_run
 
 _TOLD = 100  # prompts, after which their number is printed
-
-
-@dataclasses.dataclass(frozen=True)
-class LanguageModel:
-    """A decoder with its output embedding, and its way of reading and ending texts.
-
-    Attributes:
-      transformer: what is computed.
-      params: of it.
-      tokenizer: tokenizer.
-      stops: tokens that end an answer.
-    """
-
-    transformer: Transformer
-    params: Any
-    tokenizer: Tokenizer
-    stops: tuple[int, ...]
-
-
-def load(path: str, *, dtype: str = 'float32', date: str = '') -> LanguageModel:
-    """Loads a language model of transformers, or an adapter to one, see `adapters`.
-
-    It stops at EOS of the tokenizer and at all that generation_config.json, or without it
-    config.json, names as such.
-
-    Args:
-      path: folder or hub name.
-      dtype: of tables, kernels and what is computed, 'float32' or 'bfloat16'.
-      date: the day (YYYY-MM-DD) that its chat template prints if it prints any; '': today.
-
-    Raises:
-      DataError: there is no language model, or it cannot be used.
-    """
-    try:
-        now = datetime.datetime.fromisoformat(date) if date else None
-    except ValueError as error:
-        raise DataError(f'date={date!r}, expected a day as 2024-07-26') from error
-    if is_run(path):
-        raise DataError(f'{path}: a run, which is a reward model; expected a language model')
-    source = adapters.find(path)
-    settings = weights.read_settings(source.model)
-    if not families.architecture(settings, path).causal:
-        raise DataError(f'{path}: a {settings["model_type"]} is an encoder, which has no next '
-                        'token; expected a decoder')
-    pretrained = adapters.load_pretrained(source, output=True, dtype=dtype)
-    if pretrained.head is not None:
-        raise DataError(f'{path}: has a reward head, expected a language model')
-    tokenizer = load_tokenizer(source.tokenizer, now)
-    check_vocabulary(tokenizer, pretrained.architecture)
-    return LanguageModel(Transformer(pretrained.architecture, jnp.dtype(dtype)),
-                         pretrained.backbone, tokenizer,
-                         _stops(source.model, settings, tokenizer))
 
 
 def sample_file(
@@ -178,19 +120,3 @@ def _text(tokenizer: Tokenizer, prompt: np.ndarray, tokens: np.ndarray) -> str:
 
     before, whole = text(prompt), text(np.concatenate([prompt, tokens]))
     return whole[len(before):] if whole.startswith(before) else text(tokens)
-
-
-def _stops(folder: str, settings: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens that end an answer, of a model in a folder."""
-    path = os.path.join(folder, 'generation_config.json')
-    if os.path.isfile(path):
-        settings = weights.read_json(path)
-    else:
-        path = os.path.join(folder, 'config.json')
-    given = settings.get('eos_token_id')
-    found = given if isinstance(given, list) else [given]
-    for token in found:
-        if token is not None and (isinstance(token, bool) or not isinstance(token, int)):
-            raise DataError(f'{path}: eos_token_id={json.dumps(given)}, expected a token or a list '
-                            'of tokens')
-    return tuple(sorted({*found, tokenizer.eos_token_id} - {None}))

@@ -81,14 +81,21 @@ class Rewards:
     @property
     def distribution(self) -> Distribution:
         """Distribution [...] of the reward."""
-        raw = self.head.read(self.outputs).distribution
-        return self.normalisation.distribution(raw) if self.normalisation else raw
+        return self._in_use(self.head.read(self.outputs).distribution)
+
+    @property
+    def members(self) -> Distribution:
+        """Distribution [..., E] of the reward, by each member of the head."""
+        return self._in_use(self.head.read(self.outputs).members)
 
     @property
     def quantiles(self) -> jax.Array:
         """[..., N] at `HeadConfig.taus`, see `HeadConfig.quantiles`."""
         raw = self.head.quantiles(self.outputs)
         return self.normalisation.values(raw) if self.normalisation else raw
+
+    def _in_use(self, raw: Distribution) -> Distribution:
+        return self.normalisation.distribution(raw) if self.normalisation else raw
 
 
 def measure(rewards: np.ndarray) -> Normalisation:

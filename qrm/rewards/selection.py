@@ -1,8 +1,8 @@
 """Choosing among the responses to a prompt by their reward distributions.
 
-A rule turns the distributions of K responses into K scores, of which the highest is chosen. Here
-are the rules, what a choice is worth on comparisons whose responses are rated, and the expected
-value of the best of n responses.
+A rule turns the distributions of K responses into K scores, of which the highest is chosen, or
+which are the rewards that a policy learns from. Here are the rules, what a choice is worth on
+comparisons whose responses are rated, and the expected value of the best of n responses.
 
 Axes: `...` any leading axes; K responses to a prompt; N candidates, n of them drawn; N also
 quantiles of a response; R responses in all; c comparisons; r bootstrap replicates. Rules are JAX
@@ -10,6 +10,7 @@ in float32; estimates are numpy in float64 on the host.
 """
 
 import dataclasses
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,11 +22,14 @@ import numpy as np
 from qrm.rewards import distributions, resampling
 from qrm.rewards.distributions import Atoms, Distribution
 from qrm.rewards.metrics import Predictions
+from qrm.rewards.normalisation import Rewards
 from qrm.rewards.resampling import Interval
 
-KINDS = ('mean', 'quantile', 'cvar', 'mean-std')
+DISTRIBUTION_KINDS = ('mean', 'quantile', 'cvar', 'mean-std')  # which read nothing else
+KINDS = (*DISTRIBUTION_KINDS, 'disagreement', 'sample')
 _ROUNDING = 1e-5  # of rewards and spreads, relative to their size
-_PARAMETER = {'quantile': 'tau in (0, 1)', 'cvar': 'alpha in (0, 1]', 'mean-std': 'k >= 0'}
+_PARAMETER = {'quantile': 'tau in (0, 1)', 'cvar': 'alpha in (0, 1]', 'mean-std': 'k >= 0',
+              'disagreement': 'k >= 0', 'sample': 'seed a whole number in [0, 2^32)'}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,15 +37,19 @@ class Rule:
     """A way to score a response by the distribution of its reward.
 
     - 'mean': the mean.
-    - 'quantile': the quantile at tau = `parameter`.
+    - 'quantile': the quantile at tau = `parameter`; optimistic above 1/2.
     - 'cvar': the conditional value at risk, the mean of the lowest alpha = `parameter` of the mass
       (Rockafellar & Uryasev 2000); for ten quantiles and 10 alpha a whole number, the mean of the
       lowest 10 alpha quantiles.
     - 'mean-std': mean / s_mean - k std / s_std with k = `parameter` and the scales of `Scale`.
+    - 'disagreement': mean - k std of the means that the members of an ensemble predict, with k =
+      `parameter` (Coste et al. 2024, arXiv 2310.02743, whose uncertainty-weighted optimisation has
+      the variance), in units of reward: what they do not agree on, not what people do not.
+    - 'sample': a draw from the distribution with the seed `parameter`, see `reward`.
 
     Attributes:
       kind: one of `KINDS`.
-      parameter: tau, alpha or k; None for 'mean'.
+      parameter: tau, alpha, k or seed; None for 'mean'.
 
     Raises:
       ValueError: an unknown kind, or a parameter that is missing, unexpected or out of range.
@@ -60,41 +68,59 @@ class Rule:
             'quantile': 0.0 < self.parameter < 1.0,
             'cvar': 0.0 < self.parameter <= 1.0,
             'mean-std': 0.0 <= self.parameter < math.inf,
+            'disagreement': 0.0 <= self.parameter < math.inf,
+            'sample': 0 <= self.parameter < 2**32 and self.parameter % 1 == 0,
         }[self.kind]:
             raise ValueError(f'rule {self.kind!r} with parameter {self.parameter}, expected '
                              f'{_PARAMETER[self.kind]}')
 
     @property
     def name(self) -> str:
-        """How a config writes the rule: 'mean', 'quantile:0.1', 'cvar:0.2', 'mean-std:1'."""
-        return self.kind if self.parameter is None else f'{self.kind}:{self.parameter:g}'
+        """How a config writes the rule: 'mean', 'quantile:0.1', 'mean-std:1', 'sample:7', ..."""
+        if self.parameter is None:
+            return self.kind
+        return f'{self.kind}:{self.parameter:{".0f" if self.kind == "sample" else "g"}}'
 
 
-def parse_rule(text: str) -> Rule:
-    """The rule that a config writes as 'mean', 'quantile:0.1', 'cvar:0.2' or 'mean-std:1.0'.
+def parse_rule(text: str, kinds: Sequence[str] = KINDS) -> Rule:
+    """The rule that a config writes as 'mean', 'quantile:0.1', 'cvar:0.2', 'mean-std:1.0', ...
+
+    Args:
+      text: the rule.
+      kinds: that can be used, `DISTRIBUTION_KINDS` where there are predictions only.
 
     Raises:
       ValueError: names the text and what was expected.
     """
     kind, colon, parameter = text.partition(':')
     try:
+        if kind not in kinds:
+            raise ValueError(kind)
         return Rule(kind, float(parameter) if colon else None)
     except ValueError as error:
-        forms = ['mean', *(f'{kind}:{meaning.split()[0]} with {meaning}'
-                           for kind, meaning in _PARAMETER.items())]
+        forms = [f'{kind}:{_PARAMETER[kind].split()[0]} with {_PARAMETER[kind]}'
+                 if kind in _PARAMETER else kind for kind in kinds]
         raise ValueError(f'rule {text!r}, expected {", ".join(forms[:-1])} or {forms[-1]}'
                          ) from error
 
 
-def check_alone(rule: Rule) -> None:
-    """Checks that a rule scores a response whatever others there are.
+def check_alone(rule: Rule, members: int, scale: 'Scale | None') -> None:
+    """Checks that a rule scores a response of a model whatever others there are.
+
+    Args:
+      rule: the rule.
+      members: of the model's head.
+      scale: that is known of the model; None: none.
 
     Raises:
-      ValueError: it needs a `Scale`.
+      ValueError: it needs a scale or members, and there are none.
     """
-    if rule.kind == 'mean-std':
-        raise ValueError(f'rule {rule.name!r} needs a scale of other responses, expected mean, '
-                         'quantile:tau or cvar:alpha')
+    if rule.kind == 'mean-std' and scale is None:
+        raise ValueError(f'rule {rule.name!r} needs a scale of other responses, expected a run '
+                         'that `qrm normalise` gave one, or another rule')
+    if rule.kind == 'disagreement' and members < 2:
+        raise ValueError(f'rule {rule.name!r} of a head with one member, expected an ensemble '
+                         '(head.members), or another rule')
 
 
 class Scale(NamedTuple):
@@ -160,8 +186,12 @@ def scores(rule: Rule, rewards: Distribution, scale: Scale | None = None) -> jax
       [..., K].
 
     Raises:
-      ValueError: 'mean-std' without a scale.
+      ValueError: 'mean-std' without a scale, or a rule that reads more than distributions, see
+        `reward`.
     """
+    if rule.kind not in DISTRIBUTION_KINDS:
+        raise ValueError(f'rule {rule.name!r} of distributions alone, expected one of '
+                         f'{DISTRIBUTION_KINDS}')
     if rule.kind == 'mean':
         return rewards.mean
     if rule.kind == 'quantile':
@@ -172,6 +202,50 @@ def scores(rule: Rule, rewards: Distribution, scale: Scale | None = None) -> jax
         raise ValueError(f'rule {rule.name!r} needs a scale')
     penalty = rule.parameter / scale.std if scale.std > 0.0 else 0.0
     return rewards.mean / (scale.mean or 1.0) - penalty * rewards.std
+
+
+def reward(
+    rule: Rule, rewards: Rewards, scale: Scale | None = None, texts: np.ndarray | None = None
+) -> jax.Array:
+    """The reward of each response by any rule, from what a head says of it.
+
+    'sample' draws one reward for each text, by random numbers of the seed and of the text: the same
+    text gets the same draw in any batch and process, also twice in one group, and another seed
+    another one.
+
+    Args:
+      rule: the rule.
+      rewards: of R responses.
+      scale: for 'mean-std', see `scores`.
+      texts: for 'sample', [R, 2] from `text_digest`.
+
+    Returns:
+      [R].
+
+    Raises:
+      ValueError: what the rule reads is not there.
+    """
+    if rule.kind in DISTRIBUTION_KINDS:
+        return scores(rule, rewards.distribution, scale)
+    check_alone(rule, rewards.head.members, scale)
+    if rule.kind == 'disagreement':
+        means = rewards.members.mean
+        return jnp.mean(means, axis=-1) - rule.parameter * jnp.std(means, axis=-1)
+    if texts is None:
+        raise ValueError(f'rule {rule.name!r} needs the texts')
+    seed = jax.random.key(np.uint32(rule.parameter))
+
+    def draw(one: Distribution, text: jax.Array) -> jax.Array:
+        key = jax.random.fold_in(jax.random.fold_in(seed, text[0]), text[1])
+        return one.sample(key, 1)[0]
+
+    return jax.vmap(draw)(rewards.distribution, jnp.asarray(texts))
+
+
+def text_digest(tokens: np.ndarray) -> np.ndarray:
+    """Numbers [2] uint32 by which a dialogue of tokens [L] is known; the same on any machine."""
+    digest = hashlib.blake2b(np.asarray(tokens, '<i4').tobytes(), digest_size=8).digest()
+    return np.frombuffer(digest, '<u4').astype(np.uint32)
 
 
 # --- controls ------------------------------------------------------------------------------------

@@ -20,13 +20,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from qrm.data.encoded import Encoded, Ids
 from qrm.data.packing import Layout, round_length
 from qrm.data.tokens import split_prompt
 from qrm.rewards import selection
-from qrm.rewards.distributions import Distribution
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.normalisation import Normalisation, Rewards
 from qrm.rewards.selection import Rule
@@ -118,8 +118,11 @@ class Scorer:
                         prompt_sizes=(0,) if self.model.reading.size_prompt else ())
         for layout in self.layouts:
             [outputs] = self.model.predict([blank], [layout])
-        for rule in ('mean', 'quantile:0.5', 'cvar:0.5'):
-            self._read(outputs, selection.parse_rule(rule))
+        head, blank_text = self.model.network.head, np.zeros((1, 2), np.uint32)
+        for rule in ('mean', 'quantile:0.5', 'cvar:0.5', 'sample:0',
+                     *(['mean-std:1'] if self.model.scale else []),
+                     *(['disagreement:1'] if head.members > 1 else [])):
+            self._read(outputs, selection.parse_rule(rule), blank_text)
         return time.perf_counter() - start
 
     def step(self, waiting: Sequence[Dialogue]) -> Step:
@@ -155,31 +158,38 @@ class Scorer:
             places = [k for k, one in enumerate(rules) if one == rule]
             for first in range(0, len(places), _READ):
                 some = places[first:first + _READ]
-                for k, score in zip(some, self._read(outputs[some], rule), strict=True):
+                texts = None
+                if rule.kind == 'sample':
+                    texts = np.stack([selection.text_digest(_tokens(waiting[members[k]].encoded))
+                                      for k in some])
+                for k, score in zip(some, self._read(outputs[some], rule, texts), strict=True):
                     if not np.isfinite([score.reward, score.std, *score.quantiles]).all():
                         raise NonFiniteLoss(f'{waiting[members[k]].encoded.id}: a reward that is '
                                             'not finite')
                     found[members[k]] = score
         return found
 
-    def _read(self, outputs: np.ndarray, rule: Rule) -> list[Score]:
+    def _read(self, outputs: np.ndarray, rule: Rule, texts: np.ndarray | None) -> list[Score]:
         """Scores of up to `_READ` outputs; as many are read, as another number is compiled anew."""
         padded = np.zeros((_READ, outputs.shape[1]), np.float32)
         padded[:len(outputs)] = outputs
-        distribution, *columns = _columns(self.model.network.head, self.model.normalisation, padded)
+        model = self.model
+        columns = [*_columns(model.network.head, model.normalisation, padded)]
         if rule.kind != 'mean':
-            columns[0] = selection.scores(rule, distribution)
+            if texts is not None:
+                texts = np.concatenate([texts, np.zeros((_READ - len(texts), 2), np.uint32)])
+            columns[0] = selection.reward(rule, model.read(jnp.asarray(padded)), model.scale, texts)
         return [Score(float(reward), float(std), quantiles.tolist()) for reward, std, quantiles
                 in zip(*(np.asarray(column)[:len(outputs)] for column in columns), strict=True)]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _columns(head: HeadConfig, normalisation: Normalisation | None, outputs: jax.Array
-             ) -> tuple[Distribution, jax.Array, jax.Array, jax.Array]:
-    """The distributions of outputs, their means, standard deviations and quantiles."""
+             ) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Means, standard deviations and quantiles of the distributions of outputs."""
     rewards = Rewards(head, outputs, normalisation)
     distribution = rewards.distribution
-    return distribution, distribution.mean, distribution.std, rewards.quantiles
+    return distribution.mean, distribution.std, rewards.quantiles
 
 
 class Batcher:

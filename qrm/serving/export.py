@@ -9,10 +9,11 @@ Of a model that is normalised weights are divided by the standard deviation, and
 the bias of families that have one. Of others settings keep it, for whoever reads them.
 """
 
+import contextlib
 import copy
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -68,8 +69,6 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
         pairwise model, which has none of a response alone.
     """
     check_alone(model)
-    if os.path.exists(folder):
-        raise DataError(f'{folder}: exists, expected a folder to be made')
     outputs, write = kind, _write_classifier
     if kind in ('merged', 'adapter'):
         if not model.network.tuning.lora:
@@ -77,6 +76,20 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
                             "train.tune='lora', or 'mean' or 'quantiles'")
         outputs = 'mean' if len(model.taus) == 1 else 'quantiles'
         write = _write_adapter if kind == 'adapter' else write
+    with appearing(folder) as partial:
+        line = write(model, partial, outputs, dtype)
+    return f'{folder}: {line}'
+
+
+@contextlib.contextmanager
+def appearing(folder: str) -> Iterator[str]:
+    """A folder to be filled, which appears under its name whole or not at all.
+
+    Raises:
+      DataError: it exists, or cannot be made.
+    """
+    if os.path.exists(folder):
+        raise DataError(f'{folder}: exists, expected a folder to be made')
     place, name = os.path.split(os.path.abspath(folder))
     try:
         os.makedirs(place, exist_ok=True)
@@ -84,12 +97,10 @@ def export(model: RewardModel, folder: str, *, kind: str = 'mean', dtype: str = 
     except OSError as error:
         raise DataError(f'{folder}: cannot be made ({error.strerror})') from error
     with beside as made:
-        # It appears whole or not at all.
         partial = os.path.join(made, name)
         os.mkdir(partial)
-        line = write(model, partial, outputs, dtype)
+        yield partial
         os.rename(partial, folder)
-    return f'{folder}: {line}'
 
 
 def linear_head(
@@ -192,7 +203,7 @@ def _write_classifier(model: RewardModel, folder: str, outputs: str, dtype: str)
         rows = np.zeros((pad + 1 - settings['vocab_size'], backbone['tokens'].shape[1]), np.float32)
         backbone = backbone | {'tokens': np.concatenate([backbone['tokens'], rows])}
         settings['vocab_size'] = pad + 1
-    tensors = _cast(weights.backbone_tensors(settings, {
+    tensors = cast(weights.backbone_tensors(settings, {
         name: leaf for name, leaf in backbone.items() if name != 'output'}) | head, dtype)
     names = _labels(model.network.head, outputs)
     # Those of a checkpoint that training started from speak of its own head.
@@ -228,7 +239,7 @@ def _write_adapter(model: RewardModel, folder: str, outputs: str, dtype: str) ->
                         "beside whole models only; expected 'merged'")
     family, settings = _family(model), dict(model.settings)
     backbone = stack_blocks(model.params)['backbone']
-    tensors = _cast(
+    tensors = cast(
         adapters.adapter_tensors(settings, backbone, lora) | weights.backbone_tensors(settings, {
             name: leaf for name, leaf in backbone.items() if name == 'pooler'})
         | _head_tensors(model, outputs), dtype)
@@ -309,7 +320,7 @@ def _for_openrlhf(model: RewardModel, outputs: str) -> dict[str, Any]:
     return {'normalize_reward': True, 'mean': by.mean / by.std, 'std': 1.0}
 
 
-def _cast(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
+def cast(tensors: dict[str, np.ndarray], dtype: str) -> dict[str, np.ndarray]:
     """Tensors in a dtype.
 
     Raises:

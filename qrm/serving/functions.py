@@ -34,17 +34,17 @@ class RewardFunction:
 
     Attributes:
       model: the reward model; rewards are normalised if `model.normalisation` says so.
-      rule: 'mean', a quantile or a CVaR.
+      rule: any that the model can be scored by.
       aggregate: of a pairwise model, one of `pairwise.AGGREGATES`; else ''.
       __name__: by which engines log it.
 
     Raises:
-      ValueError: a rule that needs a scale of other responses, a rule other than 'mean' or an
-        unknown aggregate of a pairwise model, or an aggregate of any other.
+      ValueError: a rule that the model cannot be scored by, see `selection.check_alone`; a rule
+        other than 'mean' or an unknown aggregate of a pairwise model, or an aggregate of any other.
     """
 
     def __init__(self, model: RewardModel, rule: Rule, name: str = '', aggregate: str = ''):
-        selection.check_alone(rule)
+        selection.check_alone(rule, model.network.head.members, model.scale)
         compares = model.network.head.pairwise
         if compares and rule.kind != 'mean':
             raise ValueError(f"rule {rule.name!r} of a pairwise model, expected 'mean'")
@@ -97,10 +97,14 @@ class RewardFunction:
                                    for one in wins])[order].tolist()
         encoded, _ = self.model.encode(comparisons)
         found = self.model.read(jnp.asarray(np.concatenate(self.model.predict(encoded))[order]))
-        distribution = found.distribution
-        if (spread := np.asarray(distribution.std)).any():
+        if (spread := np.asarray(found.distribution.std)).any():
             self._log(found, spread, log_extra, log_metric)
-        return np.asarray(selection.scores(self.rule, distribution), np.float64).tolist()
+        texts = None
+        if self.rule.kind == 'sample':
+            texts = np.stack([selection.text_digest(np.concatenate([one.prompt, response]))
+                              for one in encoded for response in one.responses])[order]
+        rewards = selection.reward(self.rule, found, self.model.scale, texts)
+        return np.asarray(rewards, np.float64).tolist()
 
     def _log(self, found: Rewards, spread: np.ndarray, log_extra: Callable[..., Any] | None,
              log_metric: Callable[..., Any] | None) -> None:
@@ -120,7 +124,8 @@ def reward(path: str, rule: str = 'mean', *, name: str = '', aggregate: str = ''
 
     Args:
       path: workdir of a run, or another reward model as `reward_model.load` takes it.
-      rule: 'mean', 'quantile:tau' or 'cvar:alpha', what of its distribution is the reward.
+      rule: what of its distribution is the reward: 'mean', 'quantile:tau', 'cvar:alpha',
+        'mean-std:k' of a run that is normalised, 'disagreement:k' of an ensemble, 'sample:seed'.
       name: by which engines log it; '': by the rule, or by the aggregate.
       aggregate: of a pairwise model, how win probabilities among the completions of a prompt become
         rewards: 'tournament', their mean, or 'bradley-terry'; '': the former.

@@ -13,13 +13,16 @@ import os
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import jax.numpy as jnp
 import numpy as np
 
 from qrm.data import sources
 from qrm.data.comparisons import Comparison, DataError, DataReport, Text, in_a_line
 from qrm.data.rows import opening
-from qrm.rewards import normalisation
-from qrm.training import features, reward_model, workdir
+from qrm.rewards import normalisation, selection
+from qrm.rewards.normalisation import Normalisation
+from qrm.rewards.selection import Scale
+from qrm.training import features, reward_model, saved, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.reward_model import NORMALISATION, RewardModel
 from qrm.training.workdir import WorkdirError
@@ -80,16 +83,17 @@ def normalise(
         reference = _split(config, folder, split) if split else _file(config, folder, source)
         model = reward_model.load(folder, step=step, max_length=max_length, raw=True,
                                   keep=features.place(config, folder))
-        scores, cut = model.score_comparisons(reference.comparisons)
-        rewards = np.concatenate([np.zeros(0), *scores.rewards])
+        rewards, spreads, cut = _rewards(model, reference.comparisons)
         try:
             found = normalisation.measure(rewards)
         except ValueError as error:
             raise DataError(f'{reference.path}: {error}') from error
         path, prompts = os.path.join(folder, NORMALISATION), _prompts(reference.comparisons)
+        scale = _scale(found, rewards, spreads, prompts)
+        count = len(set(prompts))
         before = _before(path)
         workdir.write_json(path, found.as_dict() | {
-            'responses': len(rewards), 'prompts': prompts,
+            'scale': scale and scale._asdict(), 'responses': len(rewards), 'prompts': count,
             'reference': {'path': reference.path, 'split': reference.split or None,
                           'digest': _digest(reference.comparisons)},
             'checkpoint': model.checkpoint._asdict(),
@@ -97,9 +101,10 @@ def normalise(
     where = f'the {split} split of {reference.path}' if split else reference.path
     return '\n'.join([
         f'{path}: rewards of checkpoint {model.checkpoint.step} are now {found}, by '
-        f'{len(rewards)} responses to {prompts} prompt{"s" * (prompts != 1)} of {where}; {cut} '
+        f'{len(rewards)} responses to {count} prompt{"s" * (count != 1)} of {where}; {cut} '
         f'dialogues cut to {model.reading.max_length} tokens{before}',
-        *(f'  note {note}' for note in (*reference.notes, *_unlike_best(folder, model)))])
+        *(f'  note {note}' for note in (*reference.notes, *_unlike_best(folder, model), *(
+            [] if scale else ["no prompt has two responses: the rule 'mean-std' has no scale"])))])
 
 
 def clear(folder: str) -> str:
@@ -120,7 +125,7 @@ def clear(folder: str) -> str:
 
 
 def _check_run(folder: str) -> None:
-    if not reward_model.is_run(folder):
+    if not saved.is_run(folder):
         raise WorkdirError(f'{folder}: not the folder of a run, where a normalisation is kept'
                            + workdir.runs_hint(folder))
 
@@ -188,10 +193,32 @@ def _questions(comparisons: Iterable[Comparison]) -> set[str]:
     return found - {''}
 
 
-def _prompts(comparisons: Sequence[Comparison]) -> int:
-    """How many prompts differ."""
-    return len({json.dumps([c.prompt, c.tools], sort_keys=True, default=str)
-                for c in comparisons})
+def _rewards(model: RewardModel, comparisons: Sequence[Comparison]
+             ) -> tuple[np.ndarray, np.ndarray, int]:
+    """Means and standard deviations of all responses, and how many dialogues were cut."""
+    reward_model.check_alone(model)
+    encoded, cut = model.encode(comparisons)
+    if not encoded:
+        return np.zeros(0), np.zeros(0), cut
+    distribution = model.read(jnp.asarray(np.concatenate(model.predict(encoded)))).distribution
+    return (np.asarray(distribution.mean, np.float64), np.asarray(distribution.std, np.float64),
+            cut)
+
+
+def _scale(by: Normalisation, rewards: np.ndarray, spreads: np.ndarray,
+           prompts: Sequence[str]) -> Scale | None:
+    """Of the rule 'mean-std', in units of normalised rewards."""
+    try:
+        return selection.reference_scale(by.values(rewards), spreads / by.std, np.array(prompts))
+    except ValueError:  # of one response to each prompt
+        return None
+
+
+def _prompts(comparisons: Sequence[Comparison]) -> list[str]:
+    """Of each response the prompt, by a text that is the same for the same prompts."""
+    return [text for c in comparisons
+            for text in [json.dumps([c.prompt, c.tools], sort_keys=True, default=str)]
+            * len(c.responses)]
 
 
 def _digest(comparisons: Sequence[Comparison]) -> str:
@@ -208,7 +235,7 @@ def _before(path: str) -> str:
         return ''
     try:
         values = workdir.read_json(path)
-        known = normalisation.Normalisation(values['mean'], values['std'])
+        known = Normalisation(values['mean'], values['std'])
     except (WorkdirError, KeyError, TypeError, ValueError):
         return '; before: a file that could not be read'
     return f'; before: {known}'

@@ -15,7 +15,7 @@ from qrm.data.comparisons import Comparison, DataError
 from qrm.data.rows import parse_row
 from qrm.rewards import selection
 from qrm.rewards.normalisation import Normalisation
-from qrm.rewards.selection import Rule
+from qrm.rewards.selection import Rule, Scale
 from qrm.serving.batching import Score
 
 _LABEL = 'reward'  # of the one class
@@ -31,6 +31,8 @@ class Served(NamedTuple):
       bos: text of the token that the tokenizer puts before each text by itself; '': none. Where a
         client has put it there already it is not doubled.
       normalisation: of all rewards; None: they are raw.
+      members: of the head.
+      scale: of 'mean-std'; None: that rule cannot be asked for.
     """
 
     name: str
@@ -38,6 +40,8 @@ class Served(NamedTuple):
     levels: list[float]
     bos: str = ''
     normalisation: Normalisation | None = None
+    members: int = 1
+    scale: Scale | None = None
 
 
 class Scored(NamedTuple):
@@ -130,7 +134,7 @@ class ScoreAnswer(Answer):
 def _ask_score(request: ScoreRequest, served: Served) -> Asked:
     try:
         rule = selection.parse_rule(request.rule) if request.rule else served.rule
-        selection.check_alone(rule)
+        selection.check_alone(rule, served.members, served.scale)
     except ValueError as error:
         raise DataError(str(error)) from error
 

@@ -112,19 +112,21 @@ class Service:
       running: how many requests are being answered.
 
     Raises:
-      ValueError: the rule needs a scale of other responses.
+      ValueError: a rule that the model cannot be scored by, see `selection.check_alone`.
       DataError: the model scores no response alone.
     """
 
     def __init__(self, model: RewardModel, rule: Rule, name: str, *, batch_tokens: int = 1024,
                  limits: Limits | None = None, token: str = ''):
-        selection.check_alone(rule)
+        members = model.network.head.members
+        selection.check_alone(rule, members, model.scale)
         check_alone(model)
         self.limits, self._token = limits or Limits(), token
         self.scorer = Scorer(model, batch_tokens)
         self._model = model
         levels = [round(float(tau), 6) for tau in model.taus]
-        self.served = Served(name, rule, levels, _own_bos(model), model.normalisation)
+        self.served = Served(name, rule, levels, _own_bos(model), model.normalisation, members,
+                             model.scale)
         self._metrics = _Metrics()
         self._batcher = Batcher(self.scorer.step, self.limits.waiting_tokens, self._metrics.step)
         self._metrics.waiting.set_function(lambda: self._batcher.waiting)

@@ -209,7 +209,7 @@ def check(config: Any) -> None:
     problems = []
     for text in config.choice.rules:
         try:
-            selection.parse_rule(text)
+            selection.parse_rule(text, selection.DISTRIBUTION_KINDS)
         except ValueError as error:
             problems.append(f'config.choice.rules: {error}')
     if config.choice.moderate not in sizes(config.choice.candidates):

@@ -178,7 +178,7 @@ def check(config: Any) -> None:
         problems.append('config: pandalm, paper and prometheus are all empty, expected a panel')
     for text in config.rules:
         try:
-            selection.parse_rule(text)
+            selection.parse_rule(text, selection.DISTRIBUTION_KINDS)
         except ValueError as error:
             problems.append(f'config.rules: {error}')
     schema.raise_all(problems)

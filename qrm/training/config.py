@@ -374,8 +374,8 @@ def absolute(config: Any) -> Any:
     found.update_from_flattened_dict({
         key: os.path.abspath(values[key]) for key in _PATHS
         # What does not exist may be a name on the hub, but for folders to write into.
-        if values[key] and (os.path.exists(values[key]) or key in ('data.cache', 'train.features'))
-        and (key, values[key]) not in _NAMES})
+        if values.get(key) and (key, values[key]) not in _NAMES
+        and (os.path.exists(values[key]) or key in ('data.cache', 'train.features'))})
     return found
 
 
@@ -427,11 +427,35 @@ def loss_config(config: Any) -> losses.LossConfig:
     return losses.LossConfig(objective=config.loss[config.head.name], **rest)
 
 
-def _check_tune(config: Any) -> None:
+def check_tune(config: Any) -> str:
+    """What is trained, see `Tuning.kind`, of any kind of run.
+
+    Raises:
+      ValueError: it is nothing of that kind, or does not go with other keys.
+    """
     kind, _ = tuning.parse(config.train.tune)
     if kind == 'all' and config.train.frozen_dtype != 'float32':
         raise ValueError(f"'all' with train.frozen_dtype={config.train.frozen_dtype!r}, expected "
                          "'float32': nothing is frozen")
+    if kind == 'lora' and not config.lora.targets:
+        raise ValueError("'lora' with lora.targets=(), expected at least one")
+    return kind
+
+
+def check_columns(config: Any, attributes: Sequence[str] = ()) -> None:
+    """Checks how rows are read.
+
+    Raises:
+      ValueError: names of columns that are none, or that go beside a format.
+    """
+    translate.parse_columns(config.data.columns, attributes)
+    if config.data.columns and config.data.format not in ('auto', 'rows'):
+        raise ValueError(f'{tuple(config.data.columns)} beside data.format='
+                         f'{config.data.format!r}, expected one of the two')
+
+
+def _check_tune(config: Any) -> None:
+    kind = check_tune(config)
     if kind != 'head' and config.train.features:
         raise ValueError(f'{config.train.tune!r} with train.features, expected \'\': only '
                          "'head' keeps any")
@@ -442,15 +466,10 @@ def _check_tune(config: Any) -> None:
     if kind == 'head' and config.train.sharding != 'replicated':
         raise ValueError("'head' with train.sharding='fsdp', expected 'replicated': a head is not "
                          'worth splitting')
-    if kind == 'lora' and not config.lora.targets:
-        raise ValueError("'lora' with lora.targets=(), expected at least one")
 
 
 def _check_columns(config: Any) -> None:
-    translate.parse_columns(config.data.columns, config.data.attributes)
-    if config.data.columns and config.data.format not in ('auto', 'rows'):
-        raise ValueError(f'{tuple(config.data.columns)} beside data.format='
-                         f'{config.data.format!r}, expected one of the two')
+    check_columns(config, config.data.attributes)
 
 
 def _check_pair_template(config: Any) -> None:
@@ -459,7 +478,7 @@ def _check_pair_template(config: Any) -> None:
 
 def _check_rules(config: Any) -> None:
     for text in config.evaluation.rules:
-        selection.parse_rule(text)
+        selection.parse_rule(text, selection.DISTRIBUTION_KINDS)
 
 
 def _check_head(config: Any) -> None:

@@ -22,10 +22,11 @@ from jax.sharding import Mesh
 
 from qrm.data import packing
 from qrm.data.comparisons import DataError, DataReport
-from qrm.data.encoded import Encoded, Lengths
+from qrm.data.encoded import Encoded, Lengths, fingerprint
 from qrm.data.seen import Seen
 from qrm.models.network import Network, Params, parameter_count
-from qrm.training import step, workdir
+from qrm.training import base, step, workdir
+from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.devices import Spread, fetch_number, own_devices
 from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals, watched
@@ -113,6 +114,22 @@ def _check_same_config(config: Any) -> None:
     if different := np.flatnonzero((digests != digests[0]).any(axis=1)).tolist():
         raise ConfigError(f'processes {different} have another config than process 0, expected '
                           'the same flags everywhere')
+
+
+def identify(
+    config: Any, start: Base | None, encoded: Mapping[str, Sequence[Encoded]]
+) -> dict[str, str]:
+    """By what data and weights are known that a run starts with, wherever they are.
+
+    Args:
+      config: of the run.
+      start: where frozen parameters come from; None if there are none.
+      encoded: 'train' and 'validation' -> comparisons.
+    """
+    start = start or base.find(
+        config.model.checkpoint, config.seed, config.train.frozen_dtype, frozen=True)
+    return {'fingerprint': fingerprint(encoded['train'], encoded['validation']),
+            'start': start.digest}
 
 
 def check_same_run(folder: str, identity: dict[str, str]) -> None:

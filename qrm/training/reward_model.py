@@ -8,7 +8,6 @@ import dataclasses
 import datetime
 import functools
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,23 +23,22 @@ from qrm.data.tokens import (
     Tokenizer,
     encode_to_score,
     load_tokenizer,
-    save_tokenizer,
 )
 from qrm.models import adapters, checkpoint_heads, families, weights
-from qrm.models.architecture import Architecture, flat
-from qrm.models.lora import Lora, Module
+from qrm.models.architecture import Architecture
 from qrm.models.lora import merge as merge_adapters
 from qrm.models.network import Params, RewardNetwork
 from qrm.models.tuning import Tuning, stack_blocks
 from qrm.rewards import losses, pairwise
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.normalisation import Normalisation, Rewards
-from qrm.training import features, inference
-from qrm.training.base import Base, restore_frozen
-from qrm.training.checkpoints import Checkpoints
+from qrm.rewards.selection import Scale
+from qrm.training import features, inference, saved
+from qrm.training.base import Base
 from qrm.training.features import Features
 from qrm.training.interruptions import NonFiniteLoss
-from qrm.training.workdir import WorkdirError, read_json, runs_hint, write_json
+from qrm.training.saved import Checkpoint
+from qrm.training.workdir import WorkdirError, read_json, runs_hint
 
 _ROWS = 1  # of `row_length` tokens
 _NAMED = 3  # comparisons in a message
@@ -53,18 +51,6 @@ _RAW = 'note: {} is normalised, and what follows is of its raw rewards'
 # What a foreign head is taken to have learnt, which says how likely one response is to win.
 _OBJECTIVES = {'scalar': 'bradley_terry', 'quantile': 'bradley_terry_quantile_huber',
                'gaussian': 'distributional_bradley_terry'}
-
-
-class Checkpoint(NamedTuple):
-    """Which parameters of a run.
-
-    Attributes:
-      step: after which they were saved.
-      digest: hexadecimal, of the files that hold them.
-    """
-
-    step: int
-    digest: str
 
 
 class Scores(NamedTuple):
@@ -97,6 +83,8 @@ class RewardModel:
         nowhere.
       normalisation: of rewards in use, see `read`; None: they are raw.
       checkpoint: that the parameters are of; None: of no run.
+      scale: for the rule 'mean-std', of the reference set that rewards are normalised by and in
+        units of rewards in use; None: not known.
     """
 
     network: RewardNetwork
@@ -110,6 +98,7 @@ class RewardModel:
     features: Features | None = None
     normalisation: Normalisation | None = None
     checkpoint: Checkpoint | None = None
+    scale: Scale | None = None
 
     @property
     def taus(self) -> np.ndarray:
@@ -252,7 +241,7 @@ def load(
       DataError, WorkdirError: there is no reward model, or it cannot be used; or it was normalised
         by another checkpoint.
     """
-    if is_run(path):
+    if saved.is_run(path):
         if outputs or date:
             raise DataError(f'{path}: a run says itself what its outputs mean and which day its '
                             'chat template prints; expected outputs and date of other models only')
@@ -290,11 +279,6 @@ def _comparisons(prompts: Sequence[Any], responses: Sequence[Any]) -> list[Compa
     return [parse_row({'prompt': prompt, 'responses': [given] if isinstance(given, str) else given},
                       f'prompts[{i}]', literal=True)
             for i, (prompt, given) in enumerate(zip(prompts, responses, strict=True))]
-
-
-def is_run(path: str) -> bool:
-    """Whether a path is the folder of a training run."""
-    return os.path.isdir(path) and os.path.exists(os.path.join(path, 'model.json'))
 
 
 def limited(reading: Reading, max_length: int, architecture: Architecture, name: str) -> Reading:
@@ -345,17 +329,7 @@ def merged(model: RewardModel) -> RewardModel:
 
 def describe(workdir: str, model: RewardModel) -> None:
     """Writes what `load` needs beside the checkpoints: `model.json` and the tokenizer."""
-    folder = os.path.join(workdir, 'tokenizer')
-    if not jax.process_index() and not os.path.isdir(folder):
-        # Appears whole or not at all, also if the run is killed here.
-        shutil.rmtree(folder + '.tmp', ignore_errors=True)
-        save_tokenizer(model.tokenizer, folder + '.tmp')
-        os.rename(folder + '.tmp', folder)
-    network = dataclasses.asdict(model.network)
-    del network['architecture']  # follows from the settings
-    write_json(os.path.join(workdir, 'model.json'), {
-        'network': network, 'settings': dict(model.settings),
-        'base': model.base and dataclasses.asdict(model.base),
+    saved.describe(workdir, model.network, model.settings, model.base, model.tokenizer, {
         'loss': dataclasses.asdict(model.loss),
         'reading': dataclasses.asdict(model.reading), 'row_length': model.row_length,
     })
@@ -371,50 +345,38 @@ def _read(head: HeadConfig, normalisation: Normalisation | None,
 
 def _load_workdir(workdir: str, step: int | str, keep: str, raw: bool,
                   max_length: int) -> RewardModel:
-    path = os.path.join(workdir, 'model.json')
+    path = os.path.join(workdir, saved.MODEL)
     values = read_json(path)
+    if 'loss' not in values:
+        raise WorkdirError(f'{workdir}: a run that trained a language model; expected a reward '
+                           'model')
     try:
         parts, loss = values['network'], losses.LossConfig(**values['loss'])
         settings = values['settings']
         network = RewardNetwork(**parts | {
             'architecture': families.architecture(settings, path),
-            'head': HeadConfig(**parts['head']), 'tuning': _tuning(parts['tuning'])})
+            'head': HeadConfig(**parts['head']), 'tuning': saved.tuning_of(parts['tuning'])})
         rest = Reading(**values['reading']), values['row_length']
         base = values['base'] and Base(**values['base'])
     except (KeyError, TypeError, ValueError) as error:
         raise WorkdirError(f'{path}: not a model of this version ({error!r})') from error
-    folder = os.path.join(workdir, 'tokenizer')
-    if not os.path.isdir(folder):  # or its path would be taken for a name on the hub
-        raise WorkdirError(f'{folder}: no such folder; expected the tokenizer of the run')
-    params, _ = jax.eval_shape(
-        lambda key: network.tuning.split(network.init(key)), jax.random.key(0))
-    with Checkpoints(workdir, read_only=True) as checkpoints:
-        try:
-            number, params = checkpoints.restore_params(step, params)
-        except ValueError as error:
-            if isinstance(error, WorkdirError):
-                raise
-            raise WorkdirError(f'{path}: describes other parameters than {error}') from error
-        checkpoint = Checkpoint(number, checkpoints.digest(number))
-    if wrong := [name for name, leaf in flat(params).items()
-                 if not np.isfinite(np.asarray(leaf, np.float32)).all()]:
-        raise WorkdirError(f'{workdir}: checkpoint {number}: {wrong[0]} is not finite')
+    tokenizer = saved.tokenizer_of(workdir)
+    params, checkpoint = saved.restore_trained(workdir, step, network)
     kept = None
     if keep and network.tuning.kind == 'head':
         kept = Features(network, base, keep, rest[1], _ROWS)
-    elif base:
-        try:
-            params = network.tuning.join(params, restore_frozen(network, base))
-        except DataError as error:
-            raise WorkdirError(f'{path}: what was not trained comes from "base": {error}; if it '
-                               'has been moved, say there where it is now') from error
-    return RewardModel(network, settings, params, load_tokenizer(folder), loss, *rest, base, kept,
-                       _stored_normalisation(workdir, checkpoint, raw, max_length
-                                             or network.architecture.max_positions), checkpoint)
+    else:
+        params = saved.with_base(workdir, network, base, params)
+    normalisation, scale = _stored_normalisation(
+        workdir, checkpoint, raw, max_length or network.architecture.max_positions)
+    return RewardModel(network, settings, params, tokenizer, loss, *rest, base, kept,
+                       normalisation, checkpoint, scale)
 
 
-def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool,
-                          max_length: int) -> Normalisation | None:
+
+
+def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool, max_length: int
+                          ) -> tuple[Normalisation | None, Scale | None]:
     """By what a run is normalised, if it is and that is asked for; tells of other lengths.
 
     Raises:
@@ -422,13 +384,14 @@ def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool,
     """
     path = os.path.join(workdir, NORMALISATION)
     if not os.path.exists(path):
-        return None
+        return None, None
     if raw:
         print(_RAW.format(workdir), flush=True)
-        return None
+        return None, None
     values = read_json(path)
     try:
         found = Normalisation(values['mean'], values['std'])
+        scale = values['scale'] and Scale(**{key: float(x) for key, x in values['scale'].items()})
         known, measured = Checkpoint(**values['checkpoint']), values['max_length']
     except (KeyError, TypeError, ValueError) as error:
         raise WorkdirError(f'{path}: says not by what rewards are normalised ({error!r}); expected '
@@ -441,15 +404,7 @@ def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool,
     if measured != max_length:
         print(f'note: rewards of {workdir} were normalised by dialogues of at most {measured} '
               f'tokens, and are now of at most {max_length}', flush=True)
-    return found
-
-
-def _tuning(values: Mapping[str, Any]) -> Tuning:
-    """What `dataclasses.asdict` made of it, JSON in between."""
-    lora = values['lora']
-    if lora is not None:
-        lora = Lora(**lora | {'modules': tuple(Module(*module) for module in lora['modules'])})
-    return Tuning(**values | {'lora': lora})
+    return found, scale
 
 
 def _load_hugging_face(path: str, outputs: str, date: str, raw: bool) -> RewardModel:

@@ -10,13 +10,13 @@ from jax.sharding import Mesh
 
 from qrm.data import packing, sources, tokens
 from qrm.data.comparisons import DataError, check_malformed
-from qrm.data.encoded import Encoded, EncodedTable, fingerprint, has_preferred, has_rating
+from qrm.data.encoded import Encoded, EncodedTable, has_preferred, has_rating
 from qrm.data.seen import Seen
 from qrm.data.tokens import Reading
 from qrm.models.network import Params, RewardNetwork, parameter_count
 from qrm.rewards import heads, metrics
-from qrm.training import base, features, inference, inputs, loop, reward_model, workdir
 from qrm.training import config as config_lib
+from qrm.training import features, inference, inputs, loop, reward_model, workdir
 from qrm.training import initial as initial_lib
 from qrm.training.features import FeatureNetwork, Features
 from qrm.training.initial import Initial
@@ -182,7 +182,7 @@ def train(config: Any, folder: str) -> Outcome:
     config = config_lib.absolute(config)
     with loop.held(config, folder):
         prepared = prepare(config, folder)
-        identity = _identity(config, prepared)
+        identity = loop.identify(config, prepared.initial.base, prepared.encoded)
         loop.check_same_run(folder, identity)
         print(inputs.format_reports(prepared.data.reports), flush=True)
         per_device = -(-config.train.batch_size // jax.device_count())
@@ -193,15 +193,6 @@ def train(config: Any, folder: str) -> Outcome:
         reward_model.describe(folder, prepared.model)
         loop.record(folder, prepared.data.reports, prepared.data.seen)
         return loop.run(config, folder, course, identity)
-
-
-def _identity(config: Any, prepared: Prepared) -> dict[str, str]:
-    """By what data and weights are known that a run starts with, wherever they are."""
-    encoded = prepared.encoded
-    start = prepared.initial.base or base.find(
-        config.model.checkpoint, config.seed, config.train.frozen_dtype, frozen=True)
-    return {'fingerprint': fingerprint(encoded['train'], encoded['validation']),
-            'start': start.digest}
 
 
 def _with_tokens(config: Any, prepared: Prepared, per_device: int) -> Course:

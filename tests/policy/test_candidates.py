@@ -11,7 +11,7 @@ from safetensors import numpy as safetensors_numpy
 from qrm.data.comparisons import DataError
 from qrm.data.rows import parse_row
 from qrm.data.sources import read_comparisons
-from qrm.policy import candidates, sampling
+from qrm.policy import candidates, language_model, sampling
 from qrm.policy.sampling import Sampling
 from tests.helpers import REFERENCE, command, write_tokenizer
 
@@ -34,7 +34,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def model(folder):
-    model = candidates.load(str(folder))
+    model = language_model.load(str(folder))
     model.tokenizer.chat_template = TEMPLATE
     return model
 
@@ -154,14 +154,14 @@ def test_special_tokens_are_left_out_and_counted(model, tmp_path, monkeypatch):
 
 
 def test_what_ends_an_answer(folder, tmp_path):
-    assert candidates.load(str(folder)).stops == (38,)
+    assert language_model.load(str(folder)).stops == (38,)
     copy = shutil.copytree(folder, tmp_path / 'copy')
     for given, expected in (([38, 3], (3, 38)), (5, (5, 38)), (None, (38,))):
         (copy / 'generation_config.json').write_text(json.dumps({'eos_token_id': given}))
-        assert candidates.load(str(copy)).stops == expected
+        assert language_model.load(str(copy)).stops == expected
     (copy / 'generation_config.json').write_text('{"eos_token_id": ["</s>"]}')
     with pytest.raises(DataError, match=r'generation_config\.json: eos_token_id=\["</s>"\], expec'):
-        candidates.load(str(copy))
+        language_model.load(str(copy))
 
 
 @pytest.mark.parametrize(('row', 'message'), [
@@ -187,7 +187,7 @@ def test_a_target_is_checked_before_anything_is_read(model, tmp_path):
 def test_a_reward_run_is_no_language_model(tmp_path):
     (tmp_path / 'model.json').write_text('{}')
     with pytest.raises(DataError, match='a run, which is a reward model; expected a language'):
-        candidates.load(str(tmp_path))
+        language_model.load(str(tmp_path))
 
 
 @pytest.mark.parametrize(('name', 'message'), [
@@ -196,7 +196,7 @@ def test_a_reward_run_is_no_language_model(tmp_path):
 ])
 def test_models_that_do_not_answer_are_refused(name, message):
     with pytest.raises(DataError, match=message):
-        candidates.load(str(REFERENCE / name))
+        language_model.load(str(REFERENCE / name))
 
 
 def test_bad_input_of_the_command_ends_in_one_line(tmp_path):

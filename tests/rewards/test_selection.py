@@ -12,7 +12,9 @@ import scipy.stats
 
 from qrm.rewards import distributions, selection
 from qrm.rewards.distributions import Atoms, Gaussians
+from qrm.rewards.heads import HeadConfig
 from qrm.rewards.metrics import Predictions
+from qrm.rewards.normalisation import Normalisation, Rewards
 from qrm.rewards.selection import Rule, Scale
 
 # Three responses of mean 1, 1.5 and 0 with standard deviations 1, 2 and 0.
@@ -64,13 +66,23 @@ def test_rules_of_a_gaussian():
 
 @pytest.mark.parametrize('text', [
     'median', 'mean:1', 'quantile', 'quantile:0', 'quantile:1', 'cvar:1.5', 'cvar:x', 'mean-std:-1',
-    'mean-std:nan', 'quantile:'])
+    'mean-std:nan', 'quantile:', 'disagreement', 'disagreement:-1', 'sample', 'sample:1.5',
+    'sample:-1', 'sample:4294967296', 'sample:inf', 'sample:nan'])
 def test_rules_that_cannot_be_read(text):
     with pytest.raises(ValueError) as error:
         selection.parse_rule(text)
     assert str(error.value) == (
         f'rule {text!r}, expected mean, quantile:tau with tau in (0, 1), cvar:alpha with alpha in '
-        '(0, 1] or mean-std:k with k >= 0')
+        '(0, 1], mean-std:k with k >= 0, disagreement:k with k >= 0 or sample:seed with seed a '
+        'whole number in [0, 2^32)')
+
+
+def test_rules_of_predictions_read_distributions_alone():
+    for text in ('sample:1', 'disagreement:1', 'median'):
+        with pytest.raises(ValueError, match=f"'{text}', expected mean, .* or mean-std:k with k"):
+            selection.parse_rule(text, selection.DISTRIBUTION_KINDS)
+    assert selection.parse_rule('cvar:0.5', selection.DISTRIBUTION_KINDS) == Rule('cvar', 0.5)
+    assert selection.parse_rule('sample:4294967295').name == 'sample:4294967295'
 
 
 @pytest.mark.parametrize(('kind', 'parameter', 'match'), [
@@ -88,10 +100,89 @@ def test_rules_that_are_none(kind, parameter, match):
 
 def test_mean_std_needs_a_scale():
     with pytest.raises(ValueError, match="rule 'mean-std:1' needs a scale of other responses"):
-        selection.check_alone(Rule('mean-std', 1.0))
-    selection.check_alone(Rule('cvar', 0.5))
+        selection.check_alone(Rule('mean-std', 1.0), 1, None)
+    selection.check_alone(Rule('cvar', 0.5), 1, None)
+    selection.check_alone(Rule('mean-std', 1.0), 1, Scale(1.0, 1.0))
     with pytest.raises(ValueError, match='needs a scale'):
         selection.scores(Rule('mean-std', 1.0), ATOMS)
+
+
+# Rules that read more than a distribution. Two members of two quantiles: means 2 and 6.
+ENSEMBLE = HeadConfig('quantile', 2, members=2)
+SAID = np.float32([[1.0, 3.0, 5.0, 7.0], [1.0, 3.0, 3.0, 1.0]])
+
+
+def test_disagreement_by_hand():
+    rule = selection.parse_rule('disagreement:0.5')
+    assert rule.name == 'disagreement:0.5'
+    np.testing.assert_allclose(
+        selection.reward(rule, Rewards(ENSEMBLE, SAID, None)), [4.0 - 0.5 * 2.0, 2.0], atol=1e-6)
+    # (2 - 1) / 2 and (6 - 1) / 2: mean 1.5 and standard deviation 1.
+    by = Normalisation(1.0, 2.0)
+    np.testing.assert_allclose(
+        selection.reward(rule, Rewards(ENSEMBLE, SAID, by)), [1.0, 0.5], atol=1e-6)
+    # Of Gaussians it is not their spread.
+    gaussians = HeadConfig('gaussian', members=3)
+    outputs = np.float32([[1.0, 5.0, 2.0, 5.0, 6.0, 5.0]])
+    np.testing.assert_allclose(selection.reward(rule, Rewards(gaussians, outputs, None)),
+                               [3.0 - 0.5 * np.std([1, 2, 6])], rtol=1e-6)
+
+
+def test_other_rules_of_what_a_head_says_are_those_of_the_distribution():
+    rewards = Rewards(ENSEMBLE, SAID, Normalisation(1.0, 2.0))
+    # Quantiles 0, 1, 2 and 3.
+    for text, expected in (('mean', 1.5), ('quantile:0.9', 3.0), ('cvar:0.5', 0.5),
+                           ('mean-std:2', 1.5 / 0.5 - 2.0 * math.sqrt(1.25) / 4.0)):
+        found = selection.reward(selection.parse_rule(text), rewards, Scale(0.5, 4.0))
+        assert float(found[0]) == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_a_rule_reads_must_be_there():
+    alone = Rewards(HeadConfig('quantile', 4), SAID, None)
+    with pytest.raises(ValueError, match="'disagreement:1' of a head with one member, expected"):
+        selection.reward(Rule('disagreement', 1.0), alone)
+    with pytest.raises(ValueError, match="'sample:1' needs the texts"):
+        selection.reward(Rule('sample', 1), alone)
+    with pytest.raises(ValueError, match="'mean-std:1' needs a scale"):
+        selection.reward(Rule('mean-std', 1.0), alone)
+    for kind in ('sample', 'disagreement'):
+        with pytest.raises(ValueError, match='of distributions alone'):
+            selection.scores(Rule(kind, 1.0), ATOMS)
+
+
+def digests(texts):
+    return np.stack([selection.text_digest(np.array(text)) for text in texts])
+
+
+def test_a_sample_is_of_the_seed_and_the_text_alone():
+    texts = digests([[number, 7] for number in range(300)])
+    assert len({tuple(one) for one in texts.tolist()}) == 300
+    # The same on any machine.
+    assert selection.text_digest(np.array([1, 2, 3])).tolist() == [1951833302, 2654825055]
+    head, outputs = HeadConfig('gaussian'), np.float32([[1.0, 2.0]] * 300)
+
+    def drawn(seed, rows):
+        return np.asarray(selection.reward(
+            Rule('sample', seed), Rewards(head, outputs[rows], None), None, texts[rows]))
+
+    found = drawn(7, np.arange(300))
+    assert len(set(found.tolist())) == 300
+    for rows in ([5], [299, 5, 5, 0], list(range(100, 164))):
+        np.testing.assert_array_equal(drawn(7, np.array(rows)), found[rows])
+    assert np.abs(np.corrcoef(drawn(8, np.arange(300)), found)[0, 1]) < 0.2
+    # softplus(2) = 2.127: within four standard errors.
+    std = math.log1p(math.exp(2.0))
+    assert found.mean() == pytest.approx(1.0, abs=4.0 * std / math.sqrt(300))
+    assert found.std() == pytest.approx(std, rel=4.0 / math.sqrt(600))
+
+
+def test_samples_of_quantiles_are_each_as_often():
+    texts = digests([[number] for number in range(4000)])
+    found = selection.reward(Rule('sample', 0), Rewards(
+        ENSEMBLE, np.tile(SAID[0], (4000, 1)), None), None, texts)
+    values, counts = np.unique(np.asarray(found), return_counts=True)
+    assert values.tolist() == [1.0, 3.0, 5.0, 7.0]
+    assert scipy.stats.chisquare(counts).pvalue > 0.001
 
 
 def test_reference_scale_by_hand():

@@ -14,6 +14,7 @@ from qrm.data.rows import parse_row
 from qrm.rewards import selection
 from qrm.serving import batching
 from qrm.serving.batching import Batcher, Dialogue, Overloaded, Score, Scorer, Step
+from qrm.serving.functions import RewardFunction
 from qrm.training import inference
 from qrm.training.interruptions import NonFiniteLoss
 from tests.helpers import small_reward_model
@@ -139,6 +140,18 @@ def test_rules_share_a_batch(scorer, waiting):
     assert found[0].std == pytest.approx(quantiles.std(), abs=1e-5)
 
 
+def test_samples_are_those_of_a_reward_function_in_any_company(model, scorer, waiting, comparisons):
+    rule = selection.parse_rule('sample:3')
+    expected = RewardFunction(model, rule)(
+        *zip(*((c.prompt, response) for c in comparisons for response in c.responses), strict=True))
+    for order in (list(range(12)), [7], [11, 2, 2, 5]):
+        found, _ = all_scores(scorer, [waiting[i]._replace(rule=rule) for i in order])
+        np.testing.assert_allclose([score.reward for score in found],
+                                   [expected[i] for i in order], atol=1e-4)
+        # One of the ten quantiles.
+        assert all(np.abs(np.array(score.quantiles) - score.reward).min() < 1e-5 for score in found)
+
+
 def test_once_warm_nothing_is_compiled(scorer, waiting):
     compiled = inference._apply._cache_size()
     assert compiled >= len(scorer.layouts)
@@ -165,7 +178,7 @@ def test_one_that_fails_takes_nobody_along(model, waiting, monkeypatch):
 
 
 def test_a_reward_that_is_not_finite_by_its_rule_is_no_score(model, waiting, monkeypatch):
-    monkeypatch.setattr(selection, 'scores', lambda rule, distribution: np.full(64, np.inf))
+    monkeypatch.setattr(selection, 'reward', lambda *given: np.full(64, np.inf))
     step = Scorer(model, 128).step([waiting[0]._replace(rule=selection.parse_rule('cvar:0.2'))])
     assert isinstance(step.found[0], NonFiniteLoss)
 

@@ -1,12 +1,18 @@
 """Reward functions as engines call them: by name, by position, with texts, chats and arrays."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
 import qrm
 from qrm.data.comparisons import DataError
+from qrm.data.rows import parse_row
 from qrm.rewards import pairwise, selection
+from qrm.rewards.heads import HeadConfig
+from qrm.rewards.selection import Scale
 from qrm.serving.functions import RewardFunction
+from tests.helpers import init
 
 
 @pytest.fixture(scope='module')
@@ -49,6 +55,37 @@ def test_rules_are_applied_to_the_distribution(model, asked, rule):
         counted = np.clip(0.2 * n - np.arange(n), 0.0, 1.0)
         by_hand = quantiles @ counted / (0.2 * n)
     np.testing.assert_allclose(rewarded(model, rule)(*asked), by_hand, atol=1e-4)
+
+
+def test_samples_do_not_depend_on_what_else_is_asked(model, asked):
+    prompts, completions = asked
+    found = rewarded(model, 'sample:5')(prompts, completions)
+    order = [6, 1, 1, 3]
+    again = rewarded(model, 'sample:5')(*([texts[i] for i in order] for texts in asked))
+    np.testing.assert_allclose(again, [found[i] for i in order], atol=1e-4)
+    quantiles = np.array(model.score(prompts, completions).quantiles)
+    assert (np.abs(quantiles - np.array(found)[:, None]).min(axis=1) < 1e-4).all()
+    assert rewarded(model, 'sample:6')(prompts, completions) != pytest.approx(found, abs=1e-3)
+    assert rewarded(model, 'sample:5').__name__ == 'qrm_sample_5'
+
+
+def test_members_that_disagree_lower_a_reward(model, asked):
+    net = dataclasses.replace(model.network, head=HeadConfig('quantile', 4, members=3))
+    ensemble = dataclasses.replace(model, network=net, params=init(net))
+    found = rewarded(ensemble, 'disagreement:2')(*asked)
+    encoded, _ = ensemble.encode([parse_row({'prompt': p, 'response': c}, 'row', literal=True)
+                                  for p, c in zip(*asked, strict=True)])
+    means = np.concatenate(ensemble.predict(encoded)).reshape(8, 3, 4).mean(axis=2)
+    np.testing.assert_allclose(found, means.mean(axis=1) - 2.0 * means.std(axis=1), atol=1e-4)
+    assert means.std(axis=1).min() > 0.1
+
+
+def test_mean_std_is_in_units_of_the_scale_of_the_model(model, asked):
+    scaled = dataclasses.replace(model, scale=Scale(0.5, 4.0))
+    quantiles = np.array(model.score(*asked).quantiles)
+    np.testing.assert_allclose(
+        rewarded(scaled, 'mean-std:2')(*asked),
+        quantiles.mean(axis=1) / 0.5 - 2.0 * quantiles.std(axis=1) / 4.0, atol=1e-4)
 
 
 def test_engines_pass_on_what_a_reward_model_does_not_read(model, asked):
@@ -111,6 +148,8 @@ def test_what_cannot_be_answered_is_refused(model, comparisons):
         rewarded(model)(['a', 'b'], ['c', None])
     with pytest.raises(ValueError, match="rule 'mean-std:1' needs a scale of other responses"):
         rewarded(model, 'mean-std:1')
+    with pytest.raises(ValueError, match="rule 'disagreement:1' of a head with one member"):
+        rewarded(model, 'disagreement:1')
     with pytest.raises(ValueError, match="rule 'median', expected mean, quantile:tau"):
         qrm.reward('nowhere', rule='median')
     with pytest.raises(DataError, match='nowhere'):

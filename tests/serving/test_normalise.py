@@ -100,6 +100,31 @@ def test_a_reference_set_gets_mean_0_and_deviation_1(run, data):
     np.testing.assert_array_equal(rewards(qrm.load(str(run), raw=True), reference), raw)
 
 
+def test_mean_std_gets_its_scale_from_the_reference_set(run, data, tmp_path):
+    reference = data[2]['validation']
+    assert 'no scale' not in normalise(str(run), split='validation')
+    model = qrm.load(str(run))
+    quantiles = np.concatenate(model.score_comparisons(reference)[0].quantiles)
+    prompts = [c.prompt for c in reference for _ in c.responses]
+    expected = selection.reference_scale(
+        quantiles.mean(axis=1), quantiles.std(axis=1), np.array(prompts))
+    np.testing.assert_allclose(model.scale, expected, rtol=1e-3)
+    found = qrm.reward(str(run), rule='mean-std:1.5')(
+        prompts[:4], [r for c in reference for r in c.responses][:4])
+    np.testing.assert_allclose(
+        found, (quantiles.mean(axis=1) / expected.mean
+                - 1.5 * quantiles.std(axis=1) / expected.std)[:4], rtol=1e-3, atol=1e-2)
+    with pytest.raises(ValueError, match='needs a scale'):
+        qrm.reward(str(run), rule='mean-std:1.5', raw=True)
+    alone = [dataclasses.replace(c, responses=c.responses[:1], ranks=None, preferred=None,
+                                 preference=None, ratings=None) for c in reference[:5]]
+    assert "note no prompt has two responses: the rule 'mean-std' has no scale" in normalise(
+        str(run), source=write(tmp_path / 'alone.jsonl', alone))
+    assert stored(run)['scale'] is None
+    with pytest.raises(ValueError, match='needs a scale'):
+        qrm.reward(str(run), rule='mean-std:1.5')
+
+
 def test_what_else_is_said_of_a_reference_set(run, data, tmp_path, capsys):
     path = tmp_path / 'rows.jsonl'
     rows = [as_row(c) | {'surplus': 1} for c in data[2]['validation'][:2]]

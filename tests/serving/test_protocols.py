@@ -224,6 +224,8 @@ def test_tei_predict():
 @pytest.mark.parametrize(('body', 'message'), [
     ({'prompt': 'p', 'responses': ['a'], 'rule': 'median'}, "rule 'median', expected mean, quant"),
     ({'prompt': 'p', 'responses': ['a'], 'rule': 'mean-std:1'}, "rule 'mean-std:1' needs a scale"),
+    ({'prompt': 'p', 'responses': ['a'], 'rule': 'disagreement:1'},
+     "rule 'disagreement:1' of a head with one member"),
     ({'prompt': 'p', 'responses': ['a'], 'rules': 'mean'}, 'rules: Extra inputs are not permitted'),
     ({'prompt': 'p', 'responses': []}, 'nothing to score, expected at least one text'),
     ({'prompt': 'p', 'responses': [1]}, 'responses.0'),

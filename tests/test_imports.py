@@ -21,6 +21,7 @@ HOUSE = {
                  'report', 'evaluate', 'benchmarks'],
     'serving': ['normalise', 'score', 'export', 'functions', 'batching', 'protocols', 'server'],
     'policy': ['objectives', 'batches', 'network', 'language_model', 'sampling', 'candidates',
+               'judges', 'labels',
                'monitor', 'figures', 'config', 'runs', 'sft', 'export'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',

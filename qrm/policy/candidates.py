@@ -78,6 +78,20 @@ def sample_file(
         *(f'  note {number}: {note}' for note, number in notes.items())])
 
 
+def readable_row(comparison: Comparison) -> tuple[dict[str, Any], bool]:
+    """A row of a comparison whose prompt is continued, and whether it is read as this one again."""
+    row = as_row(comparison)
+    texts = comparison.responses
+    try:
+        read = parse_row(row, comparison.where)
+        if isinstance(read.prompt, str) and read.responses != texts:
+            # All begin with the prompt, and would be read as whole dialogues: they are made such.
+            row['responses'] = [comparison.prompt + text for text in texts]
+    except MalformedRow:
+        return row, False
+    return row, True
+
+
 def _row(
     comparison: Comparison, prompt: np.ndarray, samples: Sequence[Sample], model: LanguageModel,
     notes: collections.Counter[str], details: bool,
@@ -93,14 +107,8 @@ def _row(
         notes['response truncated within a letter'] += bool(
             one.truncated and texts[-1].endswith('\ufffd'))
         notes['blank response'] += not texts[-1].strip()
-    row = as_row(dataclasses.replace(comparison, responses=tuple(texts)))
-    try:
-        read = parse_row(row, comparison.where)
-        if isinstance(read.prompt, str) and read.responses != tuple(texts):
-            # All begin with the prompt, and would be read as whole dialogues: they are made such.
-            row['responses'] = [comparison.prompt + text for text in texts]
-    except MalformedRow:
-        notes['row that `qrm score` refuses'] += 1
+    row, readable = readable_row(dataclasses.replace(comparison, responses=tuple(texts)))
+    notes['row that `qrm score` refuses'] += not readable
     for note in [note for note, count in notes.items() if not count]:
         del notes[note]
     if details:

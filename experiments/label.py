@@ -7,10 +7,9 @@ from absl import flags
 
 from qrm.commands import launch
 
-_JUDGES = flags.DEFINE_multi_string(
-    'judge', None, 'KIND:WHAT or NAME=KIND:WHAT, several times for several judges: '
-    'language-model:PATH, reward-model:PATH, function:MODULE:NAME, endpoint:MODEL@URL, '
-    'gold:WORKLOAD.')
+_JUDGES = flags.DEFINE_list(
+    'judge', None, 'KIND:WHAT or NAME=KIND:WHAT, several with commas between: language-model:PATH, '
+    'reward-model:PATH, function:MODULE:NAME, endpoint:MODEL@URL, gold:WORKLOAD.')
 _INPUT = flags.DEFINE_string('input', None, 'File of rows with two responses or more.')
 _OUTPUT = flags.DEFINE_string('output', None, 'File to write, .jsonl or .jsonl.gz.')
 _CACHE = flags.DEFINE_string(

@@ -15,6 +15,7 @@ COMMANDS = {
     'benchmark': 'how often a reward model is right, on published benchmarks',
     'serve': 'answers over HTTP what the clients of other reward servers ask',
     'sample': 'answers prompts with a language model, N times each',
+    'label': 'labels pairs of responses by a judge, asked in both orders',
     'sft': 'fine-tunes a language model on preferred responses',
     'export': 'writes a model for transformers',
     'reproduce': "the paper's experiment: two heads and a control, tables and figures",

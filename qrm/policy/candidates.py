@@ -82,14 +82,18 @@ def readable_row(comparison: Comparison) -> tuple[dict[str, Any], bool]:
     """A row of a comparison whose prompt is continued, and whether it is read as this one again."""
     row = as_row(comparison)
     texts = comparison.responses
+    wanted = texts if isinstance(comparison.prompt, str) else tuple(
+        ({'role': 'assistant', 'content': text},) if isinstance(text, str) else text
+        for text in texts)
     try:
         read = parse_row(row, comparison.where)
-        if isinstance(read.prompt, str) and read.responses != texts:
+        if isinstance(read.prompt, str) and read.responses != wanted:
             # All begin with the prompt, and would be read as whole dialogues: they are made such.
             row['responses'] = [comparison.prompt + text for text in texts]
+            read = parse_row(row, comparison.where)
     except MalformedRow:
         return row, False
-    return row, True
+    return row, read.responses == wanted
 
 
 def _row(

@@ -207,6 +207,27 @@ def check_template(template: str) -> None:
         raise ValueError('expected a text with {prompt}, {first} and {second}, each once')
 
 
+def read_template(given: str) -> str:
+    """The template of a question, given as itself or as a file of it; '' is `QUESTION`.
+
+    Raises:
+      DataError: it is neither, or not as `check_template` expects.
+    """
+    text = given or QUESTION
+    if not _FIELDS.search(text):
+        try:
+            with open(given, encoding='utf-8') as file:
+                text = file.read()
+        except (OSError, ValueError) as error:
+            raise DataError(f'--template={given!r:.80}: neither a text with {{prompt}}, {{first}} '
+                            f'and {{second}} nor a file of it ({in_a_line(error)})') from error
+    try:
+        check_template(text)
+    except ValueError as error:
+        raise DataError(f'--template={given!r:.80}: {error}') from error
+    return text
+
+
 def check_pattern(pattern: str) -> None:
     """Checks that a pattern finds one thing.
 
@@ -337,7 +358,7 @@ def _as_prompt(text: str, tokenizer: Tokenizer) -> Comparison:
     prompt: Text = text + _PLAINLY
     if tokenizer.chat_template is not None:
         prompt = ({'role': 'user', 'content': text},)
-    return Comparison('question', prompt, ())
+    return Comparison('question', prompt, (), 'question')
 
 
 def answer_tokens(tokenizer: Tokenizer) -> tuple[int, int]:

@@ -125,8 +125,9 @@ def label_file(
     rows: list[dict[str, Any]] = []
     labels = []
     for spec in specs:
+        judge = judges.load(spec, options)
         with Kept(cache or f'{target}.answers', data.path, target) as kept:
-            verdicts = ask(judges.load(spec, options), found, kept)
+            verdicts = ask(judge, found, kept)
         written, dropped = label_rows(spec.name, found, verdicts.labels(), output)
         rows += written
         labels.append(verdicts.labels())
@@ -302,7 +303,7 @@ def summarise(pairs: Sequence[Pair], verdicts: Verdicts) -> dict[str, Any]:
     Means are over pairs that are answered in both orders; intervals are over opening questions.
 
     Returns:
-      'pairs', 'questions', 'unanswered' and 'unanswered_pairs' (shares); 'failures' (reason -> 
+      'pairs', 'questions', 'unanswered' and 'unanswered_pairs' (shares); 'failures' (reason ->
       questions); 'first' (mean P(first) - 1/2), 'consistent' (share of pairs decided alike in both
       orders), 'ties' (share of labels of 1/2), 'accuracy' and 'log_loss' (nats) against what rows
       say, each with 'value', 'low', 'high', None where it is not known; 'known' and 'known_ties'
@@ -319,11 +320,11 @@ def summarise(pairs: Sequence[Pair], verdicts: Verdicts) -> dict[str, Any]:
     decided = judged & (known != 0.5)
     limited = np.clip(labels, pairwise.LEAST, 1.0 - pairwise.LEAST)
     values = {
-        'first': (answered, first.mean(axis=1) - 0.5),
-        'consistent': (answered, ~pairwise.flips(_signs(np.stack(
+        'first': (answered, _exact(first.mean(axis=1) - 0.5)),
+        'consistent': (answered, ~pairwise.flips(_exact(np.stack(
             [first[:, 0] - 0.5, 0.5 - first[:, 1]], axis=1)))),
-        'ties': (answered, _is_tie(labels)),
-        'accuracy': (decided, statistics.halved_ties(_signs(labels - 0.5) * (known - 0.5))),
+        'ties': (answered, _exact(labels - 0.5) == 0.0),
+        'accuracy': (decided, statistics.halved_ties(_exact(labels - 0.5) * (known - 0.5))),
         'log_loss': (judged, statistics.log_scores(np.log(limited), np.log1p(-limited), known))}
     shares = [one.share for one in flat if one.share is not None]
     missing = [one for one in flat if one.probability is None]
@@ -347,13 +348,9 @@ def _mean(groups: Sequence[str], values: np.ndarray) -> dict[str, float | None]:
     return winrate.over_prompts(values, winrate.prompt_weights(groups, REPLICATES, SEED), LEVEL)
 
 
-def _is_tie(labels: np.ndarray) -> np.ndarray:
-    return np.abs(labels - 0.5) <= _FEW
-
-
-def _signs(ahead: np.ndarray) -> np.ndarray:
-    """-1, 0 or 1, with 0 for what only rounding tells from it."""
-    return np.sign(np.where(np.abs(ahead) <= _FEW, 0.0, ahead))
+def _exact(ahead: np.ndarray) -> np.ndarray:
+    """The same with 0 for what only rounding tells from it."""
+    return np.where(np.abs(ahead) <= _FEW, 0.0, ahead)
 
 
 def label_rows(
@@ -415,9 +412,9 @@ def describe(spec: Spec, found: Mapping[str, Any], verdicts: Verdicts) -> list[s
     if found['share'] is not None:
         lines.append(f'  probability of {" and ".join(judges.ANSWERS)} together: mean '
                      f'{found["share"]:.3f} of all tokens')
-    return [*lines, f'  cost: {found["questions"]} questions of {found["read"]} tokens, '
-            f'{found["written"]} tokens of answers, {verdicts.seconds:.1f} s now, '
-            f'{found["cut"]} questions cut']
+    tokens = (f' of {found["read"]} tokens, {found["written"]} tokens of answers, '
+              f'{found["cut"]} questions cut' if found['read'] else '')
+    return [*lines, f'  cost: {found["questions"]} questions{tokens}; {verdicts.seconds:.1f} s now']
 
 
 def _between(specs: Sequence[Spec], pairs: Sequence[Pair],
@@ -427,7 +424,7 @@ def _between(specs: Sequence[Spec], pairs: Sequence[Pair],
     for i in range(len(specs)):
         for j in range(i + 1, len(specs)):
             both = ~np.isnan(labels[i] + labels[j])
-            same = _signs(labels[i] - 0.5) == _signs(labels[j] - 0.5)
+            same = np.sign(_exact(labels[i] - 0.5)) == np.sign(_exact(labels[j] - 0.5))
             number = _mean(groups[both], same[both].astype(np.float64))
             yield (f'{specs[i].name} and {specs[j].name}: the same verdict on '
                    f'{tables.enclosed(number)} of {both.sum()} pairs')

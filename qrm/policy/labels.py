@@ -303,13 +303,17 @@ def summarise(pairs: Sequence[Pair], verdicts: Verdicts) -> dict[str, Any]:
     Means are over pairs that are answered in both orders; intervals are over opening questions.
 
     Returns:
-      'pairs', 'questions', 'unanswered' and 'unanswered_pairs' (shares); 'failures' (reason ->
-      questions); 'first' (mean P(first) - 1/2), 'consistent' (share of pairs decided alike in both
-      orders), 'ties' (share of labels of 1/2), 'accuracy' and 'log_loss' (nats) against what rows
-      say, each with 'value', 'low', 'high', None where it is not known; 'known' and 'known_ties'
-      (pairs of which rows say something, and that it is a tie, which has no accuracy), 'limited'
-      (labels nearer to 0 or 1 than `pairwise.LEAST`, which the log-loss takes for it); 'share'
-      (mean probability of both answers, None where that is not known), 'cut', 'read', 'written'.
+      pairs, questions: how many.
+      unanswered, unanswered_pairs: shares; failures: reason -> questions.
+      first: mean P(first) - 1/2; consistent: share of pairs decided alike in both orders; ties:
+        share of labels of 1/2; accuracy and log_loss (nats): of labels, against what rows say. Each
+        with 'value', 'low' and 'high', None where these are not known.
+      known, known_ties: pairs of which rows say something, and of these ties, which have no
+        accuracy.
+      limited: labels that give what rows say less than `pairwise.LEAST`, which the log-loss takes
+        for it.
+      share: mean probability of both answers; None where that is not known.
+      cut: questions; read, written: tokens.
     """
     first, labels = verdicts.first(), verdicts.labels()
     flat = [one for both in verdicts.answers for one in both]
@@ -318,24 +322,27 @@ def summarise(pairs: Sequence[Pair], verdicts: Verdicts) -> dict[str, Any]:
     known = np.array([np.nan if pair.known is None else pair.known for pair in pairs])
     judged = answered & ~np.isnan(known)
     decided = judged & (known != 0.5)
-    limited = np.clip(labels, pairwise.LEAST, 1.0 - pairwise.LEAST)
+    sides = np.stack([labels, 1.0 - labels])
+    # What was thought impossible has an infinite loss, where it is the case.
+    limited = (sides < pairwise.LEAST) & (np.stack([known, 1.0 - known]) > 0.0)
+    logs = np.log(np.maximum(sides, pairwise.LEAST))
     values = {
         'first': (answered, _exact(first.mean(axis=1) - 0.5)),
         'consistent': (answered, ~pairwise.flips(_exact(np.stack(
             [first[:, 0] - 0.5, 0.5 - first[:, 1]], axis=1)))),
         'ties': (answered, _exact(labels - 0.5) == 0.0),
         'accuracy': (decided, statistics.halved_ties(_exact(labels - 0.5) * (known - 0.5))),
-        'log_loss': (judged, statistics.log_scores(np.log(limited), np.log1p(-limited), known))}
+        'log_loss': (judged, statistics.log_scores(*logs, known))}
     shares = [one.share for one in flat if one.share is not None]
     missing = [one for one in flat if one.probability is None]
     return {
         'pairs': len(pairs), 'questions': len(flat), 'unanswered': len(missing) / len(flat),
-        'unanswered_pairs': float(1.0 - answered.mean()),
+        'unanswered_pairs': float((~answered).mean()),
         'failures': dict(collections.Counter(one.failure for one in missing)),
         **{name: _mean(groups[of], value[of].astype(np.float64))
            for name, (of, value) in values.items()},
         'known': int(judged.sum()), 'known_ties': int((judged & ~decided).sum()),
-        'limited': int((limited != labels)[judged].sum()),
+        'limited': int(limited.any(axis=0).sum()),
         'share': float(np.mean(shares)) if shares else None,
         'cut': sum(one.cut for one in flat), 'read': sum(one.read for one in flat),
         'written': sum(one.written for one in flat)}
@@ -407,8 +414,8 @@ def describe(spec: Spec, found: Mapping[str, Any], verdicts: Verdicts) -> list[s
             f'  agreement with the labels of {found["known"]} pairs: accuracy '
             f'{shown["accuracy"]}, log-loss {shown["log_loss"]} nats (1/2 has .693)' + (
                 f'; {found["known_ties"]} ties have no accuracy' * bool(found['known_ties'])) + (
-                f'; {found["limited"]} labels nearer to 0 or 1 than {pairwise.LEAST:g} were taken '
-                'for it' * bool(found['limited'])))
+                f'; {found["limited"]} labels gave the preferred response less than '
+                f'{pairwise.LEAST:g} and were taken for it' * bool(found['limited'])))
     if found['share'] is not None:
         lines.append(f'  probability of {" and ".join(judges.ANSWERS)} together: mean '
                      f'{found["share"]:.3f} of all tokens')

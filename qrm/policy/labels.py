@@ -41,6 +41,7 @@ REPLICATES, LEVEL, SEED = 1000, 0.95, 0  # of the intervals
 
 _TOLD = 100  # questions, after which their number is printed
 _FEW = 1e-12  # a label this near to 1/2 is a tie, as sums of floats are not exact
+_BEYOND = 1e-5  # by which rounding of float32 takes probabilities beyond 1
 _KEPT = ('probability', 'failure', 'share', 'read', 'written', 'cut')
 
 
@@ -78,7 +79,8 @@ class Verdicts(NamedTuple):
         """[n] probability that the row's first response is better, the mean of both orders; NaN
         where there is no answer to one of them."""
         first = self.first()
-        return (first[:, 0] + (1.0 - first[:, 1])) / 2.0
+        # Probabilities may be beyond 1 by rounding, which rows may not.
+        return np.clip((first[:, 0] + (1.0 - first[:, 1])) / 2.0, 0.0, 1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,15 +200,19 @@ class Kept:
     """Answers in a file of lines, to which more are added as they come.
 
     A line says to which question, by a digest of it and of all that the answer depends on, and
-    holds no text. A line that was cut, as where a process was killed, is not read and written
-    over. While a file is entered no other process has it.
+    holds no text. A last line that was cut, as where a process was killed, is taken out. While a
+    file is entered no other process has it.
+
+    Args:
+      path: of the file, made where there is none.
+      others: files that it must not be.
+
+    Raises:
+      DataError: on entering, it cannot be written, another process has it, or it holds something
+        else.
     """
 
     def __init__(self, path: str, *others: str):
-        """Args:
-          path: of the file, made where there is none.
-          others: files that it must not be.
-        """
         self._path, self._others = path, others
         self._answers: dict[str, Answer] = {}
 
@@ -266,7 +272,7 @@ def _checked(answer: Answer) -> Answer:
       TypeError, ValueError: it is none.
     """
     for value in (answer.probability, answer.share):
-        if value is not None and not (isinstance(value, float) and 0.0 <= value <= 1.0 + _FEW):
+        if value is not None and not (isinstance(value, float) and 0.0 <= value <= 1.0 + _BEYOND):
             raise ValueError(value)
     if not (isinstance(answer.failure, str) and type(answer.read) is type(answer.written) is int
             and isinstance(answer.cut, bool)):

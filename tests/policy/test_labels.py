@@ -17,6 +17,7 @@ from qrm.policy.judges import Answer, Options
 from qrm.policy.labels import Kept, Output, Verdicts
 from qrm.rewards import resampling
 from qrm.training import config as config_lib
+from tests.helpers import command
 
 
 def data(path, **more):
@@ -346,3 +347,16 @@ def test_files_that_cannot_be_read_or_written(tmp_path, use):
         run(specs, tmp_path / 'none.jsonl', tmp_path / 'out.jsonl')
     with pytest.raises(DataError, match='expected a name that ends in .jsonl'):
         run(specs, tmp_path / 'none.jsonl', tmp_path / 'out.txt')
+
+
+def test_the_command_labels_a_file(tmp_path):
+    made = demo.generate('helpful', 'test', 3, 0)
+    source = write(tmp_path / 'in.jsonl', map(as_row, made.comparisons))
+    out, _ = command('label', '--judge=true=gold:helpful', f'--input={source}', '--labels=hard',
+                     f'--output={tmp_path}/out.jsonl', '--min_confidence=0.51')
+    wins = [first.win_probability(second) for first, second in made.truths]
+    rows = read(tmp_path / 'out.jsonl')
+    assert [row['preferred'] for row in rows] == [int(win < 0.5) for win in wins
+                                                  if abs(win - 0.5) > 0.01]
+    assert f'{tmp_path}/out.jsonl: {len(rows)} rows, of 3 pairs\n' in out
+    assert '; fewer than 30 opening questions have no interval)' in out

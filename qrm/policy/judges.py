@@ -72,7 +72,8 @@ PATTERN = r'^\W*([AB])\W*$'  # of an endpoint's answer: the letter alone
 
 _FIELDS = re.compile(r'\{(prompt|first|second)\}')
 _PLAINLY = '\n\nAnswer:'  # what a model without a chat template is asked to continue
-_TOGETHER = 64  # questions after which answers are given, of each row where rows are packed
+_TOGETHER = 64  # pairs that a function is given at once
+_OF_A_ROW = 8  # questions for each packed row, after which answers are given
 _ROW_LENGTH = 1024  # tokens of packed rows
 _CHUNK = 1024  # comparisons of a reward model, as these are quickly scored
 _LARGEST = 2**20  # bytes of an endpoint's answer; characters of a question to it
@@ -296,9 +297,9 @@ class LanguageModelJudge:
     def __call__(self, pairs: Sequence[Comparison]) -> Iterator[Placed]:
         asked = [self._fit(pair) for pair in pairs]
         places = []
-        for place, (ids, cut) in enumerate(asked):
+        for place, (ids, _) in enumerate(asked):
             if ids is None:
-                yield place, Answer(None, 'responses longer than the model can read', cut=cut)
+                yield place, Answer(None, 'responses longer than the model can read')
             else:
                 places.append(place)
         encoded = [_answered(pairs[i].id, asked[i][0], self.tokens) for i in places]
@@ -308,7 +309,7 @@ class LanguageModelJudge:
         # Answers are one token each: T = 1.
         found = inference.run(
             network.log_probs, 1, policy, {'backbone': self.model.params}, encoded, _ROW_LENGTH,
-            self.rows, None, _TOGETHER * self.rows * jax.device_count(),
+            self.rows, None, _OF_A_ROW * self.rows * jax.device_count(),
             make=functools.partial(batches.policy_batch, longest=1))
         for place, log_probs in zip(places, itertools.chain.from_iterable(found), strict=True):
             yield place, _read(log_probs, *asked[place])
@@ -321,7 +322,7 @@ class LanguageModelJudge:
         low, high = 0, len(_prompt_text(pair))  # characters: so many fit, so many do not
         fitting = self._encode(question(self.template, pair, most=0))
         if len(fitting) > self.max_length:
-            return None, True
+            return None, False
         while high - low > 1:
             middle = (low + high) // 2
             ids = self._encode(question(self.template, pair, most=middle))

@@ -18,9 +18,11 @@ from qrm.data.comparisons import DataError, MalformedRow
 from qrm.data.rows import parse_row
 from qrm.policy import judges
 from qrm.policy.judges import Answer, Options
+from qrm.training import reward_model
 from tests.helpers import (
     REFERENCE,
     command,
+    reference_checkpoint,
     small_pairwise_model,
     small_reward_model,
     write_tokenizer,
@@ -164,12 +166,12 @@ def test_long_prompts_lose_their_beginning_and_long_responses_have_no_answer(cha
     judge = language_model(chat_folder, max_length=12)
     long = ' '.join(f'w{i}' for i in range(10, 30))
     found = answers(judge, [PAIRS[0], pair('w8', 'w9 w10', prompt=long), pair(long, 'w9')])
-    assert [one.cut for one in found] == [False, True, True]
+    assert [one.cut for one in found] == [False, True, False]
     # 11 tokens are left, 3 of them for the prompt: w1 w5 ... w6 w8 w7 w9 w10 w2.
     assert found[1].read == 11
     assert found[1].probability == pytest.approx(
         alone(judge, [1, 5, 27, 28, 29, 6, 8, 7, 9, 10, 2])[0], abs=1e-5)
-    assert found[2] == Answer(None, 'responses longer than the model can read', cut=True)
+    assert found[2] == Answer(None, 'responses longer than the model can read')
     with pytest.raises(DataError, match='--max_length=25, but the model has 24 positions'):
         language_model(chat_folder, max_length=25)
 
@@ -220,6 +222,19 @@ def test_a_pairwise_model_is_read_in_the_order_that_is_asked():
                                atol=1e-6)
     first, second, _ = probabilities(judge, TEXTS)
     assert abs(first + second - 1) > 1e-4  # it prefers a place
+
+
+def test_a_reward_model_is_loaded_as_others_load_it(tmp_path):
+    path = reference_checkpoint(tmp_path)
+    judge = judges.load(judges.parse(f'reward-model:{path}'), Options(max_length=20))
+    asked = [pair(' w8 w9', ' w10'), pair(' w10', ' w8 w9')]
+    scores = reward_model.load(str(path), max_length=20).score(
+        ['w3 w4'], [[' w8 w9', ' w10']]).rewards[0]
+    first = scipy.special.expit(float(scores[0] - scores[1]))
+    assert judge.name == 'checkpoint'
+    assert probabilities(judge, asked) == pytest.approx([first, 1 - first], abs=1e-6)
+    other = judges.load(judges.parse(f'x=reward-model:{path}'), Options(max_length=21))
+    assert other.identity != judge.identity  # others are cut
 
 
 # A function.

@@ -390,8 +390,8 @@ def _language_model(spec: Spec, options: Options) -> Judge:
         raise DataError(f'--max_length={options.max_length}, but the model has {positions} '
                         'positions')
     longest = (options.max_length or positions) - 1  # an answer has a position of its own
-    identity = _identity('language model', _params_digest(model.params), options.template,
-                         options.dtype, longest, model.tokenizer.chat_template)
+    identity = _identity('language model', _params_digest(model.params), dict(model.settings),
+                         options.template, options.dtype, longest, model.tokenizer.chat_template)
     return LanguageModelJudge(spec.name, identity, model, options.template,
                               answer_tokens(model.tokenizer), longest, options.rows)
 
@@ -446,8 +446,9 @@ class RewardModelJudge:
 def _reward_model(spec: Spec, options: Options) -> Judge:
     model = reward_model.load(spec.what, max_length=options.max_length, outputs=options.outputs,
                               date=options.date)
-    identity = _identity('reward model', _params_digest(model.params), str(model.reading),
-                         str(model.loss), model.tokenizer.chat_template)
+    identity = _identity('reward model', _params_digest(model.params), dict(model.settings),
+                         str(model.network.head), str(model.reading), str(model.loss),
+                         model.tokenizer.chat_template)
     return RewardModelJudge(spec.name, identity, model)
 
 

@@ -17,6 +17,7 @@ COMMANDS = {
     'sample': 'answers prompts with a language model, N times each',
     'label': 'labels pairs of responses by a judge, asked in both orders',
     'sft': 'fine-tunes a language model on preferred responses',
+    'rl': 'optimises a language model against a reward',
     'export': 'writes a model for transformers',
     'reproduce': "the paper's experiment: two heads and a control, tables and figures",
     'published': "the paper's table explained from its authors' own code",

@@ -435,8 +435,8 @@ def _change(
             problems.append(str(error))
     scored = any(map(_HEAD.fullmatch, whole))
     if adapter.task == CLASSIFIER and not scored:
-        problems.append(f'missing {family.head}.weight: peft keeps the head of a {CLASSIFIER} model '
-                        'with its adapter')
+        problems.append(f'missing {family.head}.weight: peft keeps the head of a {CLASSIFIER} '
+                        'model with its adapter')
     if scored:
         problems += [f'missing {name}: the base has none, and the adapter lacks the one that it '
                      'was trained with; expected that module among modules_to_save in training'

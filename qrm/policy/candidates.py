@@ -107,7 +107,7 @@ def _row(
         end = len(one.tokens) - (not one.truncated)
         notes['special tokens in a response left out'] += bool(
             special & set(one.tokens[:end].tolist()))
-        texts.append(_text(model.tokenizer, prompt, one.tokens[:end]))
+        texts.append(text_of(model.tokenizer, prompt, one.tokens[:end]))
         notes['response truncated within a letter'] += bool(
             one.truncated and texts[-1].endswith('\ufffd'))
         notes['blank response'] += not texts[-1].strip()
@@ -123,7 +123,7 @@ def _row(
     return row
 
 
-def _text(tokenizer: Tokenizer, prompt: np.ndarray, tokens: np.ndarray) -> str:
+def text_of(tokenizer: Tokenizer, prompt: np.ndarray, tokens: np.ndarray) -> str:
     """The text that tokens add to a prompt; some tokenizers leave out a blank at the beginning."""
 
     def text(ids: np.ndarray) -> str:

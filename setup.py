@@ -25,6 +25,7 @@ setup(
         'datasets>=4.0',
         'etils[epath]>=1.9',
         'flax>=0.12.0',
+        'httpx>=0.27',
         'huggingface_hub>=1.0',
         'jax>=0.10.0',
         'jinja2>=3.1',
@@ -51,7 +52,6 @@ setup(
         'tensorboard': ['tensorboardX>=2.6'],
         'test': [
             'gguf>=0.17',
-            'httpx>=0.27',
             'hypothesis>=6.100',
             'ipykernel>=6.29',
             'jsonschema>=4.20',

@@ -78,6 +78,24 @@ def sample_file(
         *(f'  note {number}: {note}' for note, number in notes.items())])
 
 
+def readable_row(comparison: Comparison) -> tuple[dict[str, Any], bool]:
+    """A row of a comparison whose prompt is continued, and whether it is read as this one again."""
+    row = as_row(comparison)
+    texts = comparison.responses
+    wanted = texts if isinstance(comparison.prompt, str) else tuple(
+        ({'role': 'assistant', 'content': text},) if isinstance(text, str) else text
+        for text in texts)
+    try:
+        read = parse_row(row, comparison.where)
+        if isinstance(read.prompt, str) and read.responses != wanted:
+            # All begin with the prompt, and would be read as whole dialogues: they are made such.
+            row['responses'] = [comparison.prompt + text for text in texts]
+            read = parse_row(row, comparison.where)
+    except MalformedRow:
+        return row, False
+    return row, read.responses == wanted
+
+
 def _row(
     comparison: Comparison, prompt: np.ndarray, samples: Sequence[Sample], model: LanguageModel,
     notes: collections.Counter[str], details: bool,
@@ -89,18 +107,12 @@ def _row(
         end = len(one.tokens) - (not one.truncated)
         notes['special tokens in a response left out'] += bool(
             special & set(one.tokens[:end].tolist()))
-        texts.append(_text(model.tokenizer, prompt, one.tokens[:end]))
+        texts.append(text_of(model.tokenizer, prompt, one.tokens[:end]))
         notes['response truncated within a letter'] += bool(
             one.truncated and texts[-1].endswith('\ufffd'))
         notes['blank response'] += not texts[-1].strip()
-    row = as_row(dataclasses.replace(comparison, responses=tuple(texts)))
-    try:
-        read = parse_row(row, comparison.where)
-        if isinstance(read.prompt, str) and read.responses != tuple(texts):
-            # All begin with the prompt, and would be read as whole dialogues: they are made such.
-            row['responses'] = [comparison.prompt + text for text in texts]
-    except MalformedRow:
-        notes['row that `qrm score` refuses'] += 1
+    row, readable = readable_row(dataclasses.replace(comparison, responses=tuple(texts)))
+    notes['row that `qrm score` refuses'] += not readable
     for note in [note for note, count in notes.items() if not count]:
         del notes[note]
     if details:
@@ -111,7 +123,7 @@ def _row(
     return row
 
 
-def _text(tokenizer: Tokenizer, prompt: np.ndarray, tokens: np.ndarray) -> str:
+def text_of(tokenizer: Tokenizer, prompt: np.ndarray, tokens: np.ndarray) -> str:
     """The text that tokens add to a prompt; some tokenizers leave out a blank at the beginning."""
 
     def text(ids: np.ndarray) -> str:

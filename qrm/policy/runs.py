@@ -19,7 +19,7 @@ from qrm.data.comparisons import DataError, check_malformed
 from qrm.data.encoded import Encoded, has_preferred
 from qrm.data.packing import Batch
 from qrm.data.seen import Seen
-from qrm.data.tokens import Reading
+from qrm.data.tokens import Reading, Tokenizer
 from qrm.models import adapters, weights
 from qrm.models.network import Params, parameter_count
 from qrm.policy import batches, language_model, network
@@ -85,7 +85,7 @@ def train(
         course = learn(prepared)
         workdir.claim(folder, config)
         saved.describe(folder, start.network, start.settings, start.base, data.tokenizer,
-                       {'stops': _stops(config, data)})
+                       {'stops': stops(config, data.tokenizer)})
         loop.record(folder, data.reports, data.seen)
         return loop.run(config, folder, course, prepared.identity)
 
@@ -97,7 +97,7 @@ def prepare(config: Any, folder: str, *, demonstrations: bool = False) -> Prepar
       ConfigError: a setting that this model does not have.
       DataError: see `sources.read` and `tokens.encode`; or the checkpoint is no language model.
     """
-    policy, settings = _describe_network(config)
+    policy, settings = describe_network(config)
     data = read_data(config, folder, policy, demonstrations=demonstrations)
     found = initial.start(config, policy, settings)
     if found.pretrained and found.pretrained.head is not None:
@@ -152,8 +152,9 @@ def course(
     """What a run learns, with what follows from what was prepared; see `Course`."""
     start = prepared.initial
     return Course(
-        examples, start.network, objective, start.trained, lambda trained: trained, start.frozen,
-        start.mesh, make_batch, evaluate, criterion, told,
+        loop.Examples(prepared.config, examples, make_batch), start.network, objective,
+        start.trained, lambda trained: trained, start.frozen, start.mesh,
+        lambda trained, unused_done: evaluate(trained), criterion, told,
         parameter_count(jax.eval_shape(start.network.init, jax.random.key(0))),
         ', '.join(f'{x.rows} x {x.length}' for x in plan.layouts))
 
@@ -188,20 +189,31 @@ def log_probs(
                for of_item, own in zip(chunk, counts, strict=True)]
 
 
-def _describe_network(config: Any) -> tuple[PolicyNetwork, dict[str, Any]]:
-    """The configured policy, without parameters, and the settings of its backbone."""
+def describe_network(
+    config: Any, *, value: bool = False
+) -> tuple[PolicyNetwork, dict[str, Any]]:
+    """The configured policy, without parameters, and the settings of its backbone.
+
+    Args:
+      config: of a run.
+      value: whether there is a value head.
+
+    Raises:
+      ConfigError: a setting that this model does not have.
+      DataError: no checkpoint, or one that is not computed.
+    """
     settings, architecture, tuning = initial.describe(config)
     try:
         return PolicyNetwork(architecture, config.model.dtype, config.model.attention,
-                             config.model.remat, config.model.dropout, tuning), settings
+                             config.model.remat, config.model.dropout, tuning, value), settings
     except ValueError as error:
         raise ConfigError(f'config: {error}') from error
 
 
-def _stops(config: Any, data: Data) -> tuple[int, ...]:
+def stops(config: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
     """Tokens that end an answer: those of the checkpoint, and EOS."""
     if not config.model.checkpoint:
-        return (data.tokenizer.eos_token_id,)
+        return (tokenizer.eos_token_id,)
     folder = adapters.find(config.model.checkpoint).model
     settings = weights.read_settings(folder)
-    return language_model.find_stops(folder, settings, data.tokenizer)
+    return language_model.find_stops(folder, settings, tokenizer)

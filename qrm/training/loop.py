@@ -1,7 +1,8 @@
 """The loop of a run, whatever it learns: steps, resume, held-out evaluation, checkpoints, records.
 
 `training.train` and the runs of `policy` say what is learnt, as a `Course`; each reads from top to
-bottom with `held` and `run`.
+bottom with `held` and `run`. What steps are fed with a `Source` gives: comparisons that there are,
+or those that the policy in training makes.
 """
 
 import contextlib
@@ -12,9 +13,10 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import tqdm
 from jax.experimental import multihost_utils
@@ -46,39 +48,131 @@ class Outcome(NamedTuple):
     seconds_per_step: float | None
 
 
+class Fed(NamedTuple):
+    """What a step is fed.
+
+    Attributes:
+      batches: of this process's devices.
+      metrics: what is known before the step, and is logged with its own.
+    """
+
+    batches: list[packing.Batch]
+    metrics: dict[str, float]
+
+
+class Source(Protocol):
+    """Where the batches of a run come from.
+
+    Attributes:
+      steps: of the whole run, at least 1.
+      about: what they are made of, for the terminal.
+    """
+
+    steps: int
+    about: str
+
+    def feed(self, number: int, trained: Callable[[], Params]) -> Fed:
+        """What step `number` is fed; steps are asked for in order, from any one on.
+
+        Args:
+          number: of the step, from 0.
+          trained: gives the parameters before it, which are gone after it.
+        """
+
+    def ids(self, number: int) -> list[str]:
+        """Of what stands in the batch of a step that was fed."""
+
+    def state(self) -> dict[str, np.ndarray]:
+        """What a checkpoint has to keep so that the next steps are fed the same; always the same
+        names, shapes and dtypes (of 32 bits)."""
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Goes on from what `state` gave."""
+
+
+class Examples:
+    """A source of comparisons that there are; what a step is fed is a pure function of its number.
+
+    Args:
+      config: of a run; `train` and the seed are read.
+      examples: comparisons to learn from.
+      make_batch: comparisons of a step of one device -> their batch.
+
+    Raises:
+      ConfigError: there is no step to take.
+    """
+
+    def __init__(self, config: Any, examples: Sequence[Encoded],
+                 make_batch: Callable[[Sequence[Encoded]], packing.Batch]):
+        self._examples, self._make_batch = examples, make_batch
+        self._sizes = Lengths.of(examples).sizes
+        self._seed, self._batch_size = config.seed, config.train.batch_size
+        self._total = round(config.train.epochs * len(examples))
+        self.steps = -(-self._total // self._batch_size)
+        if not self.steps:
+            raise ConfigError(f'config.train.epochs={config.train.epochs} of {len(examples)} '
+                              'comparisons is not one comparison')
+        if config.train.max_steps:
+            self.steps = min(self.steps, config.train.max_steps)
+            self._total = min(self._total, self.steps * self._batch_size)
+        self.about = f'{len(examples)} comparisons'
+
+    def feed(self, number: int, unused_trained: Callable[[], Params]) -> Fed:
+        """See `Source`."""
+        return Fed([self._make_batch([self._examples[i] for i in part])
+                    for part in own_parts(self._sizes, self._indices(number))], {})
+
+    def ids(self, number: int) -> list[str]:
+        """See `Source`."""
+        return [self._examples[i].id for i in self._indices(number)]
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Nothing."""
+        return {}
+
+    def restore(self, state: dict[str, np.ndarray]) -> None:
+        """Of nothing."""
+
+    def _indices(self, number: int) -> np.ndarray:
+        return packing.batch_indices(
+            number, seed=self._seed, examples=len(self._examples), batch_size=self._batch_size,
+            total=self._total)
+
+
 class Course(NamedTuple):
     """What a run learns, and how it computes.
 
     Attributes:
-      examples: comparisons to learn from.
+      source: what steps are fed with.
       network: whose step is taken.
       objective: what a step makes smaller, see `step.Objective`.
       trained: parameters before the first step, see `Tuning.split`.
       begin: what becomes of these where a run begins, not where it goes on.
       frozen: parameters that a step needs beside them.
       mesh: over which all are split; None: they are not.
-      make_batch: comparisons of a step of one device -> their batch.
-      evaluate: trained parameters -> held-out metrics; raises NonFiniteLoss that says what is not
-        finite.
+      evaluate: trained parameters, and after how many steps -> held-out metrics; raises
+        NonFiniteLoss that says what is not finite.
       criterion: of the held-out metrics that by which checkpoints are ranked, the lowest first.
       told: of the others those that are printed with it, if they are there.
       parameters: how many the whole model has.
       shapes: of micro-batches, for the terminal.
+      ended: says after an evaluation, and where a run goes on, why no more steps are to be taken;
+        '': they are.
     """
 
-    examples: Sequence[Encoded]
+    source: Source
     network: Network
     objective: step.Objective
     trained: Params
     begin: Callable[[Params], Params]
     frozen: Params
     mesh: Mesh | None
-    make_batch: Callable[[Sequence[Encoded]], packing.Batch]
-    evaluate: Callable[[Params], dict[str, float]]
+    evaluate: Callable[[Params, int], dict[str, float]]
     criterion: str
     told: tuple[str, ...]
     parameters: int
     shapes: str
+    ended: Callable[[], str] = str
 
 
 @contextlib.contextmanager
@@ -167,50 +261,34 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
       identity: by what data and weights are known that it starts with, see `check_same_run`.
 
     Raises:
-      ConfigError: there is no step to take.
       NonFiniteLoss: the run cannot go on; the last checkpoint is from before.
       Interrupted: SIGTERM or SIGINT came; the state is saved.
     """
-    examples = course.examples
-
-    # Shapes and length of the run.
-    sizes = Lengths.of(examples).sizes
-    batch_size, devices = config.train.batch_size, jax.device_count()
-    total = round(config.train.epochs * len(examples))
-    steps = -(-total // batch_size)
-    if not steps:
-        raise ConfigError(f'config.train.epochs={config.train.epochs} of '
-                          f'{len(examples)} comparisons is not one comparison')
-    if config.train.max_steps:
-        steps = min(steps, config.train.max_steps)
-        total = min(total, steps * batch_size)
+    source, steps = course.source, course.source.steps
 
     # State and step.
     optimizer = step.make_optimizer(config.optimizer, steps)
     rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     spread = Spread(course.mesh)
     run_step = spread.compile(step.make_train_step(course.network, course.objective, optimizer))
-    layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
-
-    def make_batches(number: int) -> list[packing.Batch]:
-        """Batches of this process's devices."""
-        return list(map(course.make_batch, _own_parts(examples, sizes, indices(number))))
-
-    def indices(number: int) -> np.ndarray:
-        return packing.batch_indices(number, seed=config.seed, examples=len(examples),
-                                     batch_size=batch_size, total=total)
+    layout = (f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
+              f'{config.train.sharding}')
 
     def not_finite(number: int, what: str) -> NonFiniteLoss:
-        ids = ', '.join(examples[i].id for i in indices(number))
         return NonFiniteLoss(f'{folder}: step {number} gave {what}; comparisons in its batch: '
-                             f'{ids}')
+                             f'{", ".join(source.ids(number))}')
 
     def held_out_metrics(trained: Params, number: int) -> dict[str, float]:
         try:
-            return course.evaluate(trained)
+            return course.evaluate(trained, number + 1)
         # An update can overflow where loss and gradient did not.
         except NonFiniteLoss as error:
             raise not_finite(number, str(error)) from error
+
+    def beside(rest: step.TrainState, as_array: Callable[[np.ndarray], Any] = np.array) -> Any:
+        """What is saved beside parameters: with the state of the source, if it has any."""
+        own = source.state()
+        return (rest, jax.tree.map(as_array, own)) if own else rest
 
     with (watched() as progressed, Checkpoints(folder, keep=config.train.keep) as checkpoints,
           Signals() as signals):
@@ -222,7 +300,10 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
         if checkpoints.latest is not None:
             start = checkpoints.latest
             trained, rest, meta = checkpoints.restore(
-                start, state.params, state._replace(params=None))
+                start, state.params, beside(state._replace(params=None), jnp.asarray))
+            if source.state():
+                rest, own = rest
+                source.restore(jax.tree.map(np.asarray, own))
             if meta['layout'] != layout:
                 print(f'note: the run started on {meta["layout"]} and goes on on {layout}; the '
                       'last digits may differ', flush=True)
@@ -230,13 +311,13 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
             print(f'resuming {folder} at step {start} of {steps}', flush=True)
         fixed = course.parameters - parameter_count(state.params)
         print(f'{course.parameters - fixed:,} parameters'
-              f'{f" ({fixed:,} more are frozen)" if fixed else ""}, {len(examples)} comparisons, '
-              f'{steps} steps of {batch_size} on {layout}; micro-batches {course.shapes}',
-              flush=True)
+              f'{f" ({fixed:,} more are frozen)" if fixed else ""}, {source.about}, '
+              f'{steps} steps of {config.train.batch_size} on {layout}; micro-batches '
+              f'{course.shapes}', flush=True)
         state, frozen = spread.start(state), spread.start(course.frozen)
         log = workdir.Metrics(folder, resume_from=start, tensorboard=config.train.tensorboard)
         progress = _Progress(steps)
-        pending: list[tuple[int, Any]] = []
+        pending: list[tuple[int, Any, dict[str, float]]] = []
         known: list[jax.Array] = []
         seconds: list[float] = []
         interrupted = ''
@@ -244,11 +325,11 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
         def flush(running: int) -> None:
             """Fetches, checks and writes the metrics of all steps so far but those running."""
             row: dict[str, float] = {}
-            for number, values in pending[:len(pending) - running]:
+            for number, values, known_before in pending[:len(pending) - running]:
                 row = {name: fetch_number(value) for name, value in values.items()}
                 if not all(map(math.isfinite, row.values())):
                     raise not_finite(number, str(row))
-                row = course.objective.as_row(row)
+                row = known_before | course.objective.as_row(row)
                 row['learning_rate'] = float(rates[number])
                 log.write(number + 1, 'train', row)
             del pending[:len(pending) - running]
@@ -259,22 +340,26 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
             progressed()  # held-out comparisons may have taken long
             own = spread.to_save(state)
             meta = identity | {'layout': layout}
-            checkpoints.save(done, own.params, own._replace(params=None), meta, loss_held_out)
+            checkpoints.save(done, own.params, beside(own._replace(params=None)), meta,
+                             loss_held_out)
+
+        def current() -> Params:
+            return spread.one(state.params)
 
         try:
-            for number in range(start, steps):
+            for number in range(start, steps if not (start and course.ended()) else start):
                 progressed()
                 began = time.monotonic()
-                batches = make_batches(number)
+                fed = source.feed(number, current)
                 stop = np.int32(bool(signals.received))
-                placed = spread.put([(batch, stop) for batch in batches])
+                placed = spread.put([(batch, stop) for batch in fed.batches])
                 # All that a step needs is on the devices; a hidden copy would stall it.
                 with jax.transfer_guard('disallow'):
                     state, values, stops = run_step(state, placed, frozen)
-                pending.append((number, values))
+                pending.append((number, values, fed.metrics))
                 # The host stays one step ahead of the device, no more: a signal is served soon.
                 if len(pending) > 1:
-                    jax.block_until_ready(pending[-2])
+                    jax.block_until_ready(pending[-2][1])
                 seconds.append(time.monotonic() - began)
                 done, stopped = number + 1, bool(signals.received)
                 if jax.process_count() > 1:
@@ -287,7 +372,7 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
                 elif done % config.train.log_every == 0:
                     flush(1)  # the device never waits for the host to write
                 if due:
-                    held_out = held_out_metrics(spread.one(state.params), number)
+                    held_out = held_out_metrics(current(), number)
                     log.write(done, 'validation', held_out)
                     save(done, held_out[course.criterion])
                     shown = [f'{name} {held_out[name]:.4f}'
@@ -300,6 +385,9 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
                     interrupted = (f'{signals.received or "stopped"}: saved {folder} at step '
                                    f'{done} of {steps}; run the same command again to go on')
                     break
+                if due and (reason := course.ended()):
+                    print(f'step {done} of {steps}: {reason}', flush=True)
+                    break
         finally:
             progress.close()
             log.close()
@@ -309,18 +397,15 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
     return Outcome(course.parameters, float(np.median(seconds[3:])) if len(seconds) > 3 else None)
 
 
-def _own_parts(
-    examples: Sequence[Encoded], sizes: np.ndarray, places: np.ndarray
-) -> list[list[Encoded]]:
-    """Comparisons of a step for each device of this process; no others are read.
+def own_parts(sizes: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
+    """Places of a step's comparisons for each device of this process; no others are read.
 
     Args:
-      examples: all comparisons.
-      sizes: tokens of each of them.
-      places: numbers of those of the step.
+      sizes: tokens of all comparisons.
+      places: of those of the step.
     """
     parts = packing.share(sizes[places], jax.device_count())
-    return [[examples[i] for i in places[parts[device]]] for device in own_devices()]
+    return [places[parts[device]] for device in own_devices()]
 
 
 class _Progress:

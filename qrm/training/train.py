@@ -243,7 +243,8 @@ def _course(
 
     Args:
       config, prepared: of the run.
-      network, frozen, examples, make_batch, shapes: see `Course`.
+      network, frozen, shapes: see `Course`.
+      examples, make_batch: see `loop.Examples`.
       validation: comparisons that are held out.
       predict: (trained parameters, comparisons) -> raw outputs [K, outputs] of each.
       read: comparisons -> [K, W] of each, what the head reads before the first step.
@@ -256,7 +257,7 @@ def _course(
         return trained | {'head': _standard_head(
             network, examples, read, trained['head'], config.model.initial_std, mesh)}
 
-    def evaluate(trained: Params) -> dict[str, float]:
+    def evaluate(trained: Params, unused_done: int) -> dict[str, float]:
         outputs = predict(trained, validation)
         if not all(np.isfinite(x).all() for x in outputs):
             raise NonFiniteLoss('held-out rewards that are not finite')
@@ -264,8 +265,9 @@ def _course(
             metrics.predictions_of(validation, outputs, model.network.head, loss))
 
     return Course(
-        examples, network, RewardObjective(network, loss), prepared.initial.trained, begin, frozen,
-        mesh, make_batch, evaluate, metrics.criterion(loss), ('accuracy',),
+        loop.Examples(config, examples, make_batch), network, RewardObjective(network, loss),
+        prepared.initial.trained, begin, frozen, mesh, evaluate, metrics.criterion(loss),
+        ('accuracy',),
         parameter_count(jax.eval_shape(model.network.init, jax.random.key(0))), shapes)
 
 

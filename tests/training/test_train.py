@@ -508,15 +508,15 @@ def test_a_process_reads_only_the_comparisons_of_its_devices(monkeypatch):
             return super().__getitem__(i)
 
     items, read = Items(random_comparisons(40, seed=1)), []
-    sizes = np.array([item.size for item in items])
-    places = np.random.default_rng(0).permutation(40)[:12]
     monkeypatch.setattr(jax, 'device_count', lambda: 4)
+    config = load_config('demo', **{'train.batch_size': 12})
+    source = loop.Examples(config, items, list)
     found = []
     for own in ([0, 1], [2, 3]):
         monkeypatch.setattr(loop, 'own_devices', lambda own=own: own)
         read.clear()
-        parts = loop._own_parts(items, sizes, places)
-        assert [len(part) for part in parts] == [3, 3]
+        assert [len(part) for part in source.feed(0, dict).batches] == [3, 3]
         assert len(read) == 6
         found += read
+    places = packing.batch_indices(0, seed=0, examples=40, batch_size=12, total=80)
     assert sorted(found) == sorted(places.tolist())

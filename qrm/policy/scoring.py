@@ -1,0 +1,251 @@
+"""Where the rewards of answers come from, and who says which of two answers is better.
+
+A reward is a function that takes prompts and completions, texts or chats, and gives a number for
+each completion, as `qrm.reward` makes one: a run, a reward model of other libraries, the gold
+reward of the demo, a function of one's own, or a server.
+"""
+
+import importlib
+import json
+import math
+import os
+import re
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from qrm.analysis import winrate
+from qrm.data import demo, gold
+from qrm.data.comparisons import Comparison, DataError, in_a_line
+from qrm.rewards import statistics
+from qrm.serving import functions
+from qrm.training import reward_model
+from qrm.training.schema import ConfigError
+
+GOLD = 'gold'
+_FUNCTION = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*')
+_SECONDS = 600  # for a server to answer
+
+
+class Scores(NamedTuple):
+    """Rewards of n completions.
+
+    Attributes:
+      rewards: [n] float64.
+      stds: [n] float64, standard deviation that is predicted for each; 0 where nothing predicts it.
+    """
+
+    rewards: np.ndarray
+    stds: np.ndarray
+
+
+class Reward(NamedTuple):
+    """A reward as it is configured.
+
+    Attributes:
+      source: what was asked for, as messages name it.
+      function: as `functions.RewardFunction`, of prompts and completions by these names.
+      compares: rewards depend on the other completions of a prompt.
+      predicts: the function tells of standard deviations.
+    """
+
+    source: str
+    function: Callable[..., Sequence[float]]
+    compares: bool = False
+    predicts: bool = False
+
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Scores:
+        """Rewards of completions.
+
+        Args:
+          prompts: n texts or chats.
+          completions: n texts, or after chats lists of one message.
+
+        Raises:
+          DataError: the function fails, or gives something else than n finite numbers.
+        """
+        told: dict[str, list[float]] = {}
+        try:
+            found = self.function(prompts=list(prompts), completions=list(completions),
+                                  **({'log_extra': told.__setitem__} if self.predicts else {}))
+        except (DataError, ArithmeticError):
+            raise
+        except Exception as error:  # of whatever a function of one's own does
+            raise DataError(f'{self.source}: the reward function failed ('
+                            f'{type(error).__name__}: {in_a_line(error)})') from error
+        return Scores(_checked(found, len(completions), self.source), next(
+            (np.asarray(values, np.float64) for name, values in told.items()
+             if name.endswith('_std')), np.zeros(len(completions))))
+
+
+def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str = '') -> Reward:
+    """A reward by its name.
+
+    Args:
+      source: 'gold', the gold reward of a demo workload; 'module:function', which is called with
+        `prompts` and `completions` and gives a list of numbers, and is looked for where the
+        command runs too; an address http(s)://..., which is asked as OpenRLHF asks a reward server
+        (`query`, `prompts`, `labels`; `rewards` come back), so that prompts have to be texts; or a
+        reward model, as `qrm.reward` takes it.
+      rule, aggregate: of a reward model, see `functions.reward`.
+      workload: of the demo.
+
+    Raises:
+      ConfigError: there is no such reward, or it has no such rule.
+      DataError, WorkdirError: see `reward_model.load`.
+    """
+    if source == GOLD:
+        if workload not in demo.WORKLOADS:
+            raise ConfigError(f"config.reward.source={source!r} of workload {workload!r}, expected "
+                              f'one of {demo.WORKLOADS}')
+        return Reward(source, lambda prompts, completions: [
+            judged.reward.mean() for judged in golds(workload, map(text_of, completions))])
+    if source.startswith(('http://', 'https://')):
+        return Reward(source, lambda prompts, completions: _ask(source, prompts, completions))
+    if _FUNCTION.fullmatch(source) and not os.path.exists(source):
+        return Reward(source, _find(source))
+    try:
+        found = functions.reward(source, rule, aggregate=aggregate)
+    except DataError:
+        raise
+    except ValueError as error:
+        if type(error) is not ValueError:
+            raise
+        raise ConfigError(f'config.reward: {error}') from error
+    return Reward(source, found, found.model.network.head.pairwise, predicts=True)
+
+
+def golds(workload: str, texts: Sequence[str]) -> list[gold.Gold]:
+    """The gold rewards of responses."""
+    return [gold.judge(workload, text) for text in texts]
+
+
+def text_of(completion: Any) -> str:
+    """The text of a completion: itself, or what the messages of a chat say."""
+    return completion if isinstance(completion, str) else ''.join(
+        message['content'] for message in completion)
+
+
+class Judge(NamedTuple):
+    """Says how often answers are preferred to others.
+
+    Attributes:
+      source: what was asked for; '': the reward that is optimised, higher is better.
+      wins: (answers, references), comparisons of the same C prompts with [C][K] and [C][J]
+        responses -> [C, K] float64 probability of being preferred, the mean over references.
+    """
+
+    source: str
+    wins: Callable[[Sequence[Comparison], Sequence[Comparison]], np.ndarray]
+
+
+def load_judge(source: str, *, workload: str, reward: Reward) -> Judge:
+    """A judge by its name.
+
+    Args:
+      source: 'gold'; a reward model that scores each response alone; '': by the reward itself.
+      workload: of the demo.
+      reward: that is optimised.
+
+    Raises:
+      ConfigError: there is no such judge.
+      DataError, WorkdirError: see `reward_model.load`.
+    """
+    if source == GOLD:
+        load(GOLD, workload=workload)  # there is such a workload
+        return Judge(source, lambda own, others: _gold_wins(workload, own, others))
+    if source:
+        model = reward_model.load(source, raw=True)
+        reward_model.check_alone(model)
+        return Judge(source, lambda own, others: _model_wins(model, own, others))
+    if reward.compares:
+        raise ConfigError(f"config.reward.judge='' with {reward.source}, whose rewards depend on "
+                          'the other responses; expected a judge')
+    return Judge('', lambda own, others: _reward_wins(reward, own, others))
+
+
+def flat(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[Any]]:
+    """Prompts and completions of all responses, as rewards take them."""
+    prompts, completions = [], []
+    for one in comparisons:
+        for response in one.responses:
+            prompts.append(one.prompt if isinstance(one.prompt, str) else list(one.prompt))
+            completions.append(response if isinstance(response, str) else list(response))
+    return prompts, completions
+
+
+def _gold_wins(workload: str, own: Sequence[Comparison], others: Sequence[Comparison]
+               ) -> np.ndarray:
+    sides = [[golds(workload, map(text_of, one.responses)) for one in side]
+             for side in (own, others)]
+    return np.array([[np.mean([mine.reward.win_probability(other.reward) for other in of_others])
+                      for mine in of_own] for of_own, of_others in zip(*sides, strict=True)])
+
+
+def _model_wins(model: reward_model.RewardModel, own: Sequence[Comparison],
+                others: Sequence[Comparison]) -> np.ndarray:
+    sides = []
+    for side in (own, others):
+        outputs = np.stack(model.predict(model.encode(side)[0]))
+        sides.append(model.network.head.read(outputs).distribution)
+    return winrate.win_probabilities(model.loss, *sides)
+
+
+def _reward_wins(reward: Reward, own: Sequence[Comparison], others: Sequence[Comparison]
+                 ) -> np.ndarray:
+    sides = [reward(*flat(side)).rewards.reshape(len(side), -1) for side in (own, others)]
+    return statistics.halved_ties(sides[0][:, :, None] - sides[1][:, None, :]).mean(axis=-1)
+
+
+def _find(source: str) -> Callable[..., Sequence[float]]:
+    """The function of 'module:function'."""
+    module, _, name = source.partition(':')
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        found: Any = importlib.import_module(module)
+        for part in name.split('.'):
+            found = getattr(found, part)
+    except Exception as error:  # a module runs when it is imported
+        raise ConfigError(f'config.reward.source={source!r}: no such function ('
+                          f'{type(error).__name__}: {in_a_line(error)})') from error
+    if not callable(found):
+        raise ConfigError(f'config.reward.source={source!r}: got {type(found).__name__}, expected '
+                          'a function')
+    return found
+
+
+def _ask(url: str, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Any]:
+    """What a server answers."""
+    if not all(isinstance(one, str) for one in (*prompts, *completions)):
+        raise DataError(f'{url}: chats, expected texts, which are all that is asked this way')
+    body = {'query': [prompt + completion for prompt, completion in
+                      zip(prompts, completions, strict=True)],
+            'prompts': list(prompts), 'labels': [None] * len(prompts)}
+    request = urllib.request.Request(url, json.dumps(body).encode(),
+                                     {'Content-Type': 'application/json'})
+    try:
+        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
+            return json.load(answer)['rewards']
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f'{url}: no rewards ({type(error).__name__}: {in_a_line(error)}); expected '
+                        'a server that answers with JSON {"rewards": [...]}') from error
+
+
+def _checked(found: Any, count: int, source: str) -> np.ndarray:
+    """[count] float64."""
+    try:
+        values = [float(value) for value in found]
+    except (TypeError, ValueError) as error:
+        raise DataError(f'{source}: got {in_a_line(error)}, expected a list of numbers, one for '
+                        'each completion') from error
+    if len(values) != count:
+        raise DataError(f'{source}: {len(values)} rewards of {count} completions')
+    if wrong := [i for i, value in enumerate(values) if not math.isfinite(value)]:
+        raise DataError(f'{source}: reward {values[wrong[0]]} of completion {wrong[0]}, expected a '
+                        'finite number')
+    return np.array(values)

@@ -21,9 +21,9 @@ from tests.on_devices import flat
 
 
 def take_steps(mode: str) -> dict:
-    devices, shape = jax.device_count(), {'row_length': 48, 'rows': 1}
+    devices, shape = jax.device_count(), {'row_length': 80, 'rows': 1}
     items = [dataclasses.replace(item, prompt_sizes=(len(item.prompt),) * len(item.responses))
-             for item in random_comparisons(14, seed=2, responses=(2, 4))]
+             for item in random_comparisons(14, seed=2, most=16, responses=(2, 3))]
     rng = np.random.default_rng(0)
     items = [batches.Extended(**vars(item), extras={'reference_log_probs': [
         rng.normal(-4, 1, n).astype(np.float32) for n in batches.sizes(item)]}) for item in items]

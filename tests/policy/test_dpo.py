@@ -171,6 +171,7 @@ def test_the_reference_is_the_model_without_its_adapters_and_is_found_again(
         kept = dpo.with_reference(prepared)[1]
     assert 'are in ' in capsys.readouterr().out
     run, *_ = trained(uninterrupted)
+    assert run.stops == (run.tokenizer.eos_token_id,) == (0,)
     without = jax.tree_util.tree_map_with_path(
         lambda path, leaf: 0 * leaf if 'lora' in jax.tree_util.keystr(path) else leaf, run.params)
     some = [prepared.data.encoded['validation'][i] for i in range(3)]

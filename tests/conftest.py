@@ -21,7 +21,7 @@ def pytest_configure(config):
     config.add_cleanup(folder.cleanup)
     os.environ['JAX_COMPILATION_CACHE_DIR'] = folder.name
     os.environ['XDG_CACHE_HOME'] = folder.name  # where `data.cache` is
-    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.5'
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0'
     flags = f'{os.environ.get("XLA_FLAGS", "")} {QUICKLY}'.strip()
     # XLA's flags come and go, and one that it does not know ends the process.
     known = subprocess.run([sys.executable, '-c', 'import jax; jax.devices("cpu")'],

@@ -249,5 +249,5 @@ TINY = {
     'data.demo.train': 300, 'data.demo.test': 150, 'model.sizes.hidden_size': 16,
     'model.sizes.num_layers': 1, 'model.sizes.num_heads': 2, 'model.sizes.vocab_size': 300,
     'train.batch_size': 16, 'train.epochs': 1.0, 'train.checkpoint_every': 5,
-    'train.rows': 4, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
+    'train.rows': 1, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
 }

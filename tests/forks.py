@@ -8,9 +8,11 @@ import multiprocessing
 import multiprocessing.forkserver
 import os
 import runpy
+import shutil
 import subprocess
 import sys
 import tempfile
+import weakref
 from collections.abc import Mapping, Sequence
 from unittest import mock
 
@@ -41,9 +43,10 @@ class Process:
     """
 
     def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str]):
-        self._folder = tempfile.TemporaryDirectory(prefix='qrm-fork-')
+        self._folder = tempfile.mkdtemp(prefix='qrm-fork-')
+        weakref.finalize(self, shutil.rmtree, self._folder)
         self._process = _context().Process(
-            target=_run, args=(name, list(arguments), dict(environment), self._folder.name))
+            target=_run, args=(name, list(arguments), dict(environment), self._folder))
         self._process.start()
 
     def poll(self) -> int | None:
@@ -71,7 +74,7 @@ class Process:
         return tuple(self._read(number) for number in (1, 2))
 
     def _read(self, number: int) -> str:
-        with open(os.path.join(self._folder.name, str(number)), encoding='utf-8') as file:
+        with open(os.path.join(self._folder, str(number)), encoding='utf-8') as file:
             return file.read()
 
 

@@ -247,6 +247,7 @@ WORDS = {
     'data.max_length': 24, 'train.batch_size': 4, 'train.row_length': 24, 'train.rows': 2,
     'speed.repeats': 2, 'speed.scored': 6, 'speed.responses': 0,
 }
+# One row, of which all micro-batches have the same shape: a second one is compiled as long again.
 TINY = {
     'data.demo.train': 300, 'data.demo.test': 150, 'model.sizes.hidden_size': 16,
     'model.sizes.num_layers': 1, 'model.sizes.num_heads': 2, 'model.sizes.vocab_size': 300,

@@ -68,7 +68,7 @@ def of_judgements(rows, tmp_path):
 
 
 @pytest.mark.parametrize(('head', 'options', 'rows'), [
-    ('scalar', {'head.reads': ('last', 'mean')}, None),
+    ('scalar', {'head.reads': ('last', 'mean'), 'train.rows': 4}, None),
     ('quantile', {'loss.targets': 'teacher', 'loss.ema_decay': 0.9}, None),
     ('implicit_quantile', {}, None),
     ('gaussian', {'head.members': 3}, None),

@@ -5,8 +5,6 @@ import json
 import math
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -30,10 +28,12 @@ from qrm.rewards.heads import HeadConfig
 from qrm.training import step
 from qrm.training.reward_model import RewardModel
 from qrm.training.reward_objective import RewardObjective
+from tests import forks
 from tests.conftest import QUICKLY
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / 'tests/reference'
+_LIGHTLY = '--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true'
 # Of a GPT-2, small.
 SETTINGS = {'model_type': 'gpt2', 'vocab_size': 50, 'n_positions': 64, 'n_embd': 16, 'n_layer': 2,
             'n_head': 2, 'n_inner': 32}
@@ -180,19 +180,21 @@ def simulated(devices):
 
 
 def optimised():
-    """The environment of a process that computes for longer than it compiles."""
-    flags = os.environ.get('XLA_FLAGS', '').replace(QUICKLY, '')
+    """The environment of a process that computes for longer than it compiles.
+
+    Even there the last passes of LLVM would take longer than what they save.
+    """
+    flags = os.environ.get('XLA_FLAGS', '').replace(QUICKLY, _LIGHTLY)
     return os.environ | {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
 
 
-def command(name, *flags, package='experiments', cwd=ROOT, code=0):
+def command(name, *flags, package='experiments', code=0):
     """Runs `python -m <package>.<name>`; returns what it printed and its errors."""
-    done = subprocess.run([sys.executable, '-m', f'{package}.{name}', *flags], cwd=cwd,
-                          capture_output=True, text=True,
-                          env=os.environ | {'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1'})
-    assert done.returncode == code, done.stdout + done.stderr
-    assert 'Traceback' not in done.stderr
-    return done.stdout, done.stderr
+    found, out, err = forks.run(f'{package}.{name}', flags, os.environ | {
+        'JAX_PLATFORMS': 'cpu', 'HF_HUB_OFFLINE': '1'})
+    assert found == code, out + err
+    assert 'Traceback' not in err
+    return out, err
 
 
 def small_reward_model(comparisons):
@@ -266,11 +268,12 @@ WORDS = {
     'data.max_length': 24, 'train.batch_size': 4, 'train.row_length': 24, 'train.rows': 2,
     'speed.repeats': 2, 'speed.scored': 6, 'speed.responses': 0,
 }
+# One row, of which all micro-batches have the same shape: a second one is compiled as long again.
 TINY = {
     'data.demo.train': 300, 'data.demo.test': 150, 'model.sizes.hidden_size': 16,
     'model.sizes.num_layers': 1, 'model.sizes.num_heads': 2, 'model.sizes.vocab_size': 300,
     'train.batch_size': 16, 'train.epochs': 1.0, 'train.checkpoint_every': 5,
-    'train.rows': 4, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
+    'train.rows': 1, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
 }
 # Of a policy, which no study reads.
 TINY_POLICY = {key: value for key, value in TINY.items() if not key.startswith('analysis.')}

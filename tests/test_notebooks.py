@@ -20,7 +20,7 @@ def results(tmp_path_factory):
     config.update({
         'data': {'demo': {'train': 300, 'test': 200}},
         'model': {'sizes': {'hidden_size': 32, 'num_layers': 1}},
-        'train': {'max_steps': 6, 'checkpoint_every': 3, 'batch_size': 16, 'rows': 4},
+        'train': {'max_steps': 6, 'checkpoint_every': 3, 'batch_size': 16, 'rows': 1},
         'analysis': {'bootstrap': 20, 'null_draws': 20},
         'reproduce': {'models': ('scalar', 'quantile')},
     })

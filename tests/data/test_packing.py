@@ -267,10 +267,14 @@ def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_leng
     # Larger weights than at the start of training, so that attention has something to choose.
     params = jax.tree.map(lambda x: x * 3.0 if x.ndim > 1 else x, params)
     layouts = packing.plan_layouts(items, row_length=row_length, rows=2)
-    forward = jax.jit(lambda params, batch: net(params, batch))
     packed = packing.pack(items, layouts)
 
-    @jax.jit
+    def stacked(batches):
+        return jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+
+    def outputs(params, batches):
+        return jax.lax.map(lambda batch: net(params, batch), batches)
+
     def objective(chosen, rejected):
         read = (net.head.read(x).distribution.mean for x in (chosen, rejected))
         if head == 'scalar':
@@ -279,30 +283,41 @@ def test_rewards_and_gradients_equal_those_of_dialogues_run_alone(head, row_leng
             side(chosen), side(rejected), huber_weight=loss.huber_weight, kappa=loss.kappa,
             targets=loss.targets)
 
+    numbers = sorted({one.layout for one in packed})
+    by_layout = [[one for one in packed if one.layout == number] for number in numbers]
+
     def packed_loss(params):
-        total, rewards = 0.0, {}
-        for _, batch, indices in packed:
-            quantiles = forward(params, batch)
-            for slot, index in enumerate(indices):
-                item = items[index]
-                rewards[item.id] = quantiles[slot, :len(item.responses)]
+        total, found = 0.0, []
+        for some in by_layout:
+            batch = stacked([one.micro_batch for one in some])
+            quantiles = outputs(params, batch)
             known = losses.Judgement(batch.preference, batch.margin, batch.ratings, batch.annotator)
-            each = jax.vmap(functools.partial(losses.comparison_loss, loss))
+            each = jax.vmap(jax.vmap(functools.partial(losses.comparison_loss, loss)))
             total += jnp.sum(batch.weight * each(net.head.read(quantiles), known))
-        return total, rewards
+            found.append(quantiles)
+        return total, found
+
+    counts = [len(item.responses) for item in items]
+    starts = np.cumsum([0, *counts])
+    pairs, shares = zip(*(((start + i, start + j), 2 / (k * (k - 1)))
+                          for start, k in zip(starts, counts, strict=False)
+                          for i in range(k) for j in range(i + 1, k)), strict=True)
+    chosen, rejected = np.transpose(pairs)
 
     def plain_loss(params):
-        total, rewards = 0.0, {}
-        for item in items:
-            q = jnp.stack([forward(params, single_batch(x, 40))[0, 0] for x in _alone(item)])
-            rewards[item.id] = q
-            k = len(item.responses)
-            pairs = [(i, j) for i in range(k) for j in range(i + 1, k)]
-            total += sum(objective(q[i], q[j]) for i, j in pairs) / len(pairs)
-        return total, rewards
+        alone = stacked([single_batch(one, 40) for item in items for one in _alone(item)])
+        q = outputs(params, alone)[:, 0, 0]
+        return jnp.vdot(np.float32(shares), jax.vmap(objective)(q[chosen], q[rejected])), q
 
-    (value, rewards), gradient = jax.value_and_grad(packed_loss, has_aux=True)(params)
-    (plain, expected), reference = jax.value_and_grad(plain_loss, has_aux=True)(params)
+    (value, quantiles), gradient = jax.jit(
+        jax.value_and_grad(packed_loss, has_aux=True))(params)
+    (plain, alone), reference = jax.jit(jax.value_and_grad(plain_loss, has_aux=True))(params)
+    rewards = {items[index].id: of_batch[slot, :counts[index]]
+               for some, of_layout in zip(by_layout, quantiles, strict=True)
+               for one, of_batch in zip(some, of_layout, strict=True)
+               for slot, index in enumerate(one.indices)}
+    expected = {item.id: alone[start:start + count]
+                for item, start, count in zip(items, starts, counts, strict=False)}
     np.testing.assert_allclose(value, plain, rtol=1e-5)
     assert rewards.keys() == expected.keys()
     for name, reward in rewards.items():

@@ -2,8 +2,6 @@
 
 import functools
 import json
-import subprocess
-import sys
 
 import jax
 import jax.extend
@@ -20,9 +18,8 @@ from qrm.rewards import heads
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.training import step, train, workdir
 from qrm.training.checkpoints import Checkpoints
-from tests import on_devices
+from tests import forks, on_devices
 from tests.helpers import (
-    ROOT,
     architecture,
     init,
     loss_config,
@@ -39,9 +36,9 @@ GPT2 = architecture(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, 
 
 def run(devices, *args):
     """What `tests.on_devices` prints on that many devices."""
-    return subprocess.run([sys.executable, '-m', 'tests.on_devices', *args], cwd=ROOT, check=True,
-                          env=simulated(devices), stdout=subprocess.PIPE, text=True,
-                          timeout=300).stdout
+    code, out, err = forks.run('tests.on_devices', args, simulated(devices))
+    assert code == 0, err
+    return out
 
 
 @pytest.fixture(scope='module')

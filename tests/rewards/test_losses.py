@@ -644,12 +644,14 @@ def test_every_objective_can_train_some_head():
 GAUSSIAN_SIDES = np.array([[1.0, 2.0], [0.5, 1.5]])  # mean and standard deviation of both
 
 
+@functools.partial(jax.jit, static_argnums=0)
+@functools.partial(jax.value_and_grad, argnums=1)
 def _of_gaussians(config, sides, ratings):
-    """Loss of a pair of Gaussians, the first preferred."""
+    """Loss of a pair of Gaussians, the first preferred, and its gradient."""
     means, scales = jnp.reshape(sides.T, (2, 2, 1, 1, 1))
     reward = Reward(Gaussians(jnp.ones_like(means), means, scales), jnp.ones((2, 1, 1)),
                     jnp.zeros((2, 0)))
-    known = judgement(np.array([[0.0, 1.0], [0.0, 0.0]]), 0.0, np.array(ratings)[:, None])
+    known = judgement(np.array([[0.0, 1.0], [0.0, 0.0]]), 0.0, ratings[:, None])
     return comparison_loss(config, reward, known)
 
 
@@ -672,8 +674,7 @@ def test_thurstone_and_its_anchors_by_hand(ratings, anchored):
         return loss + 0.1 * np.mean(each) if each else loss
 
     config = LossConfig('thurstone', thresholds=(-0.5, 1), anchor_weight=0.1)
-    value, gradient = jax.value_and_grad(
-        lambda sides: _of_gaussians(config, sides, ratings))(jnp.asarray(GAUSSIAN_SIDES))
+    value, gradient = _of_gaussians(config, GAUSSIAN_SIDES, np.array(ratings))
     assert float(value) == pytest.approx(by_hand(GAUSSIAN_SIDES), abs=1e-12)
     np.testing.assert_allclose(gradient, _finite_differences(by_hand, GAUSSIAN_SIDES), atol=1e-6)
 
@@ -683,9 +684,11 @@ def test_thurstone_leaves_scale_and_shift_open_and_two_anchors_do_not():
     free = LossConfig('thurstone')
     anchored = LossConfig('thurstone', thresholds=(-0.5, 1.0))
     moved = 3.0 * GAUSSIAN_SIDES + [2.0, 0.0]
-    one, other = (_of_gaussians(free, sides, (0.0, 1.5)) for sides in (GAUSSIAN_SIDES, moved))
+    one, other = (_of_gaussians(free, sides, np.array([0.0, 1.5]))[0]
+                  for sides in (GAUSSIAN_SIDES, moved))
     assert float(one) == pytest.approx(float(other), abs=1e-12)
-    one, other = (_of_gaussians(anchored, sides, (0.0, 1.5)) for sides in (GAUSSIAN_SIDES, moved))
+    one, other = (_of_gaussians(anchored, sides, np.array([0.0, 1.5]))[0]
+                  for sides in (GAUSSIAN_SIDES, moved))
     assert abs(float(one) - float(other)) > 0.1
 
 

@@ -1,9 +1,6 @@
 """Best of n: the gold world, what is read off it by hand, and a tiny run of the command."""
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import matplotlib.image
@@ -17,7 +14,7 @@ from qrm.studies import best_of_n, worlds
 from qrm.studies.best_of_n import ORACLE, Gold, Strategy
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
-from tests.helpers import ROOT, load_config
+from tests.helpers import command, load_config
 
 TINY = {
     'repetitions': 2, 'labels.pairs': 200, 'proxies.quantiles': 4, 'proxies.networks': 2,
@@ -197,13 +194,10 @@ def test_a_mean_gains_or_not():
 def results(tmp_path_factory):
     """Results of a tiny run of the command, with what it printed."""
     folder = tmp_path_factory.mktemp('best_of_n')
-    done = subprocess.run(
-        [sys.executable, '-m', 'experiments.best_of_n', '--config=configs/best_of_n.py',
-         f'--workdir={folder}', *(f'--config.{key}={value}' for key, value in TINY.items())],
-        cwd=ROOT, capture_output=True, text=True, env=os.environ | {'JAX_PLATFORMS': 'cpu'})
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert not done.stderr
-    return folder, done.stdout
+    out, err = command('best_of_n', '--config=configs/best_of_n.py', f'--workdir={folder}',
+                       *(f'--config.{key}={value}' for key, value in TINY.items()))
+    assert not err
+    return folder, out
 
 
 def test_what_a_run_leaves(results):

@@ -14,9 +14,10 @@ from qrm.training.schema import ConfigError
 
 @pytest.fixture(scope='module')
 def ground(tmp_path_factory):
-    """Of runs a third as long as the campaign's."""
+    """Of runs a third as long as the campaign's, whose micro-batches have one shape."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(strikes.TINY, 'train.epochs', 3.0)
+        patch.setitem(strikes.TINY, 'train.rows', 1)
         yield Ground(tmp_path_factory.mktemp('ground'))
 
 

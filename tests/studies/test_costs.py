@@ -6,8 +6,6 @@ What a step takes is compared with what JAX traces and XLA compiles, never with 
 import dataclasses
 import json
 import math
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +24,7 @@ from qrm.models.tuning import Tuning
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import costs, scaling, speed
 from qrm.training import step
-from tests import compiled
+from tests import compiled, forks
 from tests.helpers import (
     ARCHITECTURE,
     ROOT,
@@ -358,10 +356,9 @@ def test_kept_bytes_of_activations_that_no_family_has(activation, gated):
 @pytest.fixture(scope='module')
 def programs():
     """What XLA makes of a step on 8 devices, by layout of the state."""
-    done = subprocess.run([sys.executable, '-m', 'tests.compiled', *STEPS.values()], cwd=ROOT,
-                          check=True, env=simulated(8), stdout=subprocess.PIPE, text=True,
-                          timeout=300)
-    found = json.loads(done.stdout)
+    code, out, err = forks.run('tests.compiled', STEPS.values(), simulated(8))
+    assert code == 0, err
+    found = json.loads(out)
     return {mode: found[key] for mode, key in STEPS.items()}
 
 

@@ -3,8 +3,6 @@
 import dataclasses
 import json
 import os
-import subprocess
-import sys
 import threading
 import time
 
@@ -24,8 +22,8 @@ from qrm.training.checkpoints import Checkpoints
 from qrm.training.features import Features
 from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.workdir import WorkdirError
+from tests import forks
 from tests.helpers import (
-    ROOT,
     TINY,
     load_config,
     network,
@@ -70,7 +68,7 @@ def of_judgements(rows, tmp_path):
 
 
 @pytest.mark.parametrize(('head', 'options', 'rows'), [
-    ('scalar', {'head.reads': ('last', 'mean')}, None),
+    ('scalar', {'head.reads': ('last', 'mean'), 'train.rows': 4}, None),
     ('quantile', {'loss.targets': 'teacher', 'loss.ema_decay': 0.9}, None),
     ('implicit_quantile', {}, None),
     ('gaussian', {'head.members': 3}, None),
@@ -102,8 +100,9 @@ def test_a_run_on_features_stops_goes_on_and_moves_between_devices(tmp_path):
     settings = ['train.tune=head', 'loss.targets=teacher']
 
     def run(devices, folder, stop):
-        command = [sys.executable, '-m', 'tests.on_devices', folder, str(stop), *settings]
-        subprocess.run(command, cwd=ROOT, env=simulated(devices), check=True, capture_output=True)
+        code, _, err = forks.run('tests.on_devices', [folder, str(stop), *settings],
+                                 simulated(devices))
+        assert code == 0, err
 
     run(1, whole, 0)
     run(8, moved, 3)

@@ -1,14 +1,13 @@
 """Two processes over loopback train as one with as many devices, and end together."""
 
 import socket
-import subprocess
-import sys
 import time
 
 import pytest
 
 from qrm.training import workdir
-from tests.helpers import ROOT, TINY, simulated
+from tests import forks
+from tests.helpers import TINY, simulated
 
 OVERRIDES = TINY | {'train.max_steps': 8, 'train.checkpoint_every': 3, 'optimizer.eps': 1e-3}
 
@@ -16,17 +15,16 @@ OVERRIDES = TINY | {'train.max_steps': 8, 'train.checkpoint_every': 3, 'optimize
 def start(folder, devices, *flags, strike=('nothing', 0), **overrides):
     """Starts the command with that many simulated devices."""
     environment = simulated(devices) | {'HF_HUB_OFFLINE': '1'}
-    command = [sys.executable, '-m', 'tests.on_processes', strike[0], str(strike[1]),
-               '--config=configs/demo.py:helpful,quantile', f'--workdir={folder}', *flags,
-               *(f'--config.{key}={value}' for key, value in (OVERRIDES | overrides).items())]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE)
+    arguments = [strike[0], str(strike[1]),
+                 '--config=configs/demo.py:helpful,quantile', f'--workdir={folder}', *flags,
+                 *(f'--config.{key}={value}' for key, value in (OVERRIDES | overrides).items())]
+    return forks.Process('tests.on_processes', arguments, environment)
 
 
 def end(processes):
     """(exit code, output, errors) of each; none outlives the test."""
     try:
-        ends = [(*process.communicate(timeout=120), process.returncode) for process in processes]
+        ends = [(*process.communicate(timeout=120), process.poll()) for process in processes]
     finally:
         for process in processes:
             process.kill()

@@ -256,7 +256,7 @@ def test_values_out_of_range_are_named(key, value, message, tmp_path):
 
 
 @pytest.mark.parametrize('options', [
-    {'head.name': 'monotone_quantile',
+    {'head.name': 'monotone_quantile', 'train.rows': 4,  # two shapes of micro-batches
      'model.dtype': 'bfloat16', 'data.overlong': 'drop', 'data.max_length': 90},
     {'loss.targets': 'margin', 'loss.lm_weight': 0.5, 'model.remat': True,
      'optimizer.name': 'sgd', 'train.row_length': 64, 'data.max_length': 0},

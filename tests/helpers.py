@@ -272,3 +272,5 @@ TINY = {
     'train.batch_size': 16, 'train.epochs': 1.0, 'train.checkpoint_every': 5,
     'train.rows': 4, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
 }
+# Of a policy, which no study reads.
+TINY_POLICY = {key: value for key, value in TINY.items() if not key.startswith('analysis.')}

@@ -21,7 +21,6 @@ HOUSE = {
                  'report', 'evaluate', 'benchmarks'],
     'serving': ['normalise', 'score', 'export', 'functions', 'batching', 'protocols', 'server'],
     'policy': ['objectives', 'batches', 'network', 'language_model', 'sampling', 'candidates',
-    'policy': ['objectives', 'batches', 'network', 'language_model', 'sampling', 'candidates',
                'monitor', 'figures', 'config', 'runs', 'sft', 'dpo', 'export', 'scoring',
                'rollouts', 'algorithms', 'watch', 'optimise'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',

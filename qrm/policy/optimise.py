@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from qrm.data import packing, sources
 from qrm.data.comparisons import DataError, DataReport, check_malformed
@@ -279,7 +278,7 @@ def prepare(values: Any, folder: str) -> Prepared:
         raise ConfigError(f'config.data.max_length={values.data.max_length} with config.rollouts.'
                           f'max_new_tokens={new}, but the model has {a.max_positions} positions; '
                           'expected room for a prompt')
-    section = ConfigDict(values.data.to_dict() | {'attributes': ()})
+    section = runs.without_attributes(values.data)
     source = sources.read(section, values.workload)
     splits = sources.divide(source, section)
     reports = {split: report for split, (_, report) in splits.items() if split != 'test'}

@@ -68,7 +68,7 @@ def folder(tmp_path_factory):
 
 
 def config(folder, name, **changes):
-    return load_config('rl', name, **{
+    return load_config('rl', f'{name},demo', **{
         'model.tokenizer': str(folder / 'tokenizer'),
         'data.path': str(folder / 'prompts.jsonl')} | KEYS | changes)
 
@@ -228,4 +228,4 @@ def test_an_unknown_algorithm_is_refused():
 
 def test_every_setting_of_an_algorithm_has_a_key():
     named = {field.name for field in dataclasses.fields(optimise.Algorithm)} - {'length'}
-    assert named == set(load_config('rl').algorithm) - {'epochs'}
+    assert named == set(load_config('rl', 'ppo').algorithm) - {'epochs'}

@@ -26,8 +26,8 @@ CHANGES = {
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config; `arg` is '' or an algorithm, and after a comma 'demo' or the workload."""
-    name, _, rest = arg.partition(',')
+    """The config; `arg` is '', 'demo', or an algorithm and after a comma 'demo' or the workload."""
+    name, _, rest = arg.partition(',') if arg != 'demo' else ('', '', arg)
     if name not in ('', *optimise.CHANGES):
         raise ConfigError(f'rl:{name}: no such algorithm, expected one of '
                           f'{tuple(optimise.CHANGES)}')

@@ -25,7 +25,7 @@ KEYS = {
     'model.sizes.num_layers': 1, 'model.sizes.num_heads': 2,
     'data.validation_fraction': 0.3, 'data.max_length': 24, 'rollouts.prompts': 8,
     'rollouts.samples': 8, 'rollouts.max_new_tokens': 6, 'rollouts.rows': 64,
-    'train.batch_size': 4, 'train.row_length': 64, 'train.rows': 4, 'train.epochs': 20.0,
+    'train.batch_size': 4, 'train.row_length': 64, 'train.rows': 2, 'train.epochs': 20.0,
     'train.max_steps': 8, 'train.checkpoint_every': 8, 'evaluation.prompts': 8,
     'evaluation.samples': 8, 'optimizer.learning_rate': 0.02, 'optimizer.schedule': 'constant',
     'reward.source': 'tests.policy.test_optimise:share', 'algorithm.truncated': 'keep',

@@ -74,6 +74,8 @@ def test_the_gold_reward_of_the_demo():
     np.testing.assert_array_equal(found.rewards, expected)
     with pytest.raises(ConfigError, match="'gold' of workload 'other'"):
         scoring.load('gold', workload='other')
+    with pytest.raises(ConfigError, match="rule='cvar:0.2' .* only reward models have others"):
+        scoring.load('gold', rule='cvar:0.2', workload='helpful')
 
 
 class Server(http.server.BaseHTTPRequestHandler):

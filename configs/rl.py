@@ -4,12 +4,13 @@
       --config.data.path=pairs.jsonl --config.reward.source=results/reward
 
 The prompts are those of rows of any form that `qrm data` knows; responses in them are not read. The
-default is the prompts of the demo, its gold reward, and a small GPT-2 of random weights, which is
-good for nothing but trying the command out: give it a model that `qrm sft` trained and `qrm export`
-wrote.
+reference is the model that the run begins with: one that has learnt to answer, such as what `qrm
+sft` and `qrm export` leave. On an accelerator raise `train.rows` and `rollouts.rows`.
 
-With an argument, `--config=rl:grpo`, another algorithm than PPO, with its settings; with
-`--config=rl:grpo,harmless` another workload.
+The argument is the algorithm, 'ppo', 'grpo', 'rloo', 'expert_iteration' or 'best_of_n', with its
+settings. `--config=rl:ppo,demo` is the demo, its gold reward, and a small GPT-2 of random weights,
+which needs no download: of use to see it run. In place of 'demo' may stand the workload, as in
+`--config=rl:ppo,harmless`.
 """
 
 from ml_collections import ConfigDict
@@ -18,21 +19,22 @@ from qrm.commands import configs
 from qrm.policy import config, optimise
 from qrm.training.schema import ConfigError
 
-# The data and the model of the demo, but for what only reward models have.
-CHANGES = {key: value for key, value in configs.module('demo').CHANGES.items()
-           if key in optimise.KEYS} | {
-    'reward.source': 'gold',
-    'optimizer.learning_rate': 1e-4,
-    'train.epochs': 1.0,
-    'train.checkpoint_every': 16,
+CHANGES = {
+    'optimizer.learning_rate': 1e-6,
+    'optimizer.warmup_fraction': 0.1,
 }
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config; `arg` is '' or 'algorithm,workload'."""
-    name, _, workload = arg.partition(',')
+    """The config; `arg` is '', 'demo', or an algorithm and after a comma 'demo' or the workload."""
+    name, _, rest = arg.partition(',') if arg != 'demo' else ('', '', arg)
     if name not in ('', *optimise.CHANGES):
         raise ConfigError(f'rl:{name}: no such algorithm, expected one of '
                           f'{tuple(optimise.CHANGES)}')
     chosen = optimise.CHANGES[name] | {'algorithm.name': name} if name else {}
-    return config.build(optimise.KEYS, CHANGES | chosen, workload)
+    if rest != 'demo':
+        return config.build(optimise.KEYS, CHANGES | chosen, rest)
+    # But for what only reward models have.
+    demo = configs.module('demo').CHANGES
+    return config.build(optimise.KEYS, {key: demo[key] for key in demo if key in optimise.KEYS}
+                        | {'reward.source': 'gold', 'optimizer.learning_rate': 1e-4} | chosen)

@@ -11,6 +11,7 @@ Axes: C prompts, K responses, T tokens of a response.
 """
 
 import dataclasses
+import functools
 import math
 from typing import NamedTuple
 
@@ -183,51 +184,58 @@ def shape(rolled: Rolled, carried: Carried, how: Algorithm
       carried: from before it.
       how: the algorithm.
     """
-    present = ~rolled.truncated if how.truncated == 'mask' else np.ones_like(rolled.truncated)
-    mask = rolled.mask & present[..., None]
-    scores = jnp.asarray(rolled.rewards - np.float32(
-        how.truncation_penalty * (how.truncated == 'penalty')) * rolled.truncated)
+    shaped, carried, metrics = jax.device_get(_shape(how, rolled, carried))
+    return shaped, carried, {name: float(value) for name, value in metrics.items()}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _shape(how: Algorithm, rolled: Rolled, carried: Carried
+           ) -> tuple[Shaped, Carried, dict[str, jax.Array]]:
+    """`shape`, whose values are arrays."""
+    present = ~rolled.truncated if how.truncated == 'mask' else jnp.ones_like(rolled.truncated)
+    mask, counts = rolled.mask & present[..., None], present
+    penalty = how.truncation_penalty if how.truncated == 'penalty' else 0.0
+    scores = rolled.rewards - penalty * rolled.truncated
     own = objectives.moments(scores, present)
     running = objectives.merge(carried.scores, own)
     # The first one has standard deviation 1.
     scale = {'none': own._replace(squares=own.count), 'batch': own, 'running': running}[how.scale]
     rewards = objectives.standardise(scores, present, scale, centre=how.centre)
-    log_probs, reference = jnp.asarray(rolled.log_probs), jnp.asarray(rolled.reference_log_probs)
-    kl = (objectives.kl_estimates(log_probs, reference, mask, how.kl_reward) if how.kl_reward
-          else jnp.zeros(mask.shape))
-    returns, counts = jnp.zeros(mask.shape), present
+    kl, returns = jnp.zeros(mask.shape), jnp.zeros(mask.shape)
+    if how.kl_reward:
+        kl = objectives.kl_estimates(
+            rolled.log_probs, rolled.reference_log_probs, mask, how.kl_reward)
     if how.name == 'ppo':
         of_tokens = objectives.penalised_rewards(rewards, kl, mask, beta=carried.beta)
-        found = objectives.gae(of_tokens, jnp.asarray(rolled.values), mask, gamma=how.gamma,
-                               gae_lambda=how.gae_lambda)
-        advantages, returns = found
+        advantages, returns = objectives.gae(
+            of_tokens, rolled.values, mask, gamma=how.gamma, gae_lambda=how.gae_lambda)
         if how.whiten:
             advantages = objectives.standardise(
                 advantages, mask, objectives.moments(advantages, mask))
     else:
-        rewards = rewards - carried.beta * objectives.token_sum(kl, mask)
-        of_responses = _of_responses(rewards, present, how)
+        of_responses = _of_responses(
+            rewards - carried.beta * objectives.token_sum(kl, mask), present, how)
         if how.name == 'expert_iteration':
-            counts = present & (np.asarray(of_responses) > 0)
+            counts = of_responses > 0
         advantages = jnp.where(mask, of_responses[..., None], 0.0)
-    distance = objectives.token_sum(
-        objectives.kl_estimates(log_probs, reference, mask, 'k1'), mask)
-    number = max(int(present.sum()), 1)
-    measured = float(jnp.sum(distance)) / number
+    number = jnp.maximum(jnp.sum(present), 1)
+    measured = jnp.sum(objectives.token_sum(objectives.kl_estimates(
+        rolled.log_probs, rolled.reference_log_probs, mask, 'k1'), mask)) / number
     beta = carried.beta
     if how.kl_target:
         beta = objectives.adaptive_beta(beta, measured, target=how.kl_target,
                                         horizon=how.kl_horizon, n=number)
     metrics = {
-        'reward': float(own.mean), 'reward_std': float(own.std), 'kl_to_reference': measured,
-        'beta': float(carried.beta), 'length': float(rolled.mask.sum(axis=-1).mean()),
-        'truncated': float(rolled.truncated.mean()), 'counted': float(np.mean(counts))}
-    shaped = Shaped(*(np.asarray(x, np.float32) for x in (
-        advantages, returns, counts, np.broadcast_to(carried.beta, present.shape))))
-    return shaped, Carried(np.float32(beta), Moments(*map(np.float32, running))), metrics
+        'reward': jnp.mean(rolled.rewards), 'reward_std': jnp.std(rolled.rewards),
+        'kl_to_reference': measured, 'beta': carried.beta,
+        'length': jnp.mean(jnp.sum(rolled.mask, axis=-1)),
+        'truncated': jnp.mean(rolled.truncated), 'counted': jnp.mean(counts)}
+    shaped = Shaped(advantages, returns, counts.astype(jnp.float32),
+                    jnp.full(present.shape, carried.beta))
+    return shaped, Carried(beta, running), metrics
 
 
-def _of_responses(rewards: jax.Array, present: np.ndarray, how: Algorithm) -> jax.Array:
+def _of_responses(rewards: jax.Array, present: jax.Array, how: Algorithm) -> jax.Array:
     """Advantages [C, K] of whole responses."""
     if how.name == 'grpo':
         return objectives.grpo_advantages(rewards, present, divide_by_std=how.divide_by_std)

@@ -19,7 +19,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from qrm.data import packing, sources
 from qrm.data.comparisons import DataError, DataReport, check_malformed
@@ -248,10 +247,6 @@ def train(values: Any, folder: str) -> Outcome | None:
         identity = loop.identify(values, start.base, known)
         loop.check_same_run(folder, identity)
         print(inputs.format_reports(prepared.reports), flush=True)
-        for split, prompts in prepared.prompts.items():
-            print(f'{split}: {len(prompts)} different prompts', *(
-                f'  note {number}: {note}' for note, number in prompts.notes.items()), sep='\n',
-                flush=True)
         watch = Watch(folder, _bench(values, prepared))
         workdir.claim(folder, values)
         loop.record(folder, prepared.reports, prepared.seen)
@@ -283,20 +278,23 @@ def prepare(values: Any, folder: str) -> Prepared:
         raise ConfigError(f'config.data.max_length={values.data.max_length} with config.rollouts.'
                           f'max_new_tokens={new}, but the model has {a.max_positions} positions; '
                           'expected room for a prompt')
-    section = ConfigDict(values.data.to_dict() | {'attributes': ()})
+    section = runs.without_attributes(values.data)
     source = sources.read(section, values.workload)
     splits = sources.divide(source, section)
     reports = {split: report for split, (_, report) in splits.items() if split != 'test'}
     check_malformed(reports.values(), values.data.max_malformed)
     tokenizer = inputs.find_tokenizer(values, folder, splits['train'][0], a)
-    prompts = {split: rollouts.prompts_of(splits[split][0], tokenizer, longest,
-                                          as_chats=values.data.as_chats) for split in reports}
+    prompts = {split: rollouts.prompts_of(splits[split][0], report, tokenizer, longest,
+                                          as_chats=values.data.as_chats)
+               for split, report in reports.items()}
     for split, own in prompts.items():
         rollouts.check_room(own, split)
     if most := values.evaluation.prompts:
         order = np.random.default_rng(_seed(values, 3)).permutation(len(prompts['validation']))
-        some = prompts['validation'].pick(sorted(order[:most].tolist()))
-        prompts['validation'] = dataclasses.replace(some, notes=prompts['validation'].notes)
+        prompts['validation'] = prompts['validation'].pick(sorted(order[:most].tolist()))
+        reports['validation'].kept = len(prompts['validation'])
+        reports['validation'].dropped['beyond evaluation.prompts'] = len(order) - len(
+            prompts['validation'])
     reward = scoring.load(values.reward.source, rule=values.reward.rule,
                           aggregate=values.reward.aggregate, workload=values.workload)
     found = initial.start(values, network, settings)

@@ -7,7 +7,6 @@ itself, at temperature 1 and with all tokens: that is what ratios, KL and entrop
 Axes: C prompts, K responses to each, S tokens of a response.
 """
 
-import collections
 import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
@@ -16,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from qrm.data.comparisons import Comparison, DataError
+from qrm.data.comparisons import Comparison, DataError, DataReport
 from qrm.data.encoded import Encoded
 from qrm.data.rows import as_chat
 from qrm.data.tokens import Tokenizer, encode_prompts
@@ -36,12 +35,10 @@ class Prompts:
     Attributes:
       comparisons: C of them, without responses; `group` is the opening question.
       tokens: of each [n] int32.
-      notes: what became of rows -> how many.
     """
 
     comparisons: list[Comparison]
     tokens: list[np.ndarray]
-    notes: dict[str, int]
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -49,7 +46,7 @@ class Prompts:
     def pick(self, places: Iterable[int]) -> 'Prompts':
         """Some of them."""
         places = list(places)
-        return Prompts([self.comparisons[i] for i in places], [self.tokens[i] for i in places], {})
+        return Prompts([self.comparisons[i] for i in places], [self.tokens[i] for i in places])
 
     def encoded(self) -> list[Encoded]:
         """In tokens, as comparisons without responses."""
@@ -92,13 +89,14 @@ class Read(NamedTuple):
 
 
 def prompts_of(
-    comparisons: Iterable[Comparison], tokenizer: Tokenizer, longest: int, *,
+    comparisons: Iterable[Comparison], report: DataReport, tokenizer: Tokenizer, longest: int, *,
     as_chats: bool = False,
 ) -> Prompts:
     """The different prompts of comparisons, in order; their responses are not read.
 
     Args:
       comparisons: of any form.
+      report: counts what becomes of them.
       tokenizer: of the policy.
       longest: tokens; longer prompts are cut from the left, see `encode_prompts`.
       as_chats: texts are read as chats, see `rows.as_chat`.
@@ -107,7 +105,6 @@ def prompts_of(
       DataError: see `tokens.encode_prompts`.
     """
     found: dict[bytes, Comparison] = {}
-    notes: collections.Counter[str] = collections.Counter()
     for one in comparisons:
         alone = dataclasses.replace(one, responses=(), ranks=None, preferred=None, preference=None,
                                     ratings=None, attributes={}, annotator=None)
@@ -115,13 +112,13 @@ def prompts_of(
         answered = not isinstance(alone.prompt, str) and bool(alone.prompt) and (
             alone.prompt[-1]['role'] == 'assistant')
         if not alone.prompt or answered:
-            notes['row without a prompt to answer left out'] += 1
+            report.dropped['no prompt to answer'] += 1
         elif found.setdefault(alone.text_digest(), alone) is not alone:
-            notes['row with the prompt of another left out'] += 1
+            report.dropped['prompt of an earlier row'] += 1
     kept = list(found.values())
     ids, cut = encode_prompts(kept, tokenizer, longest)
-    return Prompts(kept, ids, dict(notes) | ({f'prompt cut to {longest} tokens': cut} if cut else
-                                             {}))
+    report.kept, report.truncated = len(kept), cut
+    return Prompts(kept, ids)
 
 
 def answer(

@@ -98,15 +98,20 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
       ConfigError: there is no such reward, or it has no such rule.
       DataError, WorkdirError: see `reward_model.load`.
     """
+    address = source.startswith(('http://', 'https://'))
+    own = _FUNCTION.fullmatch(source) and not os.path.exists(source)
+    if (source == GOLD or address or own) and (rule, aggregate) != ('mean', ''):
+        raise ConfigError(f'config.reward.rule={rule!r} and aggregate={aggregate!r} with source='
+                          f"{source!r}, expected 'mean' and '': only reward models have others")
     if source == GOLD:
         if workload not in demo.WORKLOADS:
             raise ConfigError(f"config.reward.source={source!r} of workload {workload!r}, expected "
                               f'one of {demo.WORKLOADS}')
         return Reward(source, lambda prompts, completions: [
             judged.reward.mean() for judged in golds(workload, map(text_of, completions))])
-    if source.startswith(('http://', 'https://')):
+    if address:
         return Reward(source, lambda prompts, completions: _ask(source, prompts, completions))
-    if _FUNCTION.fullmatch(source) and not os.path.exists(source):
+    if own:
         return Reward(source, _find(source))
     try:
         found = functions.reward(source, rule, aggregate=aggregate)

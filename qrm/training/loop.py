@@ -347,7 +347,10 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
             return spread.one(state.params)
 
         try:
-            for number in range(start, steps if not (start and course.ended()) else start):
+            if start and (reason := course.ended()):
+                print(f'step {start} of {steps}: {reason}', flush=True)
+                steps = start
+            for number in range(start, steps):
                 progressed()
                 began = time.monotonic()
                 fed = source.feed(number, current)

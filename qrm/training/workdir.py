@@ -6,6 +6,8 @@
     checkpoints/       see `checkpoints`             features/       hidden states, see `features`
     seen.npz           what training rows are recognised by, see `seen`
     reference/         log-probabilities of what a policy is compared with, see `policy.dpo`
+    monitor.json       evaluations of a policy that learns from rewards, with responses/, see
+                       `policy.watch`
     normalisation.json what rewards in use are normalised by, see `serving.normalise`
 
 Of several processes, which share the folder, the first one writes and the others read.

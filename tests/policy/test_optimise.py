@@ -1,0 +1,231 @@
+"""Online runs learn what they are rewarded for, and end bit for bit where they would have."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from qrm.analysis import figures
+from qrm.data.comparisons import DataError
+from qrm.models.architecture import flat
+from qrm.policy import language_model, optimise
+from qrm.rewards import selection
+from qrm.training import interruptions, workdir
+from qrm.training.schema import ConfigError
+from tests.helpers import ROOT, load_config, simulated, write_tokenizer
+
+KEYS = {
+    'model.sizes.vocab_size': 40, 'model.sizes.max_positions': 32, 'model.sizes.hidden_size': 16,
+    'model.sizes.num_layers': 1, 'model.sizes.num_heads': 2,
+    'data.validation_fraction': 0.3, 'data.max_length': 24, 'rollouts.prompts': 8,
+    'rollouts.samples': 8, 'rollouts.max_new_tokens': 6, 'rollouts.rows': 64,
+    'train.batch_size': 4, 'train.row_length': 64, 'train.rows': 2, 'train.epochs': 20.0,
+    'train.max_steps': 8, 'train.checkpoint_every': 8, 'evaluation.prompts': 8,
+    'evaluation.samples': 8, 'optimizer.learning_rate': 0.02, 'optimizer.schedule': 'constant',
+    'reward.source': 'tests.policy.test_optimise:share', 'algorithm.truncated': 'keep',
+    'analysis.bootstrap': 20,
+}
+CALLS = {'at': 0, 'do': None, 'count': 0}
+
+
+def share(prompts, completions):
+    """Of the six words of an answer, those below w10."""
+    CALLS['count'] += 1
+    if CALLS['count'] == CALLS['at']:
+        CALLS['do']()
+    return [sum(len(word) == 2 for word in text.split()) / 6 for text in completions]
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch, request):
+    """Runs are not drawn, which takes as long as all else, but where figures are asked for."""
+    if 'drawn' not in request.fixturenames:
+        monkeypatch.setattr(figures, 'save', lambda folder, figures: None)
+    monkeypatch.setitem(CALLS, 'at', 0)
+    monkeypatch.setitem(CALLS, 'count', 0)
+
+
+@pytest.fixture
+def drawn():
+    """Asks for figures."""
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('prompts')
+    write_tokenizer(folder / 'tokenizer')
+    rng = np.random.default_rng(0)
+    rows = [{'prompt': f'w{i} ' + ' '.join(f'w{j}' for j in rng.integers(1, 38, 4)),
+             'response': 'w1'} for i in range(1, 31)]
+    (folder / 'prompts.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    return folder
+
+
+def config(folder, name, **changes):
+    return load_config('rl', f'{name},demo', **{
+        'model.tokenizer': str(folder / 'tokenizer'),
+        'data.path': str(folder / 'prompts.jsonl')} | KEYS | changes)
+
+
+def read_lines(path):
+    return list(map(json.loads, path.read_text(encoding='utf-8').splitlines()))
+
+
+def rows_of(run):
+    return workdir.read_json(os.path.join(run, 'monitor.json'))['rows']
+
+
+@pytest.mark.parametrize('name', ['ppo', 'grpo', 'rloo', 'expert_iteration'])
+def test_every_algorithm_raises_a_trivial_reward(name, folder, tmp_path):
+    optimise.train(config(folder, name), str(tmp_path))
+    first, last = rows_of(tmp_path)
+    assert (first['step'], last['step']) == (0, 8)
+    assert last['proxy'] > first['proxy'] + 3 * (first['proxy_error'] + last['proxy_error'])
+    assert first['kl'] == pytest.approx(0, abs=1e-4)
+    assert last['kl'] > 0.1
+    # Each first step of a rollout is that of the policy that sampled.
+    logged = [row for row in workdir.read_metrics(tmp_path) if 'rollout_reward' in row]
+    assert len(logged) == 8 // (2 * optimise.CHANGES[name].get('algorithm.epochs', 2))
+    for row in logged:
+        assert row['ratio'] == pytest.approx(1.0, abs=1e-6)
+        assert row.get('clipped', 0) == 0
+    answers = read_lines(tmp_path / 'responses/8.jsonl')
+    assert np.mean([row['rewards'] for row in answers]) == pytest.approx(last['proxy'])
+    assert [share([], row['responses']) for row in answers] == [row['rewards'] for row in answers]
+
+
+RESUMED = {'train.tune': 'lora', 'algorithm.kl_target': 1.0, 'algorithm.kl_horizon': 100.0,
+           'algorithm.scale': 'running', 'train.checkpoint_every': 3, 'train.log_every': 1}
+
+
+@pytest.fixture(scope='module')
+def uninterrupted(folder, tmp_path_factory):
+    run = tmp_path_factory.mktemp('uninterrupted')
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(figures, 'save', lambda folder, figures: None)
+        optimise.train(config(folder, 'ppo', **RESUMED), str(run))
+    return run
+
+
+def assert_same_run(run, other):
+    params, expected = (flat(language_model.load_run(str(x), step='last').params)
+                        for x in (run, other))
+    assert any('lora' in path for path in params)
+    for path, leaf in params.items():
+        np.testing.assert_array_equal(leaf, expected[path])
+    assert workdir.read_metrics(run) == workdir.read_metrics(other)
+    assert rows_of(run) == rows_of(other)
+
+
+# The reward is asked for when held-out prompts are answered (with references the first time, which
+# are judged by it too), and once an iteration of 4 steps: the 7th time is in the second one.
+def test_a_signal_within_a_rollout_and_the_rerun_ends_bit_for_bit(
+        uninterrupted, folder, tmp_path, monkeypatch):
+    monkeypatch.setitem(CALLS, 'at', 8)
+    monkeypatch.setitem(CALLS, 'do', lambda: os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(interruptions.Interrupted, match='at step 5 of 8'):
+        optimise.train(config(folder, 'ppo', **RESUMED), str(tmp_path))
+    optimise.train(config(folder, 'ppo', **RESUMED), str(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_a_run_that_died_goes_on_within_its_rollout(uninterrupted, folder, tmp_path, monkeypatch):
+    def die():
+        raise OSError('no more')
+
+    monkeypatch.setitem(CALLS, 'at', 8)
+    monkeypatch.setitem(CALLS, 'do', die)
+    with pytest.raises(DataError, match=r'the reward function failed \(OSError: no more\)'):
+        optimise.train(config(folder, 'ppo', **RESUMED), str(tmp_path))
+    assert [row['step'] for row in rows_of(tmp_path)] == [0, 3]
+    optimise.train(config(folder, 'ppo', **RESUMED), str(tmp_path))
+    assert_same_run(tmp_path, uninterrupted)
+
+
+def test_the_state_that_goes_on_changes(uninterrupted):
+    rows = [row for row in workdir.read_metrics(uninterrupted) if 'rollout_beta' in row]
+    assert [row['step'] for row in rows] == [1, 5]
+    assert rows[0]['rollout_beta'] == pytest.approx(0.05)
+    # No KL at all in the first rollout: the error is bounded by .2, of 64 responses of 100.
+    assert rows[1]['rollout_beta'] == pytest.approx(0.05 * (1 - 0.2 * 0.64))
+    assert workdir.read_json(uninterrupted / 'monitor.json')['best']['step'] in (3, 6, 8)
+
+
+def test_a_run_ends_where_a_rule_says_so_and_is_left_ended(folder, tmp_path, capsys):
+    changes = {'train.checkpoint_every': 2, 'monitor.kl_most': 0.0, 'monitor.patience': 1,
+               'monitor.errors': 0.0, 'optimizer.learning_rate': 0.05}
+    for _ in range(2):
+        optimise.train(config(folder, 'grpo', **changes), str(tmp_path))
+        assert 'kl:' in capsys.readouterr().out
+        assert [row['step'] for row in rows_of(tmp_path)] == [0, 2]
+
+
+@pytest.mark.usefixtures('drawn')
+def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
+    optimise.train(config(folder, 'best_of_n', **{'evaluation.samples': 6}), str(tmp_path))
+    rows = rows_of(tmp_path)
+    assert [row['step'] for row in rows] == [1, 2, 4, 6]
+    assert rows[0]['kl_bound'] is None
+    assert [row['kl_bound'] for row in rows[1:]] == pytest.approx(
+        [float(selection.kl_best_of_n(n)) for n in (2, 4, 6)])
+    proxies = [row['proxy'] for row in rows]
+    assert proxies == sorted(proxies)
+    assert proxies[-1] > proxies[0]
+    assert '| 6 ' in capsys.readouterr().out
+    assert (tmp_path / 'figures/overoptimisation.png').stat().st_size > 1000
+    answers = read_lines(tmp_path / 'responses/0.jsonl')
+    assert np.mean([max(row['rewards']) for row in answers]) == pytest.approx(proxies[-1])
+
+
+def test_two_devices_do_as_one(folder, tmp_path):
+    changes = {'train.max_steps': 3, 'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.5,
+               'train.checkpoint_every': 3}
+    found = config(folder, 'grpo', **changes)
+    optimise.train(found, str(tmp_path / 'one'))
+    file = tmp_path / 'two.py'
+    file.write_text('import json\nfrom qrm.training import workdir\n\n\ndef get_config(arg=""):\n'
+                    f'    return workdir.config_of(json.loads({found.to_json()!r}))\n')
+    done = subprocess.run(
+        [sys.executable, '-m', 'experiments.rl', f'--config={file}',
+         f'--workdir={tmp_path / "two"}'], cwd=ROOT, env=simulated(2), capture_output=True,
+        text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert '2 x cpu' in done.stdout
+    one, two = (language_model.load_run(str(tmp_path / x), step='last').params
+                for x in ('one', 'two'))
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5), one, two)
+    assert [row['proxy'] for row in rows_of(tmp_path / 'one')] == pytest.approx(
+        [row['proxy'] for row in rows_of(tmp_path / 'two')])
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'reward.source': ''}, "config.reward.source='', expected"),
+    ({'algorithm.kl_loss': 'k1'}, "config.algorithm.kl_loss='k1'"),
+    ({'monitor.window': 1}, 'config.monitor.window=1, expected at least 3'),
+    ({'model.dropout': 0.1}, 'config.model.dropout=0.1, expected 0'),
+    ({'train.sharding': 'fsdp'}, "config.train.sharding='fsdp', expected 'replicated'"),
+    ({'rollouts.max_new_tokens': 24}, 'expected room for a prompt'),
+    ({'train.tune': 'head'}, "config.train.tune: 'head'"),
+    ({'reward.source': 'no_such:thing'}, "config.reward.source='no_such:thing': no such function"),
+])
+def test_values_that_cannot_be_used_are_named(changes, message, folder, tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        optimise.train(config(folder, 'ppo', **changes), str(tmp_path))
+    assert message in str(caught.value)
+    assert '\n' not in str(caught.value)
+
+
+def test_an_unknown_algorithm_is_refused():
+    with pytest.raises(ConfigError, match='rl:ppp: no such algorithm'):
+        load_config('rl', 'ppp')
+
+
+def test_every_setting_of_an_algorithm_has_a_key():
+    named = {field.name for field in dataclasses.fields(optimise.Algorithm)} - {'length'}
+    assert named == set(load_config('rl', 'ppo').algorithm) - {'epochs'}

@@ -1,0 +1,154 @@
+"""Rewards of any source by one interface, and who says what is better."""
+
+import http.server
+import json
+import threading
+
+import numpy as np
+import pytest
+
+from qrm.data import gold
+from qrm.data.comparisons import Comparison, DataError
+from qrm.policy import scoring
+from qrm.serving import functions
+from qrm.training import reward_model
+from qrm.training.schema import ConfigError
+from tests.helpers import small_pairwise_model, small_reward_model
+
+PROMPTS = ['a', 'b']
+REPLY = 'I am happy to help.'
+
+
+def lengths(prompts, completions):
+    return [len(prompt + scoring.text_of(one))
+            for prompt, one in zip(prompts, completions, strict=True)]
+
+
+def too_few(prompts, completions):
+    return [1.0]
+
+
+def infinite(prompts, completions):
+    return [float('inf')] * len(completions)
+
+
+def failing(prompts, completions):
+    raise KeyError('nothing\nhere')
+
+
+def none(prompts, completions):
+    return [None] * len(completions)
+
+
+def test_a_function_by_its_name():
+    found = scoring.load('tests.policy.test_scoring:lengths')(PROMPTS, ['xyz', ''])
+    np.testing.assert_array_equal(found.rewards, [4.0, 1.0])
+    np.testing.assert_array_equal(found.stds, [0.0, 0.0])
+
+
+@pytest.mark.parametrize(('name', 'message'), [
+    ('too_few', '1 rewards of 2 completions'), ('infinite', 'reward inf of completion 0'),
+    ('failing', r"the reward function failed \(KeyError: 'nothing"),
+    ('none', 'expected a list of numbers'),
+])
+def test_rewards_that_are_none_are_told_in_one_line(name, message):
+    with pytest.raises(DataError, match=message) as caught:
+        scoring.load(f'tests.policy.test_scoring:{name}')(PROMPTS, ['x', 'y'])
+    assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize(('source', 'message'), [
+    ('tests.policy.test_scoring:other', 'no such function'),
+    ('no_such_module:f', 'no such function'),
+    ('tests.policy.test_scoring:PROMPTS', 'got list, expected a function'),
+])
+def test_functions_that_do_not_exist_are_told_in_one_line(source, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        scoring.load(source)
+    assert '\n' not in str(caught.value)
+
+
+def test_the_gold_reward_of_the_demo():
+    found = scoring.load('gold', workload='helpful')(PROMPTS, ['', REPLY])
+    expected = [gold.judge('helpful', text).reward.mean() for text in ('', REPLY)]
+    np.testing.assert_array_equal(found.rewards, expected)
+    with pytest.raises(ConfigError, match="'gold' of workload 'other'"):
+        scoring.load('gold', workload='other')
+    with pytest.raises(ConfigError, match="rule='cvar:0.2' .* only reward models have others"):
+        scoring.load('gold', rule='cvar:0.2', workload='helpful')
+
+
+class Server(http.server.BaseHTTPRequestHandler):
+    """Answers with lengths of queries, as OpenRLHF asks."""
+
+    def do_POST(self):
+        asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
+        values = {'/rewards': {'rewards': [len(query) for query in asked['query']]},
+                  '/other': {'scores': []}}[self.path]
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps(values).encode())
+
+    def log_message(self, *args):
+        pass
+
+
+def test_a_server():
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f'http://127.0.0.1:{server.server_port}'
+        found = scoring.load(f'{address}/rewards')
+        np.testing.assert_array_equal(found(PROMPTS, ['xyz', '']).rewards, [4.0, 1.0])
+        with pytest.raises(DataError, match='chats, expected texts'):
+            found([[{'role': 'user', 'content': 'a'}]], [[{'role': 'assistant', 'content': 'b'}]])
+        with pytest.raises(DataError, match="no rewards .*'rewards'"):
+            scoring.load(f'{address}/other')(PROMPTS, ['x', 'y'])
+        server.shutdown()
+    with pytest.raises(DataError, match='no rewards'):
+        found(PROMPTS, ['x', 'y'])
+
+
+def comparisons(*responses):
+    return [Comparison(str(i), prompt, own, prompt)
+            for i, (prompt, own) in enumerate(zip(PROMPTS, responses, strict=True))]
+
+
+OWN, OTHERS = comparisons(('xx', 'yyyy'), ('', 'z')), comparisons(('uuu',), ('z',))
+
+
+def test_the_reward_itself_as_judge_halves_ties():
+    reward = scoring.load('tests.policy.test_scoring:lengths')
+    judge = scoring.load_judge('', workload='', reward=reward)
+    np.testing.assert_array_equal(judge.wins(OWN, OTHERS), [[0.0, 1.0], [0.0, 0.5]])
+
+
+def test_gold_and_models_as_judges(monkeypatch):
+    judge = scoring.load_judge('gold', workload='helpful', reward=None)
+    wins = judge.wins(comparisons((REPLY, ''), ('', 'zzz')), comparisons(('',), ('',)))
+    assert wins[0, 1] == wins[1, 0] == pytest.approx(0.5)
+    assert wins[1, 1] < 0.5
+    model = small_reward_model([*OWN, *OTHERS])
+    monkeypatch.setattr(reward_model, 'load', lambda path, raw: model)
+    judge = scoring.load_judge('somewhere', workload='', reward=None)
+    wins = judge.wins(OWN, OTHERS)
+    assert wins[1, 1] == pytest.approx(0.5, abs=1e-5)  # the same text
+    np.testing.assert_allclose(judge.wins(OTHERS, [
+        comparisons(('xx',), ('',))[0], comparisons(('xx',), ('',))[1]])[:, 0],
+        1 - wins[:, 0], atol=1e-5)
+
+
+def test_a_reward_model_tells_of_its_spread_and_a_pairwise_one_needs_a_judge(monkeypatch):
+    model = small_reward_model([*OWN, *OTHERS])
+    monkeypatch.setattr(reward_model, 'load', lambda path: model)
+    found = scoring.load('somewhere', rule='quantile:0.1')(*scoring.flat(OWN))
+    function = functions.reward('somewhere', 'quantile:0.1')
+    np.testing.assert_allclose(found.rewards, function(*scoring.flat(OWN)))
+    assert (found.stds > 0).all()
+    with pytest.raises(ConfigError, match='config.reward: .*median'):
+        scoring.load('somewhere', rule='median')
+    pairwise = small_pairwise_model([*OWN, *OTHERS])
+    monkeypatch.setattr(reward_model, 'load', lambda path: pairwise)
+    reward = scoring.load('somewhere')
+    assert reward.compares
+    with pytest.raises(ConfigError, match='expected a judge'):
+        scoring.load_judge('', workload='', reward=reward)

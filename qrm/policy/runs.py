@@ -26,6 +26,7 @@ from qrm.policy import batches, language_model, network
 from qrm.policy.network import PolicyNetwork
 from qrm.training import config as config_lib
 from qrm.training import inference, initial, inputs, loop, reward_model, saved, step, workdir
+from qrm.training.devices import Spread
 from qrm.training.initial import Initial
 from qrm.training.inputs import Data
 from qrm.training.loop import Course, Outcome
@@ -56,8 +57,8 @@ class Prepared(NamedTuple):
 
     @property
     def per_device(self) -> int:
-        """Comparisons of a step on one device, at most."""
-        return -(-self.config.train.batch_size // jax.device_count())
+        """Comparisons of a step on one device or tensor group, at most."""
+        return -(-self.config.train.batch_size // Spread(self.initial.mesh).shares)
 
 
 def train(

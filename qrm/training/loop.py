@@ -24,11 +24,12 @@ from qrm.data import packing
 from qrm.data.comparisons import DataError, DataReport
 from qrm.data.encoded import Encoded, Lengths, fingerprint
 from qrm.data.seen import Seen
+from qrm.models import parallel
 from qrm.models.network import Network, Params, parameter_count
 from qrm.training import base, step, workdir
 from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
-from qrm.training.devices import Spread, fetch_number, own_devices
+from qrm.training.devices import Spread, fetch_number
 from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals, watched
 from qrm.training.schema import ConfigError
 
@@ -190,11 +191,12 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
     rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     spread = Spread(course.mesh)
     run_step = spread.compile(step.make_train_step(course.network, course.objective, optimizer))
-    layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
+    layout = (f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
+              + (f', tensor groups of {devices // spread.shares}' if spread.shares < devices else ''))
 
     def make_batches(number: int) -> list[packing.Batch]:
-        """Batches of this process's devices."""
-        return list(map(course.make_batch, _own_parts(examples, sizes, indices(number))))
+        """Batches of this process's devices or tensor groups."""
+        return list(map(course.make_batch, _own_parts(examples, sizes, indices(number), spread)))
 
     def indices(number: int) -> np.ndarray:
         return packing.batch_indices(number, seed=config.seed, examples=len(examples),
@@ -226,7 +228,8 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
             if meta['layout'] != layout:
                 print(f'note: the run started on {meta["layout"]} and goes on on {layout}; the '
                       'last digits may differ', flush=True)
-            state = rest._replace(params=trained)
+            state = parallel.arrange(rest._replace(params=trained), course.network.architecture,
+                                     course.mesh)
             print(f'resuming {folder} at step {start} of {steps}', flush=True)
         fixed = course.parameters - parameter_count(state.params)
         print(f'{course.parameters - fixed:,} parameters'
@@ -257,7 +260,8 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
 
         def save(done: int, loss_held_out: float | None) -> None:
             progressed()  # held-out comparisons may have taken long
-            own = spread.to_save(state)
+            own = spread.to_save(
+                parallel.restore(state, course.network.architecture, course.mesh))
             meta = identity | {'layout': layout}
             checkpoints.save(done, own.params, own._replace(params=None), meta, loss_held_out)
 
@@ -310,17 +314,18 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
 
 
 def _own_parts(
-    examples: Sequence[Encoded], sizes: np.ndarray, places: np.ndarray
+    examples: Sequence[Encoded], sizes: np.ndarray, places: np.ndarray, spread: Spread
 ) -> list[list[Encoded]]:
-    """Comparisons of a step for each device of this process; no others are read.
+    """Comparisons of a step for each share of this process; no others are read.
 
     Args:
       examples: all comparisons.
       sizes: tokens of each of them.
       places: numbers of those of the step.
+      spread: how they are dealt.
     """
-    parts = packing.share(sizes[places], jax.device_count())
-    return [[examples[i] for i in places[parts[device]]] for device in own_devices()]
+    parts = packing.share(sizes[places], spread.shares)
+    return [[examples[i] for i in places[parts[share]]] for share in spread.own]
 
 
 class _Progress:

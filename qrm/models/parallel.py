@@ -45,8 +45,7 @@ def check(a: Architecture, devices: int, tensor: int) -> None:
       ValueError: they cannot; names what was expected.
     """
     if devices % tensor:
-        raise ValueError(f'tensor={tensor} on {devices} devices, expected a divisor of their '
-                         'number')
+        raise ValueError(f'tensor={tensor}, expected a divisor of the number of devices, {devices}')
     if tensor == 1:
         return
     for size, what in ((a.num_kv_heads, 'key and value heads'),

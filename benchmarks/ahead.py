@@ -8,7 +8,8 @@
 
 Nothing runs: a step that compiles has shapes and kernels that the device's own compiler takes, and
 memory is what its plan holds. Parameters are AdamW's and in float32, what is computed is in
-bfloat16. One device has all of the state; several have a share each (`train.sharding=fsdp`).
+bfloat16. One device has all of the state; several have a share each (`train.sharding=fsdp`), and
+with `--tensor` compute each block together in groups of so many (`train.tensor`).
 """
 
 import functools
@@ -21,14 +22,14 @@ import jax
 import numpy as np
 from absl import flags
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
+from jax.sharding import NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
 from qrm.analysis import tables
 from qrm.commands import launch
 from qrm.data import packing
 from qrm.data.comparisons import DataError
-from qrm.models import families, lora, platforms, sharding
+from qrm.models import families, lora, parallel, platforms, sharding
 from qrm.models.network import RewardNetwork
 from qrm.models.tuning import Tuning
 from qrm.rewards.heads import HeadConfig
@@ -124,15 +125,21 @@ def main() -> None:
     if unknown:
         raise DataError(f'--cases={",".join(unknown)}, expected some of {", ".join(CASES)}')
     found = devices(given.target, given.devices)
+    for name in given.cases:
+        try:
+            parallel.check(describe(CASES[name])[0].architecture, len(found), given.tensor)
+        except ValueError as error:
+            raise DataError(f'{name}: --{error}') from error
     rows = []
     for name in given.cases:
         print(f'compiling {name} for {len(found)} x {found[0].device_kind}', flush=True)
-        rows.append({'case': name, 'devices': len(found), 'device': found[0].device_kind}
-                    | measure(CASES[name], found))
+        rows.append({'case': name, 'devices': len(found), 'tensor': given.tensor,
+                     'device': found[0].device_kind}
+                    | measure(CASES[name], found, given.tensor))
         if given.workdir:
             os.makedirs(given.workdir, exist_ok=True)
-            workdir.write_json(
-                os.path.join(given.workdir, f'ahead-{given.target}-{given.devices}.json'), rows)
+            name = f'ahead-{given.target}-{given.devices}-{given.tensor}.json'
+            workdir.write_json(os.path.join(given.workdir, name), rows)
     print(tables.markdown(lines(rows, _MEMORY[given.target])))
 
 
@@ -156,16 +163,22 @@ def devices(target: str, count: int) -> list[Any]:
     return list(found.devices)[:count]
 
 
-def measure(case: Case, found: Sequence[Any]) -> dict[str, Any]:
-    """Compiles the step; bytes of a device and seconds, or why it cannot."""
+def measure(case: Case, found: Sequence[Any], tensor: int = 1) -> dict[str, Any]:
+    """Compiles the step; bytes of a device and seconds, or why it cannot.
+
+    Args:
+      case: what is compiled.
+      found: devices.
+      tensor: of them in a tensor group.
+    """
     network, layout = describe(case)
     begun = time.perf_counter()
     row: dict[str, Any] = dict(case._asdict())
     if not case.lora:
         row['formula'] = sum(costs.step_memory(network, layout, shards=len(found),
-                                             tiled=case.attention == 'pallas'))
+                                             tiled=case.attention == 'pallas', tensor=tensor))
     try:
-        memory = compiled(network, layout, found).memory_analysis()
+        memory = compiled(network, layout, found, tensor).memory_analysis()
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         row['error'] = ' '.join(str(error).split())[:400]
     else:
@@ -187,7 +200,9 @@ def describe(case: Case) -> tuple[RewardNetwork, packing.Layout]:
     return network, packing.Layout(case.length, case.rows, slots, case.responses)
 
 
-def compiled(network: RewardNetwork, layout: packing.Layout, found: Sequence[Any]) -> Any:
+def compiled(
+    network: RewardNetwork, layout: packing.Layout, found: Sequence[Any], tensor: int
+) -> Any:
     """The step of `_MICRO_BATCHES` micro-batches, compiled for these devices.
 
     Raises:
@@ -199,8 +214,7 @@ def compiled(network: RewardNetwork, layout: packing.Layout, found: Sequence[Any
     train_step = step.make_train_step(network, objective, optimizer)
     mesh = None
     if len(found) > 1:
-        mesh = Mesh(np.array(found), (sharding.AXIS,),
-                    axis_types=(jax.sharding.AxisType.Auto,))
+        mesh = sharding.make_mesh(tensor, found)
     stack = packing.Stack(np.asarray(_MICRO_BATCHES, np.int32), jax.tree.map(
         lambda x: np.stack([x] * _MICRO_BATCHES), packing.empty_micro_batch(layout)))
     batch = ((stack,), np.int32(0))
@@ -216,7 +230,7 @@ def compiled(network: RewardNetwork, layout: packing.Layout, found: Sequence[Any
                              for tree in (state, frozen))
             split = NamedSharding(mesh, P(sharding.AXIS))
             batch = jax.tree.map(lambda x: _shape(
-                jax.ShapeDtypeStruct((len(found), *np.shape(x)), x.dtype), split), batch)
+                jax.ShapeDtypeStruct((len(found) // tensor, *np.shape(x)), x.dtype), split), batch)
         return Spread(mesh).compile(train_step).lower(state, batch, frozen).compile()
 
 
@@ -237,7 +251,8 @@ def lines(rows: Sequence[Mapping[str, Any]], memory: float) -> list[list[str]]:
               'temporary, GB', 'together, of the memory', 'by formula, GB', 'compiled in']]
     for row in rows:
         formula = f'{row["formula"] / _GB:.3g}' if 'formula' in row else '-'
-        head = [row['case'], f'{row["devices"]} x {row["device"]}',
+        group = f', groups of {row["tensor"]}' if row['tensor'] > 1 else ''
+        head = [row['case'], f'{row["devices"]} x {row["device"]}{group}',
                 f'{row["rows"]} x {row["length"]}', str(row['responses']), row['attention']]
         if 'error' in row:
             table.append([*head, '-', '-', row['error'], formula, f'{row["seconds"]:.0f} s'])
@@ -251,7 +266,8 @@ def lines(rows: Sequence[Mapping[str, Any]], memory: float) -> list[list[str]]:
 
 def _define_flags() -> None:
     flags.DEFINE_enum('target', 'v5e', [*_LAYOUTS, 'h100'], 'Which device.')
-    flags.DEFINE_integer('devices', 1, 'How many, in one axis.', lower_bound=1)
+    flags.DEFINE_integer('devices', 1, 'How many.', lower_bound=1)
+    flags.DEFINE_integer('tensor', 1, 'Of them in a tensor group.', lower_bound=1)
     flags.DEFINE_list('cases', list(CASES), f'Which steps: {", ".join(CASES)}.')
     flags.DEFINE_string('workdir', '', 'Folder for the numbers as JSON; empty: they are printed.')
 

@@ -2,7 +2,8 @@
 
     python -m tests.compiled MODE,FAMILY,DTYPE,REMAT[,WIDTH,ROWS,LENGTH] ...
 
-Products and collectives are those of XLA's optimised program, in one step; memory is of one device.
+Modes are 'replicated', 'fsdp' and 'fsdp:M' with tensor groups of M. Products and bytes that
+collectives send are those of XLA's optimised program, in one step on one device; so is memory.
 """
 
 import json
@@ -41,27 +42,30 @@ WINDOWS = {
 }
 
 
-def architecture(family: str, width: int = 32) -> Architecture:
+def architecture(family: str, width: int = 32, tensor: int = 1) -> Architecture:
     """Four small blocks of a family; sizes differ, and heads share keys where they can."""
     sizes = {'vocab_size': 50, 'max_positions': 64, 'hidden_size': width, 'num_layers': 4,
-             'num_heads': 2, 'intermediate_size': 3 * width // 2}
+             'num_heads': 2 * tensor, 'intermediate_size': 3 * width // 2}
     if 'num_kv_heads' in families.FAMILIES[family].sizes:
-        sizes |= {'num_kv_heads': 1, 'head_dim': 5 * width // 8}
+        sizes |= {'num_kv_heads': tensor, 'head_dim': 5 * width // 8}
     return families.architecture(
         families.random_settings(family, sizes) | WINDOWS.get(family, {}))
 
 
 def shapes(
-    family: str, dtype: str, remat: str, width: str = '32', rows: str = '2', length: str = '24'
+    tensor: int, family: str, dtype: str, remat: str, width: str = '32', rows: str = '2',
+    length: str = '24',
 ) -> tuple[RewardNetwork, packing.Layout]:
     """Network and micro-batch of what the command line names."""
-    net = RewardNetwork(architecture(family, int(width)), HeadConfig('quantile', 10), dtype,
-                        'dense', remat == 'remat')
+    net = RewardNetwork(architecture(family, int(width), tensor), HeadConfig('quantile', 10),
+                        dtype, 'dense', remat == 'remat')
     return net, packing.Layout(int(length), int(rows), slots=4, responses=2)
 
 
 def costs_of(mode: str, *rest: str) -> dict:
-    (net, layout), devices = shapes(*rest), jax.device_count()
+    mode, _, tensor = mode.partition(':')
+    tensor, devices = int(tensor or 1), jax.device_count()
+    net, layout = shapes(tensor, *rest)
     optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
     train_step = reward_step(net, loss_config(), optimizer)
     state = jax.eval_shape(
@@ -69,27 +73,30 @@ def costs_of(mode: str, *rest: str) -> dict:
     stack = packing.Stack(np.asarray(MICRO_BATCHES, np.int32), jax.tree.map(
         lambda x: np.stack([x] * MICRO_BATCHES), packing.empty_micro_batch(layout)))
     if mode == 'fsdp':
-        mesh = sharding.make_mesh()
+        mesh = sharding.make_mesh(tensor)
         state = jax.tree.map(
             lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place),
             state, sharding.shardings(state, mesh))
         place = NamedSharding(mesh, P(sharding.AXIS))
     else:
         mesh, state, place = None, on_all(state, devices), None
-    batch_and_stop = on_all(((stack,), np.int32(0)), devices, place)
-    compiled = Spread(mesh).compile(train_step).lower(state, batch_and_stop).compile()
+    spread = Spread(mesh)
+    batch_and_stop = on_all(((stack,), np.int32(0)), spread.shares, place)
+    compiled = spread.compile(train_step).lower(state, batch_and_stop).compile()
     memory = compiled.memory_analysis()
     return count(compiled.as_text()) | {
         'temporary': memory.temp_size_in_bytes, 'arguments': memory.argument_size_in_bytes,
-        'predicted': predict(mode, net, layout)}
+        'predicted': predict(mode, tensor, net, layout)}
 
 
-def predict(mode: str, net: RewardNetwork, layout: packing.Layout) -> dict:
-    """The same by `costs`; of collectives bytes sent, not results."""
-    devices, sharded = jax.device_count(), mode == 'fsdp'
-    work = costs.micro_batch_work(net, layout, sharded=sharded)
-    memory = costs.step_memory(net, layout, shards=devices if sharded else 1)
-    sent = costs.traffic(net, [(layout, MICRO_BATCHES)], devices, sharded=sharded)
+def predict(mode: str, tensor: int, net: RewardNetwork, layout: packing.Layout) -> dict:
+    """The same by `costs`."""
+    devices, sharded, stacks = jax.device_count(), mode == 'fsdp', [(layout, MICRO_BATCHES)]
+    work = costs.micro_batch_work(net, layout, sharded=sharded, tensor=tensor)
+    memory = costs.step_memory(net, layout, shards=devices if sharded else 1, tensor=tensor)
+    parts = (costs.traffic(net, stacks, devices, sharded=sharded, tensor=tensor),
+             costs.group_traffic(net, stacks, devices, tensor=tensor))
+    sent = costs.Traffic(*map(sum, zip(*parts, strict=True)))
     return sent._asdict() | {
         'products': MICRO_BATCHES * sum(work), 'state': memory.state,
         'temporary': sum(memory) - memory.state}
@@ -102,7 +109,7 @@ def on_all(tree: Any, devices: int, place: NamedSharding | None = None) -> Any:
 
 
 def count(program: str) -> dict:
-    """FLOPs of products, and arrays that collectives give (bytes by kind), of an HLO program."""
+    """FLOPs of products, and what a device sends in collectives (bytes by kind), of a program."""
     computations, entry = {}, ''
     for line in program.splitlines():
         if heading := re.match(r'(ENTRY )?%(\S+) .*\{$', line):
@@ -126,8 +133,8 @@ def count(program: str) -> dict:
                 total['products'] += 2 * times * math.prod(
                     arrays[0][1] + [sizes[int(i)] for i in contracted.split(',')])
             elif operation in _COLLECTIVES:
-                total[operation] += times * sum(
-                    _BYTES[dtype] * math.prod(sizes) for dtype, sizes in arrays)
+                given = sum(_BYTES[dtype] * math.prod(sizes) for dtype, sizes in arrays)
+                total[operation] += times * given * _sent(operation, rest)
             elif operation == 'while':
                 trips = re.search(r'known_trip_count":\{"n":"(\d+)"', rest)
                 walk(re.search(r'body=%([^\s,]+)', rest)[1],
@@ -137,6 +144,21 @@ def count(program: str) -> dict:
 
     walk(entry, 1)
     return total
+
+
+def _sent(operation: str, rest: str) -> float:
+    """Share that a device sends of what a collective gives it, in a ring or to each by itself."""
+    groups = rest[rest.index('replica_groups='):]
+    if listed := re.match(r'replica_groups=\{\{([\d,]*)\}', groups):
+        count = len(listed[1].split(','))
+    elif listed := re.match(r'replica_groups=\[\d+,(\d+)\]', groups):
+        count = int(listed[1])
+    else:  # axes of a mesh, and those that are gone along
+        sizes, along = re.match(r'replica_groups=mesh\[(.*?)\].*?\{(.*?)\}', groups).groups()
+        count = math.prod(int(size) for name, size in re.findall(r"('\w+')=(\d+)", sizes)
+                          if name in along)
+    share = (count - 1) / count
+    return {'all-reduce': 2 * share, 'reduce-scatter': count - 1}.get(operation, share)
 
 
 if __name__ == '__main__':

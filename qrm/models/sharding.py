@@ -5,13 +5,17 @@ of a mesh. A device gathers the blocks one at a time while it computes, and grad
 summed over devices into the same shards, so that no device ever holds all parameters. This is
 data parallelism: each device has its own comparisons.
 
-Axes: R rows, L tokens a row, D features, V entries of a table, N devices.
+A second axis of the mesh joins devices to tensor groups. A group has its comparisons together, and
+of the blocks' kernels each of its devices gathers a part only, see `parallel`; what is no such
+part is split over the group as well, and gathered whole.
+
+Axes: R rows, L tokens a row, D features, V entries of a table, N devices, M of a tensor group.
 """
 
 import dataclasses
 import functools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +26,8 @@ from jax.sharding import PartitionSpec as P
 
 from qrm.models import platforms
 
-AXIS = 'fsdp'  # the one axis of the mesh
+AXIS = 'fsdp'  # of the mesh, over which comparisons are dealt and kernels are gathered
+TENSOR = 'tensor'  # of the mesh, over the devices of a tensor group
 
 _HEAD_AXES = (
     (r'head/kernel', ('embed', 'outputs')),
@@ -42,7 +47,9 @@ LOGICAL_AXES = (
     (r'backbone/blocks/(\d+/)?attention/output/kernel', ('layers', 'heads', 'embed')),
     (r'backbone/blocks/(\d+/)?mlp/up/kernel', ('layers', 'embed', 'mlp')),
     (r'backbone/blocks/(\d+/)?mlp/down/kernel', ('layers', 'mlp', 'embed')),
-    (r'backbone/blocks/(\d+/)?(attention|mlp)/\w+/bias', ('layers', 'bias')),
+    (r'backbone/blocks/(\d+/)?attention/qkv/bias', ('layers', 'heads')),
+    (r'backbone/blocks/(\d+/)?mlp/up/bias', ('layers', 'mlp')),
+    (r'backbone/blocks/(\d+/)?(attention/output|mlp/down)/bias', ('layers', 'bias')),
     (r'backbone/blocks/(\d+/)?(attention/)?\w+_norm/(scale|bias)', ('layers', 'norm')),
     # Of adapters the sides of the kernel, whichever these are, as weight decay acts on both.
     (r'backbone/blocks/(\d+/)?(attention|mlp)/\w+/lora/\w+/a', ('layers', 'embed', 'rank')),
@@ -57,37 +64,57 @@ LOGICAL_AXES = (
     (r'value/bias', ('bias',)),
     (r'key', ('random',)),
 )
-# A leaf is split along the first of these that its row names and the number of devices divides;
-# a leaf without one is whole on every device. Biases and norms are not worth a collective each:
-# they are a thousandth of a model. Tables are split along features only, see `look_up`.
+# A leaf with features ('embed') is split over devices along the first of these that its row names
+# and the number of devices divides; others are whole on every device. Biases and norms are not
+# worth a collective each: they are a thousandth of a model. Tables are split along features only,
+# see `look_up`.
 MESH_AXES = {'embed': AXIS, 'heads': AXIS, 'mlp': AXIS}
+# What the devices of a tensor group have parts of: a leaf whose row names one of these, biases
+# among them, is split along it over the group, and along another axis over the groups.
+TENSOR_AXES = ('heads', 'mlp')
 
 
-def make_mesh() -> Mesh:
-    """All devices of all processes in one axis."""
-    return Mesh(np.array(jax.devices()), (AXIS,), axis_types=(jax.sharding.AxisType.Auto,))
+def make_mesh(tensor: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
+    """A mesh of devices, in which those of a tensor group follow each other.
+
+    Args:
+      tensor: M, which divides their number.
+      devices: in place of all of all processes.
+    """
+    found = np.array(jax.devices() if devices is None else devices)
+    return Mesh(found.reshape(-1, tensor), (AXIS, TENSOR),
+                axis_types=(jax.sharding.AxisType.Auto,) * 2)
 
 
-def specs(tree: Any, devices: int) -> Any:
+def specs(tree: Any, devices: int, tensor: int = 1) -> Any:
     """How each leaf of parameters, or of a state that holds copies of them, is split.
 
     Args:
       tree: arrays or their shapes; scalars are whole on every device.
-      devices: how many devices there are.
+      devices: N.
+      tensor: M.
 
     Returns:
       A tree of `PartitionSpec`.
 
     Raises:
-      ValueError: see `logical_axes`.
+      ValueError: see `logical_axes`; or M does not divide what a group has parts of.
     """
 
     def spec(path: Any, leaf: Any) -> P:
         if not leaf.shape:
             return P()
         sizes = dict(zip(logical_axes(path, leaf), leaf.shape, strict=True))
-        chosen = next((a for a in MESH_AXES if a in sizes and sizes[a] % devices == 0), None)
-        return P(*(MESH_AXES[a] if a == chosen else None for a in sizes)) if chosen else P()
+        part = next((a for a in TENSOR_AXES if tensor > 1 and a in sizes), None)
+        if part and sizes[part] % tensor:
+            name = jax.tree_util.keystr(path, simple=True, separator='/')
+            raise ValueError(f'{name} {leaf.shape}: {tensor} devices of a tensor group, expected '
+                             f'a divisor of {sizes[part]}')
+        over = devices // tensor if part else devices
+        chosen = next((a for a in MESH_AXES if 'embed' in sizes and a in sizes and a != part
+                       and sizes[a] % over == 0), None)
+        names = {part: TENSOR, chosen: AXIS if part or tensor == 1 else (TENSOR, AXIS)}
+        return P(*(names.get(a) for a in sizes)) if part or chosen else P()
 
     return jax.tree_util.tree_map_with_path(spec, tree)
 
@@ -109,7 +136,12 @@ def logical_axes(path: Any, leaf: Any) -> tuple[str, ...]:
 
 def shardings(tree: Any, mesh: Mesh) -> Any:
     """`specs` of the tree as shardings over a mesh."""
-    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(tree, mesh.size))
+    return jax.tree.map(lambda spec: NamedSharding(mesh, spec), mesh_specs(tree, mesh))
+
+
+def mesh_specs(tree: Any, mesh: Mesh) -> Any:
+    """`specs` of the tree over a mesh."""
+    return specs(tree, mesh.size, mesh.shape[TENSOR])
 
 
 def split(tree: Any, places: Any) -> Any:
@@ -127,7 +159,8 @@ def split(tree: Any, places: Any) -> Any:
     return jax.tree.map(place, tree, places)
 
 
-@functools.partial(jax.tree_util.register_dataclass, data_fields=['value'], meta_fields=['axis'])
+@functools.partial(jax.tree_util.register_dataclass, data_fields=['value'],
+                   meta_fields=['axis', 'group'])
 @dataclasses.dataclass(frozen=True)
 class Shard:
     """A device's part of a parameter, a leaf of what `on_shards` passes on.
@@ -136,10 +169,13 @@ class Shard:
       value: the part.
       axis: which axis is split, counted from the end (-1 is the last), so that it stays right
         when blocks are taken off a leading axis.
+      group: whether it is split over tensor groups too along this axis. If not, it is a shard of
+        what each device of a group has for itself.
     """
 
     value: jax.Array
     axis: int
+    group: bool = False
 
 
 def on_shards(
@@ -148,12 +184,13 @@ def on_shards(
     """`function(params, batch, *rest)` on every device, as a function of arrays over the mesh.
 
     On a device, split parameters arrive as `Shard`, batch without its leading axis, which is
-    over devices, and the rest whole. Gradients of `whole` are sums over devices, in shards;
-    those of parameters that are whole everywhere are the device's own, see `add_up`.
+    over devices or tensor groups, and the rest whole. Gradients of `whole` are sums over these, in
+    shards; those of parameters that are no shards are the device's own, see `add_up`. What the
+    devices of a group compute of parameters that they all have whole must be the same on each.
     """
 
     def call(params: Any, batch: Any, *rest: Any) -> Any:
-        splits = specs(params, mesh.size)
+        splits = mesh_specs(params, mesh)
 
         def own(params: Any, batch: Any, *rest: Any) -> Any:
             return function(_mark(params, splits), jax.tree.map(lambda x: x[0], batch), *rest)
@@ -174,6 +211,8 @@ def is_sharded(tree: Any) -> bool:
 def whole(tree: Any, dtype: Any = np.float32) -> Any:
     """The tree with shards gathered from all devices, in `dtype`; other leaves as they are.
 
+    Of what a tensor group has parts of, it is the device's own part that is gathered.
+
     Parameters that are kept or computed with in bfloat16 are exchanged in it, which changes no
     number; their gradients are summed over devices in float32.
     """
@@ -182,13 +221,13 @@ def whole(tree: Any, dtype: Any = np.float32) -> Any:
         if not isinstance(leaf, Shard):
             return leaf
         narrower = min(np.dtype(dtype), leaf.value.dtype, key=lambda d: d.itemsize)
-        return _gather(leaf.value, leaf.value.ndim + leaf.axis, narrower)
+        return _gather(leaf.value, leaf.value.ndim + leaf.axis, narrower, leaf.group)
 
     return jax.tree.map(gather, tree, is_leaf=_is_shard)
 
 
 def add_up(gradients: Any) -> Any:
-    """Gradients summed over devices, as arrays: shards hold their part of the sum already."""
+    """Gradients summed over comparisons, as arrays: shards hold their part of the sum already."""
     return jax.tree.map(
         lambda leaf: leaf.value if isinstance(leaf, Shard) else jax.lax.psum(leaf, AXIS),
         gradients, is_leaf=_is_shard)
@@ -203,7 +242,8 @@ def look_up(table: Any, indices: jax.Array) -> jax.Array:
     if not isinstance(table, Shard):
         return table[indices]
     found = table.value[jax.lax.all_gather(indices, AXIS, tiled=True)]
-    return jax.lax.all_to_all(found, AXIS, split_axis=0, concat_axis=2, tiled=True)
+    found = jax.lax.all_to_all(found, AXIS, split_axis=0, concat_axis=2, tiled=True)
+    return jax.lax.all_gather(found, TENSOR, axis=2, tiled=True) if table.group else found
 
 
 def add_rows(table: Any, indices: jax.Array, rows: jax.Array) -> Any:
@@ -211,22 +251,39 @@ def add_rows(table: Any, indices: jax.Array, rows: jax.Array) -> Any:
     if not isinstance(table, Shard):
         return table.at[indices].add(rows)
     indices = jax.lax.all_gather(indices, AXIS, tiled=True)
+    rows = own_part(rows, 2) if table.group else rows
     rows = jax.lax.all_to_all(rows, AXIS, split_axis=2, concat_axis=0, tiled=True)
     return dataclasses.replace(table, value=table.value.at[indices].add(rows))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def _gather(part: jax.Array, axis: int, dtype: np.dtype) -> jax.Array:
-    """All devices' parts along an axis; the gradient is summed over devices into the parts."""
-    return jax.lax.all_gather(part.astype(dtype), AXIS, axis=axis, tiled=True)
+def own_part(x: jax.Array, axis: int) -> jax.Array:
+    """The device's part of its tensor group's array along an axis."""
+    size = x.shape[axis] // jax.lax.axis_size(TENSOR)
+    return jax.lax.dynamic_slice_in_dim(x, jax.lax.axis_index(TENSOR) * size, size, axis)
 
 
-def _gather_forward(part, axis, dtype):
-    return _gather(part, axis, dtype), None
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gather(part: jax.Array, axis: int, dtype: np.dtype, group: bool) -> jax.Array:
+    """All devices' parts along an axis; the gradient is summed over devices into the parts.
+
+    Args:
+      part: the device's.
+      axis: along which it is one.
+      dtype: that the parts are exchanged in.
+      group: see `Shard`. A group's devices have the same gradient, which is not summed over them.
+    """
+    names = (TENSOR, AXIS) if group else AXIS
+    return jax.lax.all_gather(part.astype(dtype), names, axis=axis, tiled=True)
 
 
-def _gather_backward(axis, unused_dtype, unused_saved, gradient):
+def _gather_forward(part, axis, dtype, group):
+    return _gather(part, axis, dtype, group), None
+
+
+def _gather_backward(axis, unused_dtype, group, unused_saved, gradient):
     gradient = gradient.astype(jnp.float32)
+    if group:
+        gradient = own_part(gradient, axis)
     if platforms.current() != 'cpu':
         return (jax.lax.psum_scatter(gradient, AXIS, scatter_dimension=axis, tiled=True),)
     # Between processes XLA scatters sums on CPU through Gloo, which now and then sends what it has
@@ -241,7 +298,10 @@ _gather.defvjp(_gather_forward, _gather_backward)
 
 def _mark(params: Any, splits: Any) -> Any:
     def mark(leaf: jax.Array, spec: P) -> Any:
-        return Shard(leaf, spec.index(AXIS) - leaf.ndim) if AXIS in spec else leaf
+        for axis, names in enumerate(spec):
+            if names in (AXIS, (TENSOR, AXIS)):
+                return Shard(leaf, axis - leaf.ndim, names != AXIS)
+        return leaf
 
     return jax.tree.map(mark, params, splits)
 

@@ -21,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from qrm.models import attention, platforms, sharding, tuning
+from qrm.models import attention, parallel, platforms, sharding, tuning
 from qrm.models import lora as lora_lib
 from qrm.models.architecture import (
     ACTIVATIONS,
@@ -228,8 +228,7 @@ class Transformer:
 
         @functools.partial(jax.jit, static_argnums=0)
         def run(normed, x, layer, context, key, reads=None):
-            layer = jax.tree.map(from_bits, sharding.whole(layer, self.dtype))
-            return _block(a, self.lora, layer, x, context, reads, normed, self.dropout, key)[0]
+            return _block(*self._own(layer), x, context, reads, normed, self.dropout, key)[0]
 
         sharded = sharding.is_sharded(layers)
         step = run
@@ -297,8 +296,7 @@ class Transformer:
 
         @functools.partial(jax.jit, static_argnums=0)
         def run(normed, layer, x, context, cache, reads):
-            layer = jax.tree.map(from_bits, sharding.whole(layer, self.dtype))
-            return _block(a, self.lora, layer, x, context, reads, normed, 0.0, None, cache)
+            return _block(*self._own(layer), x, context, reads, normed, 0.0, None, cache)
 
         blocks = [jax.tree.map(operator.itemgetter(i), layers)
                   for layers in tuning.runs_of(params['blocks'])
@@ -309,6 +307,15 @@ class Transformer:
                          reads if i == a.num_layers - 1 else None)
             found.append(new)
         return self._leave(params, x), found
+
+    def _own(self, layer: Any) -> tuple['_Part', Any]:
+        """What a device computes of a block, and its parameters, gathered if they are shards."""
+        a, lora, tensor = self.architecture, self.lora, parallel.size(layer)
+        layer = jax.tree.map(from_bits, sharding.whole(layer, self.dtype))
+        if tensor == 1:
+            return _Part(a, lora), layer
+        lora, layer = parallel.own(a, lora, layer, tensor)
+        return _Part(parallel.part(a, tensor), lora, True), layer
 
     def _leave(self, params: Any, x: jax.Array) -> jax.Array:
         """Hidden states float32 of what the last block gave."""
@@ -425,9 +432,23 @@ def _only(leaf: jax.Array) -> jax.Array:
     return leaf.reshape(leaf.shape[1:])
 
 
+class _Part(NamedTuple):
+    """What a device computes of a block.
+
+    Attributes:
+      architecture: as if this were all.
+      lora: adapters, if there are any.
+      grouped: whether it is a part, and the devices of a tensor group add up what they give, see
+        `parallel`.
+    """
+
+    architecture: Architecture
+    lora: Lora | None
+    grouped: bool = False
+
+
 def _block(
-    a: Architecture,
-    lora: Lora | None,
+    part: _Part,
     p: Any,
     x: jax.Array,
     context: Context,
@@ -441,26 +462,26 @@ def _block(
 
     With `reads` its output is computed there only; with a cache its tokens come after those.
     """
+    a = part.architecture
     keys = jax.random.split(key, 3) if dropout and key is not None else (None, None, None)
 
     def branch(name, x, function, key, *, normed=True, at=lambda x: x):
         h = _norm(a, p[f'{name}_norm'], x) if 'before' in a.norm_places and normed else x
-        h, *more = function(h)
+        h, *more = function(parallel.enter(h) if part.grouped else h)
         if 'after' in a.norm_places:
             h = _norm(a, p[f'{name}_out_norm'], h)
         x = at(x) + _drop(h, dropout, key)
         return _norm(a, p[f'{name}_out_norm'], x) if 'sum' in a.norm_places else x, *more
 
     x, *new = branch('attention', x, lambda h: _attention(
-        a, lora, p['attention'], h, context, reads, dropout, keys[0], cache),
+        part, p['attention'], h, context, reads, dropout, keys[0], cache),
         keys[1], normed=normed, at=lambda x: _at(x, reads))
-    x, = branch('mlp', x, lambda h: (_mlp(a, lora, p['mlp'], h),), keys[2])
+    x, = branch('mlp', x, lambda h: (_mlp(part, p['mlp'], h),), keys[2])
     return x, tuple(new)
 
 
 def _attention(
-    a: Architecture,
-    lora: Lora | None,
+    part: _Part,
     p: Any,
     x: jax.Array,
     context: Context,
@@ -473,7 +494,8 @@ def _attention(
 
     Also gives keys and values [R, L, G, E]; with a cache its `responses` with these.
     """
-    q, k, v = split(_dense(p['qkv'], x, lora, 'attention/qkv'), a.parts['qkv'])
+    a = part.architecture
+    q, k, v = split(_dense(p['qkv'], x, part.lora, 'attention/qkv'), a.parts['qkv'])
     if a.query_key_norm == 'projection':
         q, k = _norm(a, p['query_norm'], q), _norm(a, p['key_norm'], k)
     q, k, v = (y.reshape(*y.shape[:2], -1, a.head_dim) for y in (q, k, v))
@@ -482,23 +504,26 @@ def _attention(
     if context.rotary is not None:
         q, k = _rotate(q, *context.rotary), _rotate(k, *context.rotary)
     scale, cap = a.attention_scale or None, a.attention_cap
+    if part.grouped and key is not None:
+        key = jax.random.fold_in(key, jax.lax.axis_index(sharding.TENSOR))  # heads of its own
     if cache is None:
         mixed = attention.attend(q, k, v, context.plan, reads, scale=scale, cap=cap,
                                  dropout=dropout, dropout_key=key)
     else:
         mixed, (k, v) = attention.attend_next(q, k, v, context.plan, cache, scale=scale, cap=cap)
     mixed = mixed.reshape(*mixed.shape[:-2], -1)
-    return _dense(p['output'], mixed, lora, 'attention/output'), k, v
+    return _dense(p['output'], mixed, part.lora, 'attention/output', part.grouped), k, v
 
 
-def _mlp(a: Architecture, lora: Lora | None, p: Any, x: jax.Array) -> jax.Array:
-    activation, x = ACTIVATIONS[a.activation], _dense(p['up'], x, lora, 'mlp/up')
+def _mlp(part: _Part, p: Any, x: jax.Array) -> jax.Array:
+    a = part.architecture
+    activation, x = ACTIVATIONS[a.activation], _dense(p['up'], x, part.lora, 'mlp/up')
     if a.gated:
         gate, x = split(x, (x.shape[-1] // 2,) * 2)
         x = activation(gate) * x
     else:
         x = activation(x)
-    return _dense(p['down'], x, lora, 'mlp/down')
+    return _dense(p['down'], x, part.lora, 'mlp/down', part.grouped)
 
 
 def _rotate(x: jax.Array, cosines: jax.Array, sines: jax.Array) -> jax.Array:
@@ -534,12 +559,22 @@ def _drop(x: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
 
 
 def _dense(
-    p: Any, x: jax.Array, lora: Lora | None = None, kernel: str = ''
+    p: Any, x: jax.Array, lora: Lora | None = None, kernel: str = '', grouped: bool = False
 ) -> jax.Array:
-    """[..., D] times the kernel [D, F] in the dtype of x; `kernel`: its path, see `lora.Module`."""
-    y = checkpoint_name(_project(x, p['kernel']), _PRODUCT)
+    """[..., D] times the kernel [D, F] in the dtype of x.
+
+    Args:
+      p: kernel, and bias and adapters if it has them.
+      x: the factor.
+      lora: the adapters.
+      kernel: path of the kernel, see `lora.Module`.
+      grouped: whether the devices of a tensor group have rows of the kernel each, so that products
+        are added up.
+    """
+    y = _project(x, p['kernel'])
     if 'lora' in p:
         y = lora_lib.add(p['lora'], lora, kernel, x, y, _project)
+    y = checkpoint_name(parallel.leave(y) if grouped else y, _PRODUCT)
     return y + p['bias'].astype(x.dtype) if 'bias' in p else y
 
 

@@ -54,7 +54,8 @@ def check(values: Any, table: Table) -> None:
     schema.check(values, table)
     problems = []
     for section, use in (('data.columns', config.check_columns),
-                         ('model.sizes', config.architecture), ('train.tune', _check_tune)):
+                         ('model.sizes', config.architecture), ('train.tune', _check_tune),
+                         ('train.tensor', config.check_tensor)):
         try:
             use(values)
         except ValueError as error:

@@ -38,6 +38,7 @@ from qrm.policy.scoring import Reward
 from qrm.policy.watch import CRITERION, TOLD, Bench, Watch
 from qrm.training import config as config_lib
 from qrm.training import initial, inputs, loop, saved, workdir
+from qrm.training.devices import Spread
 from qrm.training.initial import Initial
 from qrm.training.loop import Course, Fed, Outcome
 from qrm.training.schema import (
@@ -356,7 +357,7 @@ class Online:
         sizes = np.array([item.size for item in self._items])
         per_device = -(-self._values.train.batch_size // jax.device_count())
         made = [batches.make_batch([self._items[i] for i in part], self.plan, per_device)
-                for part in loop.own_parts(sizes, self._places(place))]
+                for part in loop.own_parts(sizes, self._places(place), Spread())]
         return Fed(made, {} if place else self._metrics)
 
     def ids(self, number: int) -> list[str]:

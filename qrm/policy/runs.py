@@ -26,6 +26,7 @@ from qrm.policy import batches, language_model, network
 from qrm.policy.network import PolicyNetwork
 from qrm.training import config as config_lib
 from qrm.training import inference, initial, inputs, loop, reward_model, saved, step, workdir
+from qrm.training.devices import Spread
 from qrm.training.initial import Initial
 from qrm.training.inputs import Data
 from qrm.training.loop import Course, Outcome
@@ -56,8 +57,8 @@ class Prepared(NamedTuple):
 
     @property
     def per_device(self) -> int:
-        """Comparisons of a step on one device, at most."""
-        return -(-self.config.train.batch_size // jax.device_count())
+        """Comparisons of a step on one device or tensor group, at most."""
+        return -(-self.config.train.batch_size // Spread(self.initial.mesh).shares)
 
 
 def train(
@@ -152,8 +153,8 @@ def course(
     """What a run learns, with what follows from what was prepared; see `Course`."""
     start = prepared.initial
     return Course(
-        loop.Examples(prepared.config, examples, make_batch), start.network, objective,
-        start.trained, lambda trained: trained, start.frozen, start.mesh,
+        loop.Examples(prepared.config, examples, make_batch, Spread(start.mesh)), start.network,
+        objective, start.trained, lambda trained: trained, start.frozen, start.mesh,
         lambda trained, unused_done: evaluate(trained), criterion, told,
         parameter_count(jax.eval_shape(start.network.init, jax.random.key(0))),
         ', '.join(f'{x.rows} x {x.length}' for x in plan.layouts))

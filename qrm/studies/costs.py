@@ -6,26 +6,29 @@ of useful work falls when any of them is wasted on.
 
 What a step takes is that of `step` as it is written, padding and recomputation included: products,
 bytes held, bytes sent and seconds, on devices that each hold all of the state or, `sharded`, their
-share (`sharding`). It is for micro-batches of one layout, without language-model loss and dropout.
+share (`sharding`), and may compute blocks in tensor groups (`parallel`). It is for micro-batches of
+one layout, without language-model loss and dropout.
 Everything follows from an `Architecture`, of whatever family, and from what the head reads.
 docs/scaling.md has the formulas, how they were checked, and what they predict.
 
 Axes: R rows, L tokens a row, C comparisons, K responses, D features, H query heads, G key and value
-heads, E features a head, F inner features, N devices.
+heads, E features a head, F inner features, N devices, M of a tensor group.
 """
 
 import collections
 import dataclasses
 import functools
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
 
 from qrm.data.encoded import Encoded
 from qrm.data.packing import Layout
-from qrm.models import sharding
+from qrm.models import parallel, sharding
 from qrm.models.architecture import Architecture, flat, leaves
 from qrm.models.lora import adapter_leaves
 from qrm.models.network import RewardNetwork
@@ -141,12 +144,14 @@ class Seconds(NamedTuple):
 
     Attributes:
       products: matrix products.
+      sums: communication within tensor groups, which products wait for.
       update: memory traffic of gradient sums and of the optimiser.
       exchange: communication of the micro-batches, which may run beside products.
       reduction: communication after the last of them, which nothing is left to run beside.
     """
 
     products: float
+    sums: float
     update: float
     exchange: float
     reduction: float
@@ -154,7 +159,7 @@ class Seconds(NamedTuple):
     @property
     def shortest(self) -> float:
         """The step if exchange and products overlap completely."""
-        return max(self.products, self.exchange) + self.update + self.reduction
+        return max(self.products + self.sums, self.exchange) + self.update + self.reduction
 
     @property
     def longest(self) -> float:
@@ -258,21 +263,32 @@ def parameters(network: RewardNetwork) -> Parameters:
 
 
 @functools.cache
-def split_parameters(network: RewardNetwork, devices: int) -> Parameters:
-    """Those parameters of which a device holds 1 / N; the others are whole on every device.
+def split_parameters(network: RewardNetwork, devices: int, tensor: int = 1) -> Parameters:
+    """Those parameters of which a device holds 1 / N.
 
-    A leaf is split if N divides one of its axes that may be, see `sharding.MESH_AXES`.
+    A leaf is split if N divides one of its axes that may be, see `sharding.MESH_AXES`; of what
+    tensor groups have parts of, those parts over the groups. Others are whole on every device, but
+    for biases of a group's parts, of which it holds 1 / M.
+
+    Args:
+      network: whose parameters.
+      devices: N.
+      tensor: M.
     """
     leaves = _leaves(network)
-    splits = sharding.specs(leaves, devices)
-    return _by_kind({path: leaf for path, leaf in leaves.items() if sharding.AXIS in splits[path]})
+    splits = sharding.specs(leaves, devices, tensor)
+    return _by_kind({path: leaf for path, leaf in leaves.items()
+                     if sharding.AXIS in _mesh_axes(splits[path])})
 
 
-def held_parameters(network: RewardNetwork, shards: int) -> Parameters:
+@functools.cache
+def held_parameters(network: RewardNetwork, shards: int, tensor: int = 1) -> Parameters:
     """What each of N devices holds over which the state is split; N = 1: all."""
-    split = split_parameters(network, shards)
-    return Parameters(*(total - part + part // shards
-                        for total, part in zip(parameters(network), split, strict=True)))
+    leaves, sizes = _leaves(network), {sharding.AXIS: shards // tensor, sharding.TENSOR: tensor}
+    splits = sharding.specs(leaves, shards, tensor)
+    return _by_kind({path: jax.ShapeDtypeStruct(
+        (leaf.size // math.prod(sizes[name] for name in _mesh_axes(splits[path])),), leaf.dtype)
+        for path, leaf in leaves.items()})
 
 
 def micro_batch_work(
@@ -281,8 +297,9 @@ def micro_batch_work(
     *,
     sharded: bool = False,
     pairs: Sequence[int] | None = None,
+    tensor: int = 1,
 ) -> Work:
-    """Products of the gradient of one micro-batch, as `step` computes them.
+    """Products of the gradient of one micro-batch, as `step` computes them, on one device.
 
     The backward pass has two products for each of the forward pass. A block after the scan has its
     output projection and perceptron at the reads only. Recomputed are, with `remat`, the blocks in
@@ -296,13 +313,15 @@ def micro_batch_work(
       pairs: (query, key) pairs of the tiles that are computed in a block, 64 * 64 of each, by
         the tiled implementation, for each of `Architecture.layers`; None: all pairs of all rows,
         by the dense one.
+      tensor: M; each device of a group has its part of the blocks' products and all of the head's.
     """
-    a, tokens = network.architecture, layout.rows * layout.length
+    a = parallel.part(network.architecture, tensor)
+    tokens = layout.rows * layout.length
     first, scanned, last = _blocks(network)
     # Of one token, or of one pair.
     kernels, pair = _kernels(a), 4 * a.num_heads * a.head_dim
     inputs, block = 2 * kernels['attention/qkv'], 2 * sum(kernels.values())
-    reads = layout.slots * layout.responses * (len(_last_places(network)) + network.head.gated)
+    reads = _reads_of(network, layout)
     projections = 3 * ((first + scanned) * tokens * block
                        + last * (tokens * inputs + reads * (block - inputs)))
     computed = (layout.rows * layout.length**2,) if pairs is None else pairs
@@ -320,7 +339,8 @@ def micro_batch_work(
 
 
 def kept_bytes(
-    network: RewardNetwork, layout: Layout, *, sharded: bool = False, tiled: bool = False
+    network: RewardNetwork, layout: Layout, *, sharded: bool = False, tiled: bool = False,
+    tensor: int = 1,
 ) -> int:
     """Bytes of a block in the scan that the forward pass keeps for the backward pass.
 
@@ -329,9 +349,11 @@ def kept_bytes(
     values and what attention gives; norms and perceptron, see `_norm_bytes` and
     `_perceptron_bytes`. Of attention, weights in float32 and in the compute dtype and two numbers
     a query, with a cap two more arrays like the weights, in float32; by tiles, its result again
-    and one number. Where blocks have several contexts, also the block's own.
+    and one number. Where blocks have several contexts, also the block's own. Of a tensor group a
+    device keeps all features of the residual stream, and else its part.
     """
-    a, tokens = network.architecture, layout.rows * layout.length
+    a = parallel.part(network.architecture, tensor)
+    tokens = layout.rows * layout.length
     d, inner, size = a.hidden_size, a.num_heads * a.head_dim, jnp.dtype(network.dtype).itemsize
     results = sum(a.parts['qkv']) + d + sum(a.parts['up']) + d * _norms_results(a)
     context = _context_bytes(a, layout, tiled=tiled, chosen=network.remat or sharded)
@@ -353,7 +375,8 @@ def kept_bytes(
 
 
 def step_memory(
-    network: RewardNetwork, layout: Layout, *, shards: int = 1, tiled: bool = False
+    network: RewardNetwork, layout: Layout, *, shards: int = 1, tiled: bool = False,
+    tensor: int = 1,
 ) -> Memory:
     """Bytes on each device while a step runs, as a scan over blocks keeps them.
 
@@ -362,18 +385,21 @@ def step_memory(
       layout: of a micro-batch.
       shards: devices over which the state is split; 1: all of it is on each.
       tiled: whether attention is by tiles; L is then a multiple of the tile.
+      tensor: M; a device gathers its part of a block.
     """
-    a, sharded, held = network.architecture, shards > 1, held_parameters(network, shards)
+    a, sharded, held = network.architecture, shards > 1, held_parameters(network, shards, tensor)
     first, scanned, last = _blocks(network)
     whole, copied = parameters(network), held.kernels * scanned // a.num_layers
     size = jnp.dtype(network.dtype).itemsize
     copies = _FLOAT * copied if scanned < a.num_layers else 0  # slices, if not all of them
     if sharded:  # one block of the scan and those outside of it, see `traffic`
-        copies += (first + 1 + last) * whole.kernels // a.num_layers * size + _FLOAT * whole.head
+        block = whole.kernels // a.num_layers // tensor
+        copies += (first + 1 + last) * block * size + _FLOAT * whole.head
     elif not network.remat and network.dtype != 'float32':
         copies += copied * size
-    working = kept_bytes(dataclasses.replace(network, remat=False), layout, tiled=tiled)
-    kept = kept_bytes(network, layout, sharded=sharded, tiled=tiled)
+    working = kept_bytes(dataclasses.replace(network, remat=False), layout, tiled=tiled,
+                         tensor=tensor)
+    kept = kept_bytes(network, layout, sharded=sharded, tiled=tiled, tensor=tensor)
     entered = a.embedding_norm * layout.rows * layout.length * _norm_bytes(
         a, 1, a.hidden_size, _FLOAT)
     return Memory(
@@ -385,41 +411,78 @@ def step_memory(
 
 
 def traffic(
-    network: RewardNetwork, stacks: Stacks, devices: int, *, sharded: bool
+    network: RewardNetwork, stacks: Stacks, devices: int, *, sharded: bool, tensor: int = 1
 ) -> Traffic:
-    """Bytes that a device sends in a step.
+    """Bytes that a device sends in a step, but for those of `group_traffic`.
 
     Copies of the state: all gradients are added up once. Shards: in each micro-batch kernels are
     gathered forward and again backward and their gradients scattered, embeddings and their
     gradients are exchanged in place of the tables; what is whole everywhere is added up once.
     Blocks that are not in the scan, and the head, XLA gathers once a step. Kernels are gathered in
-    the compute dtype; the rest is float32.
+    the compute dtype; the rest is float32. A device of a tensor group does so with its part of
+    the kernels and of the features of embeddings.
 
     Args:
       network: architecture, dtype and reads.
       stacks: micro-batches of the step, on the device that has most.
       devices: N.
       sharded: whether the state is split over them.
+      tensor: M.
     """
     a, (first, scanned, last) = network.architecture, _blocks(network)
-    sent = (devices - 1) / devices  # of the whole array: what a ring sends, and all-to-all too
-    total, split = sum(parameters(network)), split_parameters(network, devices)
+    groups = devices // tensor
+    sent = (groups - 1) / groups  # of the whole array: what a ring sends, and all-to-all too
+    total, split = sum(parameters(network)), split_parameters(network, devices, tensor)
     if not sharded:
         return Traffic(all_reduce=round(2 * sent * _FLOAT * total))
+    held = sum(held_parameters(network, devices, tensor)) - sum(split) // devices
     count = sum(filled for _, filled in stacks)
-    tokens = sum(filled * layout.rows * layout.length for layout, filled in stacks)
-    if not split.tables:
-        tokens = 0  # looked up by each device in tables of its own
-    tables, block = 1 + a.learned_positions, split.kernels // a.num_layers
+    tokens = _looked_up(network, stacks, devices, tensor)
+    tables, block = 1 + a.learned_positions, split.kernels // a.num_layers // tensor
     gathered = (count * 2 * scanned + first + last) * block * jnp.dtype(network.dtype).itemsize
-    scattered = (first + scanned + last) * block + split.head
+    scattered = (first + scanned + last) * block + split.head // tensor
     return Traffic(
-        all_reduce=round(2 * sent * _FLOAT * (total - sum(split))),
-        # With int32 indices of all tokens in each table.
-        all_gather=round(sent * (gathered + _FLOAT * (split.head + tables * tokens * devices))),
+        all_reduce=round(2 * sent * _FLOAT * held),
+        # With int32 indices of all tokens in each table. The head is gathered from all devices.
+        all_gather=round(sent * (gathered + _FLOAT * tables * tokens * groups)
+                         + (devices - 1) / devices * _FLOAT * split.head),
         reduce_scatter=round(sent * _FLOAT * count * scattered),
         # Embeddings from each table, and one gradient for all.
-        all_to_all=round(sent * _FLOAT * (tables + 1) * tokens * a.hidden_size),
+        all_to_all=round(sent * _FLOAT * (tables + 1) * tokens * a.hidden_size / tensor),
+    )
+
+
+def group_traffic(
+    network: RewardNetwork, stacks: Stacks, devices: int, *, tensor: int
+) -> Traffic:
+    """Bytes that a device of a tensor group sends in a step to the others of it, in each block.
+
+    What each branch gives is added up forward, what comes back to its input backward, in the
+    compute dtype: at all tokens, of a block after the scan at the reads but for the input of its
+    attention. With `remat` the sums of blocks in the scan are taken once more, but for the last of
+    each unless a norm needs it. Scales of norms that all heads have are added up backward, and
+    embeddings are put together from the features of each.
+
+    Args:
+      network: architecture, dtype, recomputation and reads.
+      stacks: micro-batches of the step, on the group that has most.
+      devices: N.
+      tensor: M.
+    """
+    a, (first, scanned, last) = network.architecture, _blocks(network)
+    size = jnp.dtype(network.dtype).itemsize
+    count = sum(filled for _, filled in stacks)
+    tokens = sum(filled * layout.rows * layout.length for layout, filled in stacks)
+    reads = sum(filled * _reads_of(network, layout) for layout, filled in stacks)
+    again = scanned * (1 + _norms_results(a)) if network.remat else 0
+    rows = (4 * (first + scanned) + again + last) * tokens + 3 * last * reads
+    scales = 2 * a.head_dim if a.query_key_norm else 0
+    sent, tables = (tensor - 1) / tensor, 1 + a.learned_positions
+    return Traffic(
+        all_reduce=round(2 * sent * (rows * a.hidden_size * size
+                                     + _FLOAT * count * (first + scanned + last) * scales)),
+        all_gather=round(sent * _FLOAT * tables * a.hidden_size
+                         * _looked_up(network, stacks, devices, tensor)),
     )
 
 
@@ -432,6 +495,7 @@ def step_seconds(
     sharded: bool = False,
     efficiency: float,
     pairs: Sequence[int] | None = None,
+    tensor: int = 1,
 ) -> Seconds:
     """Predicts how long a step takes, by part.
 
@@ -443,23 +507,30 @@ def step_seconds(
       sharded: whether the state is split over them; it is not on one.
       efficiency: share of `machine.flops` that products reach, with all that runs between them.
       pairs: of one micro-batch, see `micro_batch_work`.
+      tensor: M, of devices that follow each other.
     """
-    sharded = sharded and devices > 1
-    work = sum(filled * sum(micro_batch_work(network, layout, sharded=sharded, pairs=pairs))
-               for layout, filled in stacks)
-    sent = traffic(network, stacks, devices, sharded=sharded)
-    held = held_parameters(network, devices if sharded else 1)
+    sharded, groups = sharded and devices > 1, devices // tensor
+    work = sum(filled * sum(micro_batch_work(network, layout, sharded=sharded, pairs=pairs,
+                                             tensor=tensor)) for layout, filled in stacks)
+    sent = traffic(network, stacks, devices, sharded=sharded, tensor=tensor)
+    within = group_traffic(network, stacks, devices, tensor=tensor)
+    held = held_parameters(network, devices if sharded else 1, tensor)
     # AdamW reads and writes parameter and moments and reads the gradient, which was zeroed and is
     # read for its norm; a micro-batch reads and writes the sum and reads the blocks' gradients.
     touched = 9 * sum(held) + 3 * sum(filled for _, filled in stacks) * held.kernels
-    # A ring over several groups enters and leaves each once, over the links of all its members.
+    # A ring over several groups enters and leaves each once, over the links of all its members,
+    # which it shares with the rings of the others in a tensor group.
+    wide = min(machine.link, machine.group * machine.between)
+    own = machine.link if tensor <= machine.group else wide
     ring = machine.link if devices <= machine.group else min(
-        machine.link, machine.group * machine.between)
+        machine.link, machine.group * machine.between / min(tensor, machine.group))
     # Of what goes to each device by itself, most leaves the group, over the device's own link.
-    outside = max(devices - machine.group, 0) / max(devices - 1, 1)
+    near = max(machine.group // tensor, 1)
+    outside = max(groups - near, 0) / max(groups - 1, 1)
     to_each = outside / machine.between + (1 - outside) / machine.link
     return Seconds(
         products=work / (efficiency * machine.flops),
+        sums=sum(within) / own,
         update=_FLOAT * touched / machine.bandwidth,
         exchange=(sent.all_gather + sent.reduce_scatter) / ring + sent.all_to_all * to_each,
         reduction=sent.all_reduce / ring,
@@ -487,6 +558,24 @@ def _blocks(network: RewardNetwork) -> _Blocks:
     rest = a.num_layers - at_reads
     first = min(rest, int(not a.first_norm))
     return _Blocks(first, rest - first, int(at_reads and bool(places or network.head.gated)))
+
+
+def _mesh_axes(spec: P) -> tuple[str, ...]:
+    """Over which axes of the mesh a leaf is split."""
+    return tuple(name for names in spec if names
+                 for name in (names if isinstance(names, tuple) else (names,)))
+
+
+def _looked_up(network: RewardNetwork, stacks: Stacks, devices: int, tensor: int) -> int:
+    """Tokens whose embeddings are exchanged; 0 if each device has whole tables."""
+    if not split_parameters(network, devices, tensor).tables:
+        return 0
+    return sum(filled * layout.rows * layout.length for layout, filled in stacks)
+
+
+def _reads_of(network: RewardNetwork, layout: Layout) -> int:
+    """How many places of a micro-batch are read after the last block."""
+    return layout.slots * layout.responses * (len(_last_places(network)) + network.head.gated)
 
 
 def _reads(network: RewardNetwork) -> list[heads.Read]:

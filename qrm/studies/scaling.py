@@ -27,11 +27,13 @@ def decoder(blocks: int, width: int, heads: int) -> Architecture:
         'num_heads': heads}))
 
 
-DECODERS = {'0.1B': decoder(12, 768, 12), '1B': decoder(18, 2048, 16), '8B': decoder(40, 4096, 32)}
+DECODERS = {'0.1B': decoder(12, 768, 12), '1B': decoder(18, 2048, 16), '8B': decoder(40, 4096, 32),
+            '70B': decoder(86, 8192, 64)}
 DEVICES = (1, 8, 64, 512)
 ON_EACH, TOGETHER = 64, 512  # comparisons of a step: each device brings its own, or all share them
-ROWS, LENGTH = (1, 2, 4, 8, 16), 1024  # of a micro-batch
+ROWS, LENGTH = (1, 2, 4, 8, 16), 1024  # of a micro-batch, for each device that computes it
 EFFICIENCY = 0.5  # assumed share of the peak
+TENSOR, WIDE = (2, 4, 8), 4096  # devices of tensor groups, which are asked of models so wide
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +43,7 @@ class Setting:
     Attributes:
       comparisons: of the step, over all devices.
       sharded: whether the state is split over the devices.
+      tensor: devices of a tensor group.
       rows: of a micro-batch.
       remat: whether blocks are recomputed.
       memory, seconds: see `costs`.
@@ -48,6 +51,7 @@ class Setting:
 
     comparisons: int
     sharded: bool
+    tensor: int
     rows: int
     remat: bool
     memory: costs.Memory
@@ -64,32 +68,34 @@ def network(architecture: Architecture, remat: bool) -> RewardNetwork:
 
 
 @functools.cache
-def pack(comparisons: int, devices: int, rows: int) -> costs.Stacks:
-    """Comparisons of HH's lengths dealt to devices: the stacks of the fullest of them."""
+def pack(comparisons: int, shares: int, rows: int) -> costs.Stacks:
+    """Comparisons of HH's lengths dealt in shares: the stacks of the fullest of them."""
     items = speed.synthetic(1500, vocab_size=50257, max_length=512, seed=0)
     layouts = packing.plan_layouts(items, row_length=LENGTH, rows=rows)
     parts = [packing.pack([items[i] for i in part], layouts)
-             for part in packing.share(Lengths.of(items[:comparisons]).sizes, devices)]
+             for part in packing.share(Lengths.of(items[:comparisons]).sizes, shares)]
     return [(layout, max(sum(one.layout == number for one in part) for part in parts))
             for number, layout in enumerate(layouts)]
 
 
 def options(
-    architecture: Architecture, machine: costs.Machine, devices: int, sharded: bool, together: bool
+    architecture: Architecture, machine: costs.Machine, devices: int, sharded: bool,
+    together: bool, tensor: int = 1,
 ) -> list[Setting]:
-    """All ways to take a step with one layout of the state."""
+    """All ways to take a step with one layout of the state; tensor groups have rows together."""
     found = []
-    for rows in ROWS:
+    for rows in (tensor * rows for rows in ROWS):
         # Where devices bring their own, eight of them tell how full the fullest is.
-        packed = pack(TOGETHER, devices, rows) if together else pack(8 * ON_EACH, 8, rows)
+        packed = (pack(TOGETHER, devices // tensor, rows) if together
+                  else pack(8 * ON_EACH, 8 // tensor, rows))
         largest = next(layout for layout, filled in packed if filled)
         for remat in (False, True):
             net = network(architecture, remat)
             found.append(Setting(
-                TOGETHER if together else ON_EACH * devices, sharded, rows, remat,
-                costs.step_memory(net, largest, shards=devices if sharded else 1),
+                TOGETHER if together else ON_EACH * devices, sharded, tensor, rows, remat,
+                costs.step_memory(net, largest, shards=devices if sharded else 1, tensor=tensor),
                 costs.step_seconds(net, packed, machine, devices=devices, sharded=sharded,
-                                   efficiency=EFFICIENCY)))
+                                   efficiency=EFFICIENCY, tensor=tensor)))
     return found
 
 
@@ -111,19 +117,32 @@ def table_of(machine: costs.Machine, *, together: bool, both: bool) -> str:
     for name, architecture in DECODERS.items():
         alone = fastest(options(architecture, machine, 1, False, together), float('inf'))
         for devices in DEVICES:
-            layouts = {'pmap': False, 'fsdp': True} if devices > 1 else {'one': False}
-            found = {layout: options(architecture, machine, devices, sharded, together)
-                     for layout, sharded in layouts.items()}
+            found = {layout: [one for tensor in groups for one in options(
+                architecture, machine, devices, sharded, together, tensor)]
+                for layout, sharded, groups in layouts(architecture, devices)}
             best = {layout: fastest(some, machine.memory) for layout, some in found.items()}
-            first = max(best, key=lambda layout: best[layout].rate if best[layout] else 0.0)
+            # If none fits, the one that comes closest.
+            first = max(best, key=lambda layout: best[layout].rate if best[layout]
+                        else -min(sum(one.memory) for one in found[layout]))
             for layout, one in best.items():
                 if both or layout == first:
-                    mark = '**' if devices > 1 and both and layout == first else ''
-                    rows.append([name, f'{devices}', f'{mark}{layout}{mark}',
+                    mark = '**' if devices > 1 and both and one and layout == first else ''
+                    group = f' of {one.tensor}' if one and one.tensor > 1 else ''
+                    rows.append([name, f'{devices}', f'{mark}{layout}{group}{mark}',
                                  *cells(one, found[layout], devices * alone.rate)])
     return table(['model', 'devices', 'layout', 'state, GB', 'in a step, GB', 'rows',
-                  'products, ms', 'update, ms', 'exchange, ms', 'reduction, ms', 'step, ms',
-                  'comparisons/s', 'of linear'], rows)
+                  'products, ms', 'sums, ms', 'update, ms', 'exchange, ms', 'reduction, ms',
+                  'step, ms', 'comparisons/s', 'of linear'], rows)
+
+
+def layouts(
+    architecture: Architecture, devices: int
+) -> list[tuple[str, bool, tuple[int, ...]]]:
+    """Names of layouts of the state; whether it is split; and sizes of tensor groups."""
+    if devices == 1:
+        return [('one', False, (1,))]
+    found = [('pmap', False, (1,)), ('fsdp', True, (1,))]
+    return found + [('groups', True, TENSOR)] * (architecture.hidden_size >= WIDE)
 
 
 def cells(one: Setting | None, found: Sequence[Setting], linear: float) -> list[str]:
@@ -131,7 +150,7 @@ def cells(one: Setting | None, found: Sequence[Setting], linear: float) -> list[
     shown = one or min(found, key=lambda other: sum(other.memory))
     memory = [f'{shown.memory.state / 1e9:.3g}', f'{sum(shown.memory) / 1e9:.3g}']
     if one is None:
-        return [*memory, 'does not fit', *['-'] * 7]
+        return [*memory, 'does not fit', *['-'] * 8]
     seconds, best = one.seconds, one.comparisons / one.seconds.shortest
     return [*memory, f'{one.rows}{" (remat)" if one.remat else ""}',
             *(f'{1e3 * part:,.1f}' for part in seconds),

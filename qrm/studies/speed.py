@@ -267,7 +267,6 @@ class _Training:
 
     def __init__(self, config: Any, workload: Workload):
         self._config, self._examples = config, workload.encoded
-        self._devices = jax.local_device_count()
         self._layouts = packing.plan_layouts(
             workload.encoded, row_length=config.train.row_length, rows=config.train.rows)
         optimizer = step.make_optimizer(
@@ -328,11 +327,12 @@ class _Training:
         return sum(f.size for f in filled), sum(int(np.count_nonzero(f)) for f in filled)
 
     def _parts(self, number: int) -> list[packing.Batch]:
-        """The batch of a step, a part for each device."""
-        per_device = -(-self._config.train.batch_size // self._devices)
+        """The batch of a step, a part for each of `Spread.shares`."""
+        shares = self._spread.shares
+        per_share = -(-self._config.train.batch_size // shares)
         items = self.items(number)
-        return [packing.make_batch([items[i] for i in part], self._layouts, per_device)
-                for part in packing.share(Lengths.of(items).sizes, self._devices)]
+        return [packing.make_batch([items[i] for i in part], self._layouts, per_share)
+                for part in packing.share(Lengths.of(items).sizes, shares)]
 
     def _batch(self, number: int) -> Any:
         """What a step takes beside the state, on the devices."""

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from qrm.data.comparisons import DataError
-from qrm.models import adapters, sharding
+from qrm.models import adapters, parallel, sharding
 from qrm.models.architecture import flat, leaf_dtype, tree
 from qrm.models.network import DTYPES, Network, Params
 from qrm.models.weights import Pretrained
@@ -123,7 +123,8 @@ def start(
     if places:
         known = sharding.split(known, {path: places[path] for path in known})
     # In the order of `init`, whatever is known.
-    params = tree({path: (known | made)[path] for path in flat(shapes)})
+    params = parallel.arrange(tree({path: (known | made)[path] for path in flat(shapes)}),
+                              network.architecture, mesh)
     trained, frozen = params, {}
     if tuning.kind != 'all':
 

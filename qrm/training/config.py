@@ -252,6 +252,9 @@ KEYS: Table = {
     'train.sharding': Key(
         'replicated', OneOf(devices.MODES),
         "state on several devices: 'replicated', a copy on each, or 'fsdp', in shards"),
+    'train.tensor': Key(
+        1, AT_LEAST_ONE,
+        "'fsdp': devices of a tensor group, which compute each block together, a part each"),
     'train.checkpoint_every': Key(
         100, AT_LEAST_ONE, 'steps between held-out evaluations, each with a checkpoint'),
     'train.keep': Key(2, AT_LEAST_ONE, 'last checkpoints to keep, beside the best'),
@@ -353,7 +356,7 @@ def check(config: Any, more: Table | None = None) -> None:
     for section, use in (('data.columns', _check_columns), ('head', _check_head),
                          ('model.pair_template', _check_pair_template),
                          ('model.sizes', architecture), ('train.tune', _check_tune),
-                         ('evaluation.rules', _check_rules)):
+                         ('train.tensor', check_tensor), ('evaluation.rules', _check_rules)):
         try:
             use(config)
         except ValueError as error:
@@ -440,6 +443,17 @@ def check_tune(config: Any) -> str:
     if kind == 'lora' and not config.lora.targets:
         raise ValueError("'lora' with lora.targets=(), expected at least one")
     return kind
+
+
+def check_tensor(config: Any) -> None:
+    """Checks that tensor groups are of a state in shards.
+
+    Raises:
+      ValueError: they are not.
+    """
+    if config.train.tensor > 1 and config.train.sharding != 'fsdp':
+        raise ValueError(f"{config.train.tensor} with train.sharding='{config.train.sharding}', "
+                         "expected 1, or 'fsdp'")
 
 
 def check_columns(config: Any, attributes: Sequence[str] = ()) -> None:

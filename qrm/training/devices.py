@@ -40,12 +40,6 @@ def all_sum(tree: Any, axis_name: str | None) -> Any:
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
-def own_devices() -> list[int]:
-    """Which of all devices, in the order of `jax.devices()`, belong to this process."""
-    return [i for i, device in enumerate(jax.devices())
-            if device.process_index == jax.process_index()]
-
-
 @dataclasses.dataclass(frozen=True)
 class Spread:
     """Where the state of a run lives, and how its step is run.
@@ -56,6 +50,18 @@ class Spread:
     """
 
     mesh: Mesh | None = None
+
+    @property
+    def shares(self) -> int:
+        """How many shares a batch is dealt in: one for each device, or tensor group of the mesh."""
+        return jax.device_count() if self.mesh is None else self.mesh.shape[sharding.AXIS]
+
+    @property
+    def own(self) -> list[int]:
+        """Which of the shares are of this process's devices."""
+        size = jax.device_count() // self.shares
+        return sorted({i // size for i, device in enumerate(jax.devices())
+                       if device.process_index == jax.process_index()})
 
     @property
     def _copied(self) -> bool:
@@ -77,7 +83,7 @@ class Spread:
         return jax.tree.map(np.array, unreplicate(state)) if self._copied else state
 
     def put(self, trees: Sequence[Any]) -> Any:
-        """Trees of arrays, one for each own device, on their devices as what runs there takes them.
+        """Trees of arrays, one for each of `own`, on their devices as what runs there takes them.
 
         This does not wait: while the devices compute, what they need next is on its way.
         """

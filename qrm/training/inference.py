@@ -27,7 +27,7 @@ from qrm.data.packing import (
 )
 from qrm.models import sharding
 from qrm.models.network import Network, Params, RewardNetwork
-from qrm.training.devices import Spread, own_devices
+from qrm.training.devices import Spread
 from qrm.training.interruptions import check, watched
 
 _AHEAD = 1  # micro-batches that run while the host prepares the next
@@ -111,7 +111,7 @@ def features(
       for each comparison, in order, see `RewardNetwork.features`.
     """
     yield from run(_features, network.width, network, params, encoded, row_length, rows, mesh,
-                    _FEW * rows * jax.device_count())
+                    _FEW * rows * Spread(mesh).shares)
 
 
 def run(
@@ -143,7 +143,7 @@ def run(
     if not encoded:
         return
     length, layouts = (None, layouts) if layouts else _planned(encoded, row_length, rows)
-    devices, spread = jax.device_count(), Spread(mesh)
+    spread = Spread(mesh)
     params = spread.start(network.cut(params) if mesh is None else params)
 
     def values_of(items: Sequence[Encoded]) -> list[np.ndarray]:
@@ -165,8 +165,8 @@ def run(
 
         for number, layout in enumerate(layouts):
             members = [item for item in packed if item.layout == number]
-            for first in range(0, len(members), devices):
-                group = members[first:first + devices]
+            for first in range(0, len(members), spread.shares):
+                group = members[first:first + spread.shares]
                 outputs = _forward(function, network, params,
                                    [make(p.micro_batch) for p in group],
                                    make(empty_micro_batch(layout)), spread)
@@ -217,13 +217,12 @@ def _forward(
     empty: Any,
     spread: Spread,
 ) -> jax.Array:
-    """Values [devices, C, K, width] of up to one micro-batch for each device."""
-    devices = jax.device_count()
-    batches = batches + [empty] * (devices - len(batches))
-    placed = spread.put([batches[i] for i in own_devices()])
+    """Values [shares, C, K, width] of up to one micro-batch for each of `Spread.shares`."""
+    batches = batches + [empty] * (spread.shares - len(batches))
+    placed = spread.put([batches[i] for i in spread.own])
     if spread.mesh is not None:
         return _apply_split(function, network, spread.mesh, params, placed)
-    if devices == 1:
+    if spread.shares == 1:
         return _apply(function, network, params, placed)[None]
     return spread.one(_apply_all(function, network, params, placed))
 

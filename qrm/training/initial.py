@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from qrm.models import adapters, families, sharding, weights
+from qrm.models import adapters, families, parallel, sharding, weights
 from qrm.models.architecture import Architecture
 from qrm.models.network import Network, Params
 from qrm.models.tuning import Tuning
@@ -92,9 +92,16 @@ def start(config: Any, network: Network, settings: dict[str, Any]) -> Initial:
       settings: of its backbone; those of a checkpoint are taken from it once more.
 
     Raises:
+      ConfigError: tensor groups cannot divide the blocks, see `parallel.check`.
       DataError: see `base.read` and `base.start`.
     """
-    mesh = sharding.make_mesh() if config.train.sharding == 'fsdp' else None
+    mesh = None
+    if config.train.sharding == 'fsdp':
+        try:
+            parallel.check(network.architecture, jax.device_count(), config.train.tensor)
+        except ValueError as error:
+            raise ConfigError(f'config.train.{error}') from error
+        mesh = sharding.make_mesh(config.train.tensor)
     kind, pretrained = network.tuning.kind, None
     origin = base.find(config.model.checkpoint, config.seed, config.train.frozen_dtype,
                        frozen=kind != 'all')

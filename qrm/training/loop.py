@@ -26,11 +26,12 @@ from qrm.data import packing
 from qrm.data.comparisons import DataError, DataReport
 from qrm.data.encoded import Encoded, Lengths, fingerprint
 from qrm.data.seen import Seen
+from qrm.models import parallel
 from qrm.models.network import Network, Params, parameter_count
 from qrm.training import base, step, workdir
 from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
-from qrm.training.devices import Spread, fetch_number, own_devices
+from qrm.training.devices import Spread, fetch_number
 from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals, watched
 from qrm.training.schema import ConfigError
 
@@ -96,15 +97,16 @@ class Examples:
     Args:
       config: of a run; `train` and the seed are read.
       examples: comparisons to learn from.
-      make_batch: comparisons of a step of one device -> their batch.
+      make_batch: comparisons of a share of a step -> their batch.
+      spread: how steps are dealt to devices.
 
     Raises:
       ConfigError: there is no step to take.
     """
 
     def __init__(self, config: Any, examples: Sequence[Encoded],
-                 make_batch: Callable[[Sequence[Encoded]], packing.Batch]):
-        self._examples, self._make_batch = examples, make_batch
+                 make_batch: Callable[[Sequence[Encoded]], packing.Batch], spread: Spread):
+        self._examples, self._make_batch, self._spread = examples, make_batch, spread
         self._sizes = Lengths.of(examples).sizes
         self._seed, self._batch_size = config.seed, config.train.batch_size
         self._total = round(config.train.epochs * len(examples))
@@ -120,7 +122,7 @@ class Examples:
     def feed(self, number: int, unused_trained: Callable[[], Params]) -> Fed:
         """See `Source`."""
         return Fed([self._make_batch([self._examples[i] for i in part])
-                    for part in own_parts(self._sizes, self._indices(number))], {})
+                    for part in own_parts(self._sizes, self._indices(number), self._spread)], {})
 
     def ids(self, number: int) -> list[str]:
         """See `Source`."""
@@ -271,8 +273,9 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
     rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     spread = Spread(course.mesh)
     run_step = spread.compile(step.make_train_step(course.network, course.objective, optimizer))
-    layout = (f'{jax.device_count()} x {jax.devices()[0].device_kind}, '
-              f'{config.train.sharding}')
+    layout = f'{jax.device_count()} x {jax.devices()[0].device_kind}, {config.train.sharding}'
+    if (group := jax.device_count() // spread.shares) > 1:
+        layout += f', tensor groups of {group}'
 
     def not_finite(number: int, what: str) -> NonFiniteLoss:
         return NonFiniteLoss(f'{folder}: step {number} gave {what}; comparisons in its batch: '
@@ -307,7 +310,8 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
             if meta['layout'] != layout:
                 print(f'note: the run started on {meta["layout"]} and goes on on {layout}; the '
                       'last digits may differ', flush=True)
-            state = rest._replace(params=trained)
+            state = parallel.arrange(rest._replace(params=trained), course.network.architecture,
+                                     course.mesh)
             print(f'resuming {folder} at step {start} of {steps}', flush=True)
         fixed = course.parameters - parameter_count(state.params)
         print(f'{course.parameters - fixed:,} parameters'
@@ -338,7 +342,8 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
 
         def save(done: int, loss_held_out: float | None) -> None:
             progressed()  # held-out comparisons may have taken long
-            own = spread.to_save(state)
+            own = spread.to_save(
+                parallel.restore(state, course.network.architecture, course.mesh))
             meta = identity | {'layout': layout}
             checkpoints.save(done, own.params, beside(own._replace(params=None)), meta,
                              loss_held_out)
@@ -400,15 +405,16 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
     return Outcome(course.parameters, float(np.median(seconds[3:])) if len(seconds) > 3 else None)
 
 
-def own_parts(sizes: np.ndarray, places: np.ndarray) -> list[np.ndarray]:
-    """Places of a step's comparisons for each device of this process; no others are read.
+def own_parts(sizes: np.ndarray, places: np.ndarray, spread: Spread) -> list[np.ndarray]:
+    """Places of a step's comparisons for each share of this process; no others are read.
 
     Args:
       sizes: tokens of all comparisons.
       places: of those of the step.
+      spread: how they are dealt.
     """
-    parts = packing.share(sizes[places], jax.device_count())
-    return [places[parts[device]] for device in own_devices()]
+    parts = packing.share(sizes[places], spread.shares)
+    return [places[parts[share]] for share in spread.own]
 
 
 class _Progress:

@@ -278,7 +278,7 @@ def make_train_step(
             gradients, sums = add_batch(params, frozen, teacher, batch, step, key, sharding.AXIS)
             return sharding.add_up(gradients), all_sum(sums, sharding.AXIS)
 
-        splits = sharding.specs(state.params, mesh.size)
+        splits = sharding.mesh_specs(state.params, mesh)
         return sharding.on_shards(own, mesh, (splits, P()))(
             (state.params, state.teacher, frozen), batch, state.step, state.key)
 

@@ -18,6 +18,7 @@ from qrm.rewards import heads, metrics
 from qrm.training import config as config_lib
 from qrm.training import features, inference, inputs, loop, reward_model, workdir
 from qrm.training import initial as initial_lib
+from qrm.training.devices import Spread
 from qrm.training.features import FeatureNetwork, Features
 from qrm.training.initial import Initial
 from qrm.training.inputs import Data
@@ -185,7 +186,7 @@ def train(config: Any, folder: str) -> Outcome:
         identity = loop.identify(config, prepared.initial.base, prepared.encoded)
         loop.check_same_run(folder, identity)
         print(inputs.format_reports(prepared.data.reports), flush=True)
-        per_device = -(-config.train.batch_size // jax.device_count())
+        per_device = -(-config.train.batch_size // Spread(prepared.initial.mesh).shares)
         course = (_with_features(config, prepared, per_device) if prepared.model.features
                   else _with_tokens(config, prepared, per_device))
         # Only now: a run that could not start must not keep a corrected one out of its folder.
@@ -265,9 +266,9 @@ def _course(
             metrics.predictions_of(validation, outputs, model.network.head, loss))
 
     return Course(
-        loop.Examples(config, examples, make_batch), network, RewardObjective(network, loss),
-        prepared.initial.trained, begin, frozen, mesh, evaluate, metrics.criterion(loss),
-        ('accuracy',),
+        loop.Examples(config, examples, make_batch, Spread(mesh)), network,
+        RewardObjective(network, loss), prepared.initial.trained, begin, frozen, mesh, evaluate,
+        metrics.criterion(loss), ('accuracy',),
         parameter_count(jax.eval_shape(model.network.init, jax.random.key(0))), shapes)
 
 

@@ -31,13 +31,15 @@ def test_adapters_leave_out_what_is_not_trained():
 
 
 def test_the_table_by_hand():
-    row = SMALL._asdict() | {'case': 'small', 'devices': 8, 'device': 'TPU v9', 'formula': 5e9,
-                             'arguments': 3e9, 'temporary': 1.5e9, 'seconds': 12.4}
+    row = SMALL._asdict() | {'case': 'small', 'devices': 8, 'tensor': 1, 'device': 'TPU v9',
+                             'formula': 5e9, 'arguments': 3e9, 'temporary': 1.5e9, 'seconds': 12.4}
     refused = {key: value for key, value in row.items() if key not in ('arguments', 'temporary')}
     _, first, second = ahead.lines([row, refused | {'error': 'out of memory'}], 9e9)
     assert first == ['small', '8 x TPU v9', '2 x 64', '2', 'dense', '3', '1.5', '4.5 GB, 50%',
                      '5', '12 s']
     assert second[5:] == ['-', '-', 'out of memory', '5', '12 s']
+    groups = ahead.lines([row | {'tensor': 2}], 9e9)[1]
+    assert groups == [first[0], '8 x TPU v9, groups of 2', *first[2:]]
 
 
 def test_numbers_of_devices_without_a_layout_are_refused():

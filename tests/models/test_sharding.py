@@ -234,13 +234,14 @@ def equations(jaxpr):
 
 
 def test_checkpoints_move_between_layouts(tmp_path):
-    """Two steps each on 1 device, 8 with shards, 2 with shards, 1: as eight steps on 1."""
+    """Two steps each on 1 device, 8 in groups of 2, 2 with shards, 1: as eight steps on 1."""
     whole, moved = str(tmp_path / 'whole'), str(tmp_path / 'moved')
     train.train(on_devices.tiny_config(), whole)
     on_devices.train_until(moved, 2, {})
-    run(8, moved, '4', 'train.sharding=fsdp')
+    run(8, moved, '4', 'train.sharding=fsdp', 'train.tensor=2')
     out = run(2, moved, '6', 'train.sharding=fsdp')
-    assert 'the run started on 8 x cpu, fsdp and goes on on 2 x cpu, fsdp' in out
+    assert ('the run started on 8 x cpu, fsdp, tensor groups of 2 and goes on on 2 x cpu, fsdp'
+            in out)
     on_devices.train_until(moved, 0, {})
     rows, expected = workdir.read_metrics(moved), workdir.read_metrics(whole)
     assert [row.pop('split') for row in rows] == [row.pop('split') for row in expected]

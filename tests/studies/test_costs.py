@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.interpreters import partial_eval
+from jax.sharding import AbstractMesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from qrm.data import packing
@@ -40,7 +41,9 @@ from tests.helpers import (
 
 LAYOUT = packing.Layout(length=64, rows=5, slots=4, responses=2)
 STEPS = {'replicated': 'replicated,gpt2,float32,remat', 'fsdp': 'fsdp,gpt2,float32,stored',
-         'bert': 'fsdp,bert,float32,stored', 'modernbert': 'fsdp,modernbert,float32,remat'}
+         'bert': 'fsdp,bert,float32,stored', 'modernbert': 'fsdp,modernbert,float32,remat',
+         # Column biases and norms of each head; more sums where blocks are recomputed.
+         'groups': 'fsdp:2,gpt2,float32,stored', 'grouped': 'fsdp:4,qwen3,float32,remat'}
 # Width 32, two heads of 20 on one of keys and values, inner width 48.
 GROUPED = compiled.architecture('llama')
 
@@ -192,16 +195,26 @@ def test_split_parameters_are_those_of_the_table(net):
         assert costs.split_parameters(net, devices)._asdict() == sizes
 
 
-@pytest.mark.parametrize(('family', 'shards'), [('gpt2', 1), ('gpt2', 8), ('bert', 8)])
-def test_state_bytes_are_those_of_the_training_state(family, shards):
+@pytest.mark.parametrize(('family', 'shards', 'tensor'), [
+    ('gpt2', 1, 1), ('gpt2', 8, 1), ('bert', 8, 1), ('gpt2', 8, 2), ('bert', 8, 2), ('gpt2', 2, 2)])
+def test_state_bytes_are_those_of_the_training_state(family, shards, tensor):
     net = small(family)
     optimizer = step.make_optimizer(optimizer_config(name='adamw', weight_decay=0.1), 3)
     state = jax.eval_shape(lambda key: step.init_state(net.init(key), optimizer, 0),
                            jax.random.key(0))
-    own = sum(nbytes(leaf) // (shards if sharding.AXIS in spec else 1) for leaf, spec in zip(
-        *map(jax.tree.leaves, (state, sharding.specs(state, shards))), strict=True))
+    mesh = AbstractMesh((shards // tensor, tensor), (sharding.AXIS, sharding.TENSOR))
+    own = sum(math.prod(NamedSharding(mesh, spec).shard_shape(leaf.shape)) * leaf.dtype.itemsize
+              for leaf, spec in zip(*map(
+                  jax.tree.leaves, (state, sharding.specs(state, shards, tensor))), strict=True))
     # Beside it the step, two counts of the optimiser, and a key of two words.
-    assert own == costs.step_memory(net, LAYOUT, shards=shards).state + 3 * 4 + 2 * 4
+    assert own == costs.step_memory(net, LAYOUT, shards=shards, tensor=tensor).state + 3 * 4 + 2 * 4
+
+
+def test_work_of_a_group_by_hand():
+    """As above, in pairs of devices with a head and 16 inner features each."""
+    layout = packing.Layout(length=4, rows=1, slots=1, responses=2)
+    one, pair = (costs.micro_batch_work(network(), layout, tensor=tensor) for tensor in (1, 2))
+    assert pair == (one.projections // 2, one.attention // 2, one.head)
 
 
 def test_work_by_hand():
@@ -304,7 +317,7 @@ def test_work_follows_what_the_head_reads(family, head):
     assert_work_is_traced(small(family, **head))
 
 
-def assert_kept_bytes_are_those_of_differentiation(net, sharded=False):
+def assert_kept_bytes_are_those_of_differentiation(net, sharded=False, tensor=1):
     def kept(params, batch):
         def hidden(params, embedded):
             return net.hidden(params, batch, embedded)
@@ -313,14 +326,15 @@ def assert_kept_bytes_are_those_of_differentiation(net, sharded=False):
 
     batch = packing.empty_micro_batch(LAYOUT)
     if sharded:
-        kept = sharding.on_shards(kept, sharding.make_mesh(), P())
+        mesh = AbstractMesh((1, tensor), (sharding.AXIS, sharding.TENSOR))
+        kept = sharding.on_shards(kept, mesh, P())
         batch = jax.tree.map(lambda x: x[None], batch)
     arrays = jax.eval_shape(kept, abstract(net), batch)
     # What a scan has stacked, other than slices of parameters and indices of tiles.
     scanned = 3 if net.architecture.first_norm else 2
     stacked = sum(nbytes(x) for x in arrays
                   if x.shape[:2] == (scanned, LAYOUT.rows) and x.dtype != jnp.int32)
-    assert stacked == scanned * costs.kept_bytes(net, LAYOUT, sharded=sharded,
+    assert stacked == scanned * costs.kept_bytes(net, LAYOUT, sharded=sharded, tensor=tensor,
                                                  tiled=net.attention == 'tiled')
 
 
@@ -332,6 +346,14 @@ def test_kept_bytes_of_each_family_are_those_of_differentiation(family):
 @pytest.mark.parametrize('family', ['gpt2', 'llama', 'bert', 'modernbert'])
 def test_kept_bytes_of_shards_are_those_of_differentiation(family):
     assert_kept_bytes_are_those_of_differentiation(small(family, 'tiled'), sharded=True)
+
+
+@pytest.mark.parametrize(('family', 'remat'), [
+    ('gpt2', False), ('bert', True), ('gemma2', False)])
+def test_kept_bytes_of_groups_are_those_of_differentiation(family, remat):
+    net = dataclasses.replace(
+        small(family, 'tiled', remat), architecture=compiled.architecture(family, tensor=2))
+    assert_kept_bytes_are_those_of_differentiation(net, sharded=True, tensor=2)
 
 
 @pytest.mark.parametrize(('attention', 'dtype', 'remat', 'sharded'), [
@@ -369,15 +391,14 @@ def test_work_is_that_of_the_compiled_step(programs, mode):
 
 @pytest.mark.parametrize('mode', STEPS)
 def test_traffic_is_that_of_the_compiled_step(programs, mode):
-    """What is counted are results: all of a gathered array, an eighth of a scattered one."""
     program, sent = programs[mode], programs[mode]['predicted']
-    assert sent['all_gather'] == program['all-gather'] * 7 / 8
+    assert sent['all_gather'] == program['all-gather']
     # Together, as a sum over devices can be scattered by either, with as many bytes.
     assert sent['reduce_scatter'] + sent['all_to_all'] == (
-        8 * program['reduce-scatter'] + program['all-to-all']) * 7 / 8
+        program['reduce-scatter'] + program['all-to-all'])
     assert program['collective-permute'] == 0
     # Metrics, the norm of the gradient and how often to go round are single numbers.
-    assert 0 <= program['all-reduce'] - sent['all_reduce'] / 2 / (7 / 8) <= 20 * 4
+    assert 0 <= program['all-reduce'] - sent['all_reduce'] <= 2 * 20 * 4
     assert sent['all_reduce'] > 100 * 4
 
 
@@ -411,6 +432,26 @@ def test_traffic_by_hand():
     assert half.all_gather == 4 * 2 * 2048 + 2048 + 2 * (160 + 14 * 2 * 2)
 
 
+def test_traffic_of_groups_by_hand():
+    """Four devices in pairs, each sends half of what is exchanged between pairs or within one."""
+    stacks = [(packing.Layout(4, 1, 1, 2), 3), (packing.Layout(2, 1, 1, 2), 1)]
+    sent = costs.traffic(network(), stacks, 4, sharded=True, tensor=2)
+    # Half of a block of 2,048, of its biases of 80 for columns, of embeddings' features. The head
+    # is gathered from all four, its gradient scattered by halves.
+    vectors = 2 * (40 + 32 + 64) + 32
+    assert sent == (4 * vectors, 2 * (4 * 2 * 1024 + 1024 + 14 * 2 * 2) + 3 * 160,
+                    2 * 4 * (2 * 1024 + 80), 2 * 14 * 3 * 8)
+    # Of 14 tokens four sums in the first block, in the last one one, beside three at two reads of
+    # each micro-batch; and what was looked up in two tables.
+    rows = 4 * 14 + 14 + 3 * 8
+    assert costs.group_traffic(network(), stacks, 4, tensor=2) == (
+        4 * rows * 16, 2 * 14 * 2 * 16, 0, 0)
+    # The first block's sum of attention once more, in half as many bytes.
+    again = costs.group_traffic(network(remat=True, dtype='bfloat16'), stacks, 4, tensor=2)
+    assert again.all_reduce == 2 * (rows + 14) * 16
+    assert costs.group_traffic(network(), stacks, 4, tensor=1) == (0, 0, 0, 0)
+
+
 def test_seconds_by_hand():
     machine = costs.Machine(flops=1e6, memory=1e9, bandwidth=1e5, group=2, link=1e4,
                             between=1e3)
@@ -421,9 +462,9 @@ def test_seconds_by_hand():
     settings = {'efficiency': 0.5}
     one = costs.step_seconds(network(), stacks, machine, **settings)
     # The optimiser touches a parameter nine times, a micro-batch a kernel's gradient three times.
-    assert one == pytest.approx((2 * work / 5e5, 4 * (9 * total + 6 * 4096) / 1e5, 0, 0))
+    assert one == pytest.approx((2 * work / 5e5, 0, 4 * (9 * total + 6 * 4096) / 1e5, 0, 0))
     pmap = costs.step_seconds(network(), stacks, machine, devices=2, **settings)
-    assert pmap == pytest.approx((*one[:3], 4 * total / 1e4))
+    assert pmap == pytest.approx((*one[:4], 4 * total / 1e4))
     # Over two groups, a ring has the links of both of a group's members to leave it by.
     wide = costs.step_seconds(network(), stacks, machine, devices=4, **settings)
     assert wide.reduction == pytest.approx(2 * 3 / 4 * 4 * total / 2e3)
@@ -434,6 +475,17 @@ def test_seconds_by_hand():
         (sent.all_gather + sent.reduce_scatter) / 2e3
         + sent.all_to_all * (2 / 3 / 1e3 + 1 / 3 / 1e4))
     assert fsdp.longest - fsdp.shortest == pytest.approx(min(fsdp.products, fsdp.exchange))
+    # Pairs are those of fast links; each of their devices is of a ring that has one link between.
+    pairs = costs.step_seconds(network(), stacks, machine, devices=4, sharded=True, tensor=2,
+                               **settings)
+    sent, within = (costs.traffic(network(), stacks, 4, sharded=True, tensor=2),
+                    costs.group_traffic(network(), stacks, 4, tensor=2))
+    assert pairs.sums == pytest.approx(sum(within) / 1e4)
+    assert pairs.exchange == pytest.approx(
+        (sent.all_gather + sent.reduce_scatter + sent.all_to_all) / 1e3)
+    # Products wait for sums, whatever is hidden.
+    assert pairs.shortest == pytest.approx(
+        max(pairs.products + pairs.sums, pairs.exchange) + pairs.update + pairs.reduction)
 
 
 def test_a_benchmark_is_predicted_from_its_product():

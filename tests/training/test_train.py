@@ -21,6 +21,7 @@ from qrm.data.encoded import fingerprint
 from qrm.training import config as config_lib
 from qrm.training import inputs, interruptions, loop, step, train, workdir
 from qrm.training.checkpoints import Checkpoints
+from qrm.training.devices import Spread
 from qrm.training.schema import ConfigError
 from tests.helpers import ROOT, TINY, WORDS, load_config, random_comparisons, word_pairs
 
@@ -508,12 +509,12 @@ def test_a_process_reads_only_the_comparisons_of_its_devices(monkeypatch):
             return super().__getitem__(i)
 
     items, read = Items(random_comparisons(40, seed=1)), []
-    monkeypatch.setattr(jax, 'device_count', lambda: 4)
+    monkeypatch.setattr(Spread, 'shares', 4)
     config = load_config('demo', **{'train.batch_size': 12})
-    source = loop.Examples(config, items, list)
+    source = loop.Examples(config, items, list, Spread())
     found = []
     for own in ([0, 1], [2, 3]):
-        monkeypatch.setattr(loop, 'own_devices', lambda own=own: own)
+        monkeypatch.setattr(Spread, 'own', own)
         read.clear()
         assert [len(part) for part in source.feed(0, dict).batches] == [3, 3]
         assert len(read) == 6

@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 from qrm.models import families, parallel, sharding
 from qrm.models.architecture import Architecture
 from qrm.models.transformer import Transformer
-from tests.helpers import ARCHITECTURE, single_batch, encoded
+from tests.helpers import ARCHITECTURE, encoded, single_batch
 
 # Four heads of two features, on two of keys and values; six inner features with gates.
 GROUPED = families.architecture(families.random_settings('llama', {
@@ -21,7 +21,7 @@ GROUPED = families.architecture(families.random_settings('llama', {
 
 
 def columns(a: Architecture, name: str, kernel: str, width: int) -> list[list[list[int]]]:
-    """Columns of a kernel that each device of the first group has, and in which order they return."""
+    """Columns of a kernel that each device of the first group has, and those that come back."""
     mesh = sharding.make_mesh(2)
     tree = {'backbone': {'blocks': {name: {kernel: {
         'kernel': jnp.broadcast_to(jnp.arange(width), (1, 8, width))}}}}}

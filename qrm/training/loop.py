@@ -191,8 +191,9 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
     rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     spread = Spread(course.mesh)
     run_step = spread.compile(step.make_train_step(course.network, course.objective, optimizer))
-    layout = (f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
-              + (f', tensor groups of {devices // spread.shares}' if spread.shares < devices else ''))
+    layout = f'{devices} x {jax.devices()[0].device_kind}, {config.train.sharding}'
+    if spread.shares < devices:
+        layout += f', tensor groups of {devices // spread.shares}'
 
     def make_batches(number: int) -> list[packing.Batch]:
         """Batches of this process's devices or tensor groups."""

@@ -114,7 +114,8 @@ def take_steps(
                                 rows=2, mesh=mesh)
     params = parallel.restore(params, net.architecture, mesh)
     return {
-        'devices': jax.device_count(), 'metrics': metrics, 'initial': initial, 'params': flat(params),
+        'devices': jax.device_count(), 'metrics': metrics, 'initial': initial,
+        'params': flat(params),
         'rewards': np.concatenate([q.ravel() for q in rewards]).tolist(),
         'share_of_bytes': own_bytes / whole_bytes, 'own_bytes': own_bytes,
     }

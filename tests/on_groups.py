@@ -21,7 +21,7 @@ GROUPED = families.architecture(families.random_settings('llama', {
 
 
 def columns(a: Architecture, name: str, kernel: str, width: int) -> list[list[list[int]]]:
-    """Columns of a kernel that each device of a group has, and in which order they return."""
+    """Columns of a kernel that each device of the first group has, and those that come back."""
     mesh = sharding.make_mesh(2)
     tree = {'backbone': {'blocks': {name: {kernel: {
         'kernel': jnp.broadcast_to(jnp.arange(width), (1, 8, width))}}}}}

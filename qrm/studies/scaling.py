@@ -34,6 +34,9 @@ ON_EACH, TOGETHER = 64, 512  # comparisons of a step: each device brings its own
 ROWS, LENGTH = (1, 2, 4, 8, 16), 1024  # of a micro-batch, for each device that computes it
 EFFICIENCY = 0.5  # assumed share of the peak
 TENSOR, WIDE = (2, 4, 8), 4096  # devices of tensor groups, which are asked of models so wide
+_HEADING = ('model', 'devices', 'layout', 'state, GB', 'in a step, GB', 'rows', 'products, ms',
+            'sums, ms', 'update, ms', 'exchange, ms', 'reduction, ms', 'step, ms',
+            'comparisons/s', 'of linear')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,9 +133,27 @@ def table_of(machine: costs.Machine, *, together: bool, both: bool) -> str:
                     group = f' of {one.tensor}' if one and one.tensor > 1 else ''
                     rows.append([name, f'{devices}', f'{mark}{layout}{group}{mark}',
                                  *cells(one, found[layout], devices * alone.rate)])
-    return table(['model', 'devices', 'layout', 'state, GB', 'in a step, GB', 'rows',
-                  'products, ms', 'sums, ms', 'update, ms', 'exchange, ms', 'reduction, ms',
-                  'step, ms', 'comparisons/s', 'of linear'], rows)
+    return table(_HEADING, rows)
+
+
+def groups(machine: costs.Machine) -> str:
+    """A table of tensor groups of wide models whose devices share a batch; the fastest in bold."""
+    rows = []
+    for name, architecture in DECODERS.items():
+        if architecture.hidden_size < WIDE:
+            continue
+        alone = fastest(options(architecture, machine, 1, False, True), float('inf'))
+        for devices in DEVICES[1:]:
+            found = {tensor: options(architecture, machine, devices, True, True, tensor)
+                     for tensor in (1, *TENSOR)}
+            best = {tensor: fastest(some, machine.memory) for tensor, some in found.items()}
+            rates = {tensor: one.rate for tensor, one in best.items() if one}
+            for tensor, one in best.items():
+                mark = '**' if rates and rates.get(tensor) == max(rates.values()) else ''
+                layout = f'groups of {tensor}' if tensor > 1 else 'fsdp'
+                rows.append([name, f'{devices}', f'{mark}{layout}{mark}',
+                             *cells(one, found[tensor], devices * alone.rate)])
+    return table(_HEADING, rows)
 
 
 def layouts(
@@ -213,6 +234,7 @@ def tables() -> dict[str, str]:
     return {
         f'H200, {ON_EACH} comparisons a device': table_of(costs.H200, together=False, both=True),
         f'H200, {TOGETHER} comparisons in all': table_of(costs.H200, together=True, both=False),
+        f'H200, {TOGETHER} comparisons in all, in tensor groups': groups(costs.H200),
         f'TPU v5p, {ON_EACH} comparisons a device': table_of(
             costs.TPU_V5P, together=False, both=False),
         'H200, the largest model': largest(costs.H200),

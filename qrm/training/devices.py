@@ -35,8 +35,8 @@ def fetch_number(value: jax.Array) -> float:
     return float(np.ravel(value.addressable_shards[0].data)[0])
 
 
-def all_sum(tree: Any, axis_name: str | None) -> Any:
-    """Sum over the devices of a mapped axis; the tree itself without one."""
+def all_sum(tree: Any, axis_name: str | tuple[str, ...] | None) -> Any:
+    """Sum over the devices of mapped axes; the tree itself without one."""
     return tree if axis_name is None else jax.lax.psum(tree, axis_name)
 
 
@@ -109,8 +109,14 @@ class Spread:
 
         def run(state, batch_and_stop, frozen=None, *, axis_name=None, mesh=None):
             batch, stop = batch_and_stop
-            return (*train_step(state, batch, frozen, axis_name=axis_name, mesh=mesh),
-                    jnp.sum(all_sum(stop, axis_name)))
+            if mesh is None:
+                stops = all_sum(stop, axis_name)
+            else:
+                # Of a tensor group that several processes share, each gives what it knows itself.
+                stops = jax.shard_map(
+                    lambda own: jnp.sum(all_sum(own, mesh.axis_names)), mesh=mesh,
+                    in_specs=P(sharding.AXIS), out_specs=P(), check_vma=False)(stop)
+            return *train_step(state, batch, frozen, axis_name=axis_name, mesh=mesh), stops
 
         if self._copied:
             return jax.pmap(functools.partial(run, axis_name=_AXIS), _AXIS, donate_argnums=0)

@@ -98,7 +98,8 @@ def test_the_loss_by_hand(arrays, own):
 
 
 def test_several_devices_take_the_step_of_one():
-    done = subprocess.run([sys.executable, '-m', 'tests.on_policies', 'replicated', 'fsdp'],
+    modes = ('replicated', 'fsdp', 'fsdp:2')
+    done = subprocess.run([sys.executable, '-m', 'tests.on_policies', *modes],
                           cwd=ROOT, env=simulated(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     alone = on_policies.take_steps('replicated')

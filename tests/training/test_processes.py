@@ -50,7 +50,7 @@ def test_two_processes_stop_fail_and_end_as_one_process_with_two_devices(tmp_pat
     assert code == 0, err
 
     # A signal that comes to one while it makes the second batch is known to both after the third.
-    ends = run_two(two, ('SIGTERM', 2))
+    ends = run_two(two, ('SIGTERM', 2), **{'train.sharding': 'fsdp', 'train.tensor': 2})
     for code, _, err in ends:
         assert code == 0, err
         assert f'saved {two} at step 3 of 8' in err

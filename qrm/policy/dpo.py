@@ -52,6 +52,7 @@ KEYS: Table = {
         'nat a token'),
 }
 
+_ROUNDING = 1e-6  # of log-probabilities of responses; ratios that differ by less are equal
 _REFERENCE = 'reference_log_probs'
 
 
@@ -161,16 +162,18 @@ def preference_sums(
         losses = objectives.ipo(first, second, beta=config.beta)
     known = jnp.sum(preference, axis=(1, 2))
     each = jnp.sum(preference * losses, axis=(1, 2)) / jnp.where(known > 0, known, 1.0)
-    rewards = objectives.implicit_rewards(ratios, config.beta)
-    ahead = rewards[:, :, None] - rewards[:, None, :]
+    ahead = objectives.implicit_rewards(first - second, config.beta)
     decided = (preference > 0.5).astype(jnp.float32)
     totals = objectives.token_sum(log_probs, mask)
+    # Programs round otherwise: where the policy is the reference, neither side is ahead.
+    noise = _ROUNDING * jnp.abs(totals)
+    equal = jnp.abs(first - second) <= noise[:, :, None] + noise[:, None, :]
     # Where nothing is known of a comparison, it has no weight either.
     weight = jnp.where(known > 0, weight, 0.0)
     return Sums(
         loss=jnp.sum(weight * each),
         weight=jnp.sum(weight),
-        correct=jnp.sum(decided * 0.5 * (1.0 + jnp.sign(ahead))),
+        correct=jnp.sum(decided * 0.5 * (1.0 + jnp.where(equal, 0.0, jnp.sign(ahead)))),
         margin=jnp.sum(decided * ahead),
         chosen=jnp.sum(decided * totals[:, :, None]),
         rejected=jnp.sum(decided * totals[:, None, :]),

@@ -8,9 +8,9 @@ each device of a group: the residual stream, its dropout, norms, embeddings and 
 
 So gradients are of three kinds. Of a device's own columns and rows it has all of the gradient, of
 what is used beside the branches too, as the others have; of what all use in a part of a branch, the
-parts are added up, see `enter` and `own_part`.
+parts are added up, see `enter`, or put together, see `own`.
 
-Axes: D features, F features out, M devices of a tensor group, H query heads.
+Axes: F features out, N devices, M of a tensor group.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from jax.sharding import Mesh
 
 from qrm.models import sharding
 from qrm.models.architecture import Architecture, flat, tree
-from qrm.models.lora import Lora
+from qrm.models.lora import Lora, split
 from qrm.models.sharding import TENSOR
 
 _COLUMNS = ('attention/qkv', 'mlp/up')  # kernels of which a device has columns; of others, rows
@@ -48,10 +48,10 @@ def check(a: Architecture, devices: int, tensor: int) -> None:
         raise ValueError(f'tensor={tensor}, expected a divisor of the number of devices, {devices}')
     if tensor == 1:
         return
-    for size, what in ((a.num_kv_heads, 'key and value heads'),
-                       (a.intermediate_size, 'inner features')):
-        if size % tensor:
-            raise ValueError(f'tensor={tensor} for {size} {what}, expected a divisor of them')
+    for count, what in ((a.num_kv_heads, 'key and value heads'),
+                        (a.intermediate_size, 'inner features')):
+        if count % tensor:
+            raise ValueError(f'tensor={tensor} for {count} {what}, expected a divisor of them')
     if a.query_key_norm == 'projection':
         raise ValueError(f'tensor={tensor} for a model with norms of the queries of all heads '
                          'together, expected 1')
@@ -97,10 +97,10 @@ def own(a: Architecture, lora: Lora | None, layer: Any, tensor: int) -> tuple[Lo
         if side == 'a':
             return _own(leaf, leaf.ndim - 2)
         module = next(m for m in lora.of(kernel) if m.name == name)
-        stops = itertools.accumulate(a.parts[kernel.split('/')[1]])
-        inside = [stop - module.start for stop in stops if module.start < stop <= module.stop]
-        parts = jnp.split(leaf, inside[:-1], axis=-1)
-        return jnp.concatenate([_own(one, leaf.ndim - 1) for one in parts], axis=-1)
+        sizes = a.parts[kernel.split('/')[1]]
+        inside = tuple(width for stop, width in zip(itertools.accumulate(sizes), sizes, strict=True)
+                       if module.start < stop <= module.stop)
+        return jnp.concatenate([_own(one, leaf.ndim - 1) for one in split(leaf, inside)], axis=-1)
 
     taken = tree({path: take(path, leaf) for path, leaf in flat(layer).items()})
     if lora is None:

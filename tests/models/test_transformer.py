@@ -220,6 +220,7 @@ def test_modules_of_a_block_match_transformers(ref):
     a, rows, p = ref.architecture, alone(ref), _block(ref.backbone, BLOCK)
     contexts = ref.transformer.contexts(rows.segments, rows.responses, rows.positions, 'dense')
     context = contexts[BLOCK % len(contexts)]
+    whole = transformer._Part(a, None, False)
 
     def spread(x):  # [T, D] -> [R, L, D]
         spread = np.zeros((rows.tokens.size, x.shape[-1]), np.float32)
@@ -228,9 +229,9 @@ def test_modules_of_a_block_match_transformers(ref):
 
     x, checked = ref.blocks[BLOCK - 1], set()
     for branch, function in (
-            ('attention', lambda h: transformer._attention(a, None, p['attention'], h, context,
+            ('attention', lambda h: transformer._attention(whole, p['attention'], h, context,
                                                            None, 0.0, None)[0]),
-            ('mlp', lambda h: transformer._mlp(a, None, p['mlp'], h))):
+            ('mlp', lambda h: transformer._mlp(whole, p['mlp'], h))):
 
         def check(name, actual):
             _assert_close(rows.find(actual), ref.numbers[name][rows.of])

@@ -11,8 +11,8 @@ HOUSE = {
              'seen', 'templates', 'orders', 'encoded', 'tokens', 'packing'],
     'rewards': ['distributions', 'heads', 'normalisation', 'losses', 'resampling', 'statistics',
                 'pairwise', 'metrics', 'selection'],
-    'models': ['sharding', 'flash', 'attention', 'architecture', 'families', 'lora', 'tuning',
-               'transformer', 'likelihood', 'network', 'checkpoint_heads', 'weights', 'adapters',
+    'models': ['platforms', 'sharding', 'flash', 'attention', 'architecture', 'families', 'lora',
+               'tuning', 'transformer', 'likelihood', 'network', 'checkpoint_heads', 'weights', 'adapters',
                'smollm2'],
     'training': ['schema', 'workdir', 'checkpoints', 'devices', 'step', 'reward_objective',
                  'config', 'base', 'initial', 'interruptions', 'inference', 'features', 'saved',
@@ -32,7 +32,7 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['data', 'device', 'precision', 'sampling', 'serving', 'trl']}
+          'benchmarks': ['ahead', 'data', 'device', 'precision', 'sampling', 'serving', 'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 

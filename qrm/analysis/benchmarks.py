@@ -183,7 +183,7 @@ def _asked(rules: Sequence[Rule], model: RewardModel) -> list[Rule]:
         for rule in rules:
             selection.check_alone(rule, head.members, None)
     except ValueError as error:
-        raise DataError(str(error)) from error
+        raise DataError(f'{error}; a benchmark judges raw rewards') from error
     return [Rule('mean'), *(rule for rule in rules if rule.kind != 'mean')]
 
 

@@ -20,7 +20,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from qrm.models import flash
+from qrm.models import flash, platforms
 
 IMPLEMENTATIONS = ('auto', 'dense', 'tiled', 'pallas')
 
@@ -107,11 +107,11 @@ def plan(
     """
     mask = attention_mask(segments, responses, positions, window=window, causal=causal)
     if implementation == 'auto':
-        tiled = jax.default_backend() == 'cpu' and not dropout
+        tiled = platforms.current() == 'cpu' and not dropout
         implementation = 'tiled' if tiled else 'dense'
     if implementation == 'dense':
         return Plan(mask)
-    if implementation == 'pallas' and jax.default_backend() == 'tpu':
+    if implementation == 'pallas' and platforms.current() == 'tpu':
         raise ValueError("attention 'pallas' is for NVIDIA GPUs; on a TPU use 'dense'")
     rows, length = segments.shape
     padding = -length % _TILE

@@ -20,6 +20,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from qrm.models import platforms
+
 AXIS = 'fsdp'  # the one axis of the mesh
 
 _HEAD_AXES = (
@@ -225,7 +227,7 @@ def _gather_forward(part, axis, dtype):
 
 def _gather_backward(axis, unused_dtype, unused_saved, gradient):
     gradient = gradient.astype(jnp.float32)
-    if jax.default_backend() != 'cpu':
+    if platforms.current() != 'cpu':
         return (jax.lax.psum_scatter(gradient, AXIS, scatter_dimension=axis, tiled=True),)
     # Between processes XLA scatters sums on CPU through Gloo, which now and then sends what it has
     # overwritten already (github.com/jax-ml/jax/issues/40830). As many bytes are exchanged here.

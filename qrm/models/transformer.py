@@ -21,7 +21,7 @@ import numpy as np
 from flax import linen as nn
 from jax.ad_checkpoint import checkpoint_name
 
-from qrm.models import attention, sharding, tuning
+from qrm.models import attention, platforms, sharding, tuning
 from qrm.models import lora as lora_lib
 from qrm.models.architecture import (
     ACTIVATIONS,
@@ -561,7 +561,7 @@ def _project_forward(x, kernel):
 def _project_backward(saved, gradient):
     x, kernel = saved
     precision = attention.precision(x.dtype)
-    if jax.default_backend() == 'cpu':
+    if platforms.current() == 'cpu':
         # Otherwise the activation that made x is fused into a transposition, and runs in strides.
         x = jax.lax.optimization_barrier(x)
     of_kernel = jnp.einsum('td,tf->df', x.reshape(-1, x.shape[-1]),

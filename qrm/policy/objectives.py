@@ -524,8 +524,8 @@ def grpo_advantages(
     in it, so that without division the expected gradient is (K - 1) / K of the policy gradient, see
     `rloo_advantages`. The division weighs prompts by how alike their responses' rewards are; Dr.
     GRPO (Liu et al. 2025, arXiv 2503.20783) leaves it out. Here the standard deviation is divided
-    by K. A group of one, or of rewards that are equal but for rounding of float32, has advantages
-    0: it says nothing, and nothing is added to the divisor.
+    by K. A group of one has advantage 0, and so, divided, has one of rewards that are equal but
+    for rounding of float32; nothing is added to the divisor.
 
     Args:
       rewards: [..., K].

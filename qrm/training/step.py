@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 from jax.sharding import PartitionSpec as P
 
 from qrm.data.packing import Batch
-from qrm.models import sharding
+from qrm.models import platforms, sharding
 from qrm.models.architecture import flat, leaf_dtype, tree
 from qrm.models.network import Network, Params
 from qrm.models.transformer import to_bits
@@ -313,4 +313,4 @@ def make_train_step(
 
 def _unrolled(network: Network) -> bool:
     """Whether blocks are computed one by one."""
-    return jax.default_backend() == 'cpu' and not network.remat
+    return platforms.current() == 'cpu' and not network.remat

@@ -125,7 +125,7 @@ def test_every_rule_beside_the_other_and_baselines(tmp_path, model, rows):
     (tmp_path / 'rows.jsonl').write_text('\n'.join(map(json.dumps, rows)))
     text = benchmarks.benchmark(
         model, 'reward-bench', str(tmp_path / 'rows.jsonl'),
-        rules=[selection.parse_rule(rule) for rule in ('quantile:0.1', 'cvar:1')],
+        rules=[selection.parse_rule(rule) for rule in ('quantile:0.1', 'cvar:1', 'sample:1')],
         output=str(tmp_path / 'out'), replicates=50)
     result = json.loads((tmp_path / 'out/benchmark.json').read_text())
     lines = [json.loads(line) for line in (tmp_path / 'out/scores.jsonl').read_text().splitlines()]
@@ -139,6 +139,8 @@ def test_every_rule_beside_the_other_and_baselines(tmp_path, model, rows):
     np.testing.assert_allclose([line['cvar:1'] for line in lines], means, atol=1e-5)
     lowest = np.sort([one.quantiles[0] for one in alone])[..., 0]
     np.testing.assert_allclose([line['quantile:0.1'] for line in lines], lowest, atol=1e-5)
+    drawn = np.array([line['sample:1'] for line in lines])[..., None]
+    assert np.abs(np.array([one.quantiles[0] for one in alone]) - drawn).min(axis=-1).max() < 1e-5
     cell = result['cells']['Safety']
     assert cell['questions'] == 40
     assert cell['mean']['value'] == np.mean(means[:, 0] > means[:, 1])
@@ -196,3 +198,7 @@ def test_what_cannot_be_used_is_told_before_anything_is_scored(tmp_path, model, 
 def test_what_does_not_go_together(model):
     with pytest.raises(DataError, match='--prior=x with --suite=rm-bench, expected'):
         benchmarks.benchmark(model, 'rm-bench', 'y', rules=[], prior='x')
+    for rule, said in (('mean-std:1', 'needs a scale .*; a benchmark judges raw rewards'),
+                       ('disagreement:1', 'of a head with one member')):
+        with pytest.raises(DataError, match=said):
+            benchmarks.benchmark(model, 'rm-bench', 'y', rules=[selection.parse_rule(rule)])

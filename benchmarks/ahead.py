@@ -36,6 +36,7 @@ from qrm.studies import costs
 from qrm.training import config as config_lib
 from qrm.training import step, workdir
 from qrm.training.devices import Spread
+from qrm.training.reward_objective import RewardObjective
 
 _GB = 1e9
 _MICRO_BATCHES = 2
@@ -194,7 +195,8 @@ def compiled(network: RewardNetwork, layout: packing.Layout, found: Sequence[Any
     """
     config = config_lib.build({}, 'helpful,quantile')
     optimizer = step.make_optimizer(config.optimizer, 100)
-    train_step = step.make_train_step(network, config_lib.loss_config(config), optimizer)
+    objective = RewardObjective(network, config_lib.loss_config(config))
+    train_step = step.make_train_step(network, objective, optimizer)
     mesh = None
     if len(found) > 1:
         mesh = Mesh(np.array(found), (sharding.AXIS,),

@@ -1,10 +1,12 @@
-"""Times TRL's RewardTrainer and a forward pass of transformers; run by `trl`.
+"""Times TRL's trainers and a forward pass of transformers; run by `trl` and `dpo`.
 
     TRL_PYTHON benchmarks/trl_worker.py --model=DIR --training=F --scoring=F --output=F ...
+    TRL_PYTHON benchmarks/trl_worker.py --task=dpo --model=DIR --training=F --output=F ...
 
 For the Python of an environment with torch, trl and transformers: this file imports nothing of
-qrm, and those libraries only where they are used. Both files of pairs are JSON Lines with the
-whole dialogues 'chosen' and 'rejected', to be taken in their order.
+qrm, and those libraries only where they are used. Files of pairs are JSON Lines, to be taken in
+their order: with the whole dialogues 'chosen' and 'rejected', or for DPO with 'prompt' and what
+continues it.
 """
 
 import argparse
@@ -21,9 +23,12 @@ import time
 
 
 def main(argv=None):
-    """Runs both measurements and writes them as JSON."""
+    """Runs what is to be measured and writes it as JSON."""
     args = parse(argv)
-    result = {'scoring': score(args), 'training': train(args), **environment()}
+    if args.task == 'dpo':
+        result = {'training': train_dpo(args), **environment()}
+    else:
+        result = {'scoring': score(args), 'training': train(args), **environment()}
     with open(args.output, 'w', encoding='utf-8') as file:
         json.dump(result, file, indent=2)
 
@@ -33,8 +38,12 @@ def parse(argv):
     parser = argparse.ArgumentParser(description='Times TRL; see benchmarks/trl.py.')
     for name, meaning in (('model', 'folder of the model and its tokenizer'),
                           ('training', 'pairs of all steps in order, the first step to warm up'),
-                          ('scoring', 'pairs to score'), ('output', 'JSON file to write')):
+                          ('output', 'JSON file to write')):
         parser.add_argument(f'--{name}', required=True, help=meaning)
+    parser.add_argument('--task', choices=('reward', 'dpo'), default='reward',
+                        help='which trainer is timed; of a reward model scoring, too')
+    parser.add_argument('--scoring', help='pairs to score')
+    parser.add_argument('--beta', type=float, default=0.1, help='of DPO')
     for name, meaning in (('max_length', 'tokens of the longest dialogue'),
                           ('batch_size', 'pairs of a training step'),
                           ('per_device', 'pairs of a forward pass; dialogues of one in scoring'),
@@ -42,6 +51,8 @@ def parse(argv):
         parser.add_argument(f'--{name}', required=True, type=int, help=meaning)
     parser.add_argument('--dtype', choices=('float32', 'bfloat16'), required=True)
     args = parser.parse_args(argv)
+    if args.task == 'reward' and not args.scoring:
+        parser.error('the following arguments are required: --scoring')
     if args.batch_size % args.per_device:
         parser.error(f'--batch_size={args.batch_size}, expected a multiple of '
                      f'--per_device={args.per_device}')
@@ -88,9 +99,32 @@ def score(args):
 
 def train(args):
     """Trains as RewardTrainer does, on the pairs in their order; the first step is not timed."""
+    import trl
+
+    timed, result = run_trainer(args, trl.RewardTrainer, trl.RewardConfig, ('chosen', 'rejected'))
+    return result | {'dialogue_tokens': sum(len(row[side]) for row in timed
+                                            for side in ('chosen_ids', 'rejected_ids'))}
+
+
+def train_dpo(args):
+    """The same of DPOTrainer, whose reference is asked before the first step."""
+    import trl
+
+    timed, result = run_trainer(
+        args, trl.DPOTrainer, trl.DPOConfig, ('prompt', 'chosen', 'rejected'), beta=args.beta,
+        precompute_ref_log_probs=True)
+    return result | {'dialogue_tokens': sum(len(row['prompt_ids']) + len(row[side]) for row in timed
+                                            for side in ('chosen_ids', 'rejected_ids'))}
+
+
+def run_trainer(args, trainer_class, config_class, columns, **settings):
+    """Trains with a trainer of TRL on the pairs in their order.
+
+    Returns:
+      The rows of the steps that are timed, as the trainer has them, and what was measured.
+    """
     import datasets
     import transformers
-    import trl
 
     pairs, ends = read(args.training), []
 
@@ -100,9 +134,9 @@ def train(args):
             ends.append(time.perf_counter())
 
     with tempfile.TemporaryDirectory() as folder:
-        trainer = trl.RewardTrainer(
+        trainer = trainer_class(
             model=args.model,
-            args=trl.RewardConfig(
+            args=config_class(
                 output_dir=folder, max_length=args.max_length, disable_dropout=True,
                 per_device_train_batch_size=args.per_device,
                 gradient_accumulation_steps=args.batch_size // args.per_device,
@@ -110,9 +144,10 @@ def train(args):
                 bf16=args.dtype == 'bfloat16', gradient_checkpointing=False, use_cpu=not cuda(),
                 model_init_kwargs={'attn_implementation': attention(args.dtype),
                                    'dtype': 'float32'},
-                report_to='none', save_strategy='no', logging_strategy='no', disable_tqdm=True),
+                report_to='none', save_strategy='no', logging_strategy='no', disable_tqdm=True,
+                **settings),
             train_dataset=datasets.Dataset.from_list(
-                [{side: pair[side] for side in ('chosen', 'rejected')} for pair in pairs]),
+                [{name: pair[name] for name in columns} for pair in pairs]),
             callbacks=[Clock()])
         tokenized = trainer.train_dataset
         if len(tokenized) != len(pairs):
@@ -121,10 +156,8 @@ def train(args):
     timed = tokenized.select(range(args.batch_size, len(tokenized)))
     count = args.batch_size * args.steps
     seconds = intervals(ends, args.steps)
-    return {'comparisons_per_second': summary([count / value for value in seconds]),
-            'seconds': summary(seconds), 'comparisons': len(timed),
-            'dialogue_tokens': sum(len(row[side]) for row in timed
-                                   for side in ('chosen_ids', 'rejected_ids'))}
+    return timed, {'comparisons_per_second': summary([count / value for value in seconds]),
+                   'seconds': summary(seconds), 'comparisons': len(timed)}
 
 
 def batches(dialogues, size, *, by_length):

@@ -4,10 +4,10 @@
       --config.model.checkpoint=smollm2-135m
 
 Rows of any form that `qrm data` knows: of pairs and rankings the preferred response is learnt, of
-rows with one response that. The default is the demo, which needs no download, with a small GPT-2 of
-random weights.
+rows with one response that. On an accelerator raise `train.rows` and set `model.dtype=bfloat16`.
 
-With an argument, `--config=sft:harmless`, another workload.
+`--config=sft:demo` is the demo with a small GPT-2 of random weights, which needs no download: of
+use to see it run. Another argument is the workload, as in `--config=sft:harmless`.
 """
 
 from ml_collections import ConfigDict
@@ -15,10 +15,16 @@ from ml_collections import ConfigDict
 from qrm.commands import configs
 from qrm.policy import config, sft
 
-# The data and the model of the demo, but for what only reward models have.
-CHANGES = {key: value for key, value in configs.module('demo').CHANGES.items() if key in sft.KEYS}
+CHANGES = {
+    'optimizer.learning_rate': 2e-5,
+    'optimizer.warmup_fraction': 0.1,
+}
 
 
 def get_config(arg: str = '') -> ConfigDict:
-    """The config; `arg` is '' or the workload."""
-    return config.build(sft.KEYS, CHANGES, arg)
+    """The config; `arg` is '', 'demo' or the workload."""
+    if arg != 'demo':
+        return config.build(sft.KEYS, CHANGES, arg)
+    # But for what only reward models have.
+    demo = configs.module('demo').CHANGES
+    return config.build(sft.KEYS, {key: demo[key] for key in demo if key in sft.KEYS})

@@ -151,11 +151,6 @@ def single_batch(item, length):
     return packing.pack([item], [layout])[0].micro_batch
 
 
-def reward_step(net, loss, optimizer):
-    """A training step of a reward model."""
-    return step.make_train_step(net, RewardObjective(net, loss), optimizer)
-
-
 def policy_row(step, **changes):
     """A row of a run where nothing is wrong, with standard errors."""
     values = dict.fromkeys(monitor.Row._fields, 0.0) | {
@@ -167,6 +162,11 @@ def policy_row(step, **changes):
         'refused_error': 0.03, 'truncated': 0.02, 'truncated_error': 0.01, 'disagreement': None,
         'perplexity': 3.0}
     return monitor.Row(**values | changes)
+
+
+def reward_step(net, loss, optimizer):
+    """A training step of a reward model."""
+    return step.make_train_step(net, RewardObjective(net, loss), optimizer)
 
 
 def optimizer_config(**kwargs):
@@ -272,3 +272,5 @@ TINY = {
     'train.batch_size': 16, 'train.epochs': 1.0, 'train.checkpoint_every': 5,
     'train.rows': 4, 'analysis.bootstrap': 20, 'analysis.null_draws': 20,
 }
+# Of a policy, which no study reads.
+TINY_POLICY = {key: value for key, value in TINY.items() if not key.startswith('analysis.')}

@@ -21,7 +21,7 @@ HOUSE = {
                  'report', 'evaluate', 'benchmarks'],
     'serving': ['normalise', 'score', 'export', 'functions', 'batching', 'protocols', 'server'],
     'policy': ['objectives', 'batches', 'network', 'language_model', 'sampling', 'candidates',
-               'monitor', 'figures', 'config', 'runs', 'sft', 'export', 'scoring',
+               'monitor', 'figures', 'config', 'runs', 'sft', 'dpo', 'export', 'scoring',
                'rollouts', 'algorithms', 'watch', 'optimise'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
@@ -32,7 +32,8 @@ HOUSE = {
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
 OTHERS = {'training': ['processes'], 'commands': ['commands'],
-          'benchmarks': ['ahead', 'data', 'device', 'precision', 'sampling', 'serving', 'trl']}
+          'benchmarks': ['ahead', 'data', 'device', 'dpo', 'precision', 'sampling', 'serving',
+                         'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}
 
 
@@ -91,5 +92,5 @@ def test_tests_mirror_the_wings():
 
 def test_programs_of_benchmarks_are_imported_beside_each_other():
     """Each defines its flags as it begins, not when it is imported."""
-    for name in ('data', 'pages', 'precision', 'sampling', 'serving', 'trl'):
+    for name in ('data', 'dpo', 'pages', 'precision', 'sampling', 'serving', 'trl'):
         assert callable(importlib.import_module(f'benchmarks.{name}').main)

@@ -16,6 +16,7 @@ COMMANDS = {
     'serve': 'answers over HTTP what the clients of other reward servers ask',
     'sample': 'answers prompts with a language model, N times each',
     'sft': 'fine-tunes a language model on preferred responses',
+    'dpo': 'trains a language model on preferences, without a reward model',
     'rl': 'optimises a language model against a reward',
     'export': 'writes a model for transformers',
     'reproduce': "the paper's experiment: two heads and a control, tables and figures",

@@ -74,7 +74,7 @@ class _Kept(NamedTuple):
 def _forward(read_out, entropy, table, hidden, targets, count, *, keep):
     """Likelihood; log-normalisers [P]; gradients [P, D] of both, if they are to be kept."""
     places, size = len(hidden), min(_CHUNK, len(hidden))
-    hidden, targets = _padded(hidden, size), _padded(targets, size)
+    hidden, targets = _padded(_asked(hidden, count), size), _padded(targets, size)
     row = jnp.zeros(len(hidden), jnp.float32)
     wide = jnp.zeros(hidden.shape, jnp.float32)
     widths = keep * (1 + entropy)
@@ -92,8 +92,7 @@ def _forward(read_out, entropy, table, hidden, targets, count, *, keep):
             slopes.append(-jnp.exp(log_p) * (log_p + parts[-1][:, None]))
         parts += [pull(slope)[0] for slope in slopes[:widths]]
         # Of the last chunk some places may not be asked for.
-        asked = i * size + jnp.arange(size) < count
-        parts = [jnp.where(asked.reshape(-1, *[1] * (part.ndim - 1)), part, 0.0) for part in parts]
+        parts = [_asked(part, count - i * size) for part in parts]
         return tuple(jax.lax.dynamic_update_slice_in_dim(x, part, i * size, axis=0)
                      for x, part in zip(found, parts, strict=True))
 
@@ -105,15 +104,17 @@ def _forward(read_out, entropy, table, hidden, targets, count, *, keep):
 
 
 def _likelihood_forward(read_out, entropy, table, hidden, targets, count):
-    args = table.value, hidden.value, targets.value, count.value
-    found, norm, slopes = _forward(read_out, entropy, *args, keep=True)
-    again = (*args[:3], norm, found.entropy) if table.perturbed else None
-    return found, _Kept(slopes[0], slopes[1] if entropy else None, again, args[3])
+    table, trained, count = table.value, table.perturbed, count.value
+    hidden, targets = _asked(hidden.value, count), targets.value
+    found, norm, slopes = _forward(read_out, entropy, table, hidden, targets, count, keep=True)
+    again = (table, hidden, targets, norm, found.entropy) if trained else None
+    return found, _Kept(slopes[0], slopes[1] if entropy else None, again, count)
 
 
 def _likelihood_backward(read_out, entropy, kept, gradient):
     of_log_probs, of_entropy = (
-        jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else x for x in gradient)
+        jnp.zeros(x.shape, x.dtype) if isinstance(x, SymbolicZero) else _asked(x, kept.count)
+        for x in gradient)
     of_hidden = of_log_probs[:, None] * kept.of_log_probs
     if entropy:
         of_hidden += of_entropy[:, None] * kept.of_entropy
@@ -130,14 +131,19 @@ def _likelihood_backward(read_out, entropy, kept, gradient):
             slopes = slope[:, None] * (_hits(logits, token) - jnp.exp(log_p))
             if entropy:
                 slopes -= of_spread[:, None] * jnp.exp(log_p) * (log_p + spread[:, None])
-            asked = i * size + jnp.arange(size) < kept.count
-            return total + pull(jnp.where(asked[:, None], slopes, 0.0))[0]
+            return total + pull(slopes)[0]
 
         of_table = jax.lax.fori_loop(0, -(-kept.count // size), add, jnp.zeros_like(table))
     return of_table, of_hidden, None, None
 
 
 likelihood.defvjp(_likelihood_forward, _likelihood_backward, symbolic_zeros=True)
+
+
+def _asked(x: jax.Array, count: jax.Array) -> jax.Array:
+    """The first `count` places, 0 in place of the others, whatever these hold."""
+    inside = jnp.arange(len(x)) < count
+    return jnp.where(inside.reshape(-1, *[1] * (x.ndim - 1)), x, 0)
 
 
 def _hits(logits: jax.Array, tokens: jax.Array) -> jax.Array:

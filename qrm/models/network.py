@@ -5,7 +5,6 @@ W features that the head reads.
 """
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -23,7 +22,6 @@ from qrm.rewards.heads import HeadConfig
 
 Params = dict[str, Any]
 DTYPES = ('float32', 'bfloat16')
-_TOGETHER = 128  # tokens whose logits are computed at once
 
 
 class Hidden(NamedTuple):
@@ -269,33 +267,6 @@ class RewardNetwork(Network):
         picked = jnp.take_along_axis(log_probs, batch.lm_targets[..., None], axis=-1)[..., 0]
         return -jnp.sum(picked * batch.lm_weights)
 
-    def mean_log_likelihood(self, params: Params, batch: MicroBatch) -> jax.Array:
-        """Mean log-probability (nats) of the tokens of each response, EOS included, [C, K].
-
-        In this batch responses share no rows of tokens: each stands alone after its prompt.
-        """
-        hidden = self.hidden(params, batch, self.embed(params, batch), everywhere=True).tokens
-        inside = self._inside(batch, batch.starts - 1, before=1)
-        read = jnp.any(inside & batch.present[..., None], axis=(0, 1))
-        following = jnp.roll(batch.tokens, -1, axis=1)
-
-        def picked(x: jax.Array, token: jax.Array) -> jax.Array:
-            log_probs = jax.nn.log_softmax(self.transformer.logits(params['backbone'], x))
-            return jnp.take_along_axis(log_probs, token[:, None], axis=-1)[:, 0]
-
-        def of_some(some: tuple[jax.Array, ...]) -> jax.Array:
-            # Most tokens are those of prompts, whose logits nobody reads.
-            x, token, wanted = some
-            return jax.lax.cond(jnp.any(wanted), picked, lambda x, token: jnp.zeros(len(x)), x,
-                                token)
-
-        size = math.gcd(len(read), _TOGETHER)
-        log_probs = jax.lax.map(of_some, jax.tree.map(
-            lambda x: x.reshape(-1, size, *x.shape[1:]),
-            (hidden.reshape(-1, hidden.shape[-1]), following.reshape(-1), read))).reshape(-1)
-        count = jnp.maximum(jnp.sum(inside, axis=-1), 1)
-        return jnp.sum(jnp.where(inside, log_probs, 0.0), axis=-1) / count
-
     @property
     def _reads(self) -> list[heads.Read]:
         return [heads.parse_read(text) for text in self.head.reads]
@@ -320,13 +291,12 @@ class RewardNetwork(Network):
         return total / jnp.sum(inside, axis=-1, keepdims=True)
 
     @staticmethod
-    def _inside(batch: MicroBatch, starts: jax.Array, before: int = 0) -> jax.Array:
+    def _inside(batch: MicroBatch, starts: jax.Array) -> jax.Array:
         """Which of all R * L tokens are of each dialogue, [C, K, R * L] bool.
 
         Args:
           batch: see above.
           starts: [C, K] position of the first that is.
-          before: how many at its end are not.
         """
         segments, responses, positions = (
             y.reshape(-1) for y in (batch.segments, batch.responses, batch.positions))
@@ -334,7 +304,7 @@ class RewardNetwork(Network):
         at = batch.reads[..., None]
         return ((rows == rows[at]) & (segments == segments[at])
                 & ((responses == 0) | (responses == responses[at]))
-                & (starts[..., None] <= positions) & (positions <= positions[at] - before))
+                & (starts[..., None] <= positions) & (positions <= positions[at]))
 
 
 def _normal(x: jax.Array) -> jax.Array:

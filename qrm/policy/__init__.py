@@ -1,1 +1,1 @@
-"""A language model that answers."""
+"""A language model that answers, and learns from preferences and rewards."""

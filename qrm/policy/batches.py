@@ -71,6 +71,20 @@ class Plan(NamedTuple):
     of_tokens: tuple[str, ...] = ()
 
 
+def apart(item: Encoded) -> Encoded:
+    """A comparison whose prompts are sized as `Reading.answers` lays it out.
+
+    What responses have in common is laid out for each, and one that has no token of its own begins
+    with the last of its dialogue.
+    """
+    dialogues = [np.concatenate([item.prompt, response]) for response in item.responses]
+    own = tuple(min(size, len(ids) - 1) for size, ids in
+                zip(item.prompt_sizes, dialogues, strict=True))
+    shared = min(len(item.prompt), *own)
+    return dataclasses.replace(item, prompt=item.prompt[:shared], prompt_sizes=own,
+                               responses=tuple(ids[shared:] for ids in dialogues))
+
+
 def sizes(item: Encoded) -> np.ndarray:
     """[K], tokens of each response of a comparison, as `PolicyBatch` has them."""
     return np.array([len(item.prompt) + len(response) - size for size, response in

@@ -111,8 +111,7 @@ def read_data(
 ) -> Data:
     """Loads data and tokenizer; arguments as of `train`."""
     a = policy.architecture
-    # No attributes: a policy learns from what is said of whole responses.
-    section = ConfigDict(config.data.to_dict() | {'attributes': ()})
+    section = without_attributes(config.data)
     source = sources.read(section, config.workload)
     splits = sources.divide(source, section)
     tokenizer = inputs.find_tokenizer(config, folder, splits['train'][0], a)
@@ -133,6 +132,11 @@ def read_data(
             raise inputs.nothing_left('preferred', split, reports)
     return Data(tokenizer, reading, encoded, reports,
                 Seen.of(source.digest, splits['train'][0]))
+
+
+def without_attributes(data: Any) -> ConfigDict:
+    """The `data` section as `sources` reads it; policies learn from what whole responses got."""
+    return ConfigDict(data.to_dict() | {'attributes': ()})
 
 
 def course(

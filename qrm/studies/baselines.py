@@ -4,6 +4,7 @@ Axes: n pairs, K responses, W features.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -13,13 +14,14 @@ import scipy
 from qrm.analysis import evaluate
 from qrm.data import sources
 from qrm.data.encoded import Encoded
-from qrm.models.network import RewardNetwork
+from qrm.policy import batches, runs
+from qrm.policy.network import PolicyNetwork
 from qrm.rewards import metrics
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.losses import LossConfig
 from qrm.rewards.metrics import Predictions
 from qrm.studies.columns import Judged
-from qrm.training import base, inference
+from qrm.training import base
 from qrm.training.features import Featured, Features
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import ConfigError
@@ -49,11 +51,19 @@ def likelihood(config: Any, prepared: Prepared) -> Scorer:
         raise ConfigError("config.compare.baselines: 'likelihood' of an encoder, expected a "
                           'decoder in config.model.checkpoint')
     place = base.find(config.model.checkpoint, config.seed, 'float32', frozen=False)
-    language_model = RewardNetwork(network.architecture, HeadConfig('scalar'), network.dtype,
-                                   network.attention, language_model=True)
-    params = base.start(language_model, place, base.read(place, whole=True, output=True)).trained
-    return lambda items: inference.log_likelihoods(
-        language_model, params, items, row_length=prepared.model.row_length, rows=1)
+    policy = PolicyNetwork(network.architecture, network.dtype, network.attention)
+    params = base.start(policy, place, base.read(place, whole=True, output=True)).trained
+
+    def scores(items: Sequence[Encoded]) -> list[np.ndarray]:
+        found = runs.log_probs(policy, params, [batches.apart(item) for item in items],
+                               row_length=prepared.model.row_length, rows=1)
+        # Of the first token of a dialogue nothing is said.
+        return [np.array([own.sum() / max(len(own) - (size == 0), 1)
+                          for own, size in zip(log_probs, item.prompt_sizes, strict=True)])
+                for item, log_probs in zip(items, itertools.chain.from_iterable(found),
+                                           strict=True)]
+
+    return scores
 
 
 def probe(config: Any, prepared: Prepared) -> Scorer:

@@ -114,36 +114,6 @@ def features(
                     _FEW * rows * jax.device_count())
 
 
-def log_likelihoods(
-    network: RewardNetwork,
-    params: Params,
-    encoded: Sequence[Encoded],
-    *,
-    row_length: int,
-    rows: int,
-) -> list[np.ndarray]:
-    """Mean log-probability (nats) of the tokens of every response, as a language model has it.
-
-    Args:
-      network, params: of a decoder, with its output embedding.
-      encoded: comparisons with `prompt_sizes`.
-      row_length, rows: shape of a micro-batch, see `packing.plan_layouts`.
-
-    Returns:
-      One [K] float32 array for each comparison, in order; of a response without a token of its own
-      that of the dialogue's last.
-    """
-    # After a shared prompt several tokens follow the same one: each dialogue is laid out alone.
-    alone = [dataclasses.replace(
-        item, prompt=item.prompt[:0], responses=(np.concatenate([item.prompt, response]),),
-        preference=np.zeros((1, 1), np.float32), ratings=item.ratings[k:k + 1],
-        prompt_sizes=item.prompt_sizes[k:k + 1])
-        for item in encoded for k, response in enumerate(item.responses)]
-    found = np.concatenate(list(itertools.chain.from_iterable(run(
-        _log_likelihoods, 1, network, params, alone, row_length, rows, None, _CHUNK))))[:, 0]
-    return np.split(found, np.cumsum([len(item.responses) for item in encoded])[:-1])
-
-
 def run(
     function: Callable[[Any, Params, Any], jax.Array],
     width: int,
@@ -264,10 +234,6 @@ def _outputs(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.A
 
 def _features(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
     return network.features(params, batch)
-
-
-def _log_likelihoods(network: RewardNetwork, params: Params, batch: MicroBatch) -> jax.Array:
-    return network.mean_log_likelihood(params, batch)[..., None]
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

@@ -373,8 +373,6 @@ def _load_workdir(workdir: str, step: int | str, keep: str, raw: bool,
                        normalisation, checkpoint, scale)
 
 
-
-
 def _stored_normalisation(workdir: str, checkpoint: Checkpoint, raw: bool, max_length: int
                           ) -> tuple[Normalisation | None, Scale | None]:
     """By what a run is normalised, if it is and that is asked for; tells of other lengths.

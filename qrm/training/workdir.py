@@ -5,6 +5,7 @@
     metrics.jsonl      one object a step             tokenizer/      tokenizer files
     checkpoints/       see `checkpoints`             features/       hidden states, see `features`
     seen.npz           what training rows are recognised by, see `seen`
+    reference/         log-probabilities of what a policy is compared with, see `policy.dpo`
     normalisation.json what rewards in use are normalised by, see `serving.normalise`
 
 Of several processes, which share the folder, the first one writes and the others read.

@@ -1058,3 +1058,51 @@ def test_all_pairs_are_scored_but_no_response_alone(tokenizer):
     assert item.candidates.lengths == (1, 1, 1)
     with pytest.raises(DataError, match='b: one response to a prompt, expected two or more'):
         encode_to_score([Comparison('b', 'p', ('x',), '')], tokenizer, PAIRWISE)
+
+
+# Responses as a language model writes them.
+
+ANSWERS = Reading(40, answers=True)
+
+
+def test_what_responses_have_in_common_is_no_part_of_the_prompt(tokenizer):
+    comparison = Comparison('a', 'ab', (' so', ' sure'), 'a', ranks=(0, 1))
+    item, = encode([comparison], tokenizer, DataReport('', ''), ANSWERS)
+    shared, = encode([comparison], tokenizer, DataReport('', ''), Reading(40))
+    assert len(shared.prompt) == len(item.prompt) + 2  # ' s'
+    assert item.prompt_sizes == (len(item.prompt),) * 2
+    for own, other in zip(item.responses, shared.responses, strict=True):
+        np.testing.assert_array_equal(np.r_[item.prompt, own], np.r_[shared.prompt, other])
+    (scored,), _ = encode_to_score([comparison], tokenizer, ANSWERS)
+    np.testing.assert_array_equal(scored.prompt, item.prompt)
+
+
+def test_a_prompt_that_ends_otherwise_alone_ends_where_tokens_are_the_same(tokenizer):
+    """'he' is one token alone, and part of 'hell' before 'll'."""
+    comparison = Comparison('a', 'a he', ('ll', ' x'), 'a', ranks=(0, 1))
+    item, = encode([comparison], tokenizer, DataReport('', ''), ANSWERS)
+    assert item.prompt_sizes == (len(item.prompt), len(item.prompt) + 1)
+    assert tokenizer.decode(item.responses[0]).startswith('hell')
+
+
+def test_what_a_template_puts_before_an_answer_belongs_to_the_prompt():
+    template = ("{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+                "{% if add_generation_prompt %}[assistant]{% endif %}")
+    tokenizer = _tokenizer(template=template)
+    chat = Comparison('a', ({'role': 'user', 'content': 'b'},), tuple(
+        ({'role': 'assistant', 'content': text},) for text in ('x', 'y')), 'a', ranks=(0, 1))
+    item, = encode([chat], tokenizer, DataReport('', ''), ANSWERS)
+    assert tokenizer.decode(item.prompt) == '[user]b[assistant]'
+    assert [tokenizer.decode(ids) for ids in item.responses] == ['x</s>', 'y</s>']
+
+
+def test_demonstrations_are_single_responses_cut_as_pairs_are(tokenizer):
+    report = DataReport('', '')
+    comparisons = [Comparison('a', 'a' * 60, ('b', 'c'), 'a', ranks=(1, 0)),
+                   Comparison('b', 'a', ('b' * 60, 'c'), 'b', ranks=(0, 1)),
+                   Comparison('c', 'a', ('b', 'c'), 'c', ranks=(0, 0))]
+    item, = encode(comparisons, tokenizer, report, ANSWERS, demonstrations=True)
+    assert (len(item.prompt), tokenizer.decode(item.responses[0])) == (38, 'c</s>')
+    assert report.truncated == 1
+    assert report.dropped == {'a response alone is longer than 40 tokens': 1,
+                              'no response preferred to all others, or weight 0': 1}

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from qrm.analysis import evaluate
 from qrm.commands import configs
+from qrm.policy import dpo, sft
 from qrm.rewards import losses
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.studies import (
@@ -32,25 +33,30 @@ RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'pairwise': {}, 'paper': {}, 'speed': 
         'compare': compare.KEYS, 'published': published.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
           'campaign': campaign.KEYS, 'disagreement': disagreement.KEYS}
-TABLES = [config_lib.KEYS, speed.KEYS, compare.KEYS, published.KEYS, *WORLDS.values()]
+POLICIES = {'sft': sft, 'dpo': dpo}
+TABLES = [config_lib.KEYS, speed.KEYS, compare.KEYS, published.KEYS, *WORLDS.values(),
+          *(module.KEYS for module in POLICIES.values())]
 
 
 def test_every_config_is_tested():
-    assert set(configs.names()) == RUNS.keys() | WORLDS.keys()
+    assert set(configs.names()) == RUNS.keys() | WORLDS.keys() | POLICIES.keys()
 
 
-@pytest.mark.parametrize('name', [*RUNS, *WORLDS])
+@pytest.mark.parametrize('name', [*RUNS, *WORLDS, *POLICIES])
 def test_configs_are_valid_and_locked(name):
     config = load_config(name)
     if name in RUNS:
         config_lib.check(config, RUNS[name])
+    elif name in POLICIES:
+        POLICIES[name].check(config)
+        POLICIES[name].check(load_config(name, 'demo'))
     else:
         schema.check(config, WORLDS[name])
     assert config.is_locked
     json.loads(config.to_json())
 
 
-@pytest.mark.parametrize('name', [*RUNS, *WORLDS])
+@pytest.mark.parametrize('name', [*RUNS, *WORLDS, *POLICIES])
 def test_configs_fit_a_screen(name):
     assert len((ROOT / 'configs' / f'{name}.py').read_text().splitlines()) <= 50
 

@@ -86,6 +86,12 @@ PROXIES = {name: compare.MODELS[name] for name in (
 _SIZES = {'vocab_size': 512, 'max_positions': 128, 'hidden_size': 96, 'num_layers': 2,
           'num_heads': 4}
 
+# Shapes as those of the evaluation, so that little is compiled.
+_ROLLOUTS = {
+    'rollouts': {'prompts': 32, 'samples': 4, 'rows': 128, 'max_new_tokens': 48},
+    'evaluation': {'prompts': 32, 'samples': 4}, 'monitor': {'stop': ()},
+    'optimizer': {'learning_rate': 2e-4}}
+
 KEYS: Table = {
     'workload': Key('helpful', OneOf(demo.WORKLOADS), 'of the demo'),
     'seeds': Key(
@@ -102,13 +108,14 @@ KEYS: Table = {
         f'which; {SCALAR!r} is what others are compared with'),
     'proxies.sections': Key(PROXIES, ANY, 'what each has in its `head` and `loss`'),
     'runs.common': Key(
-        {'data': {'max_length': 128, 'demo': {'test': 100}},
+        {'data': {'max_length': 128, 'demo': {'test': 200}},
          'train': {'row_length': 128, 'rows': 8, 'keep': 100}}, ANY,
         'what all runs change of the defaults of `qrm sft`, `qrm train`, `qrm dpo`, `qrm rl`'),
     'runs.sft': Key(
         {'model': {'checkpoint': '', 'sizes': _SIZES},
          'optimizer': {'learning_rate': 4e-3, 'warmup_fraction': 0.05, 'weight_decay': 0.01},
-         'train': {'epochs': 6.0, 'checkpoint_every': 60}}, ANY, 'and those of the reference'),
+         'train': {'epochs': 6.0, 'checkpoint_every': 60, 'row_length': 256}}, ANY,
+        'and those of the reference'),
     'runs.reward': Key(
         {'model': {'checkpoint': '', 'initial_std': 0.0, 'sizes': _SIZES | {'hidden_size': 64}},
          'optimizer': {'learning_rate': 2e-3, 'warmup_fraction': 0.05, 'weight_decay': 0.01},
@@ -117,18 +124,14 @@ KEYS: Table = {
         {'dpo': {'beta': 0.05}, 'optimizer': {'learning_rate': 1e-3},
          'train': {'epochs': 6.0, 'checkpoint_every': 9}}, ANY, 'of DPO'),
     'runs.ppo': Key(
-        {'algorithm': {'beta': 0.0, 'kl_reward': 'k1', 'scale': 'running', 'epochs': 2},
-         'rollouts': {'prompts': 64, 'samples': 4, 'rows': 256, 'max_new_tokens': 48},
-         'evaluation': {'prompts': 8}, 'monitor': {'stop': ()},
-         'optimizer': {'learning_rate': 1e-3},
-         'train': {'batch_size': 64, 'epochs': 20.0, 'max_steps': 80, 'checkpoint_every': 10}},
+        _ROLLOUTS | {
+            'algorithm': {'beta': 0.0, 'kl_reward': 'k1', 'scale': 'running', 'centre': True},
+            'train': {'batch_size': 32, 'epochs': 20.0, 'max_steps': 48, 'checkpoint_every': 8}},
         ANY, 'of PPO'),
     'runs.grpo': Key(
-        {'algorithm': {'beta': 0.0, 'kl_loss': 'k2', 'kl_reward': '', 'epochs': 1},
-         'rollouts': {'prompts': 32, 'samples': 8, 'rows': 256, 'max_new_tokens': 48},
-         'evaluation': {'prompts': 8}, 'monitor': {'stop': ()},
-         'optimizer': {'learning_rate': 1e-3},
-         'train': {'batch_size': 32, 'epochs': 20.0, 'max_steps': 48, 'checkpoint_every': 6}},
+        _ROLLOUTS | {
+            'algorithm': {'beta': 0.0, 'kl_reward': '', 'kl_loss': 'k2'},
+            'train': {'batch_size': 32, 'epochs': 20.0, 'max_steps': 24, 'checkpoint_every': 4}},
         ANY, 'of GRPO'),
 
     # --- What is optimised -----------------------------------------------------------------------
@@ -140,16 +143,16 @@ KEYS: Table = {
     'best_of_n.disagreement': Key(1.0, POSITIVE, 'k of mean - k std over members of the ensemble'),
     'online.ppo': Key((f'{SCALAR} mean', 'quantile mean'), Each(str), "'PROXY RULE', each a run"),
     'online.grpo': Key(
-        (f'{SCALAR} mean', 'quantile mean', 'own_mean mean', 'distributional mean', 'ratings mean',
-         'distributional cvar:0.2', f'{ENSEMBLE} disagreement:1'), Each(str), 'the same'),
+        (f'{SCALAR} mean', 'quantile mean', 'distributional mean', 'distributional cvar:0.2',
+         f'{ENSEMBLE} disagreement:1'), Each(str), 'the same'),
     'with_dpo': Key(True, ANY, 'whether DPO is run'),
 
     # --- How it is judged ------------------------------------------------------------------------
     'evaluation.prompts': Key(
-        128, Range(4), 'prompts with openings that nobody learnt from; they are the same for all'),
-    'evaluation.samples': Key(2, AT_LEAST_ONE, 'responses to each, of policies'),
+        96, Range(4), 'prompts with openings that nobody learnt from; they are the same for all'),
+    'evaluation.samples': Key(4, AT_LEAST_ONE, 'responses to each, of policies'),
     'evaluation.max_new_tokens': Key(48, AT_LEAST_ONE, 'of the longest response'),
-    'evaluation.rows': Key(256, AT_LEAST_ONE, 'responses that grow at once'),
+    'evaluation.rows': Key(128, AT_LEAST_ONE, 'responses that grow at once'),
     'evaluation.seed': Key(0, NOT_NEGATIVE, 'of prompts and responses'),
 
     # Stated before anything was measured: what would count as an answer. Units of gold reward are

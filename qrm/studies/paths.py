@@ -111,7 +111,7 @@ def gain_along(a: Curves, b: Curves) -> np.ndarray:
     """Gold of a less gold of b, [B], at equal KL: the mean over KLs up to the farthest common one.
     """
     at = np.maximum(common(a.kl, b.kl), 0.0)
-    levels = [at * (i + 1) / GRID for i in range(GRID)]
+    levels = [at * ((i + 1) / GRID) for i in range(GRID)]  # the last one is `at` itself
     return np.mean([crossing(a.kl, a.gold, level) - crossing(b.kl, b.gold, level)
                     for level in levels], axis=0)
 

@@ -90,7 +90,7 @@ _SIZES = {'vocab_size': 512, 'max_positions': 128, 'hidden_size': 96, 'num_layer
 _ROLLOUTS = {
     'rollouts': {'prompts': 32, 'samples': 4, 'rows': 128, 'max_new_tokens': 48},
     'evaluation': {'prompts': 32, 'samples': 4}, 'monitor': {'stop': ()},
-    'optimizer': {'learning_rate': 2e-4}}
+    'optimizer': {'learning_rate': 4e-4}}
 
 KEYS: Table = {
     'workload': Key('helpful', OneOf(demo.WORKLOADS), 'of the demo'),
@@ -121,7 +121,7 @@ KEYS: Table = {
          'optimizer': {'learning_rate': 2e-3, 'warmup_fraction': 0.05, 'weight_decay': 0.01},
          'train': {'epochs': 4.0, 'checkpoint_every': 18}}, ANY, 'of the proxies'),
     'runs.dpo': Key(
-        {'dpo': {'beta': 0.05}, 'optimizer': {'learning_rate': 1e-3},
+        {'dpo': {'beta': 0.05}, 'optimizer': {'learning_rate': 3e-4},
          'train': {'epochs': 6.0, 'checkpoint_every': 9}}, ANY, 'of DPO'),
     'runs.ppo': Key(
         _ROLLOUTS | {

@@ -5,9 +5,8 @@
 Every key has its default, `qrm.studies.overoptimisation.KEYS`; what would count as an answer stands
 there, too, `yes.*`. Needs no download.
 
-`--config=optimise:full` optimises by both online algorithms all that best of n does, with five
-seeds and twice the prompts: 105 policies in place of 24. How
-long it takes has not been measured.
+`--config=optimise:full` optimises ten rewards by both online algorithms, with five seeds and more
+prompts: 105 policies in place of 24. How long it takes has not been measured.
 """
 
 from ml_collections import ConfigDict

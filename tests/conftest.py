@@ -12,7 +12,7 @@ import tempfile
 QUICKLY = '--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false'
 _LONG = ('test_commands', 'test_processes', 'test_train', 'test_features', 'test_sharding',
          'test_packing', 'test_notebooks', 'test_identifiability', 'test_step',
-         'test_transformer')
+         'test_transformer', 'test_overoptimisation')
 
 
 def pytest_configure(config):

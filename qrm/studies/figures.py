@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from qrm.analysis.figures import CHOSEN, COLORS, FAINT, INK, PALE, REJECTED, grid, hide_empty, save
+from qrm.policy.monitor import Row
 from qrm.studies import landscapes
 from qrm.studies.landscapes import Surface
 
@@ -327,6 +328,25 @@ def draw_best_of_n(result: Mapping[str, Any]) -> Figure:
     settings = result['settings']
     figure.suptitle(f'Best of n = {", ".join(map(str, result["sizes"]))}; bands: '
                     f'{settings["level"]:.0%} intervals over {settings["repetitions"]} repetitions')
+    return figure
+
+
+def draw_paths(of_algorithms: Mapping[str, Mapping[str, Sequence[Row]]]) -> Figure:
+    """Gold reward against the KL to the reference, a panel for each algorithm.
+
+    Args:
+      of_algorithms: algorithm -> title of a policy -> its rows, with gold rewards.
+    """
+    figure, panels = grid(len(of_algorithms), 1, sharex='all')
+    for axes, (algorithm, policies) in zip(panels[:, 0], of_algorithms.items(), strict=True):
+        styles = itertools.cycle(itertools.product(('-', '--', ':'), COLORS))
+        for (title, rows), (style, color) in zip(policies.items(), styles, strict=False):
+            axes.plot([row.kl for row in rows], [row.gold for row in rows], style, color=color,
+                      marker='o', markersize=2, label=title)
+        axes.set_title(algorithm.replace('_', ' '), fontsize='medium')
+        axes.set_ylabel('gold reward')
+        axes.legend(frameon=False, fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
+    panels[-1, 0].set_xlabel('KL to the reference (nats a response)')
     return figure
 
 

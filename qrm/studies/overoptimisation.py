@@ -1,0 +1,825 @@
+"""Over-optimisation of policies where the truth is known: the gold reward of any text of the demo.
+
+A small language model learns to answer from the preferred responses (SFT): the reference. Reward
+models learn from some pairs, and are the proxies; the reference is optimised against each by best
+of n, PPO or GRPO, and by DPO on the same pairs without any. What each was worth is the gold reward
+of its responses to prompts that nobody learnt from, against its KL to the reference (Gao et al.
+2022, arXiv 2210.10760):
+
+    W/sft, W/policy                 the reference as a run, and exported
+    W/reward-PROXY-SEED             a proxy, and the best of n by it
+    W/dpo-SEED, W/ppo-..., W/grpo-...   a policy
+    W/candidates.npz                answers of the reference
+
+Each folder keeps what was measured in it (`paths.json`), so that a second run only tabulates.
+
+Risk rules score a response by less than the mean where its spread is large. A gain of a rule can
+have other causes than what the spread knows; the controls are
+
+    constant   the same deviations for every response: the choice of the same proxy's mean
+    shuffled   the deviations of another response to the prompt (best of n)
+    ensemble   the disagreement of members that differ in their initial weights, which is
+               uncertainty about the reward, while quantiles are to show how people differ
+
+What counts as an answer stands in the config, `yes.*`.
+
+Axes: P prompts, N candidates to each, I evaluations of a policy, S seeds, r bootstrap replicates.
+"""
+
+import dataclasses
+import itertools
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from qrm.analysis import figures as analysis_figures
+from qrm.analysis import tables
+from qrm.data import demo
+from qrm.data.comparisons import Comparison, DataReport
+from qrm.models.network import Params
+from qrm.policy import config as policy_config
+from qrm.policy import dpo, export, language_model, objectives, optimise, rollouts, scoring, sft
+from qrm.policy import figures as policy_figures
+from qrm.policy.batches import Plan
+from qrm.policy.monitor import Row
+from qrm.policy.network import PolicyNetwork
+from qrm.policy.rollouts import Answers, Prompts
+from qrm.policy.sampling import Sampling
+from qrm.rewards import distributions, resampling, selection
+from qrm.rewards.distributions import Atoms
+from qrm.rewards.selection import Rule
+from qrm.studies import compare, figures, paths
+from qrm.studies.paths import Curves, Path
+from qrm.training import config as config_lib
+from qrm.training import reward_model, schema, workdir
+from qrm.training.checkpoints import Checkpoints
+from qrm.training.reward_model import RewardModel
+from qrm.training.schema import (
+    ANY,
+    AT_LEAST_ONE,
+    LEVEL,
+    NOT_NEGATIVE,
+    POSITIVE,
+    ConfigError,
+    Each,
+    Key,
+    OneOf,
+    Range,
+    Table,
+)
+from qrm.training.train import train
+
+SCALAR, ENSEMBLE = 'scalar', 'ensemble'
+BEST_OF_N, DPO = 'best_of_n', 'dpo'
+ONLINE = ('ppo', 'grpo')
+_KEPT = 'paths.json'
+
+# Name -> what a proxy has in its `head` and `loss` sections, as in `compare`.
+PROXIES = {name: compare.MODELS[name] for name in (
+    SCALAR, 'quantile', 'distributional', 'ratings', ENSEMBLE)} | {
+    'own_mean': {'head': {'name': 'quantile'}, 'loss': {'targets': 'own_mean'}}}
+
+_SIZES = {'vocab_size': 512, 'max_positions': 128, 'hidden_size': 96, 'num_layers': 2,
+          'num_heads': 4}
+
+# Shapes as those of the evaluation, so that little is compiled.
+_ROLLOUTS = {
+    'rollouts': {'prompts': 32, 'samples': 4, 'rows': 128, 'max_new_tokens': 48},
+    'evaluation': {'prompts': 32, 'samples': 4}, 'monitor': {'stop': ()},
+    'optimizer': {'learning_rate': 4e-4}}
+
+KEYS: Table = {
+    'workload': Key('helpful', OneOf(demo.WORKLOADS), 'of the demo'),
+    'seeds': Key(
+        (0, 1, 2), Each(int, NOT_NEGATIVE),
+        'of proxies and policies: parameters, order of batches, draws; data and reference stay'),
+
+    # --- What is learnt --------------------------------------------------------------------------
+    'demonstrations': Key(4000, AT_LEAST_ONE, 'pairs whose preferred responses the reference '
+                          'learns'),
+    'pairs': Key(600, AT_LEAST_ONE, 'that proxies and DPO learn from; the fewer, the sooner '
+                 'proxies are wrong'),
+    'proxies.names': Key(
+        (SCALAR, 'quantile', 'own_mean', 'distributional', 'ratings', ENSEMBLE), Each(str),
+        f'which; {SCALAR!r} is what others are compared with'),
+    'proxies.sections': Key(PROXIES, ANY, 'what each has in its `head` and `loss`'),
+    'runs.common': Key(
+        {'data': {'max_length': 128, 'demo': {'test': 200}},
+         'train': {'row_length': 128, 'rows': 8, 'keep': 100}}, ANY,
+        'what all runs change of the defaults of `qrm sft`, `qrm train`, `qrm dpo`, `qrm rl`'),
+    'runs.sft': Key(
+        {'model': {'checkpoint': '', 'sizes': _SIZES},
+         'optimizer': {'learning_rate': 4e-3, 'warmup_fraction': 0.05, 'weight_decay': 0.01},
+         'train': {'epochs': 6.0, 'checkpoint_every': 60, 'row_length': 256}}, ANY,
+        'and those of the reference'),
+    'runs.reward': Key(
+        {'model': {'checkpoint': '', 'initial_std': 0.0, 'sizes': _SIZES | {'hidden_size': 64}},
+         'optimizer': {'learning_rate': 2e-3, 'warmup_fraction': 0.05, 'weight_decay': 0.01},
+         'train': {'epochs': 4.0, 'checkpoint_every': 18}}, ANY, 'of the proxies'),
+    'runs.dpo': Key(
+        {'dpo': {'beta': 0.05}, 'optimizer': {'learning_rate': 3e-4},
+         'train': {'epochs': 6.0, 'checkpoint_every': 9}}, ANY, 'of DPO'),
+    'runs.ppo': Key(
+        _ROLLOUTS | {
+            'algorithm': {'beta': 0.0, 'kl_reward': 'k1', 'scale': 'running', 'centre': True},
+            'train': {'batch_size': 32, 'epochs': 20.0, 'max_steps': 48, 'checkpoint_every': 8}},
+        ANY, 'of PPO'),
+    'runs.grpo': Key(
+        _ROLLOUTS | {
+            'algorithm': {'beta': 0.0, 'kl_reward': '', 'kl_loss': 'k2'},
+            'train': {'batch_size': 32, 'epochs': 20.0, 'max_steps': 24, 'checkpoint_every': 4}},
+        ANY, 'of GRPO'),
+
+    # --- What is optimised -----------------------------------------------------------------------
+    'best_of_n.candidates': Key(
+        64, Range(4), 'responses of the reference to each prompt; n goes up in powers of 2'),
+    'best_of_n.rules': Key(
+        ('quantile:0.1', 'cvar:0.2', 'mean-std:1'), Each(str),
+        'risk rules of proxies with a spread'),
+    'best_of_n.disagreement': Key(1.0, POSITIVE, 'k of mean - k std over members of the ensemble'),
+    'online.ppo': Key((f'{SCALAR} mean', 'quantile mean'), Each(str), "'PROXY RULE', each a run"),
+    'online.grpo': Key(
+        (f'{SCALAR} mean', 'quantile mean', 'distributional mean', 'distributional cvar:0.2',
+         f'{ENSEMBLE} disagreement:1'), Each(str), 'the same'),
+    'with_dpo': Key(True, ANY, 'whether DPO is run'),
+
+    # --- How it is judged ------------------------------------------------------------------------
+    'evaluation.prompts': Key(
+        96, Range(4), 'prompts with openings that nobody learnt from; they are the same for all'),
+    'evaluation.samples': Key(4, AT_LEAST_ONE, 'responses to each, of policies'),
+    'evaluation.max_new_tokens': Key(48, AT_LEAST_ONE, 'of the longest response'),
+    'evaluation.rows': Key(128, AT_LEAST_ONE, 'responses that grow at once'),
+    'evaluation.seed': Key(0, NOT_NEGATIVE, 'of prompts and responses'),
+
+    # Stated before anything was measured: what would count as an answer. Units of gold reward are
+    # its standard deviation over the responses of the reference.
+    'yes.gain': Key(
+        0.0, NOT_NEGATIVE, '"yes" if the interval of a difference in gold reward is above this'),
+    'yes.matters': Key(
+        0.2, POSITIVE, '"no" if it is not, and the interval is below this; else "cannot tell"'),
+    'yes.fall': Key(
+        0.0, NOT_NEGATIVE, 'over-optimisation is seen if the interval of the fall of the gold '
+        'reward from its peak to the last evaluation is above this; a rule can delay it only then'),
+
+    'analysis.bootstrap': Key(2000, Range(20), 'replicates over opening questions and seeds'),
+    'analysis.level': Key(
+        0.95, LEVEL, 'of the intervals; where any of m rules is asked for, of all m together '
+        '(Bonferroni)'),
+    'analysis.seed': Key(0, NOT_NEGATIVE, 'of the resampling, and of shuffled spreads'),
+}
+
+# Of each kind of run its keys, what checks a config of it, and what runs it.
+_KINDS: dict[str, tuple[Table, Callable[[Any], None], Callable[[Any, str], Any]]] = {
+    'sft': (sft.KEYS, sft.check, sft.train),
+    'reward': (config_lib.KEYS, config_lib.check, train),
+    'dpo': (dpo.KEYS, dpo.check, dpo.train),
+    **{name: (optimise.KEYS, optimise.check, optimise.train) for name in ONLINE},
+}
+
+
+class Arm(NamedTuple):
+    """A way of optimising.
+
+    Attributes:
+      algorithm: 'best_of_n', 'dpo', or one of `ONLINE`.
+      proxy: name in `proxies.names`; '' of DPO.
+      rule: name of the rule; '' of DPO.
+      control: 'none', or 'shuffled'.
+    """
+
+    algorithm: str
+    proxy: str = ''
+    rule: str = ''
+    control: str = 'none'
+
+    def __str__(self) -> str:
+        shown = ' '.join(part for part in (self.algorithm.replace('_', ' '), self.proxy, self.rule)
+                         if part)
+        return shown + (f' ({self.control})' if self.control != 'none' else '')
+
+    @property
+    def risky(self) -> bool:
+        """Whether the rule looks at a spread."""
+        return self.rule not in ('', 'mean')
+
+
+# (arm, seed) -> what it did.
+Paths = Mapping[tuple[Arm, int], Path]
+
+
+class Bench(NamedTuple):
+    """What all policies are judged by.
+
+    Attributes:
+      workload: of the demo.
+      prompts: P of them.
+      tokenizer: of the policies.
+      sampling, rows, seed: how they answer.
+      plan: see `rollouts.read`.
+      reference: the network and its parameters.
+      candidates: N answers of the reference to each prompt, as texts.
+      gold: [P, N] their gold reward.
+    """
+
+    workload: str
+    prompts: Prompts
+    tokenizer: Any
+    sampling: Sampling
+    rows: int
+    seed: int
+    plan: Plan
+    reference: tuple[PolicyNetwork, Params]
+    candidates: list[Comparison]
+    gold: np.ndarray
+
+
+def run(config: Any, folder: str) -> str:
+    """Trains reference, proxies and policies, measures them, and tabulates in `folder`.
+
+    Goes on where it was stopped. Leaves a folder for each run, `overoptimisation.json`,
+    `overoptimisation.md` and `figures/`.
+
+    Returns:
+      The tables and the verdict as Markdown.
+
+    Raises:
+      ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as the runs.
+    """
+    check(config)
+    with workdir.lock(folder):
+        workdir.check_claim(folder, config)
+        workdir.claim(folder, config)
+        bench = prepare(config, folder)
+        found = measure(config, folder, bench)
+        result = summarise(found, bench, config)
+        text = format_result(result)
+        workdir.write_json(os.path.join(folder, 'overoptimisation.json'), result)
+        workdir.write_text(os.path.join(folder, 'overoptimisation.md'), text)
+        draw(folder, found, bench, config)
+    return text
+
+
+def check(config: Any) -> None:
+    """Checks the values of a config, and those of all runs that follow from it.
+
+    Raises:
+      ConfigError: lists every value that cannot be used.
+    """
+    schema.check(config, KEYS)
+    problems = []
+    names, known = config.proxies.names, config.proxies.sections
+    problems += [f'config.proxies.names: {name!r}, expected some of {tuple(known)}'
+                 for name in names if name not in known]
+    if SCALAR not in names:
+        problems.append(f'config.proxies.names: no {SCALAR!r}, which others are compared with')
+    if not config.seeds:
+        problems.append('config.seeds=(), expected at least one')
+    if config.evaluation.samples > config.best_of_n.candidates:
+        problems.append(f'config.evaluation.samples={config.evaluation.samples}, expected at most '
+                        f'the {config.best_of_n.candidates} of best_of_n.candidates')
+    for text in config.best_of_n.rules:
+        try:
+            selection.parse_rule(text, selection.DISTRIBUTION_KINDS)
+        except ValueError as error:
+            problems.append(f'config.best_of_n.rules: {error}')
+    for algorithm, text in _online(config):
+        proxy, _, rule = text.partition(' ')
+        try:
+            if proxy not in names:
+                raise ValueError(f'{text!r}: proxy {proxy!r}, expected one of {tuple(names)}')
+            selection.parse_rule(rule, ('mean', 'quantile', 'cvar', 'disagreement'))
+        except ValueError as error:
+            problems.append(f'config.online.{algorithm}: {error}')
+    schema.raise_all(problems)
+    for kind in _KINDS:
+        _build(config, kind, _source('a reward') if kind in ONLINE else {})
+    for name in names:
+        _build(config, 'reward', _changes_of(config, name))
+
+
+# --- runs ----------------------------------------------------------------------------------------
+
+
+def prepare(config: Any, folder: str) -> Bench:
+    """Trains the reference, and lets it answer.
+
+    Args:
+      config: of the study.
+      folder: of the study.
+    """
+    own, exported = (os.path.join(folder, name) for name in ('sft', 'policy'))
+    if not os.path.isdir(exported):
+        _run(config, 'sft', own, {'data.demo.train': config.demonstrations})
+        export.export(language_model.load_run(own), exported)
+    found = language_model.load_run(own)
+    settings = config.evaluation
+    a = found.network.architecture
+    prompts = rollouts.prompts_of(
+        demo.prompts(config.workload, 'test', settings.prompts, settings.seed),
+        DataReport(f'demo {config.workload}', 'test'), found.tokenizer,
+        a.max_positions - settings.max_new_tokens)
+    sampling = Sampling(samples=settings.samples, max_new_tokens=settings.max_new_tokens,
+                        stops=found.stops)
+    answers = _candidates(config, folder, found, prompts, sampling)
+    texts = rollouts.answered(prompts, answers, found.tokenizer)
+    plan = rollouts.plan(
+        prompts.tokens, settings.samples, settings.max_new_tokens,
+        row_length=config.runs.common.train.row_length, rows=config.runs.common.train.rows)
+    return Bench(config.workload, prompts, found.tokenizer, sampling, settings.rows, settings.seed,
+                 plan, (found.network, found.params), texts, _gold(config.workload, texts))
+
+
+def measure(config: Any, folder: str, bench: Bench) -> dict[tuple[Arm, int], Path]:
+    """What all arms did, with all seeds; trains what is not trained yet."""
+    found: dict[tuple[Arm, int], Path] = {}
+    for name, seed in itertools.product(config.proxies.names, config.seeds):
+        own = _reward_folder(folder, name, seed)
+
+        def choose(own: str = own, name: str = name, seed: int = seed) -> dict[Arm, Path]:
+            _run(config, 'reward', own, _changes_of(config, name) | {
+                'seed': seed, 'data.demo.train': config.pairs})
+            return best_of_n(bench, reward_model.load(own, raw=True), name, config)
+
+        found |= {(arm, seed): path for arm, path in _kept(own, choose).items()}
+    policies = [(DPO, ' '), *_online(config)] if config.with_dpo else _online(config)
+    for (algorithm, text), seed in itertools.product(policies, config.seeds):
+        proxy, _, rule = text.partition(' ')
+        arm = Arm(algorithm, proxy, rule)
+        judged_by = _reward_folder(folder, proxy or SCALAR, seed)
+        own = os.path.join(folder, '-'.join(
+            part.replace(':', '_') for part in (algorithm, proxy, rule, str(seed)) if part))
+
+        def walk(own: str = own, arm: Arm = arm, seed: int = seed,
+                 judged_by: str = judged_by) -> dict[Arm, Path]:
+            reward = {} if arm.algorithm == DPO else _source(judged_by) | {
+                'reward.rule': arm.rule, 'algorithm.name': arm.algorithm}
+            _run(config, arm.algorithm, own, reward | {
+                'seed': seed, 'data.demo.train': config.pairs,
+                'model.checkpoint': os.path.join(folder, 'policy')})
+            return {arm: follow(bench, own, reward_model.load(judged_by, raw=True))}
+
+        found |= {(arm, seed): path for arm, path in _kept(own, walk).items()}
+    return found
+
+
+def best_of_n(bench: Bench, model: RewardModel, name: str, config: Any) -> dict[Arm, Path]:
+    """What choosing among the candidates by a proxy is worth, by each rule.
+
+    The n are the steps. The distance is the upper bound that scores without ties reach, the same
+    for all rules.
+
+    Args:
+      bench: with the candidates.
+      model: the proxy.
+      name: of it.
+      config: of the study.
+    """
+    rewards = judge(model, bench.candidates)
+    mean = np.asarray(rewards.mean, np.float64)
+    members = model.network.head.members > 1
+    rules = [Rule('mean')]
+    if members:
+        rules.append(Rule('disagreement', config.best_of_n.disagreement))
+    elif rewards.values.shape[-1] > 1:
+        rules += map(selection.parse_rule, config.best_of_n.rules)
+    shuffled = selection.shuffle_spread(rewards, jax.random.key(config.analysis.seed))
+    ns = sizes(config.best_of_n.candidates)
+    kl = np.broadcast_to(selection.kl_best_of_n(np.array(ns))[:, None], (len(ns), len(mean)))
+    found = {}
+    for rule in rules:
+        for control, own in (('none', rewards), ('shuffled', shuffled)):
+            arm = Arm(BEST_OF_N, name, rule.name, control)
+            if control == 'none' or arm.risky:
+                chosen = selection.choice_probabilities(_scores(rule, own), ns)
+                found[arm] = Path(np.array(ns), kl, np.einsum('spn,pn->sp', chosen, bench.gold),
+                                  np.einsum('spn,pn->sp', chosen, mean), float(mean.std()))
+    return found
+
+
+def follow(bench: Bench, folder: str, model: RewardModel) -> Path:
+    """What a policy was at each of its checkpoints, the reference first.
+
+    Args:
+      bench: what it is judged by.
+      folder: of its run.
+      model: the proxy.
+    """
+    samples = bench.sampling.samples
+    # What the reference answers with the same random numbers.
+    first = [dataclasses.replace(one, responses=one.responses[:samples])
+             for one in bench.candidates]
+    found = [(0, np.zeros(len(first)), bench.gold[:, :samples].mean(axis=1), _means(model, first))]
+    with Checkpoints(folder, read_only=True) as checkpoints:
+        steps = checkpoints.steps
+    for step in steps:
+        policy = language_model.load_run(folder, step=step)
+        answers = _answers(bench, policy.network, policy.params)
+        dialogues = rollouts.dialogues(bench.prompts, answers)
+        own, reference = (rollouts.read(
+            network, params, dialogues, bench.plan, answers.tokens.shape[-1],
+            chunk=len(dialogues)).log_probs
+            for network, params in ((policy.network, policy.params), bench.reference))
+        kl = np.asarray(objectives.kl_estimates(own, reference, answers.mask, 'k1'), np.float64)
+        texts = rollouts.answered(bench.prompts, answers, bench.tokenizer)
+        found.append((step, kl.sum(axis=-1).mean(axis=1), _gold(bench.workload, texts).mean(axis=1),
+                      _means(model, texts)))
+    unit = float(np.std(np.asarray(judge(model, bench.candidates).mean, np.float64)))
+    return Path(*map(np.array, zip(*found, strict=True)), unit)
+
+
+def judge(model: RewardModel, texts: Sequence[Comparison]) -> Atoms:
+    """Atoms [P, K, N] of the rewards of responses: quantiles, or of an ensemble its members."""
+    encoded, _ = model.encode(texts)
+    read = model.read(jnp.asarray(np.concatenate(model.predict(encoded))))
+    values = read.members.mean if model.network.head.members > 1 else read.quantiles
+    return distributions.uniform_atoms(values.reshape(len(texts), -1, values.shape[-1]))
+
+
+def sizes(candidates: int) -> list[int]:
+    """The n of best of n: powers of 2 up to the number of candidates."""
+    return [2**i for i in range(candidates.bit_length())]
+
+
+def _run(config: Any, kind: str, folder: str, changes: Mapping[str, Any]) -> None:
+    print(f'\n== {kind}: {folder}', flush=True)
+    _KINDS[kind][2](_build(config, kind, changes), folder)
+
+
+def _build(config: Any, kind: str, changes: Mapping[str, Any]) -> Any:
+    """The checked config of a run.
+
+    Raises:
+      ConfigError: it cannot be used; says of which kind of run.
+    """
+    table, checked, _ = _KINDS[kind]
+    values = {'data.path': 'demo', 'workload': config.workload}
+    values |= optimise.CHANGES.get(kind, {})
+    for section in ('common', kind):
+        values |= dict(schema.flatten(config.runs[section], {}))
+    try:
+        built = (policy_config.build(table, values | changes) if kind != 'reward' else
+                 config_lib.build(values | changes))
+        checked(built)
+    except ConfigError as error:
+        raise ConfigError(f'config.runs.{kind}: {error}') from error
+    return built
+
+
+def _changes_of(config: Any, proxy: str) -> dict[str, Any]:
+    return dict(schema.flatten(config.proxies.sections[proxy], {}))
+
+
+def _source(reward: str) -> dict[str, str]:
+    return {'reward.source': reward}
+
+
+def _online(config: Any) -> list[tuple[str, str]]:
+    return [(name, text) for name in ONLINE for text in config.online[name]]
+
+
+def _reward_folder(folder: str, proxy: str, seed: int) -> str:
+    return os.path.join(folder, f'reward-{proxy}-{seed}')
+
+
+def _kept(folder: str, compute: Callable[[], dict[Arm, Path]]) -> dict[Arm, Path]:
+    """What was measured in the folder of a run, or is now."""
+    path = os.path.join(folder, _KEPT)
+    if not os.path.exists(path):
+        workdir.write_json(path, [{'arm': list(arm), 'path': paths.as_json(own)}
+                                  for arm, own in compute().items()])
+    return {Arm(*one['arm']): paths.from_json(one['path']) for one in workdir.read_json(path)}
+
+
+def _candidates(config: Any, folder: str, found: language_model.Run, prompts: Prompts,
+                sampling: Sampling) -> Answers:
+    """N answers of the reference, kept in a file."""
+    path = os.path.join(folder, 'candidates.npz')
+    if not os.path.exists(path):
+        many = dataclasses.replace(sampling, samples=config.best_of_n.candidates)
+        answers = rollouts.answer(
+            found.network, found.params, prompts.tokens, many, seed=config.evaluation.seed,
+            numbers=range(len(prompts)), rows=config.evaluation.rows)
+        workdir.write_arrays(path, answers._asdict())
+    return Answers(**workdir.read_arrays(path))
+
+
+def _answers(bench: Bench, network: PolicyNetwork, params: Params) -> Answers:
+    return rollouts.answer(network, params, bench.prompts.tokens, bench.sampling, seed=bench.seed,
+                           numbers=range(len(bench.prompts)), rows=bench.rows)
+
+
+def _gold(workload: str, texts: Sequence[Comparison]) -> np.ndarray:
+    """[P, K] gold rewards of responses."""
+    return np.array([[one.reward.mean() for one in scoring.golds(workload, row.responses)]
+                     for row in texts])
+
+
+def _means(model: RewardModel, texts: Sequence[Comparison]) -> np.ndarray:
+    """[P] mean rewards by a proxy."""
+    return np.asarray(judge(model, texts).mean, np.float64).mean(axis=1)
+
+
+def _scores(rule: Rule, rewards: Atoms) -> np.ndarray:
+    """[P, N] scores by a rule; members of an ensemble are atoms, too."""
+    mean, std = np.asarray(rewards.mean), np.asarray(rewards.std)
+    if rule.kind == 'disagreement':
+        return mean - rule.parameter * std
+    scale = selection.reference_scale(
+        mean.ravel(), std.ravel(), np.repeat(np.arange(len(mean)), mean.shape[1]))
+    return np.asarray(selection.scores(rule, rewards, scale))
+
+
+# --- summary -------------------------------------------------------------------------------------
+
+
+class Statistics:
+    """Means over seeds, with intervals over opening questions and seeds.
+
+    Args:
+      found: of all arms and seeds.
+      groups: [P] opening question of each prompt.
+      gold_std: the unit of gold rewards.
+      settings: the section `analysis` of a config.
+    """
+
+    def __init__(self, found: Paths, groups: Sequence[str], gold_std: float, settings: Any):
+        self.seeds = list(dict.fromkeys(seed for _, seed in found))
+        self.arms = list(dict.fromkeys(arm for arm, _ in found))
+        clusters = np.unique(list(groups), return_inverse=True)[1]
+        self._found, self._std, self._level = found, gold_std, settings.level
+        self._half = clusters % 2 == 0
+        self._weights = resampling.cluster_bootstrap_weights(
+            clusters, settings.bootstrap, settings.seed)
+        self._picks = resampling.picks_of_seeds(
+            len(self.seeds), settings.bootstrap, settings.seed)
+        self._curves = {key: paths.curves(path, self._weights) for key, path in found.items()}
+
+    def cell(self, of_seed: Callable[[int], np.ndarray], tests: int = 1) -> dict[str, Any]:
+        """A mean over seeds with its interval, of several tests that of all together.
+
+        Args:
+          of_seed: seed -> [1 + r].
+          tests: how many.
+        """
+        return resampling.over_seeds([of_seed(seed) for seed in self.seeds], self._picks,
+                                     1.0 - (1.0 - self._level) / tests)
+
+    def curve(self, arm: Arm, seed: int) -> Curves:
+        """A path in means over prompts."""
+        return self._curves[arm, seed]
+
+    def gain(self, a: Arm, b: Arm, *, at: str = 'kl', tests: int = 1) -> dict[str, Any]:
+        """Gold of a less that of b: 'kl', 'proxy' at the end of what both reach, 'along' it."""
+
+        def of_seed(seed: int) -> np.ndarray:
+            one, other = self.curve(a, seed), self.curve(b, seed)
+            return (paths.gain_along(one, other) if at == 'along' else
+                    paths.gain_at_end(one, other, at)) / self._std
+
+        return self.cell(of_seed, tests)
+
+    def fall(self, arm: Arm) -> dict[str, Any]:
+        """Of the gold reward from its peak to the last evaluation."""
+        return self.cell(lambda seed: paths.fall(
+            self._found[arm, seed], self._weights, self._half) / self._std)
+
+    def row(self, arm: Arm) -> dict[str, Any]:
+        """All of an arm."""
+        std = self._std
+
+        def last(name: str, arm: Arm = arm) -> Callable[[int], np.ndarray]:
+            return lambda seed: getattr(self.curve(arm, seed), name)[:, -1]
+
+        def gained(seed: int) -> np.ndarray:
+            gold = self.curve(arm, seed).gold
+            return (gold[:, -1] - gold[:, 0]) / std
+
+        row = arm._asdict() | {
+            'name': str(arm), 'kl': self.cell(last('kl')), 'gold': self.cell(gained),
+            'peak': self.cell(lambda seed: paths.peak(self.curve(arm, seed))),
+            'fall': self.fall(arm)}
+        scalar = Arm(arm.algorithm, SCALAR, 'mean')
+        if scalar in self.arms and arm != scalar:
+            row['over_scalar'] = self.gain(arm, scalar, at='along')
+        return row
+
+    def rows(self, arm: Arm) -> list[Row]:
+        """An arm as rows of a monitor, means over seeds, for figures; other numbers are unknown.
+
+        The proxy is what was gained since the reference, in its standard deviations there.
+        """
+        found = []
+        for i, step in enumerate(self._found[arm, self.seeds[0]].steps):
+            known: dict[str, Any] = {'step': int(step), 'proxy_spread': 1.0,
+                                     'gold_spread': self._std}
+            for name in Curves._fields:
+                values = [getattr(self.curve(arm, seed), name)[:, i] for seed in self.seeds]
+                if name == 'proxy':
+                    values = [
+                        (own - self.curve(arm, seed).proxy[0, 0]) / self._found[arm, seed].unit
+                        for own, seed in zip(values, self.seeds, strict=True)]
+                table = np.array(values)
+                drawn = np.take_along_axis(table[:, 1:].T, self._picks, axis=1).mean(axis=1)
+                known |= {name: float(table[:, 0].mean()), f'{name}_error': float(drawn.std())}
+            found.append(Row(**dict.fromkeys(Row._fields) | known))
+        return found
+
+
+def summarise(found: Paths, bench: Bench, config: Any) -> dict[str, Any]:
+    """All numbers with their intervals, ready for JSON.
+
+    Args:
+      found: of all arms and seeds.
+      bench: what they were judged by.
+      config: of the study.
+
+    Returns:
+      'rows' of arms, answers to the questions 'delay', 'quantile' and 'dpo', the 'verdict' in
+      lines, 'reference' and 'settings'.
+    """
+    std = float(bench.gold.std())
+    statistics = Statistics(found, [one.group for one in bench.prompts.comparisons], std,
+                            config.analysis)
+    result = {
+        'rows': [statistics.row(arm) for arm in statistics.arms],
+        'delay': delays(statistics, config.yes),
+        'quantile': [row for name in config.proxies.names if name not in (SCALAR, ENSEMBLE)
+                     for row in over_scalar(statistics, config.yes, name)],
+        'dpo': over_scalar(statistics, config.yes, ''),
+        'reference': {'gold': float(bench.gold.mean()), 'gold_std': std,
+                      'prompts': len(bench.prompts), 'candidates': bench.gold.shape[1]},
+        'settings': dict(schema.flatten(config, {})),
+    }
+    return result | {'verdict': verdict(result)}
+
+
+def delays(statistics: Statistics, bounds: Any) -> list[dict[str, Any]]:
+    """Whether each risk rule delays over-optimisation; the first question.
+
+    Gold reward is compared at the farthest KL that the rule and a control both reach, with
+    intervals of all rules together. A rule of a proxy whose mean was not optimised is a control
+    alone.
+
+    Args:
+      statistics: of all arms.
+      bounds: the section `yes`.
+    """
+    arms = statistics.arms
+    judged = [arm for arm in arms if arm.risky and arm.control == 'none'
+              and arm._replace(rule='mean') in arms]
+    rows = []
+    for arm in judged:
+        mean, shuffled = arm._replace(rule='mean'), arm._replace(control='shuffled')
+        controls = {'constant': mean} | ({'shuffled': shuffled} if shuffled in arms else {})
+        others = [other for other in arms if other.risky and other.control == 'none'
+                  and (other.algorithm, other.proxy) == (arm.algorithm, ENSEMBLE)]
+        if arm.proxy != ENSEMBLE and others:
+            controls['ensemble'] = others[0]
+        against = {name: statistics.gain(arm, other, tests=len(judged))
+                   for name, other in controls.items()}
+        fall = statistics.fall(mean)
+
+        def later(seed: int, arm: Arm = arm, mean: Arm = mean) -> np.ndarray:
+            return paths.peak(statistics.curve(arm, seed)) - paths.peak(
+                statistics.curve(mean, seed))
+
+        rows.append(arm._asdict() | {
+            'name': str(arm), 'fall_of_mean': fall, 'against': against,
+            'equal_proxy': statistics.gain(arm, mean, at='proxy', tests=len(judged)),
+            'later': statistics.cell(later, len(judged)),
+            'answer': (answer(against.values(), bounds) if fall['low'] > bounds.fall
+                       else UNSEEN)})
+    return rows
+
+
+def over_scalar(statistics: Statistics, bounds: Any, proxy: str) -> list[dict[str, Any]]:
+    """Whether the mean of a proxy gives better policies than the scalar's at equal KL.
+
+    The second and the third question: a row for each algorithm that both were optimised by, of DPO
+    for each that the scalar was. Gold rewards are compared on average over the KLs that both reach.
+
+    Args:
+      statistics: of all arms.
+      bounds: the section `yes`.
+      proxy: name of the proxy; '': DPO.
+    """
+    rows = []
+    for scalar in statistics.arms:
+        if (scalar.proxy, scalar.rule) != (SCALAR, 'mean'):
+            continue
+        arm = scalar._replace(proxy=proxy) if proxy else Arm(DPO)
+        if arm in statistics.arms:
+            gain = statistics.gain(arm, scalar, at='along')
+            rows.append({'name': str(arm), 'proxy': proxy, 'algorithm': scalar.algorithm,
+                         'gain': gain, 'answer': answer([gain], bounds)})
+    return rows
+
+
+YES, NO, OPEN = 'yes', 'no', 'cannot tell'
+UNSEEN = 'cannot tell, no over-optimisation seen'
+
+
+def answer(cells: Any, bounds: Any) -> str:
+    """What differences in gold reward show: all of them for a yes, one is enough for a no.
+
+    Args:
+      cells: with 'low' and 'high'.
+      bounds: the section `yes`.
+    """
+    cells = list(cells)
+    if all(cell['low'] > bounds.gain for cell in cells):
+        return YES
+    return NO if any(cell['high'] < bounds.matters for cell in cells) else OPEN
+
+
+def any_of(answers: Sequence[str]) -> str:
+    """The answer to whether any does: one yes, or all no; of nothing it cannot be told."""
+    if YES in answers:
+        return YES
+    return NO if answers and set(answers) == {NO} else OPEN
+
+
+def all_of(answers: Sequence[str]) -> str:
+    """The answer to whether all do: all yes, or all no; of nothing it cannot be told."""
+    return answers[0] if len(set(answers)) == 1 and answers[0] in (YES, NO) else OPEN
+
+
+def verdict(result: Mapping[str, Any]) -> list[str]:
+    """The answers to the questions that the config states, in lines with their numbers."""
+    lines = ['1. Does any risk rule delay over-optimisation, against all controls? '
+             f'{any_of([row["answer"] for row in result["delay"]])}.']
+    for row in result['delay']:
+        gains = ', '.join(f'{name} {tables.enclosed(cell, sign="+")}'
+                          for name, cell in row['against'].items())
+        lines.append(
+            f'   {row["name"]}: {row["answer"]}. Gold at equal KL over {gains}; at equal proxy '
+            f'over constant {tables.enclosed(row["equal_proxy"], sign="+")}; its peak is '
+            f'{tables.enclosed(row["later"], sign="+")} nats later; fall of the mean '
+            f'{tables.enclosed(row["fall_of_mean"], sign="+")}.')
+    of_proxies: dict[str, list[Any]] = {}
+    for row in result['quantile']:
+        of_proxies.setdefault(row['proxy'], []).append(row)
+    lines += _compared('2. Does the model {} give better policies than the scalar at equal KL, by '
+                       'every algorithm?', of_proxies)
+    lines += _compared('3. Does DPO on the same pairs give better policies than the scalar at '
+                       'equal KL, by every algorithm?', {'': result['dpo']})
+    return lines
+
+
+def _compared(question: str, of_proxies: Mapping[str, Sequence[Any]]) -> list[str]:
+    lines = []
+    for name, rows in of_proxies.items():
+        lines.append(f'{question.format(name)} {all_of([row["answer"] for row in rows])}.')
+        lines += [f'   {row["name"]}, the scalar by {row["algorithm"].replace("_", " ")}: '
+                  f'{row["answer"]}. Gold {tables.enclosed(row["gain"], sign="+")}.'
+                  for row in rows]
+    return lines
+
+
+def format_result(result: Mapping[str, Any]) -> str:
+    """The table of all arms and the verdict as Markdown."""
+    settings, reference = result['settings'], result['reference']
+    lines = [['policy', 'KL at the end', 'gold gained there', 'KL of the peak', 'fall from it',
+              'over the scalar at equal KL']]
+    for row in result['rows']:
+        other = row.get('over_scalar')
+        lines.append([row['name'], tables.enclosed(row['kl']),
+                      tables.enclosed(row['gold'], sign='+'), tables.enclosed(row['peak']),
+                      tables.enclosed(row['fall'], sign='+'),
+                      '-' if other is None else tables.enclosed(other, sign='+')])
+    return '\n'.join([
+        '# Over-optimisation where the truth is known\n',
+        f'{len(settings["seeds"])} seeds, {settings["pairs"]} pairs; '
+        f'{reference["prompts"]} prompts, {settings["evaluation.samples"]} responses of each '
+        f'policy, {reference["candidates"]} candidates of the reference. Means over seeds with '
+        f'{settings["analysis.level"]:.0%} intervals of a bootstrap over opening questions and '
+        'seeds. KL in nats a response, of best of n its upper bound; gold reward in standard '
+        f'deviations of the responses of the reference ({reference["gold_std"]:.3f}), whose mean '
+        f'is {reference["gold"]:.3f}.\n',
+        tables.markdown(lines),
+        '\n## By the bounds that the config states\n',
+        f'Yes: intervals above {settings["yes.gain"]:g}; no: else, one below '
+        f'{settings["yes.matters"]:g}. Those of question 1 hold for all of its rules together.\n',
+        *(f'- {line}' if line[0] != ' ' else f'  - {line.strip()}' for line in result['verdict']),
+    ]) + '\n'
+
+
+def draw(folder: str, found: Paths, bench: Bench, config: Any) -> None:
+    """Draws proxy and gold of each mean against the KL, and the gold of all arms."""
+    statistics = Statistics(found, [one.group for one in bench.prompts.comparisons],
+                            float(bench.gold.std()), config.analysis)
+    rows = {arm: statistics.rows(arm) for arm in statistics.arms}
+    drawn = {str(arm): own for arm, own in rows.items() if not arm.risky}
+    by_algorithm: dict[str, dict[str, list[Row]]] = {}
+    for arm, own in rows.items():
+        if arm.algorithm != DPO and arm.control == 'none':
+            by_algorithm.setdefault(arm.algorithm, {})[str(arm)] = own
+    for of_algorithm in by_algorithm.values():
+        of_algorithm |= {str(arm): own for arm, own in rows.items() if arm.algorithm == DPO}
+    analysis_figures.save(folder, {
+        'overoptimisation': policy_figures.draw_overoptimisation(drawn, root=True),
+        'gold': figures.draw_paths(by_algorithm)})

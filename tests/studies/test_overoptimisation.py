@@ -1,0 +1,199 @@
+"""Over-optimisation where the truth is known: answers by hand, best of n, and a tiny study."""
+
+import json
+
+import jax.numpy as jnp
+import matplotlib.image
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from qrm.rewards import distributions
+from qrm.rewards.selection import Rule
+from qrm.studies import overoptimisation as study
+from qrm.studies.overoptimisation import NO, OPEN, UNSEEN, YES, Arm, Statistics
+from qrm.studies.paths import Path
+from qrm.training.schema import ConfigError
+from qrm.training.workdir import WorkdirError
+from tests.helpers import load_config
+
+BOUNDS = ConfigDict({'gain': 0.0, 'matters': 0.2, 'fall': 0.0})
+ANALYSIS = ConfigDict({'bootstrap': 200, 'level': 0.9, 'seed': 0})
+MEAN, RISKY = Arm('best_of_n', 'distributional', 'mean'), Arm('best_of_n', 'distributional',
+                                                               'cvar:0.2')
+SCALAR = Arm('best_of_n', 'scalar', 'mean')
+GROUPS = [f'question {i // 2}' for i in range(40)]
+
+
+def path(gold, kl=(0.0, 2.0, 4.0), noise=0.1, seed=0):
+    """Equal for all prompts but for noise."""
+    rng = np.random.default_rng(seed)
+    shape = len(gold), len(GROUPS)
+    table = np.array(gold, float)[:, None] + noise * rng.normal(size=shape)
+    return Path(np.arange(len(gold)), np.broadcast_to(np.array(kl, float)[:, None], shape), table,
+                table, 1.0)
+
+
+def statistics(**golds):
+    """Of arms by name, with two seeds."""
+    arms = {'mean': MEAN, 'risky': RISKY, 'shuffled': RISKY._replace(control='shuffled'),
+            'ensemble': Arm('best_of_n', 'ensemble', 'disagreement:1'), 'scalar': SCALAR,
+            'dpo': Arm('dpo')}
+    found = {(arms[name], seed): path(gold, seed=seed) for name, gold in golds.items()
+             for seed in (0, 1)}
+    return Statistics(found, GROUPS, 2.0, ANALYSIS)
+
+
+# Answers.
+
+
+def test_answers_follow_the_bounds():
+    def cell(low, high):
+        return {'value': 0.5 * (low + high), 'low': low, 'high': high}
+
+    assert study.answer([cell(0.01, 0.4), cell(0.1, 0.2)], BOUNDS) == YES
+    assert study.answer([cell(-0.1, 0.4), cell(0.1, 0.2)], BOUNDS) == OPEN
+    assert study.answer([cell(0.1, 0.4), cell(-0.3, 0.19)], BOUNDS) == NO
+
+
+def test_any_needs_one_and_all_need_all():
+    assert study.any_of([NO, YES, OPEN]) == YES
+    assert study.any_of([NO, NO]) == NO
+    assert study.any_of([NO, UNSEEN]) == OPEN
+    assert study.any_of([]) == OPEN
+    assert study.all_of([YES, YES]) == YES
+    assert study.all_of([YES, NO]) == OPEN
+    assert study.all_of([NO]) == NO
+    assert study.all_of([OPEN, OPEN]) == OPEN
+    assert study.all_of([]) == OPEN
+
+
+def test_a_rule_delays_if_it_beats_all_controls():
+    falls, stays = (0.0, 3.0, 1.0), (0.0, 3.0, 3.0)
+    rows = study.delays(statistics(mean=falls, risky=stays, shuffled=falls, ensemble=falls), BOUNDS)
+    assert [row['name'] for row in rows] == ['best of n distributional cvar:0.2']
+    assert rows[0]['answer'] == YES
+    assert list(rows[0]['against']) == ['constant', 'shuffled', 'ensemble']
+    # Two units at the farthest KL, in units of two; the noise is the same in all.
+    for cell in rows[0]['against'].values():
+        assert cell['value'] == pytest.approx(1.0)
+    assert rows[0]['fall_of_mean']['value'] == pytest.approx(1.0, abs=0.1)
+    # Where the control does as well, it is not the spread.
+    rows = study.delays(statistics(mean=falls, risky=stays, shuffled=stays, ensemble=falls), BOUNDS)
+    assert rows[0]['answer'] == NO
+
+
+def test_nothing_is_delayed_that_is_not_seen():
+    rises = (0.0, 1.0, 2.0)
+    rows = study.delays(statistics(mean=rises, risky=(0.0, 2.0, 4.0)), BOUNDS)
+    assert rows[0]['answer'] == UNSEEN
+    lines = study.verdict({'delay': rows, 'quantile': [], 'dpo': []})
+    assert lines[0].endswith(f'{OPEN}.')
+    assert UNSEEN in lines[1]
+
+
+def test_policies_are_compared_along_the_kl():
+    found = statistics(scalar=(0.0, 1.0, 2.0), mean=(0.0, 2.0, 4.0), dpo=(0.0, 0.5, 1.0))
+    row, = study.over_scalar(found, BOUNDS, 'distributional')
+    # Half a unit more a nat, on average over 20 places up to 4 nats, in units of two; the noise of
+    # both is the same.
+    assert row['gain']['value'] == pytest.approx(0.5 * 4.0 * 21 / 40 / 2.0)
+    assert row['answer'] == YES
+    row, = study.over_scalar(found, BOUNDS, '')
+    assert (row['name'], row['algorithm'], row['answer']) == ('dpo', 'best_of_n', NO)
+    assert study.over_scalar(found, BOUNDS, 'ratings') == []
+
+
+def test_rows_of_figures_are_means_over_seeds():
+    rows = statistics(scalar=(0.0, 1.0, 2.0)).rows(SCALAR)
+    assert [row.step for row in rows] == [0, 1, 2]
+    assert [row.kl for row in rows] == pytest.approx([0.0, 2.0, 4.0])
+    golds = [path((0.0, 1.0, 2.0), seed=seed).gold.mean(axis=1) for seed in (0, 1)]
+    assert [row.gold for row in rows] == pytest.approx(np.mean(golds, axis=0))
+    assert rows[0].proxy == pytest.approx(0.0)
+    assert 0.0 < rows[1].gold_error < 0.1
+    assert rows[0].length is None
+
+
+# Best of n.
+
+
+def test_scores_of_an_ensemble_are_mean_less_disagreement():
+    atoms = distributions.uniform_atoms(jnp.array([[[0.0, 2.0], [1.0, 1.0]]]))
+    np.testing.assert_allclose(study._scores(Rule('disagreement', 2.0), atoms), [[-1.0, 1.0]])
+    np.testing.assert_allclose(study._scores(Rule('mean'), atoms), [[1.0, 1.0]])
+
+
+def test_sizes_are_powers_of_two():
+    assert study.sizes(64) == [1, 2, 4, 8, 16, 32, 64]
+    assert study.sizes(9) == [1, 2, 4, 8]
+
+
+# The config.
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'proxies.names': ('quantile',)}, "no 'scalar'"),
+    ({'proxies.names': ('scalar', 'median')}, "'median', expected some of"),
+    ({'seeds': ()}, 'expected at least one'),
+    ({'best_of_n.rules': ('disagreement:1',)}, 'best_of_n.rules'),
+    ({'online.ppo': ('median mean',)}, "online.ppo: 'median mean': proxy 'median'"),
+    ({'online.grpo': ('scalar mean-std:1',)}, 'online.grpo'),
+    ({'evaluation.samples': 65}, 'expected at most'),
+    ({'runs.grpo': {'algorithm': {'beta': -1.0}}}, 'runs.grpo: config.algorithm.beta=-1.0'),
+    ({'runs.sft': {'train': {'epoch': 1.0}}}, 'did you mean config.train.epochs'),
+])
+def test_what_cannot_be_used_is_named(changes, message):
+    with pytest.raises(ConfigError, match=message):
+        study.check(load_config('optimise', **changes))
+
+
+# A tiny study. All answers have one shape, so that little is compiled.
+
+_SIZES = {'vocab_size': 300, 'max_positions': 128, 'hidden_size': 8, 'num_layers': 1,
+          'num_heads': 1}
+_ONE = {'model': {'checkpoint': '', 'sizes': _SIZES}, 'train': {'max_steps': 1}}
+TINY = {
+    'seeds': (0,), 'demonstrations': 40, 'pairs': 40, 'proxies.names': ('scalar', 'distributional'),
+    'runs.common': {'data': {'max_length': 128, 'demo': {'test': 4}},
+                    'train': {'row_length': 128, 'rows': 8, 'keep': 9}},
+    'runs.sft': _ONE, 'runs.reward': _ONE, 'runs.dpo': {'train': {'max_steps': 1}},
+    'runs.grpo': {'algorithm': {'beta': 0.0, 'kl_loss': 'k2', 'kl_reward': ''},
+                  'rollouts': {'prompts': 2, 'samples': 4, 'rows': 16, 'max_new_tokens': 2},
+                  'evaluation': {'prompts': 4, 'samples': 4}, 'monitor': {'stop': ()},
+                  'train': {'batch_size': 2, 'max_steps': 1}},
+    'best_of_n.candidates': 4, 'best_of_n.rules': ('cvar:0.2',), 'online.ppo': (),
+    'online.grpo': ('scalar mean',), 'evaluation.prompts': 6, 'evaluation.samples': 4,
+    'evaluation.max_new_tokens': 2, 'evaluation.rows': 16, 'analysis.bootstrap': 20,
+}
+
+
+def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
+    config, folder = load_config('optimise', **TINY), str(tmp_path)
+    text = study.run(config, folder)
+    names = {'sft', 'policy', 'reward-scalar-0', 'reward-distributional-0', 'dpo-0',
+             'grpo-scalar-mean-0', 'figures', 'candidates.npz', 'config.json', '.lock',
+             'overoptimisation.json', 'overoptimisation.md'}
+    assert {path.name for path in tmp_path.iterdir()} == names
+    result = json.loads((tmp_path / 'overoptimisation.json').read_text())
+    assert (tmp_path / 'overoptimisation.md').read_text() == text
+    assert [row['name'] for row in result['rows']] == [
+        'best of n scalar mean', 'best of n distributional mean',
+        'best of n distributional cvar:0.2', 'best of n distributional cvar:0.2 (shuffled)', 'dpo',
+        'grpo scalar mean']
+    of_best = result['rows'][0]
+    assert of_best['kl']['value'] == pytest.approx(np.log(4.0) - 0.75)
+    # Sampled from a policy that has taken a step.
+    assert result['rows'][-1]['kl']['value'] != 0.0
+    for name in ('overoptimisation', 'gold'):
+        assert matplotlib.image.imread(tmp_path / f'figures/{name}.png').std() > 0.0
+    assert all(line in text for line in (row['name'] for row in result['rows']))
+
+    def refuse(*unused):
+        raise AssertionError('a second run trains')
+
+    monkeypatch.setattr(study, '_run', refuse)
+    assert study.run(config, folder) == text
+    assert json.loads((tmp_path / 'overoptimisation.json').read_text()) == result
+    with pytest.raises(WorkdirError, match='pairs'):
+        study.run(load_config('optimise', **TINY | {'pairs': 41}), folder)

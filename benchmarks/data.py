@@ -1,6 +1,6 @@
 """How fast many pairs are read and tokenised, and how fast they are there again.
 
-    python -m benchmarks.data --texts=hh --tokenizer=gpt2 --pairs=1000000 --folder=/tmp/data
+    python -m benchmarks.data --texts=hh --tokenizer=gpt2 --pairs=1000000 --folder=results/data
 
 Pairs of realistic lengths are made of those of a folder in the layout of the HH release: a tenth of
 their words are exchanged with others of it. A process reads them as `qrm train` does, from nothing

@@ -26,6 +26,4 @@ def get_config(arg: str = '') -> ConfigDict:
     """The config; `arg` is '', 'demo' or the workload."""
     if arg != 'demo':
         return config.build(dpo.KEYS, CHANGES, arg)
-    # But for what only reward models have.
-    demo = configs.module('demo').CHANGES
-    return config.build(dpo.KEYS, {key: demo[key] for key in demo if key in dpo.KEYS})
+    return config.build(dpo.KEYS, configs.changes('demo', dpo.KEYS))

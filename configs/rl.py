@@ -34,7 +34,5 @@ def get_config(arg: str = '') -> ConfigDict:
     chosen = optimise.CHANGES[name] | {'algorithm.name': name} if name else {}
     if rest != 'demo':
         return config.build(optimise.KEYS, CHANGES | chosen, rest)
-    # But for what only reward models have.
-    demo = configs.module('demo').CHANGES
-    return config.build(optimise.KEYS, {key: demo[key] for key in demo if key in optimise.KEYS}
+    return config.build(optimise.KEYS, configs.changes('demo', optimise.KEYS)
                         | {'reward.source': 'gold', 'optimizer.learning_rate': 1e-4} | chosen)

@@ -25,6 +25,4 @@ def get_config(arg: str = '') -> ConfigDict:
     """The config; `arg` is '', 'demo' or the workload."""
     if arg != 'demo':
         return config.build(sft.KEYS, CHANGES, arg)
-    # But for what only reward models have.
-    demo = configs.module('demo').CHANGES
-    return config.build(sft.KEYS, {key: demo[key] for key in demo if key in sft.KEYS})
+    return config.build(sft.KEYS, configs.changes('demo', sft.KEYS))

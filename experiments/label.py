@@ -43,7 +43,7 @@ launch.define_model()
 
 
 def main() -> None:
-    from qrm.policy import judges, labels
+    from qrm.policy import judges, labels, questions
     from qrm.training import config as config_lib
     from qrm.training.schema import ConfigError
 
@@ -51,13 +51,13 @@ def main() -> None:
                                'data.columns': tuple(_COLUMNS.value)})
     config_lib.check(config)
     values = flags.FLAGS
-    options = judges.Options(
-        judges.read_template(_TEMPLATE.value), _DTYPE.value, values.date, values.max_length,
-        values.outputs, _ROWS.value, _PATTERN.value or judges.PATTERN, _ANSWER_TOKENS.value,
+    options = questions.Options(
+        questions.read_template(_TEMPLATE.value), _DTYPE.value, values.date, values.max_length,
+        values.outputs, _ROWS.value, _PATTERN.value or questions.PATTERN, _ANSWER_TOKENS.value,
         _TOKEN.value, _TIMEOUT.value, _RETRIES.value, at_once=_AT_ONCE.value)
     try:
         specs = [judges.parse(text) for text in _JUDGES.value]
-        judges.check_pattern(options.pattern)
+        questions.check_pattern(options.pattern)
     except ValueError as error:
         raise ConfigError(f'--judge, --pattern: {error}') from error
     print(labels.label_file(

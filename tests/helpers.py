@@ -5,6 +5,7 @@ import json
 import math
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import jax
@@ -171,6 +172,14 @@ def reward_step(net, loss, optimizer):
 
 def optimizer_config(**kwargs):
     return ConfigDict(SGD | kwargs)
+
+
+def stub_python(folder, source):
+    """A file that stands for the Python of another environment; `{python}` in it is this one's."""
+    path = folder / 'python'
+    path.write_text(source.format(python=sys.executable))
+    path.chmod(0o755)
+    return str(path)
 
 
 def simulated(devices):

@@ -3,8 +3,10 @@
 import importlib.util
 import re
 import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -27,6 +29,11 @@ def names() -> list[str]:
 def module(name: str) -> ModuleType:
     """A config that comes with qrm, as a module."""
     return _execute(folder() / f'{name}.py')
+
+
+def changes(name: str, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """What a config that comes with qrm changes, of the keys that another kind of run has too."""
+    return {key: value for key, value in module(name).CHANGES.items() if key in keys}
 
 
 def load(value: str) -> ConfigDict:

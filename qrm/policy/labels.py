@@ -28,9 +28,10 @@ from qrm.data.comparisons import Comparison, DataError, MalformedRow
 from qrm.data.files import is_rows, read_rows
 from qrm.data.rows import parse_row
 from qrm.data.sources import understood
-from qrm.policy import judges
+from qrm.policy import judges, questions
 from qrm.policy.candidates import readable_row
-from qrm.policy.judges import Answer, Judge, Options, Spec
+from qrm.policy.judges import Judge
+from qrm.policy.questions import Answer, Options, Spec
 from qrm.rewards import pairwise, resampling, statistics
 from qrm.serving.score import check_target, write_rows
 from qrm.training.interruptions import check
@@ -423,7 +424,7 @@ def describe(spec: Spec, found: Mapping[str, Any], verdicts: Verdicts) -> list[s
                 f'; {found["limited"]} labels gave the preferred response less than '
                 f'{pairwise.LEAST:g} and were taken for it' * bool(found['limited'])))
     if found['share'] is not None:
-        lines.append(f'  probability of {" and ".join(judges.ANSWERS)} together: mean '
+        lines.append(f'  probability of {" and ".join(questions.ANSWERS)} together: mean '
                      f'{found["share"]:.3f} of all tokens')
     tokens = (f' of {found["read"]} tokens, {found["written"]} tokens of answers, '
               f'{found["cut"]} questions cut' if found['read'] else '')

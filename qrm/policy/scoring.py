@@ -5,22 +5,19 @@ each completion, as `qrm.reward` makes one: a run, a reward model of other libra
 reward of the demo, a function of one's own, or a server.
 """
 
-import importlib
-import json
 import math
 import os
 import re
-import sys
-import urllib.error
-import urllib.request
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import httpx
 import numpy as np
 
 from qrm.analysis import winrate
 from qrm.data import demo, gold
 from qrm.data.comparisons import Comparison, DataError, in_a_line
+from qrm.policy import programs
 from qrm.rewards import statistics
 from qrm.serving import functions
 from qrm.training import reward_model
@@ -112,7 +109,10 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
     if address:
         return Reward(source, lambda prompts, completions: _ask(source, prompts, completions))
     if own:
-        return Reward(source, _find(source))
+        try:
+            return Reward(source, programs.find(source)[0])
+        except ValueError as error:
+            raise ConfigError(f'config.reward.source={source!r}: {error}') from error
     try:
         found = functions.reward(source, rule, aggregate=aggregate)
     except DataError:
@@ -206,24 +206,6 @@ def _reward_wins(reward: Reward, own: Sequence[Comparison], others: Sequence[Com
     return statistics.halved_ties(sides[0][:, :, None] - sides[1][:, None, :]).mean(axis=-1)
 
 
-def _find(source: str) -> Callable[..., Sequence[float]]:
-    """The function of 'module:function'."""
-    module, _, name = source.partition(':')
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        found: Any = importlib.import_module(module)
-        for part in name.split('.'):
-            found = getattr(found, part)
-    except Exception as error:  # a module runs when it is imported
-        raise ConfigError(f'config.reward.source={source!r}: no such function ('
-                          f'{type(error).__name__}: {in_a_line(error)})') from error
-    if not callable(found):
-        raise ConfigError(f'config.reward.source={source!r}: got {type(found).__name__}, expected '
-                          'a function')
-    return found
-
-
 def _ask(url: str, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Any]:
     """What a server answers."""
     if not all(isinstance(one, str) for one in (*prompts, *completions)):
@@ -231,12 +213,10 @@ def _ask(url: str, prompts: Sequence[Any], completions: Sequence[Any]) -> list[A
     body = {'query': [prompt + completion for prompt, completion in
                       zip(prompts, completions, strict=True)],
             'prompts': list(prompts), 'labels': [None] * len(prompts)}
-    request = urllib.request.Request(url, json.dumps(body).encode(),
-                                     {'Content-Type': 'application/json'})
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:
-            return json.load(answer)['rewards']
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        answer = httpx.post(url, json=body, timeout=_SECONDS)
+        return answer.raise_for_status().json()['rewards']
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
         raise DataError(f'{url}: no rewards ({type(error).__name__}: {in_a_line(error)}); expected '
                         'a server that answers with JSON {"rewards": [...]}') from error
 

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -10,7 +9,7 @@ import pytest
 from benchmarks import dpo
 from qrm.models import weights
 from qrm.training.schema import ConfigError
-from tests.helpers import ROOT, WORDS, load_config, word_pairs
+from tests.helpers import ROOT, WORDS, load_config, stub_python, word_pairs
 
 STUB = """#!{python}
 import json, runpy, sys
@@ -42,10 +41,7 @@ def words(tmp_path_factory):
 
 @pytest.fixture
 def stub(tmp_path):
-    path = tmp_path / 'python'
-    path.write_text(STUB.format(python=sys.executable))
-    path.chmod(0o755)
-    return str(path)
+    return stub_python(tmp_path, STUB)
 
 
 def test_both_take_the_same_steps(words, stub, tmp_path, monkeypatch):

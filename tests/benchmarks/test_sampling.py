@@ -1,7 +1,6 @@
 """Beside transformers, for which a program stands in that writes what the worker would."""
 
 import json
-import sys
 
 import pytest
 
@@ -10,7 +9,7 @@ from qrm.models import weights
 from qrm.models.transformer import Transformer
 from qrm.policy.sampling import Sampling
 from qrm.training.schema import ConfigError
-from tests.helpers import REFERENCE
+from tests.helpers import REFERENCE, stub_python
 
 STUB = """#!{python}
 import json, sys
@@ -24,9 +23,7 @@ json.dump({{
 
 
 def test_both_answer_the_same_prompts(tmp_path, monkeypatch):
-    stub = tmp_path / 'python'
-    stub.write_text(STUB.format(python=sys.executable))
-    stub.chmod(0o755)
+    stub = stub_python(tmp_path, STUB)
     pretrained = weights.load_pretrained(str(REFERENCE))
     model = Transformer(pretrained.architecture)
     prompts = {'3 tokens': sampling.random_prompts(3, 2, 40)}
@@ -34,7 +31,7 @@ def test_both_answer_the_same_prompts(tmp_path, monkeypatch):
     assert prompts['3 tokens'][0] != prompts['3 tokens'][1]
     monkeypatch.setattr(sampling, '_COMPARED', 1)
     out = sampling.compare(model, pretrained.backbone, 'gpt2', str(tmp_path), rounds=2, threads=1,
-                           torch_python=str(stub), how=Sampling(2, 4), prompts=prompts)
+                           torch_python=stub, how=Sampling(2, 4), prompts=prompts)
     task = json.loads((tmp_path / 'task.json').read_text())
     assert (task['prompts'], task['samples'], task['new_tokens']) == (prompts, 2, 4)
     assert out.splitlines()[-1] == '0 of 1 greedy responses are the same'

@@ -9,7 +9,7 @@ import pytest
 from benchmarks import trl, trl_worker
 from qrm.data.comparisons import DataError
 from qrm.training.schema import ConfigError
-from tests.helpers import ROOT, WORDS, command, load_config, simulated, word_pairs
+from tests.helpers import ROOT, WORDS, command, load_config, simulated, stub_python, word_pairs
 
 
 @pytest.fixture(scope='module')
@@ -36,10 +36,7 @@ json.dump({{
 
 @pytest.fixture
 def stub(tmp_path):
-    path = tmp_path / 'python'
-    path.write_text(STUB.format(python=sys.executable))
-    path.chmod(0o755)
-    return str(path)
+    return stub_python(tmp_path, STUB)
 
 
 def test_both_are_timed_on_the_same_pairs(words, stub, tmp_path, monkeypatch):

@@ -16,8 +16,8 @@ from safetensors import numpy as safetensors_numpy
 from qrm.data import demo
 from qrm.data.comparisons import DataError, MalformedRow
 from qrm.data.rows import parse_row
-from qrm.policy import judges
-from qrm.policy.judges import Answer, Options
+from qrm.policy import judges, questions
+from qrm.policy.questions import Answer, Options
 from qrm.training import reward_model
 from tests.helpers import (
     REFERENCE,
@@ -66,32 +66,32 @@ def test_what_names_no_judge(text):
 
 def test_a_question_holds_texts_as_they_are():
     asked = pair('{second}', ' B ', prompt='\n\nHuman: {first}\n\nAssistant:')
-    assert judges.question('<{prompt}|{first}|{second}>', asked) == (
+    assert questions.question('<{prompt}|{first}|{second}>', asked) == (
         '<Human: {first}\n\nAssistant:|{second}|B>')
-    assert judges.question('{prompt} {first} {second}', asked, most=4) == 'ant: {second} B'
+    assert questions.question('{prompt} {first} {second}', asked, most=4) == 'ant: {second} B'
     chat = parse_row({'prompt': [{'role': 'system', 'content': 's'},
                                  {'role': 'user', 'content': 'u'}],
                       'responses': ['a', 'b']}, 'in.jsonl:1')
-    assert judges.question('{prompt}|{first}|{second}', chat) == 'system: s\n\nuser: u|a|b'
+    assert questions.question('{prompt}|{first}|{second}', chat) == 'system: s\n\nuser: u|a|b'
     called = parse_row({'prompt': [{'role': 'user', 'content': 'u', 'name': 'n'}],
                         'responses': ['a', 'b']}, 'in.jsonl:1')
     with pytest.raises(MalformedRow, match="in.jsonl:1: message key 'name'"):
-        judges.question(SHORT, called)
+        questions.question(SHORT, called)
 
 
 def test_templates_and_patterns_are_checked(tmp_path):
-    assert judges.read_template('') == judges.QUESTION
+    assert questions.read_template('') == questions.QUESTION
     (tmp_path / 'question.txt').write_text(SHORT)
-    assert judges.read_template(str(tmp_path / 'question.txt')) == SHORT
+    assert questions.read_template(str(tmp_path / 'question.txt')) == SHORT
     with pytest.raises(DataError, match=r'--template=.*once'):
-        judges.read_template('{prompt} {first}')
+        questions.read_template('{prompt} {first}')
     with pytest.raises(DataError, match=r"--template='none.txt': neither a text"):
-        judges.read_template('none.txt')
+        questions.read_template('none.txt')
     with pytest.raises(ValueError, match='0 groups, expected one'):
-        judges.check_pattern('A|B')
+        questions.check_pattern('A|B')
     with pytest.raises(ValueError, match='no regular expression'):
-        judges.check_pattern('(')
-    judges.check_pattern(judges.PATTERN)
+        questions.check_pattern('(')
+    questions.check_pattern(questions.PATTERN)
 
 
 # A language model.
@@ -284,10 +284,10 @@ def test_functions_that_give_no_probabilities(function, returned, message):
 
 
 @pytest.mark.parametrize(('name', 'message'), [
-    ('json', 'function:json: expected function:MODULE:NAME'),
-    ('no_such_module:x', 'function:no_such_module:x: ModuleNotFoundError'),
-    ('json:nothing', 'function:json:nothing: AttributeError'),
-    ('json:__name__', 'function:json:__name__: str, expected a function'),
+    ('json', "function:json: 'json', expected MODULE:NAME"),
+    ('no_such_module:x', r'function:no_such_module:x: no such function \(ModuleNotFoundError'),
+    ('json:nothing', r'function:json:nothing: no such function \(AttributeError'),
+    ('json:__name__', 'function:json:__name__: got str, expected a function'),
 ])
 def test_functions_that_are_none(name, message):
     with pytest.raises(DataError, match=message):

@@ -13,8 +13,8 @@ from qrm.data.rows import as_row
 from qrm.data.sources import load_splits
 from qrm.data.tokens import Reading
 from qrm.policy import judges, labels
-from qrm.policy.judges import Answer, Options
 from qrm.policy.labels import Kept, Output, Verdicts
+from qrm.policy.questions import Answer, Options
 from qrm.rewards import resampling
 from qrm.training import config as config_lib
 from tests.helpers import command

@@ -62,8 +62,8 @@ def measure(config: Any, folder: str, steps: int) -> str:
     seconds = []
     for number in range(1 + steps):
         begin = time.perf_counter()
-        places = range(number * config.train.batch_size, (number + 1) * config.train.batch_size)
-        batch = course.make_batch([course.examples[i] for i in places])
+        places = np.arange(number * config.train.batch_size, (number + 1) * config.train.batch_size)
+        batch, = course.source.batches(places)
         state, *rest = run(state, spread.put([(batch, np.int32(0))]), course.frozen)
         jax.block_until_ready((state, rest))
         seconds.append(time.perf_counter() - begin)

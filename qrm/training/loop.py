@@ -121,8 +121,12 @@ class Examples:
 
     def feed(self, number: int, unused_trained: Callable[[], Params]) -> Fed:
         """See `Source`."""
-        return Fed([self._make_batch([self._examples[i] for i in part])
-                    for part in own_parts(self._sizes, self._indices(number), self._spread)], {})
+        return Fed(self.batches(self._indices(number)), {})
+
+    def batches(self, places: np.ndarray) -> list[packing.Batch]:
+        """Of the comparisons at these places, one for each share of this process."""
+        return [self._make_batch([self._examples[i] for i in part])
+                for part in own_parts(self._sizes, places, self._spread)]
 
     def ids(self, number: int) -> list[str]:
         """See `Source`."""

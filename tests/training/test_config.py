@@ -19,6 +19,7 @@ from qrm.studies import (
     compare,
     disagreement,
     identifiability,
+    overoptimisation,
     published,
     reproduce,
     speed,
@@ -32,7 +33,8 @@ from tests.helpers import ROOT, load_config
 RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'pairwise': {}, 'paper': {}, 'speed': speed.KEYS,
         'compare': compare.KEYS, 'published': published.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
-          'campaign': campaign.KEYS, 'disagreement': disagreement.KEYS}
+          'campaign': campaign.KEYS, 'disagreement': disagreement.KEYS,
+          'optimise': overoptimisation.KEYS}
 POLICIES = {'sft': sft, 'dpo': dpo, 'rl': optimise}
 NEEDED = {'rl': {'reward.source': 'gold'}}  # what only a user can say
 TABLES = [config_lib.KEYS, speed.KEYS, compare.KEYS, published.KEYS, *WORLDS.values(),

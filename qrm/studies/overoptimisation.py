@@ -173,11 +173,29 @@ KEYS: Table = {
 }
 
 # Of each kind of run its keys, what checks a config of it, and what runs it.
-_KINDS: dict[str, tuple[Table, Callable[[Any], None], Callable[[Any, str], Any]]] = {
-    'sft': (sft.KEYS, sft.check, sft.train),
-    'reward': (config_lib.KEYS, config_lib.check, train),
-    'dpo': (dpo.KEYS, dpo.check, dpo.train),
-    **{name: (optimise.KEYS, optimise.check, optimise.train) for name in ONLINE},
+class Kind(NamedTuple):
+    """A kind of run.
+
+    Attributes:
+      table: its keys.
+      check: checks a config of it.
+      train: trains in a folder.
+      changes: section `runs` -> what it changes beside what all do.
+    """
+
+    table: Table
+    check: Callable[[Any], None]
+    train: Callable[[Any, str], Any]
+    changes: Callable[[Any], Any]
+
+
+_ONLINE = (optimise.KEYS, optimise.check, optimise.train)
+_KINDS = {
+    'sft': Kind(sft.KEYS, sft.check, sft.train, lambda runs: runs.sft),
+    'reward': Kind(config_lib.KEYS, config_lib.check, train, lambda runs: runs.reward),
+    'dpo': Kind(dpo.KEYS, dpo.check, dpo.train, lambda runs: runs.dpo),
+    'ppo': Kind(*_ONLINE, lambda runs: runs.ppo),
+    'grpo': Kind(*_ONLINE, lambda runs: runs.grpo),
 }
 
 
@@ -446,7 +464,7 @@ def sizes(candidates: int) -> list[int]:
 
 def _run(config: Any, kind: str, folder: str, changes: Mapping[str, Any]) -> None:
     print(f'\n== {kind}: {folder}', flush=True)
-    _KINDS[kind][2](_build(config, kind, changes), folder)
+    _KINDS[kind].train(_build(config, kind, changes), folder)
 
 
 def _build(config: Any, kind: str, changes: Mapping[str, Any]) -> Any:
@@ -455,15 +473,15 @@ def _build(config: Any, kind: str, changes: Mapping[str, Any]) -> Any:
     Raises:
       ConfigError: it cannot be used; says of which kind of run.
     """
-    table, checked, _ = _KINDS[kind]
+    own = _KINDS[kind]
     values = {'data.path': 'demo', 'workload': config.workload}
     values |= optimise.CHANGES.get(kind, {})
-    for section in ('common', kind):
-        values |= dict(schema.flatten(config.runs[section], {}))
+    for section in (config.runs.common, own.changes(config.runs)):
+        values |= dict(schema.flatten(section, {}))
     try:
-        built = (policy_config.build(table, values | changes) if kind != 'reward' else
+        built = (policy_config.build(own.table, values | changes) if kind != 'reward' else
                  config_lib.build(values | changes))
-        checked(built)
+        own.check(built)
     except ConfigError as error:
         raise ConfigError(f'config.runs.{kind}: {error}') from error
     return built

@@ -10,8 +10,9 @@ from ml_collections import ConfigDict
 
 from qrm.rewards import distributions
 from qrm.rewards.selection import Rule
+from qrm.studies import arms
 from qrm.studies import overoptimisation as study
-from qrm.studies.overoptimisation import NO, OPEN, UNSEEN, YES, Arm, Statistics
+from qrm.studies.arms import NO, OPEN, UNSEEN, YES, Arm, Statistics
 from qrm.studies.paths import Path
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
@@ -51,26 +52,26 @@ def test_answers_follow_the_bounds():
     def cell(low, high):
         return {'value': 0.5 * (low + high), 'low': low, 'high': high}
 
-    assert study.answer([cell(0.01, 0.4), cell(0.1, 0.2)], BOUNDS) == YES
-    assert study.answer([cell(-0.1, 0.4), cell(0.1, 0.2)], BOUNDS) == OPEN
-    assert study.answer([cell(0.1, 0.4), cell(-0.3, 0.19)], BOUNDS) == NO
+    assert arms.answer([cell(0.01, 0.4), cell(0.1, 0.2)], BOUNDS) == YES
+    assert arms.answer([cell(-0.1, 0.4), cell(0.1, 0.2)], BOUNDS) == OPEN
+    assert arms.answer([cell(0.1, 0.4), cell(-0.3, 0.19)], BOUNDS) == NO
 
 
 def test_any_needs_one_and_all_need_all():
-    assert study.any_of([NO, YES, OPEN]) == YES
-    assert study.any_of([NO, NO]) == NO
-    assert study.any_of([NO, UNSEEN]) == OPEN
-    assert study.any_of([]) == OPEN
-    assert study.all_of([YES, YES]) == YES
-    assert study.all_of([YES, NO]) == OPEN
-    assert study.all_of([NO]) == NO
-    assert study.all_of([OPEN, OPEN]) == OPEN
-    assert study.all_of([]) == OPEN
+    assert arms.any_of([NO, YES, OPEN]) == YES
+    assert arms.any_of([NO, NO]) == NO
+    assert arms.any_of([NO, UNSEEN]) == OPEN
+    assert arms.any_of([]) == OPEN
+    assert arms.all_of([YES, YES]) == YES
+    assert arms.all_of([YES, NO]) == OPEN
+    assert arms.all_of([NO]) == NO
+    assert arms.all_of([OPEN, OPEN]) == OPEN
+    assert arms.all_of([]) == OPEN
 
 
 def test_a_rule_delays_if_it_beats_all_controls():
     falls, stays = (0.0, 3.0, 1.0), (0.0, 3.0, 3.0)
-    rows = study.delays(statistics(mean=falls, risky=stays, shuffled=falls, ensemble=falls), BOUNDS)
+    rows = arms.delays(statistics(mean=falls, risky=stays, shuffled=falls, ensemble=falls), BOUNDS)
     assert [row['name'] for row in rows] == ['best of n distributional cvar:0.2']
     assert rows[0]['answer'] == YES
     assert list(rows[0]['against']) == ['constant', 'shuffled', 'ensemble']
@@ -79,29 +80,29 @@ def test_a_rule_delays_if_it_beats_all_controls():
         assert cell['value'] == pytest.approx(1.0)
     assert rows[0]['fall_of_mean']['value'] == pytest.approx(1.0, abs=0.1)
     # Where the control does as well, it is not the spread.
-    rows = study.delays(statistics(mean=falls, risky=stays, shuffled=stays, ensemble=falls), BOUNDS)
+    rows = arms.delays(statistics(mean=falls, risky=stays, shuffled=stays, ensemble=falls), BOUNDS)
     assert rows[0]['answer'] == NO
 
 
 def test_nothing_is_delayed_that_is_not_seen():
     rises = (0.0, 1.0, 2.0)
-    rows = study.delays(statistics(mean=rises, risky=(0.0, 2.0, 4.0)), BOUNDS)
+    rows = arms.delays(statistics(mean=rises, risky=(0.0, 2.0, 4.0)), BOUNDS)
     assert rows[0]['answer'] == UNSEEN
-    lines = study.verdict({'delay': rows, 'quantile': [], 'dpo': []})
+    lines = arms.verdict({'delay': rows, 'quantile': [], 'dpo': []})
     assert lines[0].endswith(f'{OPEN}.')
     assert UNSEEN in lines[1]
 
 
 def test_policies_are_compared_along_the_kl():
     found = statistics(scalar=(0.0, 1.0, 2.0), mean=(0.0, 2.0, 4.0), dpo=(0.0, 0.5, 1.0))
-    row, = study.over_scalar(found, BOUNDS, 'distributional')
+    row, = arms.over_scalar(found, BOUNDS, 'distributional')
     # Half a unit more a nat, on average over 20 places up to 4 nats, in units of two; the noise of
     # both is the same.
     assert row['gain']['value'] == pytest.approx(0.5 * 4.0 * 21 / 40 / 2.0)
     assert row['answer'] == YES
-    row, = study.over_scalar(found, BOUNDS, '')
+    row, = arms.over_scalar(found, BOUNDS, '')
     assert (row['name'], row['algorithm'], row['answer']) == ('dpo', 'best_of_n', NO)
-    assert study.over_scalar(found, BOUNDS, 'ratings') == []
+    assert arms.over_scalar(found, BOUNDS, 'ratings') == []
 
 
 def test_rows_of_figures_are_means_over_seeds():

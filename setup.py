@@ -59,7 +59,7 @@ setup(
             'nbformat>=5.10',
             'prometheus_client>=0.21',
             'pydantic>=2.10',
-            'pytest>=8.3',
+            'pytest>=9',
             'pytest-xdist>=3.7',
             'ruff>=0.12',
             'scikit-learn>=1.6',

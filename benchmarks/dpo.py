@@ -196,10 +196,12 @@ def write_pairs(config: Any, folder: str, steps: int) -> dict[str, int]:
 
 def pair(item: Encoded, comparison: Any) -> dict[str, str]:
     """A comparison as TRL reads it."""
-    if len(item.responses) != 2 or not isinstance(comparison.prompt, str):
-        raise DataError(f'{item.id}: expected two responses, as texts, of which one is preferred; '
-                        'TRL trains on nothing else')
-    chosen = int(item.preference[1, 0] > 0.5)
+    if (len(item.responses) != 2 or not isinstance(comparison.prompt, str)
+            or item.preference[0, 1] + item.preference[1, 0] != 1
+            or not np.isin(item.preference[0, 1], (0, 1))):
+        raise DataError(f'{item.id}: expected two responses, as texts, of which one is preferred '
+                        'for certain; TRL trains on nothing else')
+    chosen = int(item.preference[1, 0])
     return {'prompt': comparison.prompt, 'chosen': comparison.responses[chosen],
             'rejected': comparison.responses[1 - chosen]}
 

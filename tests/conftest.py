@@ -6,6 +6,8 @@ import subprocess
 import sys
 import tempfile
 
+import pytest
+
 # Programs of tests are small and run a few times: most of the time goes into compiling them, and
 # with these two it is a fifth. What they compute is the same but for rounding. The few that run
 # for long are started with `helpers.optimised`.
@@ -41,6 +43,18 @@ def pytest_collection_finish():
     gc.collect()
     gc.freeze()
     gc.set_threshold(20_000, 20, 20)
+
+
+@pytest.fixture(autouse=True, scope='module')
+def _forget_programs():
+    """A compiled program holds several mappings of memory, of which Linux gives a process 65,530.
+
+    The one that asks for more dies in the middle of compiling, and a worker compiles thousands.
+    """
+    yield
+    import jax  # after the options above, which are read when it starts
+
+    jax.clear_caches()
 
 
 def pytest_report_header():

@@ -269,7 +269,7 @@ _COUNTERS = ('dropped', 'notes')
 
 
 def check_malformed(reports: Iterable[DataReport], limit: float) -> None:
-    """Checks that no more than this share of the rows read, of all splits together, is malformed.
+    """Checks that no more than this share of the rows of some splits together is malformed.
 
     Raises:
       DataError: says what is wrong with the first one.

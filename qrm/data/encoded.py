@@ -217,7 +217,7 @@ class EncodedTable(Sequence[Encoded]):
         return self._views(number).item(place)
 
     def __iter__(self) -> Iterator[Encoded]:
-        if len(self) < len(self._table):
+        if not np.array_equal(self._rows, np.arange(len(self._table))):
             yield from map(self.__getitem__, range(len(self)))
             return
         for batch in self._table.in_turn():

@@ -26,14 +26,25 @@ DIGEST = np.dtype('S16')  # in which NumPy sorts digests
 # What is told of a comparison once all rows are known.
 _LATE = ('id', 'remarks')
 
-_encode = json.JSONEncoder(sort_keys=True, default=str).encode
+# Templates print chats and tools in the order of their keys.
+_encode = json.JSONEncoder(default=str).encode
+_encode_sorted = json.JSONEncoder(sort_keys=True, default=str).encode
 
 
 def said(comparison: Comparison) -> bytes:
     """All that a comparison says, but for its place in a file and remarks, as JSON."""
+    return _encode(_said(comparison)).encode()
+
+
+def said_in_any_order(comparison: Comparison) -> str:
+    """The same, whatever the order of keys."""
+    return _encode_sorted(_said(comparison))
+
+
+def _said(comparison: Comparison) -> dict[str, Any]:
     c = comparison
-    return _encode({**vars(c), 'attributes': dict(c.attributes), 'where': '', 'remarks': (),
-                    'id': c.id.replace(c.where, '') if c.where else c.id}).encode()
+    return {**vars(c), 'attributes': dict(sorted(c.attributes.items())), 'where': '',
+            'remarks': (), 'id': c.id.replace(c.where, '') if c.where else c.id}
 
 
 def rows_of(comparisons: Sequence[Comparison]) -> tuple[pa.RecordBatch, pa.RecordBatch]:
@@ -116,8 +127,15 @@ class Comparisons(Sequence[Comparison]):
         return hashlib.sha256(self.rows.astype('<i8').tobytes()).hexdigest()
 
     def pick(self, places: np.ndarray) -> 'Comparisons':
-        """Some of them, by their places here, ascending."""
-        return Comparisons(self.key, self.cache, self._facts, self._texts, self.rows[places])
+        """Some of them, by their places here.
+
+        Raises:
+          ValueError: places do not ascend.
+        """
+        rows = self.rows[places]
+        if (np.diff(rows) <= 0).any():
+            raise ValueError('expected places that ascend')
+        return Comparisons(self.key, self.cache, self._facts, self._texts, rows)
 
     def fact(self, name: str) -> pa.ChunkedArray:
         """A column of `FACTS`."""

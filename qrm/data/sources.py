@@ -68,13 +68,13 @@ class _Found(NamedTuple):
     Attributes:
       name: of the file, or of the data set.
       rows: gives the rows, from the first one on.
-      content: by which the rows are known, ready for JSON; None: by nothing.
+      content: gives what the rows are known by, ready for JSON; None: nothing.
       unread: what stands beside them and is not read.
     """
 
     name: str
     rows: Callable[[], Iterable[Row]]
-    content: Any
+    content: Callable[[], Any]
     unread: tuple[str, ...] = ()
 
 
@@ -108,18 +108,18 @@ def read(data: Any, workload: str) -> Source:
     if data.path == 'demo':
         found = {split: _Found(
             f'demo {workload}', functools.partial(_demo_rows, data, workload, split),
-            [data.demo[split], data.demo.seed, data.demo.annotators])
+            lambda split=split: [data.demo[split], data.demo.seed, data.demo.annotators])
             for split in ('train', 'test')}
     else:
         found = _sources(data.path, workload)
-    known = all(one.content is not None for one in found.values())
-    cache = Cache(data.cache if known else '')
+    contents = {split: one.content() for split, one in found.items()}
+    cache = Cache('' if None in contents.values() else data.cache)
     entry = cache.keep('comparisons', {
         'path': data.path, 'workload': workload, 'format': data.format,
         'columns': list(data.columns), 'votes': data.votes, 'strengths': data.strengths,
         'attributes': list(data.attributes),
-        'rows': {split: [one.name, one.content, one.unread] for split, one in found.items()},
-    }, functools.partial(_collect_all, found, data))
+        'rows': {split: [one.name, contents[split], one.unread] for split, one in found.items()},
+    }, functools.partial(_collect_all, found, contents, data))
     splits = {split: (_comparisons(entry, cache, split), DataReport.of(report))
               for split, report in entry.value['reports'].items()}
     for _, report in splits.values():
@@ -167,13 +167,15 @@ def held_out(data: Any, workload: str) -> Split:
     """What a source has to judge a model on that was not trained on it.
 
     Returns:
-      Its test split; of a source without one, all that it has.
+      Its test split; of an undivided source all that it has.
 
     Raises:
       DataError: see `read`.
     """
     source = read(data, workload)
-    return divide(source, data)['test'] if 'test' in source.splits else whole(source)
+    if len(source.splits) == 1 and 'test' not in source.splits:
+        return whole(source)
+    return divide(source, data)['test']
 
 
 def read_comparisons(
@@ -232,11 +234,11 @@ def _sources(path: str, workload: str) -> dict[str, _Found]:
 def _found(names: Sequence[str], unread: tuple[str, ...] = ()) -> _Found:
     """The rows of files."""
     return _Found(names[0], lambda: itertools.chain.from_iterable(map(read_rows, names)),
-                  _content(names), unread)
+                  functools.partial(_content, names), unread)
 
 
 def _content(paths: Sequence[str]) -> list[str] | None:
-    """Digests of files; None if one cannot be read, which reading its rows will tell."""
+    """Digests of files; None if there are none, or one cannot be read, which its rows will tell."""
     found = []
     for path in paths:
         try:
@@ -244,7 +246,7 @@ def _content(paths: Sequence[str]) -> list[str] | None:
                 found.append(hashlib.file_digest(file, 'sha256').hexdigest())
         except OSError:
             return None
-    return found
+    return found or None
 
 
 def load_hub(name: str, setting: str, data_dir: str | None = None) -> Mapping[str, Iterable[Any]]:
@@ -284,7 +286,8 @@ def _hub_sources(name: str, data_dir: str | None) -> dict[str, _Found]:
     beside = tuple(f'split {split!r}' for split in loaded if split not in found.values())
     return {split: _Found(
         where, functools.partial(numbered, f'{where}[{given}]', loaded[given]),
-        _content([file['filename'] for file in getattr(loaded[given], 'cache_files', ())]) or None,
+        functools.partial(_content, [
+            file['filename'] for file in getattr(loaded[given], 'cache_files', ())]),
         beside if number == 0 else ()) for number, (split, given) in enumerate(found.items())}
 
 
@@ -332,14 +335,24 @@ def _comparisons(
                        lambda: entry.table(f'{split}-texts'), rows)
 
 
-def _collect_all(found: Mapping[str, _Found], data: Any, writer: Writer) -> dict[str, Any]:
-    """Writes the comparisons of all splits."""
+def _collect_all(found: Mapping[str, _Found], contents: Mapping[str, Any], data: Any,
+                 writer: Writer) -> dict[str, Any]:
+    """Writes the comparisons of all splits.
+
+    Raises:
+      DataError: too many are malformed, or the rows are not those of before any more, so that
+        nothing of them may be kept as what they were.
+    """
     reports, whole = {}, hashlib.sha256()
     for split, one in found.items():
         report = _collect(one, data, split, writer)
         check_malformed([report], data.max_malformed)
         reports[split] = report.stored()
         _add_to_digest(whole, split, writer)
+    for split, one in found.items():
+        if one.content() != contents[split]:
+            raise DataError(f'{one.name}: changed while it was read, expected a file that nothing '
+                            'writes into')
     return {'reports': reports, 'digest': whole.hexdigest()}
 
 
@@ -412,7 +425,7 @@ def _late(comparisons: Comparisons) -> dict[int, tuple[str, tuple[str, ...]]]:
     changes = {}
     for row, comparison in zip(rows.tolist(), comparisons.pick(rows), strict=True):
         c = comparison
-        says = digest(records.said(dataclasses.replace(c, where='')).decode())
+        says = digest(records.said_in_any_order(dataclasses.replace(c, where='')))
         if by_id.setdefault(c.id, says) != says:
             c = dataclasses.replace(c, id=c.place, remarks=(
                 *c.remarks, 'id of an earlier row, told apart by line'))

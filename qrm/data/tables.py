@@ -76,7 +76,12 @@ class Table:
         if self._path is None:
             yield from self._batches
             return
-        with pa.OSFile(self._path) as file:
+        try:
+            file = pa.OSFile(self._path)
+        except FileNotFoundError:  # removed since; what is mapped is still there
+            yield from self._batches
+            return
+        with file:
             reader = pa.ipc.open_file(file)
             for number in range(reader.num_record_batches):
                 yield reader.get_batch(number)
@@ -182,21 +187,30 @@ class Cache:
         if not self._folder:
             return _in_memory(about, build)
         place = os.path.join(self._folder, kind, _key(about))
-        try:
-            files = self._find(place) or self._make(place, about, build)
-        except OSError as error:
+
+        @functools.cache
+        def in_memory() -> Entry:
+            return _in_memory(about, build)
+
+        def without_folder(error: OSError) -> Entry:
             print(f'note: {place}: cannot be written into ({error.strerror or error}), so that '
                   f'{kind} are kept in memory', flush=True)
-            return _in_memory(about, build)
+            return in_memory()
 
         def table(name: str) -> Table:
             path = _table(place, name)
-            if problem := _fault(path, files['tables'][name]):
-                print(f'note: {path}: {problem}; made anew', flush=True)
-                made = self._make(place, about, build, damaged=files)
-                files.update(made)
-            return Table(path)
+            try:
+                if problem := _fault(path, files['tables'][name]):
+                    print(f'note: {path}: {problem}; made anew', flush=True)
+                    files.update(self._make(place, about, build, damaged=files))
+                return Table(path)
+            except OSError as error:
+                return without_folder(error).table(name)
 
+        try:
+            files = self._find(place) or self._make(place, about, build)
+        except OSError as error:
+            return without_folder(error)
         return Entry(about, files['value'], table)
 
     def _find(self, place: str, *, quiet: bool = False) -> dict[str, Any] | None:

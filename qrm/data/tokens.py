@@ -299,7 +299,7 @@ def encode(
     comparisons = Comparisons.of(comparisons)
     wanted = _Wanted(overlong, preferences, ratings, named, tuple(attributes), tuple(annotators),
                      demonstrations)
-    what = _description(tokenizer)  # of one in Python, what it does depends on its code
+    what = tokenizer_digest(tokenizer)  # of one in Python, what it does depends on its code
     cache = comparisons.cache if comparisons.key and what else Cache('')
     entry = cache.keep('tokens', {
         'comparisons': comparisons.key, 'rows': comparisons.digest, 'tokenizer': what,
@@ -384,6 +384,16 @@ def encode_prompts(
     return result, cut
 
 
+def tokenizer_digest(tokenizer: Tokenizer) -> str:
+    """Digest of all that a tokenizer does; '' of one that does it in Python."""
+    backend = _backend(tokenizer)
+    if backend is None:
+        return ''
+    return hashlib.sha256(repr((
+        type(tokenizer).__qualname__, backend.to_str(), tokenizer.chat_template,
+        tokenizer.special_tokens_map, tokenizer.split_special_tokens)).encode()).hexdigest()
+
+
 @dataclasses.dataclass(frozen=True)
 class _Wanted:
     """Arguments of `encode`."""
@@ -395,16 +405,6 @@ class _Wanted:
     attributes: tuple[str, ...]
     annotators: tuple[str, ...]
     demonstrations: bool
-
-
-def _description(tokenizer: Tokenizer) -> str:
-    """Digest of all that a tokenizer does; '' of one that does it in Python."""
-    backend = _backend(tokenizer)
-    if backend is None:
-        return ''
-    return hashlib.sha256(repr((
-        type(tokenizer).__qualname__, backend.to_str(), tokenizer.chat_template,
-        tokenizer.special_tokens_map, tokenizer.split_special_tokens)).encode()).hexdigest()
 
 
 def _encode_all(comparisons: Comparisons, tokenizer: Tokenizer, reading: Reading, wanted: _Wanted,

@@ -131,9 +131,11 @@ def _likelihood_backward(read_out, entropy, kept, gradient):
             slopes = slope[:, None] * (_hits(logits, token) - jnp.exp(log_p))
             if entropy:
                 slopes -= of_spread[:, None] * jnp.exp(log_p) * (log_p + spread[:, None])
-            return total + pull(slopes)[0]
+            return total + pull(slopes)[0].astype(jnp.float32)
 
-        of_table = jax.lax.fori_loop(0, -(-kept.count // size), add, jnp.zeros_like(table))
+        # In float32, as a bfloat16 that hundreds of chunks are added to keeps little of each.
+        total = jnp.zeros(table.shape, jnp.float32)
+        of_table = jax.lax.fori_loop(0, -(-kept.count // size), add, total).astype(table.dtype)
     return of_table, of_hidden, None, None
 
 

@@ -5,6 +5,7 @@ W features that the head reads.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -315,3 +316,12 @@ def _normal(x: jax.Array) -> jax.Array:
 def parameter_count(params: Params) -> int:
     """Number of scalars in the parameters."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
+
+
+def params_digest(params: Params) -> str:
+    """Hexadecimal digest of names, shapes, dtypes and values."""
+    found = hashlib.sha256()
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        found.update(f'{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}\n'.encode())
+        found.update(np.asarray(leaf).tobytes())
+    return found.hexdigest()

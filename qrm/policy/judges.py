@@ -15,7 +15,6 @@ colon:
 
 import dataclasses
 import functools
-import hashlib
 import inspect
 import itertools
 import numbers
@@ -37,6 +36,7 @@ from qrm.data.demo import WORKLOADS
 from qrm.data.encoded import Encoded
 from qrm.data.templates import Tokenizer, render
 from qrm.data.tokens import encode_prompts
+from qrm.models.network import params_digest
 from qrm.policy import batches, endpoint, language_model, network, programs
 from qrm.policy.language_model import LanguageModel
 from qrm.policy.network import PolicyNetwork
@@ -221,7 +221,7 @@ def _language_model(spec: Spec, options: Options) -> Judge:
         raise DataError(f'--max_length={options.max_length}, but the model has {positions} '
                         'positions')
     longest = (options.max_length or positions) - 1  # an answer has a position of its own
-    digest = identity('language model', _params_digest(model.params), dict(model.settings),
+    digest = identity('language model', params_digest(model.params), dict(model.settings),
                          options.template, options.dtype, longest, model.tokenizer.chat_template)
     return LanguageModelJudge(spec.name, digest, model, options.template,
                               answer_tokens(model.tokenizer), longest, options.rows)
@@ -277,10 +277,7 @@ class RewardModelJudge:
 def _reward_model(spec: Spec, options: Options) -> Judge:
     model = reward_model.load(spec.what, max_length=options.max_length, outputs=options.outputs,
                               date=options.date)
-    digest = identity('reward model', _params_digest(model.params), dict(model.settings),
-                         str(model.network.head), str(model.reading), str(model.loss),
-                         model.tokenizer.chat_template)
-    return RewardModelJudge(spec.name, digest, model)
+    return RewardModelJudge(spec.name, identity('reward model', model.digest), model)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,11 +370,3 @@ def _gold(spec: Spec, unused_options: Options) -> Judge:
 KINDS: dict[str, Callable[[Spec, Options], Judge]] = {
     'language-model': _language_model, 'reward-model': _reward_model, 'function': _function,
     'endpoint': endpoint.load, 'gold': _gold}
-
-
-def _params_digest(params: Any) -> str:
-    found = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
-        found.update(jax.tree_util.keystr(path).encode())
-        found.update(np.asarray(leaf).tobytes())
-    return found.hexdigest()

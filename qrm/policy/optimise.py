@@ -245,7 +245,7 @@ def train(values: Any, folder: str) -> Outcome | None:
         prepared = prepare(values, folder)
         start, known = prepared.initial, {
             split: prompts.encoded() for split, prompts in prepared.prompts.items()}
-        identity = loop.identify(values, start.base, known)
+        identity = loop.identify(values, start.base, known) | {'reward': prepared.reward.digest}
         loop.check_same_run(folder, identity)
         print(inputs.format_reports(prepared.reports), flush=True)
         watch = Watch(folder, _bench(values, prepared))

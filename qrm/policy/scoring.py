@@ -48,12 +48,14 @@ class Reward(NamedTuple):
       function: as `functions.RewardFunction`, of prompts and completions by these names.
       compares: rewards depend on the other completions of a prompt.
       predicts: the function tells of standard deviations.
+      digest: of the reward model, by which a run knows it again; '' of any other reward.
     """
 
     source: str
     function: Callable[..., Sequence[float]]
     compares: bool = False
     predicts: bool = False
+    digest: str = ''
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Scores:
         """Rewards of completions.
@@ -121,7 +123,8 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
         if type(error) is not ValueError:
             raise
         raise ConfigError(f'config.reward: {error}') from error
-    return Reward(source, found, found.model.network.head.pairwise, predicts=True)
+    return Reward(source, found, found.model.network.head.pairwise, predicts=True,
+                  digest=found.model.digest)
 
 
 def golds(workload: str, texts: Sequence[str]) -> list[gold.Gold]:

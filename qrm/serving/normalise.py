@@ -22,6 +22,7 @@ from qrm.data.rows import opening
 from qrm.rewards import normalisation, selection
 from qrm.rewards.normalisation import Normalisation
 from qrm.rewards.selection import Scale
+from qrm.training import config as config_lib
 from qrm.training import features, reward_model, saved, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.reward_model import NORMALISATION, RewardModel
@@ -80,6 +81,7 @@ def normalise(
     _check_run(folder)
     with workdir.lock(folder):
         config = workdir.load_config(folder)
+        config_lib.check(config)
         reference = _split(config, folder, split) if split else _file(config, folder, source)
         model = reward_model.load(folder, step=step, max_length=max_length, raw=True,
                                   keep=features.place(config, folder))

@@ -90,7 +90,7 @@ KEYS: Table = {
         0.1, Range(0, 1, open_low=True),
         'share of prompts held out where the source has no test split'),
     'data.max_malformed': Key(
-        0.0, SHARE, 'share of rows that may be malformed, skipped and counted'),
+        0.0, SHARE, 'share of the rows of a split that may be malformed, skipped and counted'),
     'data.demo.train': Key(
         4000, AT_LEAST_ONE, "pairs to learn from; this section is read if data.path is 'demo'"),
     'data.demo.test': Key(2000, AT_LEAST_ONE, 'pairs to evaluate on'),

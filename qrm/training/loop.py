@@ -35,6 +35,12 @@ from qrm.training.devices import Spread, fetch_number
 from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals, watched
 from qrm.training.schema import ConfigError
 
+# What a run cannot go on with, by what it is known by.
+_OTHERS = {
+    'fingerprint': 'the training comparisons are not those',
+    'start': 'the weights that training starts from are not those',
+    'reward': 'the reward model is not the one'}
+
 
 class Outcome(NamedTuple):
     """What `run` says of a run.
@@ -236,17 +242,16 @@ def check_same_run(folder: str, identity: dict[str, str]) -> None:
     """Checks that a run in this folder goes on with what it started with.
 
     Raises:
-      DataError: it has other data, or other weights.
+      DataError: it has other data, other weights, or another reward.
     """
     if not os.path.isdir(os.path.join(folder, 'checkpoints')):
         return
     with Checkpoints(folder, read_only=True) as checkpoints:
         known = checkpoints.meta or identity
-    for key, what in (('fingerprint', 'the training comparisons are not those'),
-                      ('start', 'the weights that training starts from are not those')):
-        if known[key] != identity[key]:
-            raise DataError(f'{folder}: {what} this run started with; choose another --workdir or '
-                            'restore them')
+    for key, found in identity.items():
+        if known.get(key) != found:
+            raise DataError(f'{folder}: {_OTHERS[key]} this run started with; choose another '
+                            '--workdir or restore them')
 
 
 def record(folder: str, reports: Mapping[str, DataReport], seen: Seen) -> None:

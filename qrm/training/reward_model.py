@@ -7,6 +7,8 @@
 import dataclasses
 import datetime
 import functools
+import hashlib
+import json
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -23,11 +25,12 @@ from qrm.data.tokens import (
     Tokenizer,
     encode_to_score,
     load_tokenizer,
+    tokenizer_digest,
 )
 from qrm.models import adapters, checkpoint_heads, families, weights
 from qrm.models.architecture import Architecture
 from qrm.models.lora import merge as merge_adapters
-from qrm.models.network import Params, RewardNetwork
+from qrm.models.network import Params, RewardNetwork, params_digest
 from qrm.models.tuning import Tuning, stack_blocks
 from qrm.rewards import losses, pairwise
 from qrm.rewards.heads import HeadConfig
@@ -104,6 +107,16 @@ class RewardModel:
     def taus(self) -> np.ndarray:
         """[N] float32, the levels of the quantiles."""
         return self.network.head.taus
+
+    @property
+    def digest(self) -> str:
+        """Hexadecimal digest of all that rewards depend on beside the texts."""
+        parts = (params_digest(self.params), self.base and self.base.digest, dict(self.settings),
+                 str(self.network.head), str(self.loss), str(self.reading),
+                 str(self.normalisation), str(self.scale),
+                 tokenizer_digest(self.tokenizer) or (self.tokenizer.get_vocab(),
+                                                      self.tokenizer.chat_template))
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Scores:
         """Scores responses; a score does not depend on what else is scored with it.

@@ -1,5 +1,6 @@
 """DPO beside TRL's, for which a program stands in that writes what the worker would."""
 
+import dataclasses
 import json
 import os
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 
 from benchmarks import dpo
+from qrm.data.comparisons import Comparison, DataError
 from qrm.models import weights
 from qrm.training.schema import ConfigError
-from tests.helpers import ROOT, WORDS, load_config, stub_python, word_pairs
+from tests.helpers import ROOT, WORDS, encoded, load_config, stub_python, word_pairs
 
 STUB = """#!{python}
 import json, runpy, sys
@@ -73,3 +75,13 @@ def test_both_take_the_same_steps(words, stub, tmp_path, monkeypatch):
 def test_what_trl_cannot_be_run_on(words, stub, changes, message):
     with pytest.raises(ConfigError, match=message):
         dpo.check(load_config('dpo', **words | changes), stub, 4)
+
+
+@pytest.mark.parametrize('label', [0.5, 0.7, float('nan')])
+def test_pairs_without_a_certain_label_are_not_timed(label):
+    item = encoded('row 3', 2, (1, 1), preference=np.array([[0, label], [1 - label, 0]]))
+    comparison = Comparison('row 3', 'p', (' a', ' b'), 'p')
+    with pytest.raises(DataError, match='row 3: expected two responses, as texts, of which one is'):
+        dpo.pair(item, comparison)
+    certain = dataclasses.replace(item, preference=np.array([[0, 0], [1, 0]], np.float32))
+    assert dpo.pair(certain, comparison) == {'prompt': 'p', 'chosen': ' b', 'rejected': ' a'}

@@ -68,6 +68,7 @@ def test_comparisons_come_back_as_they_were(vocabulary):
     _assert_same(table, ITEMS)
     _assert_same([table[i] for i in range(-3, 5)], [ITEMS[i] for i in range(-3, 5)])
     _assert_same(table[5:20][3:], ITEMS[8:20])
+    _assert_same(table[::-1], ITEMS[::-1])
     assert fingerprint(table) == fingerprint(ITEMS)
     assert fingerprint(table[:9], table[9:]) == fingerprint(ITEMS)
 

@@ -1,5 +1,8 @@
 """Tests of comparisons as rows of tables: nothing of them is lost."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
 
@@ -34,6 +37,8 @@ def test_comparisons_come_back_as_they_were(table):
         assert type(one.prompt) is type(other.prompt)
     assert (len(table), table[2], table[-1], list(table[1:3])) == (5, ALL[2], ALL[4], ALL[1:3])
     assert Comparisons.of(table) is table
+    with pytest.raises(ValueError, match='expected places that ascend'):
+        table[::-1]
     assert list(Comparisons.of([])) == []
 
 
@@ -55,3 +60,20 @@ def test_what_is_said_does_not_depend_on_the_place():
                                              where=f'{name}:1')) for name in ('x', 'y'))
     assert first == second
     assert b'"id": ""' in first
+
+
+def test_templates_find_keys_in_the_order_of_the_row():
+    """They print tools and calls as they stand, so that another order is another text."""
+    tools = ({'type': 'function', 'function': {'name': 'f', 'description': 'd', 'parameters': {
+        'z': 1, 'a': 2}}},)
+    call = {'role': 'assistant', 'tool_calls': [{'function': {'name': 'f', 'arguments': {
+        'y': 1, 'b': 2}}}], 'content': ''}
+    given = dataclasses.replace(ALL[2], tools=tools, responses=((call,), *ALL[2].responses[1:]))
+    read, = Comparisons.of([given])
+    assert json.dumps([read.tools, read.prompt, read.responses]) == json.dumps(
+        [given.tools, given.prompt, given.responses])
+    # What is said twice may be said in another order.
+    other = dataclasses.replace(given, tools=({'function': tools[0]['function'],
+                                               'type': 'function'},))
+    assert records.said(other) != records.said(given)
+    assert records.said_in_any_order(other) == records.said_in_any_order(given)

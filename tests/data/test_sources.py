@@ -195,6 +195,36 @@ def test_parts_of_a_split_are_read_in_order(tmp_path, monkeypatch):
         load_splits(_settings(tmp_path), 'any')
 
 
+def test_rows_that_change_while_they_are_read_are_not_kept(tmp_path, monkeypatch):
+    """Else they would be taken for the file that was there before, whenever it comes back."""
+    path = tmp_path / 'rows.jsonl'
+    settings = _settings(_write(path, [_pair(f'old {i}') for i in range(4)]),
+                         cache=str(tmp_path / 'cache'))
+
+    def changed(rows, data):
+        _write(path, [_pair(f'new {i}') for i in range(4)])
+        return plain(read_rows(str(path)), data)
+
+    plain = data_lib.understood
+    monkeypatch.setattr(data_lib, 'understood', changed)
+    with pytest.raises(DataError, match=r'rows\.jsonl: changed while it was read, expected a file'):
+        data_lib.read(settings, 'any')
+    monkeypatch.undo()
+    _write(path, [_pair(f'old {i}') for i in range(4)])
+    comparisons, _ = data_lib.read(settings, 'any').splits['train']
+    assert [one.group for one in comparisons] == [f'old {i}' for i in range(4)]
+
+
+def test_what_a_model_is_judged_on_that_was_not_trained_on_it(tmp_path):
+    _write(tmp_path / 'rows' / 'train.jsonl', [_pair(f'train {i}') for i in range(8)])
+    assert len(data_lib.held_out(_settings(tmp_path / 'rows'), 'any')[0]) == 8
+    _write(tmp_path / 'rows' / 'validation.jsonl', [_pair('other')])
+    comparisons, report = data_lib.held_out(_settings(tmp_path / 'rows'), 'any')
+    assert (len(comparisons), report.split) == (2, 'test')  # a quarter of the training rows
+    _write(tmp_path / 'rows' / 'test.jsonl', [_pair(f'test {i}') for i in range(3)])
+    assert len(data_lib.held_out(_settings(tmp_path / 'rows'), 'any')[0]) == 3
+
+
 def test_two_files_of_one_split_are_refused(tmp_path):
     for name in ('train.jsonl', 'train.json', 'test.jsonl'):
         _write(tmp_path / name, [_pair('A')])
@@ -416,7 +446,7 @@ def test_hub_rows_name_their_split_and_number(tmp_path, offline):
     assert list(sources) == ['train', 'test']
     for split, count in (('train', 6), ('test', 2)):
         source, rows, content, _ = sources[split]
-        assert len(content) == 1
+        assert len(content()) == 1
         assert source == f'{folder}/helpful-base'
         assert list(rows()) == [(f'{folder}/helpful-base[{split}]:{i}',
                                _pair(f'helpful-base {split} {i}?')) for i in range(count)]

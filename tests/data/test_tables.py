@@ -1,8 +1,10 @@
 """Tests of tables that are kept: made once, checked, made anew where they are damaged."""
 
+import errno
 import fcntl
 import json
 import pickle
+import shutil
 import threading
 
 import numpy as np
@@ -114,6 +116,27 @@ def test_a_table_that_is_gone_is_made_anew(tmp_path, capsys):
     _check(entry)
     assert 'numbers.arrow: cannot be read (No such file or directory); made anew' in (
         capsys.readouterr().out)
+
+
+def test_what_is_mapped_stays_when_the_folder_is_removed(tmp_path):
+    entry = Cache(str(tmp_path / 'cache')).keep('numbers', {}, Making())
+    entry.table('numbers')
+    shutil.rmtree(tmp_path / 'cache')
+    _check(entry)
+
+
+def test_damage_where_nothing_can_be_written_is_made_good_in_memory(tmp_path, monkeypatch, capsys):
+    def refuse(place):
+        raise PermissionError(errno.EACCES, 'Permission denied')
+
+    making = Making()
+    entry = Cache(str(tmp_path)).keep('numbers', {}, making)
+    _cut(_entry_of(tmp_path) / 'numbers.arrow')
+    monkeypatch.setattr(tables, '_held', refuse)
+    _check(entry)
+    assert making.times == 2
+    assert capsys.readouterr().out.splitlines()[-1].endswith(
+        'cannot be written into (Permission denied), so that numbers are kept in memory')
 
 
 @pytest.mark.parametrize('locks', [True, False])

@@ -278,6 +278,21 @@ def test_what_a_template_does_not_print_is_counted(prints, kept, unread):
     assert templates.unread_keys(_comparison('a', 'b'), tokenizer) == []
 
 
+def test_tools_are_read_in_training_as_in_use():
+    template = CHAT_TEMPLATE.replace('{% endfor %}', '{{ tools | tojson }}{% endfor %}')
+    tokenizer = _tokenizer(template=template)
+    chat = dataclasses.replace(
+        _comparison(({'role': 'user', 'content': 'a'},),
+                    ({'role': 'assistant', 'content': 'b'},),
+                    ({'role': 'assistant', 'content': 'ab'},)),
+        tools=({'type': 'function', 'function': {'name': 'f', 'arguments': {'b': 1, 'a': 2}}},))
+    trained, = encode([chat], tokenizer, DataReport('rows', 'train', read=1), Reading(400))
+    (used,), cut = encode_to_score([chat], tokenizer, Reading(400))
+    assert (_dialogues(trained), cut) == (_dialogues(used), 0)
+    words = tokenizer.convert_ids_to_tokens(trained.prompt.tolist())
+    assert '"type":Ġ"function",Ġ"function":' in ''.join(words)
+
+
 NOON = datetime.datetime(2024, 7, 26, 12, 5)
 DATED = "{{ 'On ' + strftime_now('%d %b %Y') + strftime_now( \"%H:%M\" ) }}" + CHAT_TEMPLATE
 

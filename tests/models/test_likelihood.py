@@ -76,3 +76,22 @@ def test_a_table_that_is_not_trained_costs_no_second_look(inputs):
         return jaxpr.count('while[')
 
     assert (loops(1), loops((0, 1))) == (1, 2)
+
+
+def test_the_gradient_of_a_table_in_bfloat16_is_added_up_in_float32(monkeypatch):
+    """A part of one sharded over devices is gathered in that dtype."""
+    monkeypatch.setattr(likelihood_lib, '_CHUNK', 1)
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(0.5, 0.1, size=(512, 6)), jnp.float32)
+    targets = jnp.asarray(rng.integers(0, 3, 512))
+    table = jnp.asarray(rng.normal(size=(3, 6)), jnp.bfloat16)
+
+    def total(table):
+        def read(table, hidden):
+            return hidden @ table.T.astype(jnp.float32)
+
+        return jnp.sum(likelihood(read, False, table, hidden, targets, jnp.int32(512)).log_probs)
+
+    found, exact = (jax.grad(total)(x) for x in (table, table.astype(jnp.float32)))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(found.astype(jnp.float32), exact, rtol=2**-8)

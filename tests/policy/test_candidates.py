@@ -133,12 +133,12 @@ def test_long_prompts_are_cut_from_the_left_and_counted(model, tmp_path):
 def test_responses_that_begin_with_their_prompt_are_read_as_they_were(model, tmp_path, monkeypatch):
     repeated = sampling.Sample(np.array([3, 4, 5, 6], np.int32), True, np.zeros(4), np.zeros(4))
     monkeypatch.setattr(candidates, 'sample', lambda *args, **kwargs: [(0, (repeated,))])
-    monkeypatch.setattr(candidates, '_text', lambda *args: 'w3 w4 w5 w6')
+    monkeypatch.setattr(candidates, 'text_of', lambda *args: 'w3 w4 w5 w6')
     _, rows = answer(model, tmp_path, [{'prompt': 'w3 w4 w5', 'id': 'a'}])
     read = parse_row(rows[0], 'out.jsonl:1')
     assert (read.prompt, read.responses) == ('w3 w4 w5', ('w3 w4 w5 w6',))
     # Others are told of.
-    monkeypatch.setattr(candidates, '_text', lambda *args: '{"role": "user", "content": ""}')
+    monkeypatch.setattr(candidates, 'text_of', lambda *args: '{"role": "user", "content": ""}')
     message, _ = answer(model, tmp_path, [{'prompt': 'w3', 'id': 'a'}])
     assert message.endswith('  note 1: row that `qrm score` refuses')
 

@@ -14,7 +14,7 @@ import pytest
 from qrm.analysis import figures
 from qrm.data.comparisons import DataError
 from qrm.models.architecture import flat
-from qrm.policy import language_model, optimise
+from qrm.policy import language_model, optimise, scoring
 from qrm.rewards import selection
 from qrm.training import interruptions, workdir
 from qrm.training.schema import ConfigError
@@ -229,3 +229,20 @@ def test_an_unknown_algorithm_is_refused():
 def test_every_setting_of_an_algorithm_has_a_key():
     named = {field.name for field in dataclasses.fields(optimise.Algorithm)} - {'length'}
     assert named == set(load_config('rl', 'ppo').algorithm) - {'epochs'}
+
+
+def test_a_run_does_not_go_on_with_another_reward_model(folder, tmp_path, monkeypatch):
+    """Its path and its rule are in the config; what is behind the path may change."""
+    values = config(folder, 'rloo', **{'train.max_steps': 2, 'train.checkpoint_every': 2})
+    plain = scoring.load
+
+    def load(digest):
+        monkeypatch.setattr(
+            scoring, 'load', lambda *args, **kw: plain(*args, **kw)._replace(digest=digest))
+
+    load('a')
+    optimise.train(values, str(tmp_path))
+    optimise.train(values, str(tmp_path))
+    load('b')
+    with pytest.raises(DataError, match='the reward model is not the one this run started with'):
+        optimise.train(values, str(tmp_path))

@@ -23,6 +23,7 @@ from qrm.serving.server import Service
 from qrm.training import reward_model, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.interruptions import NonFiniteLoss
+from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
 from tests.helpers import (
     TINY,
@@ -163,7 +164,7 @@ def test_each_response_counts_once_however_rows_are_grouped(run, data, tmp_path)
     together = stored(run)
     apart = [dataclasses.replace(c, responses=(response,), ranks=None, preferred=None,
                                  preference=None, ratings=None, id=f'{c.id} {i}')
-             for c in some[::-1] for i, response in enumerate(c.responses)]
+             for c in reversed(some) for i, response in enumerate(c.responses)]
     said = normalise(str(run), source=write(tmp_path / 'apart.jsonl', apart))
     found = stored(run)
     assert found['mean'] == pytest.approx(together['mean'], abs=1e-5)
@@ -370,3 +371,16 @@ def test_what_is_no_run_is_refused(run, tmp_path):
             use(str(tmp_path))
     with workdir.lock(str(run)), pytest.raises(WorkdirError, match='another process is running'):
         normalise(str(run), split='train')
+
+
+def test_a_run_whose_config_is_of_another_version_is_refused_in_a_line(run):
+    path = run / 'config.json'
+    values = json.loads(path.read_text())
+    kept = path.read_text()
+    del values['data']['cache']
+    path.write_text(json.dumps(values))
+    try:
+        with pytest.raises(ConfigError, match=r'no config\.data\.cache'):
+            normalise(str(run), split='train')
+    finally:
+        path.write_text(kept)

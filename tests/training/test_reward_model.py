@@ -16,6 +16,7 @@ from qrm.models import families
 from qrm.models.network import RewardNetwork
 from qrm.rewards import losses
 from qrm.rewards.heads import HeadConfig
+from qrm.rewards.normalisation import Normalisation
 from qrm.training import reward_model as qrm_model
 from qrm.training import workdir
 from qrm.training.checkpoints import Checkpoints
@@ -242,3 +243,15 @@ def test_what_scores_alone_and_what_does_not(model, pairwise_model):
         model.compare(['a'], [[' b', ' c']])
     with pytest.raises(DataError, match=r'prompts\[1\]: one response to a prompt'):
         pairwise_model.compare(['a', 'b'], [[' b', ' c'], [' d']])
+
+
+def test_the_digest_is_of_all_that_rewards_depend_on(model):
+    changed = [
+        dataclasses.replace(model, params=jax.tree.map(lambda x: x * 1.001, model.params)),
+        dataclasses.replace(model, loss=losses.LossConfig('bradley_terry_quantile_huber')),
+        dataclasses.replace(model, reading=Reading(100)),
+        dataclasses.replace(model, normalisation=Normalisation(1.0, 2.0)),
+        dataclasses.replace(model, tokenizer=tokens.train_tokenizer(['other text'], 290))]
+    digests = [one.digest for one in (model, *changed)]
+    assert len(set(digests)) == len(digests)
+    assert dataclasses.replace(model, row_length=64).digest == model.digest

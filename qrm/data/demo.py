@@ -228,11 +228,13 @@ class _Dialogue(NamedTuple):
     """A prompt with two replies to it.
 
     Attributes:
-      opening: the first human turn.
+      question: that it opens with.
+      opening: the first human turn, the question with what leads to it.
       prompt: everything up to the replies.
       replies: two replies, each a list of sentences.
     """
 
+    question: str
     opening: str
     prompt: str
     replies: tuple[list[_Part], list[_Part]]
@@ -298,20 +300,21 @@ def prompts(workload: str, split: str, count: int, seed: int) -> list[Comparison
       count: number of prompts, at least 1.
 
     Returns:
-      The prompts as comparisons without responses; `group` is the opening, as of pairs.
+      The prompts as comparisons without responses; `group` is the question that a prompt opens
+      with, without what leads to it: the same question is asked with other leads.
 
     Raises:
       ValueError: on an unknown name, a count below 1 or above what is there, or a negative seed.
     """
     *_, rng = _streams(workload, split, count, seed)
-    openings: dict[str, str] = {}
+    questions: dict[str, str] = {}
     for dialogue in itertools.islice(_dialogues(workload, split, rng), _TRIES * count):
-        openings.setdefault(dialogue.prompt, dialogue.opening)
-        if len(openings) == count:
+        questions.setdefault(dialogue.prompt, dialogue.question)
+        if len(questions) == count:
             return [Comparison(id=f'{workload}/{split}/prompt {i}', prompt=prompt, responses=(),
-                               group=opening)
-                    for i, (prompt, opening) in enumerate(openings.items())]
-    raise ValueError(f'count={count}, but {_TRIES * count} draws had {len(openings)} prompts')
+                               group=question)
+                    for i, (prompt, question) in enumerate(questions.items())]
+    raise ValueError(f'count={count}, but {_TRIES * count} draws had {len(questions)} prompts')
 
 
 def bayes(demo: Demo, annotators: str = 'independent') -> Bayes:
@@ -455,7 +458,7 @@ def _dialogues(workload: str, split: str, rng: np.random.Generator) -> Iterator[
         first, second = respond(rng, topic), respond(rng, topic)
         while _text(second) == _text(first):
             second = respond(rng, topic)
-        yield _Dialogue(opening, prompt, (first, second))
+        yield _Dialogue(question, opening, prompt, (first, second))
 
 
 def _pick(rng: np.random.Generator, items: Sequence):

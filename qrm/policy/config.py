@@ -41,12 +41,13 @@ def build(table: Table, changes: dict[str, Any], workload: str = '') -> ConfigDi
     return schema.build(table, changes | ({'workload': workload} if workload else {}))
 
 
-def check(values: Any, table: Table) -> None:
+def check(values: Any, table: Table, *, margins: bool = True) -> None:
     """Checks that a config is complete, and all of its values.
 
     Args:
       values: the config.
       table: its keys.
+      margins: whether what is learnt has a use for them.
 
     Raises:
       ConfigError: names keys that are missing or unknown, or lists every value that cannot be used.
@@ -60,6 +61,9 @@ def check(values: Any, table: Table) -> None:
             use(values)
         except ValueError as error:
             problems.append(f'config.{section}: {error}')
+    if not margins and values.data.strengths == 'margin':
+        problems.append("config.data.strengths='margin', expected 'ignored': what is learnt has "
+                        'no use for it')
     schema.raise_all(problems)
 
 

@@ -7,8 +7,8 @@ the loss of a prompt x with K responses is the mean over its judged pairs
 
 P_ij the probability that response i is preferred to j: 1 for a preference, a soft label and its
 rest both ways, 1/2 both ways for a tie, as of reward models. l is that of DPO (Rafailov et al.
-2023) or IPO (Azar et al. 2023), see `objectives`. A step's loss is the weighted mean over its
-prompts.
+2023), with the margin of a row as its offset, or IPO (Azar et al. 2023), see `objectives`. A step's
+loss is the weighted mean over its prompts.
 
 Axes as in `batches`.
 """
@@ -25,6 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from qrm.data.comparisons import DataError
 from qrm.data.encoded import Encoded
 from qrm.models.network import Params
 from qrm.policy import batches, config, objectives, runs
@@ -129,7 +130,7 @@ class PreferenceObjective:
         """The sum over a micro-batch, see `step.Objective`."""
         log_probs = self.network.read(params, batch, embedded, key).log_probs
         sums = preference_sums(self.config, log_probs, batch.extras[_REFERENCE], batch.mask,
-                               batch.rows.preference, batch.rows.weight)
+                               batch.rows.preference, batch.rows.weight, batch.rows.margin)
         return sums.loss, sums
 
     def as_row(self, values: dict[str, float]) -> dict[str, float]:
@@ -141,7 +142,7 @@ class PreferenceObjective:
 
 def preference_sums(
     config: DpoConfig, log_probs: jax.Array, reference: jax.Array, mask: jax.Array,
-    preference: jax.Array, weight: jax.Array,
+    preference: jax.Array, weight: jax.Array, offset: jax.Array,
 ) -> Sums:
     """Sums over comparisons.
 
@@ -151,13 +152,15 @@ def preference_sums(
       mask: [C, K, T] bool.
       preference: [C, K, K], see `Comparison.preference_matrix`; 0 where there is no response.
       weight: [C].
+      offset: [C], see `objectives.dpo`; not of IPO.
     """
     ratios = objectives.log_ratio(log_probs, reference, mask,
                                   length_normalised=config.length_normalised)
     first, second = jnp.broadcast_arrays(ratios[:, :, None], ratios[:, None, :])
     if config.loss == 'dpo':
         losses = objectives.dpo(first, second, beta=config.beta,
-                                label_smoothing=config.label_smoothing)
+                                label_smoothing=config.label_smoothing,
+                                offset=offset[:, None, None])
     else:
         losses = objectives.ipo(first, second, beta=config.beta)
     known = jnp.sum(preference, axis=(1, 2))
@@ -211,7 +214,7 @@ def check(values: Any) -> None:
     Raises:
       ConfigError: see there; or label smoothing of a loss that has none.
     """
-    config.check(values, KEYS)
+    config.check(values, KEYS, margins=values.dpo.get('loss') != 'ipo')
     if values.dpo.loss == 'ipo' and values.dpo.label_smoothing:
         raise ConfigError(f'config.dpo.label_smoothing={values.dpo.label_smoothing} beside '
                           "dpo.loss='ipo', expected 0: its optimum is finite without")
@@ -229,7 +232,16 @@ def train(values: Any, folder: str) -> Outcome:
 
 
 def learn(prepared: Prepared) -> Course:
-    """What a run learns; the held-out loss ranks its checkpoints."""
+    """What a run learns; the held-out loss ranks its checkpoints.
+
+    Raises:
+      DataError: rows have a margin, which the loss does not take.
+    """
+    if prepared.config.dpo.loss == 'ipo':
+        for split, items in prepared.data.encoded.items():
+            if count := sum(item.margin != 0.0 for item in items):
+                raise DataError(f"{count} {split} comparisons have a margin, which dpo.loss='ipo' "
+                                "does not take; expected 'dpo', or rows without")
     own, start = DpoConfig(**prepared.config.dpo), prepared.initial
     shape = {'row_length': prepared.config.train.row_length, 'rows': prepared.config.train.rows}
     examples, validation = with_reference(prepared)
@@ -279,7 +291,8 @@ def held_out(
         found.append(preference_sums(
             config, *map(jnp.asarray, (policy, reference, mask)),
             jnp.asarray(np.stack([item.preference for item in items])),
-            jnp.asarray(np.array([item.weight for item in items], np.float32))))
+            *(jnp.asarray(np.array([getattr(item, name) for item in items], np.float32))
+              for name in ('weight', 'margin'))))
     total = Sums(*map(sum, zip(*found, strict=True)))
     return {name: float(value) for name, value in total.metrics().items()}
 

@@ -3,7 +3,6 @@
 import concurrent.futures
 import dataclasses
 import functools
-import ipaddress
 import json
 import os
 import re
@@ -15,6 +14,7 @@ from typing import Any
 import httpx
 
 from qrm.data.comparisons import Comparison, DataError, in_a_line
+from qrm.policy import servers
 from qrm.policy.questions import ANSWERS, Answer, Options, Spec, identity, question
 
 _LARGEST = 2**20  # bytes of an endpoint's answer; characters of a question to it
@@ -55,16 +55,14 @@ class EndpointJudge:
             headers['Authorization'] = f'Bearer {self.token}'
         stopped, unreached = threading.Event(), 0
         pool = concurrent.futures.ThreadPoolExecutor(self.options.at_once)
-        # A proxy does not reach this machine.
-        client = httpx.Client(headers=headers, timeout=self.options.timeout,
-                              trust_env=not _is_loopback(self.url))
+        client = servers.client(self.url, timeout=self.options.timeout, headers=headers)
         try:
             for place, answer in enumerate(pool.map(
                     functools.partial(self._ask, client, stopped), texts)):
                 unreached = 0 if answer.final else unreached + 1
                 if unreached == max(_ENOUGH, self.options.at_once):
-                    raise DataError(f'{_shown(self.url)}: no answer to {unreached} questions in a '
-                                    f'row (the last: {answer.failure})')
+                    raise DataError(f'{servers.shown(self.url)}: no answer to {unreached} '
+                                    f'questions in a row (the last: {answer.failure})')
                 yield place, answer
         finally:
             stopped.set()
@@ -96,7 +94,7 @@ class EndpointJudge:
                 if status in _REFUSED:
                     return Answer(None, f'refused with status {status}')
                 if status not in _LATER:
-                    raise DataError(f'{_shown(self.url)}: status {status} '
+                    raise DataError(f'{servers.shown(self.url)}: status {status} '
                                     f'({self._quoted(content)}), expected 200')
                 failure = f'status {status}'
                 if re.fullmatch(r'\d{1,6}', after):
@@ -153,18 +151,6 @@ def _count(usage: Any, key: str) -> int:
     return value if type(value) is int and 0 <= value < 2**31 else 0
 
 
-def _is_loopback(url: httpx.URL) -> bool:
-    try:
-        return url.host == 'localhost' or ipaddress.ip_address(url.host).is_loopback
-    except ValueError:
-        return False
-
-
-def _shown(url: httpx.URL) -> str:
-    """An address without what may be a secret in it."""
-    return str(url.copy_with(query=None))
-
-
 def load(spec: Spec, options: Options) -> EndpointJudge:
     """The judge of MODEL@URL.
 
@@ -173,16 +159,13 @@ def load(spec: Spec, options: Options) -> EndpointJudge:
     """
     model, _, rest = spec.what.partition('@http')
     given = f'http{rest}'
-    try:
-        url = httpx.URL(given)
-    except (httpx.InvalidURL, ValueError) as error:
-        raise DataError(f'endpoint:{model}@...: no URL ({in_a_line(error)})') from error
-    if not (model and rest and url.host) or url.userinfo or url.fragment:
+    if not (model and rest):
         raise DataError(f'endpoint:{model}@...: expected endpoint:MODEL@URL, with a URL such as '
-                        'https://host/v1, without a password or a fragment')
-    if not (url.scheme == 'https' or (url.scheme == 'http' and _is_loopback(url))):
-        raise DataError(f'{_shown(url)}: expected https, or http of this machine itself, as what '
-                        'is sent is not encrypted')
+                        'https://host/v1')
+    try:
+        url = servers.parse(given)
+    except ValueError as error:
+        raise DataError(f'endpoint:{model}@...: {error}') from error
     if not url.path.endswith('/chat/completions'):
         url = url.copy_with(path=f'{url.path.rstrip("/")}/chat/completions')
     token = ''

@@ -74,7 +74,8 @@ class Evaluation(NamedTuple):
       wins: [C, K] probability of being preferred to the reference's responses, by a judge that is
         not optimised, see `winrate.win_probabilities` and `demo.Population`; None: unknown.
       best_of: n, where a response is the best of n draws of the reference by the proxy; the
-        distance from the reference is then `Row.kl_bound`, as the choice has no log-probabilities.
+        distance from the reference is then `Row.kl_bound`, as the choice has no log-probabilities,
+        and neither KL nor entropy is estimated.
     """
 
     step: int
@@ -144,22 +145,22 @@ class Row(NamedTuple):
     gold_spread: float | None
     win: float | None
     win_error: float | None
-    kl: float
-    kl_error: float
-    kl_k3: float
-    kl_k3_error: float
-    kl_token: float
-    kl_token_error: float
-    kl_token_k3: float
-    kl_token_k3_error: float
+    kl: float | None
+    kl_error: float | None
+    kl_k3: float | None
+    kl_k3_error: float | None
+    kl_token: float | None
+    kl_token_error: float | None
+    kl_token_k3: float | None
+    kl_token_k3_error: float | None
     kl_bound: float | None
     length: float
     length_error: float
     length_p10: float
     length_p50: float
     length_p90: float
-    entropy: float
-    entropy_error: float
+    entropy: float | None
+    entropy_error: float | None
     repeated: float
     repeated_error: float
     distinct_1: float
@@ -246,7 +247,7 @@ class Best(NamedTuple):
     """The step to keep.
 
     Attributes:
-      step: of the highest mean win probability, of equal ones the first.
+      step: of the highest mean win probability, of equal ones the last, as of all checkpoints.
       win: 'value', 'low' and 'high' of that; the ends are None with too few opening questions.
       ties: other steps that are not told apart from it: the interval of the paired difference
         holds 0, or there is none.
@@ -320,6 +321,9 @@ def measure(evaluation: Evaluation) -> Row:
         'repeated': repetition(e.tokens, mask), 'refused': refused, 'truncated': e.truncated,
         'blank': blank}
     of_tokens = {'kl_token': k1, 'kl_token_k3': k3, 'entropy': entropies.sum(axis=-1)}
+    if e.best_of > 1:
+        for of in (of_responses, of_tokens):
+            of |= dict.fromkeys(of.keys() & {'kl', 'kl_k3', 'kl_token', 'kl_token_k3', 'entropy'})
     numbers: dict[str, float | None] = {}
     for counts, values_of in ((present, of_responses), (lengths, of_tokens)):
         for name, values in values_of.items():
@@ -447,6 +451,15 @@ def trend(rows: Sequence[Row], name: str, window: int) -> Trend | None:
 # --- checkpoints ---------------------------------------------------------------------------------
 
 
+def lost(wins: np.ndarray) -> float:
+    """Probability of not being preferred to the reference, which ranks checkpoints.
+
+    Args:
+      wins: [C] win probability of each prompt.
+    """
+    return 1.0 - float(np.mean(wins, dtype=np.float64))
+
+
 def best_checkpoint(
     wins: Mapping[int, np.ndarray], groups: Sequence[str], *, replicates: int, level: float,
     seed: int,
@@ -474,15 +487,15 @@ def best_checkpoint(
             raise ValueError(f'win probabilities of step {step}: expected {len(groups)} finite '
                              'numbers, one for each prompt')
     weights = winrate.prompt_weights(groups, replicates, seed)
-    means = {step: np.mean(values) for step, values in sorted(wins.items())}
-    best = max(means, key=means.__getitem__)
+    steps = sorted(wins)
+    best = min(reversed(steps), key=lambda step: lost(wins[step]))
 
     def tied(step: int) -> bool:
         ahead = winrate.over_prompts(np.subtract(wins[best], wins[step]), weights, level)['low']
         return ahead is None or ahead <= 0.0
 
     return Best(best, winrate.over_prompts(np.asarray(wins[best]), weights, level),
-                tuple(step for step in means if step != best and tied(step)))
+                tuple(step for step in steps if step != best and tied(step)))
 
 
 # --- text ----------------------------------------------------------------------------------------
@@ -499,7 +512,8 @@ def format_rows(rows: Sequence[Row]) -> str:
         'proxy': lambda row: _shown(row, 'proxy'),
         'gold': lambda row: _shown(row, 'gold'),
         'win': lambda row: _shown(row, 'win'),
-        'KL (nats)': lambda row: _shown(row, 'kl'),
+        'KL (nats)': lambda row: (_shown(row, 'kl') if row.kl_bound is None else
+                                  f'<= {row.kl_bound:.3f}'),
         'KL a token': lambda row: _shown(row, 'kl_token', 4),
         'tokens': lambda row: _shown(row, 'length', 1),
         'entropy (nats)': lambda row: _shown(row, 'entropy'),
@@ -582,7 +596,7 @@ def _lines(rows: Sequence[Row], rules: Rules) -> Iterator[tuple[str, str]]:
                 f'from step {other.first} to {other.last} the proxy reward rose by '
                 f'{_number(proxy.change, proxy.error)} while the {label} fell by '
                 f'{_number(-other.change, other.error)}')
-    if last.kl - sure * last.kl_error > rules.kl_most:
+    if last.kl is not None and last.kl - sure * last.kl_error > rules.kl_most:
         yield 'kl', (f'{_number(last.kl, last.kl_error)} nats a response {at}, more than '
                      f'{rules.kl_most:g}')
     kl = trend(rows, 'kl', rules.window)
@@ -598,12 +612,14 @@ def _lines(rows: Sequence[Row], rules: Rules) -> Iterator[tuple[str, str]]:
             yield 'length', (f'{_number(last.length, last.length_error)} tokens a response {at}, '
                              f'{word} than {limit:g} times the '
                              f'{_number(first.length, first.length_error)} at step {first.step}')
-    below = rules.entropy_share * first.entropy - last.entropy
-    error = math.hypot(rules.entropy_share * first.entropy_error, last.entropy_error)
-    if below > sure * error + _ROUNDING * abs(first.entropy):
-        yield 'entropy', (f'{_number(last.entropy, last.entropy_error)} nats a token {at}, less '
-                          f'than {rules.entropy_share:g} times the '
-                          f'{_number(first.entropy, first.entropy_error)} at step {first.step}')
+    if first.entropy is not None and last.entropy is not None:
+        below = rules.entropy_share * first.entropy - last.entropy
+        error = math.hypot(rules.entropy_share * first.entropy_error, last.entropy_error)
+        if below > sure * error + _ROUNDING * abs(first.entropy):
+            yield 'entropy', (f'{_number(last.entropy, last.entropy_error)} nats a token {at}, '
+                              f'less than {rules.entropy_share:g} times the '
+                              f'{_number(first.entropy, first.entropy_error)} at step '
+                              f'{first.step}')
     for rule, name in _SHARES.items():
         (before, before_error), (now, now_error) = (
             (getattr(row, name), getattr(row, f'{name}_error')) for row in (first, last))

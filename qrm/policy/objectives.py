@@ -129,19 +129,23 @@ def dpo(
     *,
     beta: jax.Array | float,
     label_smoothing: jax.Array | float = 0.0,
+    offset: jax.Array | float = 0.0,
 ) -> jax.Array:
     """Direct preference optimisation: Bradley-Terry on implicit rewards.
 
     Rafailov et al. 2023 (arXiv 2305.18290), eq. 7: -log sigma(m) with the margin m = beta
-    (chosen - rejected). A share of preferences that are the wrong way round is taken into account
-    as cross-entropy with soft labels, -(1 - e) log sigma(m) - e log sigma(-m) (cDPO, Mitchell
-    2023); m is then finite at the optimum, log((1 - e) / e).
+    (chosen - rejected). Where it is known by how much the chosen response is better, -log
+    sigma(m - offset) (ODPO, Amini et al. 2024, arXiv 2402.10571). A share of preferences that are
+    the wrong way round is taken into account as cross-entropy with soft labels, -(1 - e) log
+    sigma(m) - e log sigma(-m) (cDPO, Mitchell 2023), the offset subtracted from both; m is then
+    finite at the optimum, without offset log((1 - e) / e).
 
     Args:
       chosen, rejected: [...] log-ratios of responses to the same prompts, see `log_ratio`; of any
         samples.
       beta: strength of the pull to the reference, > 0; of reward per nat.
       label_smoothing: e in [0, .5), a number or [...].
+      offset: by how much the chosen reward should be ahead, a number or [...].
 
     Returns:
       [...] nats.
@@ -149,8 +153,8 @@ def dpo(
     _check_floats(chosen, rejected)
     chex.assert_equal_shape([chosen, rejected])
     margin = beta * (chosen - rejected)
-    # -log sigma(-m) = m - log sigma(m), so that a smoothing of 0 multiplies nothing infinite.
-    return label_smoothing * margin - jax.nn.log_sigmoid(margin)
+    right, wrong = (jax.nn.log_sigmoid(side * margin - offset) for side in (1.0, -1.0))
+    return (label_smoothing - 1.0) * right - label_smoothing * wrong
 
 
 def ipo(chosen: jax.Array, rejected: jax.Array, *, beta: jax.Array | float) -> jax.Array:

@@ -34,8 +34,8 @@ from qrm.policy.network import PolicyNetwork
 from qrm.policy.objectives import Moments
 from qrm.policy.rollouts import Answers, Prompts
 from qrm.policy.sampling import Sampling
-from qrm.policy.scoring import Reward
-from qrm.policy.watch import CRITERION, TOLD, Bench, Watch
+from qrm.policy.scoring import Judge, Reward
+from qrm.policy.watch import CRITERION, FILE, TOLD, Bench, Watch
 from qrm.training import config as config_lib
 from qrm.training import initial, inputs, loop, saved, workdir
 from qrm.training.devices import Spread
@@ -153,6 +153,7 @@ CHANGES: dict[str, dict[str, Any]] = {
     'expert_iteration': {'algorithm.kl_reward': '', 'algorithm.beta': 0.0},
     'best_of_n': {'evaluation.samples': 16},
 }
+_GROUPED = ('grpo', 'rloo', 'expert_iteration')
 
 
 class Prepared(NamedTuple):
@@ -168,6 +169,7 @@ class Prepared(NamedTuple):
       initial: the policy before the first step.
       reference: the same as network and parameters, which stay.
       reward: what is optimised.
+      judge: of held-out answers.
     """
 
     how: Algorithm
@@ -179,11 +181,12 @@ class Prepared(NamedTuple):
     initial: Initial
     reference: tuple[PolicyNetwork, Params]
     reward: Reward
+    judge: Judge
 
 
 def check(values: Any) -> None:
     """Checks a config, see `config.check`."""
-    config.check(values, KEYS)
+    config.check(values, KEYS, margins=False)
     problems = []
     for section, use in (('algorithm', algorithm), ('monitor', rules)):
         try:
@@ -195,6 +198,18 @@ def check(values: Any) -> None:
     if values.model.dropout:
         problems.append(f'config.model.dropout={values.model.dropout}, expected 0: ratios are to '
                         'the policy that sampled')
+    if values.data.overlong != config.KEYS['data.overlong'].default:
+        problems.append(f'config.data.overlong={values.data.overlong!r}, expected '
+                        f"{config.KEYS['data.overlong'].default!r}: prompts that are too long lose "
+                        'their left end, and are counted')
+    if values.algorithm.name in _GROUPED and values.rollouts.samples < 2:
+        problems.append(f'config.rollouts.samples={values.rollouts.samples}, expected at least 2 '
+                        f'of {values.algorithm.name}, which compares the answers to a prompt')
+    responses = values.rollouts.prompts * values.rollouts.samples
+    if values.algorithm.kl_target and values.algorithm.kl_horizon <= 0.2 * responses:
+        problems.append(f'config.algorithm.kl_horizon={values.algorithm.kl_horizon}, expected more '
+                        f'than {0.2 * responses:g}, a fifth of the responses of an iteration: beta '
+                        'would become 0 or less')
     if values.train.sharding != 'replicated':
         problems.append(f"config.train.sharding={values.train.sharding!r}, expected 'replicated': "
                         'a policy that is split answers nothing')
@@ -241,11 +256,14 @@ def train(values: Any, folder: str) -> Outcome | None:
         raise ConfigError(f'{jax.process_count()} processes, expected one: it may have several '
                           'devices')
     values = _absolute(values)
-    with loop.held(values, folder):
+    # What evaluations ask is what their rows are of.
+    free = [key for key in workdir.FREE_KEYS if key != 'evaluation.']
+    with loop.held(values, folder, gives_way=not _tabulated(folder), free=free):
         prepared = prepare(values, folder)
         start, known = prepared.initial, {
             split: prompts.encoded() for split, prompts in prepared.prompts.items()}
-        identity = loop.identify(values, start.base, known) | {'reward': prepared.reward.digest}
+        identity = loop.identify(values, start.base, known) | {
+            'reward': prepared.reward.digest, 'judge': prepared.judge.digest}
         loop.check_same_run(folder, identity)
         print(inputs.format_reports(prepared.reports), flush=True)
         watch = Watch(folder, _bench(values, prepared))
@@ -298,12 +316,13 @@ def prepare(values: Any, folder: str) -> Prepared:
             prompts['validation'])
     reward = scoring.load(values.reward.source, rule=values.reward.rule,
                           aggregate=values.reward.aggregate, workload=values.workload)
+    judge = scoring.load_judge(values.reward.judge, workload=values.workload, reward=reward)
     found = initial.start(values, network, settings)
     if found.pretrained and found.pretrained.head is not None:
         raise DataError(f'{values.model.checkpoint}: has a reward head, expected a language model')
     return Prepared(how, tokenizer, runs.stops(values, tokenizer), prompts, reports,
                     Seen.of(source.digest, splits['train'][0]), found,
-                    rollouts.reference(network, found.trained, found.frozen), reward)
+                    rollouts.reference(network, found.trained, found.frozen), reward, judge)
 
 
 class Online:
@@ -484,9 +503,8 @@ def _bench(values: Any, prepared: Prepared) -> Bench:
 
     samples = values.evaluation.samples
     return Bench(
-        held_out, prepared.reward,
-        scoring.load_judge(values.reward.judge, workload=workload, reward=prepared.reward), gold,
-        prepared.tokenizer, _sampling(values, prepared, samples), values.rollouts.rows,
+        held_out, prepared.reward, prepared.judge, gold, prepared.tokenizer,
+        _sampling(values, prepared, samples), values.rollouts.rows,
         rollouts.plan(held_out.tokens, samples, values.rollouts.max_new_tokens,
                       row_length=values.train.row_length, rows=values.train.rows),
         max(1, len(held_out)), (_seed(values, 1), _seed(values, 2)), prepared.reference,
@@ -501,6 +519,15 @@ def _sampling(values: Any, prepared: Prepared, samples: int) -> Sampling:
 def _seed(values: Any, *stream: int) -> int:
     """A seed of one of the streams of random numbers of a run."""
     return int(np.random.SeedSequence([values.seed, *stream]).generate_state(1)[0] >> 1)
+
+
+def _tabulated(folder: str) -> bool:
+    """Whether a folder holds what best of n was worth, which has no checkpoint and is done."""
+    path = os.path.join(folder, 'config.json')
+    if not (os.path.exists(path) and os.path.exists(os.path.join(folder, FILE))):
+        return False
+    section = workdir.read_json(path).get('algorithm')
+    return isinstance(section, dict) and section.get('name') == 'best_of_n'
 
 
 def _absolute(values: Any) -> Any:

@@ -212,9 +212,18 @@ def describe_network(
 
 
 def stops(config: Any, tokenizer: Tokenizer) -> tuple[int, ...]:
-    """Tokens that end an answer: those of the checkpoint, and EOS."""
-    if not config.model.checkpoint:
-        return (tokenizer.eos_token_id,)
-    folder = adapters.find(config.model.checkpoint).model
-    settings = weights.read_settings(folder)
-    return language_model.find_stops(folder, settings, tokenizer)
+    """Tokens that end an answer: those of the checkpoint, and EOS.
+
+    Raises:
+      DataError: there are none.
+    """
+    found: tuple[int, ...] = ()
+    if config.model.checkpoint:
+        folder = adapters.find(config.model.checkpoint).model
+        found = language_model.find_stops(folder, weights.read_settings(folder), tokenizer)
+    elif tokenizer.eos_token_id is not None:
+        found = (tokenizer.eos_token_id,)
+    if not found:
+        raise DataError('neither the checkpoint nor the tokenizer names a token that ends an '
+                        'answer, expected an EOS of config.model.tokenizer')
+    return found

@@ -17,10 +17,12 @@ import numpy as np
 from qrm.analysis import winrate
 from qrm.data import demo, gold
 from qrm.data.comparisons import Comparison, DataError, in_a_line
-from qrm.policy import programs
+from qrm.models import network
+from qrm.policy import programs, servers
 from qrm.rewards import statistics
 from qrm.serving import functions
 from qrm.training import reward_model
+from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.schema import ConfigError
 
 GOLD = 'gold'
@@ -49,6 +51,7 @@ class Reward(NamedTuple):
       compares: rewards depend on the other completions of a prompt.
       predicts: the function tells of standard deviations.
       digest: of the reward model, by which a run knows it again; '' of any other reward.
+      weights: digest of its parameters; ''.
     """
 
     source: str
@@ -56,6 +59,7 @@ class Reward(NamedTuple):
     compares: bool = False
     predicts: bool = False
     digest: str = ''
+    weights: str = ''
 
     def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Scores:
         """Rewards of completions.
@@ -71,7 +75,7 @@ class Reward(NamedTuple):
         try:
             found = self.function(prompts=list(prompts), completions=list(completions),
                                   **({'log_extra': told.__setitem__} if self.predicts else {}))
-        except (DataError, ArithmeticError):
+        except (DataError, NonFiniteLoss):
             raise
         except Exception as error:  # of whatever a function of one's own does
             raise DataError(f'{self.source}: the reward function failed ('
@@ -109,7 +113,11 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
         return Reward(source, lambda prompts, completions: [
             judged.reward.mean() for judged in golds(workload, map(text_of, completions))])
     if address:
-        return Reward(source, lambda prompts, completions: _ask(source, prompts, completions))
+        try:
+            url = servers.parse(source)
+        except ValueError as error:
+            raise ConfigError(f'config.reward.source={source!r}: {error}') from error
+        return Reward(source, lambda prompts, completions: _ask(url, prompts, completions))
     if own:
         try:
             return Reward(source, programs.find(source)[0])
@@ -124,7 +132,7 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
             raise
         raise ConfigError(f'config.reward: {error}') from error
     return Reward(source, found, found.model.network.head.pairwise, predicts=True,
-                  digest=found.model.digest)
+                  digest=found.model.digest, weights=network.params_digest(found.model.params))
 
 
 def golds(workload: str, texts: Sequence[str]) -> list[gold.Gold]:
@@ -145,10 +153,12 @@ class Judge(NamedTuple):
       source: what was asked for; '': the reward that is optimised, higher is better.
       wins: (answers, references), comparisons of the same C prompts with [C][K] and [C][J]
         responses -> [C, K] float64 probability of being preferred, the mean over references.
+      digest: of the reward model; '' of any other judge.
     """
 
     source: str
     wins: Callable[[Sequence[Comparison], Sequence[Comparison]], np.ndarray]
+    digest: str = ''
 
 
 def load_judge(source: str, *, workload: str, reward: Reward) -> Judge:
@@ -160,7 +170,7 @@ def load_judge(source: str, *, workload: str, reward: Reward) -> Judge:
       reward: that is optimised.
 
     Raises:
-      ConfigError: there is no such judge.
+      ConfigError: there is no such judge, or it is what is optimised.
       DataError, WorkdirError: see `reward_model.load`.
     """
     if source == GOLD:
@@ -169,7 +179,10 @@ def load_judge(source: str, *, workload: str, reward: Reward) -> Judge:
     if source:
         model = reward_model.load(source, raw=True)
         reward_model.check_alone(model)
-        return Judge(source, lambda own, others: _model_wins(model, own, others))
+        if source == reward.source or network.params_digest(model.params) == reward.weights:
+            raise ConfigError(f'config.reward.judge={source!r} is what is optimised, expected '
+                              "another one, or ''")
+        return Judge(source, lambda own, others: _model_wins(model, own, others), model.digest)
     if reward.compares:
         raise ConfigError(f"config.reward.judge='' with {reward.source}, whose rewards depend on "
                           'the other responses; expected a judge')
@@ -209,7 +222,7 @@ def _reward_wins(reward: Reward, own: Sequence[Comparison], others: Sequence[Com
     return statistics.halved_ties(sides[0][:, :, None] - sides[1][:, None, :]).mean(axis=-1)
 
 
-def _ask(url: str, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Any]:
+def _ask(url: httpx.URL, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Any]:
     """What a server answers."""
     if not all(isinstance(one, str) for one in (*prompts, *completions)):
         raise DataError(f'{url}: chats, expected texts, which are all that is asked this way')
@@ -217,9 +230,9 @@ def _ask(url: str, prompts: Sequence[Any], completions: Sequence[Any]) -> list[A
                       zip(prompts, completions, strict=True)],
             'prompts': list(prompts), 'labels': [None] * len(prompts)}
     try:
-        answer = httpx.post(url, json=body, timeout=_SECONDS)
-        return answer.raise_for_status().json()['rewards']
-    except (httpx.HTTPError, httpx.InvalidURL, ValueError, KeyError, TypeError) as error:
+        with servers.client(url, timeout=_SECONDS) as client:
+            return client.post(url, json=body).raise_for_status().json()['rewards']
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
         raise DataError(f'{url}: no rewards ({type(error).__name__}: {in_a_line(error)}); expected '
                         'a server that answers with JSON {"rewards": [...]}') from error
 
@@ -228,7 +241,7 @@ def _checked(found: Any, count: int, source: str) -> np.ndarray:
     """[count] float64."""
     try:
         values = [float(value) for value in found]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise DataError(f'{source}: got {in_a_line(error)}, expected a list of numbers, one for '
                         'each completion') from error
     if len(values) != count:

@@ -70,7 +70,7 @@ class Likelihood:
 
 def check(values: Any) -> None:
     """Checks a config, see `config.check`."""
-    config.check(values, KEYS)
+    config.check(values, KEYS, margins=False)
 
 
 def train(values: Any, folder: str) -> Outcome:

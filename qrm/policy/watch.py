@@ -123,7 +123,7 @@ class Watch:
             print(f'suspect at step {step}: {one.rule}: {one.line}', flush=True)
         numbers = {name: float(value) for name, value in row._asdict().items()
                    if value is not None and name != 'step'}
-        return numbers | {CRITERION: float(1.0 - wins.mean())}
+        return numbers | {CRITERION: monitor.lost(wins.mean(axis=1))}
 
     def best_of(self, counts: Sequence[int]) -> list[Row]:
         """Rows of the best of n answers of the reference by the reward; nothing is trained.

@@ -21,6 +21,7 @@ SCALAR, ENSEMBLE = 'scalar', 'ensemble'
 BEST_OF_N, DPO = 'best_of_n', 'dpo'
 YES, NO, OPEN = 'yes', 'no', 'cannot tell'
 UNSEEN = 'cannot tell, no over-optimisation seen'
+UNLIKE = 'not compared, one KL is an estimate and the other a bound'
 
 
 class Arm(NamedTuple):
@@ -61,6 +62,9 @@ class Statistics:
       groups: [P] opening question of each prompt.
       gold_std: the unit of gold rewards.
       settings: the section `analysis` of a config.
+
+    Raises:
+      ValueError: seeds of an arm were not measured at the same steps.
     """
 
     def __init__(self, found: Paths, groups: Sequence[str], gold_std: float, settings: Any):
@@ -74,6 +78,11 @@ class Statistics:
         self._picks = resampling.picks_of_seeds(
             len(self.seeds), settings.bootstrap, settings.seed)
         self._curves = {key: paths.curves(path, self._weights) for key, path in found.items()}
+        for arm, seed in found:
+            own, first = found[arm, seed].steps, found[arm, self.seeds[0]].steps
+            if not np.array_equal(own, first):
+                raise ValueError(f'{arm}: steps {own.tolist()} of seed {seed}, expected those of '
+                                 f'seed {self.seeds[0]}, {first.tolist()}')
 
     def cell(self, of_seed: Callable[[int], np.ndarray], tests: int = 1) -> dict[str, Any]:
         """A mean over seeds with its interval, of several tests that of all together.
@@ -219,6 +228,7 @@ def over_scalar(statistics: Statistics, bounds: Any, proxy: str) -> list[dict[st
 
     The second and the third question: a row for each algorithm that both were optimised by, of DPO
     for each that the scalar was. Gold rewards are compared on average over the KLs that both reach.
+    What best of n has for a KL is a bound, and DPO an estimate: that row answers nothing.
 
     Args:
       statistics: of all arms.
@@ -232,8 +242,9 @@ def over_scalar(statistics: Statistics, bounds: Any, proxy: str) -> list[dict[st
         arm = scalar._replace(proxy=proxy) if proxy else Arm(DPO)
         if arm in statistics.arms:
             gain = statistics.gain(arm, scalar, at='along')
+            alike = (arm.algorithm == BEST_OF_N) == (scalar.algorithm == BEST_OF_N)
             rows.append({'name': str(arm), 'proxy': proxy, 'algorithm': scalar.algorithm,
-                         'gain': gain, 'answer': answer([gain], bounds)})
+                         'gain': gain, 'answer': answer([gain], bounds) if alike else UNLIKE})
     return rows
 
 
@@ -287,9 +298,10 @@ def verdict(result: Mapping[str, Any]) -> list[str]:
 def _compared(question: str, of_proxies: Mapping[str, Sequence[Any]]) -> list[str]:
     lines = []
     for name, rows in of_proxies.items():
-        by = [row['algorithm'].replace('_', ' ') for row in rows]
+        asked_of = [row for row in rows if row['answer'] != UNLIKE]
+        by = [row['algorithm'].replace('_', ' ') for row in asked_of]
         asked = question.format(proxy=name, by=f'each of {", ".join(by)}' if by else 'any')
-        lines.append(f'{asked} {all_of([row["answer"] for row in rows])}.')
+        lines.append(f'{asked} {all_of([row["answer"] for row in asked_of])}.')
         lines += [f'   {row["name"]}, the scalar by {row["algorithm"].replace("_", " ")}: '
                   f'{row["answer"]}. Gold {tables.enclosed(row["gain"], sign="+")}.'
                   for row in rows]

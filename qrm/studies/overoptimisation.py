@@ -48,7 +48,7 @@ from qrm.policy.monitor import Row
 from qrm.policy.network import PolicyNetwork
 from qrm.policy.rollouts import Answers, Prompts
 from qrm.policy.sampling import Sampling
-from qrm.rewards import distributions, selection
+from qrm.rewards import distributions, resampling, selection
 from qrm.rewards.distributions import Atoms
 from qrm.rewards.selection import Rule
 from qrm.studies import arms, compare, figures, paths
@@ -237,7 +237,8 @@ def run(config: Any, folder: str) -> str:
     """
     check(config)
     with workdir.lock(folder):
-        workdir.check_claim(folder, config)
+        # What is measured is kept, so that all it depends on has to stay.
+        workdir.check_claim(folder, config, free=('analysis.bootstrap', 'analysis.level'))
         workdir.claim(folder, config)
         bench = prepare(config, folder)
         found = measure(config, folder, bench)
@@ -265,6 +266,11 @@ def check(config: Any) -> None:
         problems.append(f'config.proxies.names: no {SCALAR!r}, which others are compared with')
     if not config.seeds:
         problems.append('config.seeds=(), expected at least one')
+    for key, values in (('seeds', config.seeds), ('proxies.names', names),
+                        ('best_of_n.rules', config.best_of_n.rules),
+                        *((f'online.{name}', config.online[name]) for name in ONLINE)):
+        if len(set(values)) < len(values):
+            problems.append(f'config.{key}={tuple(values)}, expected each once')
     if config.evaluation.samples > config.best_of_n.candidates:
         problems.append(f'config.evaluation.samples={config.evaluation.samples}, expected at most '
                         f'the {config.best_of_n.candidates} of best_of_n.candidates')
@@ -278,7 +284,8 @@ def check(config: Any) -> None:
         try:
             if proxy not in names:
                 raise ValueError(f'{text!r}: proxy {proxy!r}, expected one of {tuple(names)}')
-            selection.parse_rule(rule, ('mean', 'quantile', 'cvar', 'disagreement'))
+            _check_rule(selection.parse_rule(rule, ('mean', 'quantile', 'cvar', 'disagreement')),
+                        known[proxy].get('head', {}), text)
         except ValueError as error:
             problems.append(f'config.online.{algorithm}: {error}')
     schema.raise_all(problems)
@@ -305,10 +312,15 @@ def prepare(config: Any, folder: str) -> Bench:
     found = language_model.load_run(own)
     settings = config.evaluation
     a = found.network.architecture
-    prompts = rollouts.prompts_of(
-        demo.prompts(config.workload, 'test', settings.prompts, settings.seed),
-        DataReport(f'demo {config.workload}', 'test'), found.tokenizer,
-        a.max_positions - settings.max_new_tokens)
+    drawn = demo.prompts(config.workload, 'test', settings.prompts, settings.seed)
+    resampling.check_groups(one.group for one in drawn)
+    report = DataReport(f'demo {config.workload}', 'test', read=len(drawn))
+    prompts = rollouts.prompts_of(drawn, report, found.tokenizer,
+                                  a.max_positions - settings.max_new_tokens)
+    if report.truncated:
+        raise ConfigError(f'config.evaluation.max_new_tokens={settings.max_new_tokens} with '
+                          f'{a.max_positions} positions leaves no room for {report.truncated} '
+                          'prompts')
     sampling = Sampling(samples=settings.samples, max_new_tokens=settings.max_new_tokens,
                         stops=found.stops)
     answers = _candidates(config, folder, found, prompts, sampling)
@@ -401,7 +413,7 @@ def follow(bench: Bench, folder: str, model: RewardModel) -> Path:
              for one in bench.candidates]
     found = [(0, np.zeros(len(first)), bench.gold[:, :samples].mean(axis=1), _means(model, first))]
     with Checkpoints(folder, read_only=True) as checkpoints:
-        steps = checkpoints.steps
+        steps = checkpoints.evaluated  # not where the run was interrupted
     for step in steps:
         policy = language_model.load_run(folder, step=step)
         answers = _answers(bench, policy.network, policy.params)
@@ -454,6 +466,18 @@ def _build(config: Any, kind: str, changes: Mapping[str, Any]) -> Any:
     except ConfigError as error:
         raise ConfigError(f'config.runs.{kind}: {error}') from error
     return built
+
+
+def _check_rule(rule: Rule, head: Mapping[str, Any], text: str) -> None:
+    """Checks that a proxy with this head has the spread that a rule looks at.
+
+    Raises:
+      ValueError: it has not.
+    """
+    if rule.kind == 'disagreement' and head.get('members', 1) < 2:
+        raise ValueError(f'{text!r}: expected a proxy with members')
+    if rule.kind in ('quantile', 'cvar') and head.get('name') == SCALAR:
+        raise ValueError(f'{text!r}: expected a proxy that predicts a spread')
 
 
 def _changes_of(config: Any, proxy: str) -> dict[str, Any]:

@@ -111,6 +111,12 @@ class Checkpoints:
         return sorted(self._manifests())
 
     @property
+    def evaluated(self) -> list[int]:
+        """Steps of those with a held-out loss, which one that a signal left does not have."""
+        return [step for step, found in sorted(self._manifests().items())
+                if found.loss is not None]
+
+    @property
     def latest(self) -> int | None:
         """Step of the newest checkpoint."""
         return max(self.steps, default=None)

@@ -39,7 +39,7 @@ from qrm.training.schema import ConfigError
 _OTHERS = {
     'fingerprint': 'the training comparisons are not those',
     'start': 'the weights that training starts from are not those',
-    'reward': 'the reward model is not the one'}
+    'reward': 'the reward model is not the one', 'judge': 'the judge is not the one'}
 
 
 class Outcome(NamedTuple):
@@ -188,12 +188,14 @@ class Course(NamedTuple):
 
 
 @contextlib.contextmanager
-def held(config: Any, folder: str) -> Iterator[None]:
+def held(config: Any, folder: str, *, gives_way: bool = True,
+         free: Sequence[str] = workdir.FREE_KEYS) -> Iterator[None]:
     """Holds the folder of a run that is going to be, after what can be checked before any data.
 
     Args:
       config: a checked config.
       folder: the workdir.
+      gives_way, free: see `workdir.check_claim`.
 
     Raises:
       ConfigError: a package is missing, or processes have different configs.
@@ -204,7 +206,7 @@ def held(config: Any, folder: str) -> Iterator[None]:
                           "'qrm-jax[tensorboard]'")
     _check_same_config(config)
     with workdir.lock(folder):
-        workdir.check_claim(folder, config, gives_way=True)
+        workdir.check_claim(folder, config, gives_way=gives_way, free=free)
         yield
 
 

@@ -35,7 +35,7 @@ from qrm.data.seen import Seen
 # Sections and keys that may differ when a run is resumed, as they do not change its course: data
 # and frozen weights are known by their content, wherever they are; with another sharding, as on
 # another number of devices, it rounds differently.
-_FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
+FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
               'train.tensorboard', 'train.sharding', 'train.tensor', 'train.features', 'data.path',
               'data.cache', 'data.max_malformed', 'model.checkpoint', 'model.tokenizer')
 _PACKAGES = ('qrm-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers',
@@ -162,7 +162,8 @@ def claim(workdir: str, config: ml_collections.ConfigDict) -> None:
 
 
 def check_claim(
-    workdir: str, config: ml_collections.ConfigDict, *, gives_way: bool = False
+    workdir: str, config: ml_collections.ConfigDict, *, gives_way: bool = False,
+    free: Sequence[str] = FREE_KEYS
 ) -> None:
     """Checks that a run in this folder, if there is one, has the same config.
 
@@ -170,6 +171,7 @@ def check_claim(
       workdir: the folder.
       config: of the run to be.
       gives_way: one without a checkpoint, as it ended before its first, gives way to another.
+      free: what keys begin with that may differ, see `config_changes`.
 
     Raises:
       WorkdirError: the folder holds a run whose config differs; names each key with both values.
@@ -177,7 +179,7 @@ def check_claim(
     path = os.path.join(workdir, 'config.json')
     changes = []
     if os.path.exists(path):
-        changes = config_changes(read_json(path), json.loads(config.to_json()))
+        changes = config_changes(read_json(path), json.loads(config.to_json()), free)
     if changes and not (gives_way and not _has_checkpoints(workdir)):
         raise WorkdirError(
             f'{workdir} holds a run with another config; choose another --workdir or take '
@@ -198,7 +200,7 @@ def _has_checkpoints(workdir: str) -> bool:
 
 
 def config_changes(
-    old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = _FREE_KEYS
+    old: Mapping[str, Any], new: Mapping[str, Any], free: Sequence[str] = FREE_KEYS
 ) -> list[str]:
     """Lists the keys that differ between two configs, but for those that are free to.
 

@@ -36,6 +36,7 @@ PREFERENCE[0, 0, 1] = 1.0
 PREFERENCE[0, 0, 2] = PREFERENCE[0, 2, 0] = 0.5
 PREFERENCE[1, 1, 0], PREFERENCE[1, 0, 1] = 0.8, 0.2
 WEIGHT = np.array([2.0, 0.5, 0.0], np.float32)
+OFFSET = np.array([0.7, -0.2, 0.3], np.float32)
 
 
 @pytest.fixture(scope='module')
@@ -53,24 +54,24 @@ def arrays():
 def test_the_loss_by_hand(arrays, own):
     policy, reference, mask = arrays
 
-    def pair(i, j):  # of log-ratios, in float64
+    def pair(i, j, offset):  # of log-ratios, in float64
         margin = own.beta * (i - j)
         if own.loss == 'ipo':
             return (i - j - 1 / (2 * own.beta)) ** 2
         e = own.label_smoothing
-        return (1 - e) * np.logaddexp(0, -margin) + e * np.logaddexp(0, margin)
+        return (1 - e) * np.logaddexp(0, offset - margin) + e * np.logaddexp(0, offset + margin)
 
     def by_hand(policy):
         ratios = np.where(mask, policy.astype(np.float64) - reference, 0.0).sum(-1)
         if own.length_normalised:
             ratios /= np.maximum(mask.sum(-1), 1)
-        first = (pair(ratios[0, 0], ratios[0, 1]) + 0.5 * pair(ratios[0, 0], ratios[0, 2])
-                 + 0.5 * pair(ratios[0, 2], ratios[0, 0])) / 2
-        second = 0.8 * pair(ratios[1, 1], ratios[1, 0]) + 0.2 * pair(ratios[1, 0], ratios[1, 1])
+        (a, b, c), (d, e) = ratios[0], ratios[1, :2]
+        first = (pair(a, b, 0.7) + 0.5 * pair(a, c, 0.7) + 0.5 * pair(c, a, 0.7)) / 2
+        second = 0.8 * pair(e, d, -0.2) + 0.2 * pair(d, e, -0.2)
         return 2.0 * first + 0.5 * second, ratios
 
     def loss(policy):
-        sums = preference_sums(own, policy, reference, mask, PREFERENCE, WEIGHT)
+        sums = preference_sums(own, policy, reference, mask, PREFERENCE, WEIGHT, OFFSET)
         return sums.loss, sums
 
     policy = np.where(mask, policy, np.nan)  # what is no token reaches nothing
@@ -215,3 +216,15 @@ def test_bad_keys_end_in_one_line(key, value, message, tmp_path):
 def test_smoothing_is_no_key_of_ipo():
     with pytest.raises(ConfigError, match="label_smoothing=0.1 beside dpo.loss='ipo', expected 0"):
         dpo.check(config(**{'dpo.loss': 'ipo', 'dpo.label_smoothing': 0.1}))
+
+
+def test_margins_are_no_part_of_ipo(tmp_path):
+    with pytest.raises(ConfigError, match="config.data.strengths='margin', expected 'ignored'"):
+        dpo.check(config(**{'dpo.loss': 'ipo', 'data.strengths': 'margin'}))
+    dpo.check(config(**{'data.strengths': 'margin'}))
+    rows = [{'prompt': f'question {i}', 'chosen': f' good {i}', 'rejected': f' bad {i}',
+             'margin': float(i == 3)} for i in range(30)]
+    path = tmp_path / 'pairs.jsonl'
+    path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    with pytest.raises(DataError, match="1 train comparisons have a margin, which dpo.loss='ipo'"):
+        dpo.train(config(**{'dpo.loss': 'ipo', 'data.path': str(path)}), str(tmp_path / 'run'))

@@ -478,11 +478,11 @@ def test_an_endpoint_that_does_not_want_to_be_asked_ends_the_run(server, monkeyp
 
 
 @pytest.mark.parametrize(('given', 'message'), [
-    ('http://example.org/v1', 'http://example.org/v1: expected https, or http of this machine'),
+    ('http://example.org/v1', 'http://example.org/v1, expected https, or http of this machine'),
     ('http://127.0.0.1.example.org/v1', 'expected https'),
     ('https://user:secret@example.org/v1', 'without a password or a fragment'),
     ('https://example.org/v1#x', 'without a password or a fragment'),
-    ('https:///v1', 'expected endpoint:MODEL@URL'),
+    ('https:///v1', 'expected a URL such as https://host/v1'),
     ('https://example.org:port/v1', 'no URL'),
     ('httpx://example.org', 'expected https'),
 ])

@@ -30,6 +30,15 @@ def test_dpo_by_hand():
     np.testing.assert_allclose(smoothed[1], 0.75 * math.log(4 / 3) + 0.25 * math.log(4), atol=1e-6)
 
 
+def test_the_offset_of_dpo_by_hand():
+    # A margin of log 3 less an offset of log 3 is none; the wrong way round it is -2 log 3.
+    chosen, rejected = jnp.array([LOG3]), jnp.array([-LOG3])
+    found = objectives.dpo(chosen, rejected, beta=0.5, offset=LOG3)
+    np.testing.assert_allclose(found, [math.log(2)], atol=1e-6)
+    found = objectives.dpo(chosen, rejected, beta=0.5, label_smoothing=0.25, offset=LOG3)
+    np.testing.assert_allclose(found, [0.75 * math.log(2) + 0.25 * math.log(10)], atol=1e-6)
+
+
 def test_gradient_of_dpo_by_hand():
     # beta (e - sigma(-m)) of chosen, and the opposite of rejected.
     slopes = jax.grad(lambda c, r: objectives.dpo(c, r, beta=0.5, label_smoothing=0.125), (0, 1))(

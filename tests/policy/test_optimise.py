@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from qrm.policy import language_model, optimise, scoring
 from qrm.rewards import selection
 from qrm.training import interruptions, workdir
 from qrm.training.schema import ConfigError
+from qrm.training.workdir import WorkdirError
 from tests.helpers import ROOT, load_config, simulated, write_tokenizer
 
 KEYS = {
@@ -171,7 +173,8 @@ def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
     optimise.train(config(folder, 'best_of_n', **{'evaluation.samples': 6}), str(tmp_path))
     rows = rows_of(tmp_path)
     assert [row['step'] for row in rows] == [1, 2, 4, 6]
-    assert rows[0]['kl_bound'] is None
+    assert (rows[0]['kl_bound'], rows[0]['kl']) == (None, 0.0)
+    assert {row['kl'] for row in rows[1:]} == {None}
     assert [row['kl_bound'] for row in rows[1:]] == pytest.approx(
         [float(selection.kl_best_of_n(n)) for n in (2, 4, 6)])
     proxies = [row['proxy'] for row in rows]
@@ -181,6 +184,13 @@ def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
     assert (tmp_path / 'figures/overoptimisation.png').stat().st_size > 1000
     answers = read_lines(tmp_path / 'responses/0.jsonl')
     assert np.mean([max(row['rewards']) for row in answers]) == pytest.approx(proxies[-1])
+    # It is done, and no other run takes its place.
+    for name, changes in (('best_of_n', {'evaluation.samples': 3}), ('grpo', {})):
+        with pytest.raises(WorkdirError, match='holds a run with another config'):
+            optimise.train(config(folder, name, **changes), str(tmp_path))
+    assert rows_of(tmp_path) == rows
+    with pytest.raises(DataError, match='config of a run that has no model'):
+        language_model.load(str(tmp_path))
 
 
 def test_two_devices_do_as_one(folder, tmp_path):
@@ -213,12 +223,36 @@ def test_two_devices_do_as_one(folder, tmp_path):
     ({'rollouts.max_new_tokens': 24}, 'expected room for a prompt'),
     ({'train.tune': 'head'}, "config.train.tune: 'head'"),
     ({'reward.source': 'no_such:thing'}, "config.reward.source='no_such:thing': no such function"),
+    ({'reward.source': 'http://example.org/r'}, 'expected https, or http of this machine itself'),
+    ({'data.overlong': 'error'}, "config.data.overlong='error', expected 'truncate_prompt'"),
+    ({'data.strengths': 'margin'}, "config.data.strengths='margin', expected 'ignored'"),
+    ({'algorithm.name': 'rloo', 'algorithm.aggregation': 'constant', 'rollouts.samples': 1},
+     'config.rollouts.samples=1, expected at least 2 of rloo'),
+    ({'algorithm.kl_target': 6.0, 'algorithm.kl_horizon': 12.8},
+     'config.algorithm.kl_horizon=12.8, expected more than 12.8'),
 ])
 def test_values_that_cannot_be_used_are_named(changes, message, folder, tmp_path):
     with pytest.raises(ConfigError) as caught:
         optimise.train(config(folder, 'ppo', **changes), str(tmp_path))
     assert message in str(caught.value)
     assert '\n' not in str(caught.value)
+
+
+def test_a_tokenizer_without_an_end_is_named(folder, tmp_path):
+    shutil.copytree(folder / 'tokenizer', tmp_path / 'tokenizer')
+    path = tmp_path / 'tokenizer/tokenizer_config.json'
+    values = json.loads(path.read_text())
+    del values['eos_token']
+    path.write_text(json.dumps(values))
+    with pytest.raises(DataError, match='token that ends an answer, expected an EOS'):
+        optimise.train(config(folder, 'ppo', **{'model.tokenizer': str(tmp_path / 'tokenizer')}),
+                       str(tmp_path / 'run'))
+
+
+def test_evaluations_of_a_run_go_on_as_they_began(uninterrupted, folder):
+    """What they ask is no free key, as their rows are compared."""
+    with pytest.raises(WorkdirError, match='config.evaluation.samples: 8 -> 4'):
+        optimise.train(config(folder, 'ppo', **{'evaluation.samples': 4}), uninterrupted)
 
 
 def test_an_unknown_algorithm_is_refused():

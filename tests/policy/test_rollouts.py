@@ -6,7 +6,6 @@ import jax
 import numpy as np
 import pytest
 
-from qrm.data import tokens
 from qrm.data.comparisons import Comparison, DataError, DataReport
 from qrm.data.tokens import load_tokenizer
 from qrm.policy import rollouts
@@ -105,4 +104,3 @@ def test_texts_are_those_of_the_tokens_before_the_stop(tmp_path):
     text, turns = (one.responses for one in rollouts.answered(prompts, answers, tokenizer))
     assert text == (' w2', ' w4 w5 w6')
     assert turns[1] == ({'role': 'assistant', 'content': ' w4 w5 w6'},)
-    assert isinstance(tokenizer, tokens.Tokenizer)

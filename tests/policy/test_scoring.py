@@ -9,6 +9,7 @@ import pytest
 
 from qrm.data import gold
 from qrm.data.comparisons import Comparison, DataError
+from qrm.models.network import params_digest
 from qrm.policy import scoring
 from qrm.serving import functions
 from qrm.training import reward_model
@@ -36,6 +37,14 @@ def failing(prompts, completions):
     raise KeyError('nothing\nhere')
 
 
+def dividing(prompts, completions):
+    return [1 / len(completion) for completion in ('', *completions)]
+
+
+def huge(prompts, completions):
+    return [10**400] * len(completions)
+
+
 def none(prompts, completions):
     return [None] * len(completions)
 
@@ -49,7 +58,8 @@ def test_a_function_by_its_name():
 @pytest.mark.parametrize(('name', 'message'), [
     ('too_few', '1 rewards of 2 completions'), ('infinite', 'reward inf of completion 0'),
     ('failing', r"the reward function failed \(KeyError: 'nothing"),
-    ('none', 'expected a list of numbers'),
+    ('none', 'expected a list of numbers'), ('huge', 'expected a list of numbers'),
+    ('dividing', r'the reward function failed \(ZeroDivisionError: division by zero'),
 ])
 def test_rewards_that_are_none_are_told_in_one_line(name, message):
     with pytest.raises(DataError, match=message) as caught:
@@ -93,7 +103,8 @@ class Server(http.server.BaseHTTPRequestHandler):
         pass
 
 
-def test_a_server():
+def test_a_server(monkeypatch):
+    monkeypatch.setenv('HTTP_PROXY', 'http://127.0.0.1:9')  # which does not reach this machine
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Server) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f'http://127.0.0.1:{server.server_port}'
@@ -123,18 +134,23 @@ def test_the_reward_itself_as_judge_halves_ties():
 
 
 def test_gold_and_models_as_judges(monkeypatch):
-    judge = scoring.load_judge('gold', workload='helpful', reward=None)
+    reward = scoring.load('tests.policy.test_scoring:lengths')
+    judge = scoring.load_judge('gold', workload='helpful', reward=reward)
     wins = judge.wins(comparisons((REPLY, ''), ('', 'zzz')), comparisons(('',), ('',)))
     assert wins[0, 1] == wins[1, 0] == pytest.approx(0.5)
     assert wins[1, 1] < 0.5
     model = small_reward_model([*OWN, *OTHERS])
     monkeypatch.setattr(reward_model, 'load', lambda path, raw: model)
-    judge = scoring.load_judge('somewhere', workload='', reward=None)
+    judge = scoring.load_judge('somewhere', workload='', reward=reward)
     wins = judge.wins(OWN, OTHERS)
     assert wins[1, 1] == pytest.approx(0.5, abs=1e-5)  # the same text
     np.testing.assert_allclose(judge.wins(OTHERS, [
         comparisons(('xx',), ('',))[0], comparisons(('xx',), ('',))[1]])[:, 0],
         1 - wins[:, 0], atol=1e-5)
+    same = reward._replace(weights=params_digest(model.params))
+    for own in (same, reward._replace(source='somewhere')):
+        with pytest.raises(ConfigError, match="judge='somewhere' is what is optimised"):
+            scoring.load_judge('somewhere', workload='', reward=own)
 
 
 def test_a_reward_model_tells_of_its_spread_and_a_pairwise_one_needs_a_judge(monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from qrm.rewards import distributions
+from qrm.rewards import distributions, resampling
 from qrm.rewards.selection import Rule
 from qrm.studies import arms
 from qrm.studies import overoptimisation as study
@@ -39,7 +39,7 @@ def statistics(**golds):
     """Of arms by name, with two seeds."""
     arms = {'mean': MEAN, 'risky': RISKY, 'shuffled': RISKY._replace(control='shuffled'),
             'ensemble': Arm('best_of_n', 'ensemble', 'disagreement:1'), 'scalar': SCALAR,
-            'dpo': Arm('dpo')}
+            'dpo': Arm('dpo'), 'grpo': Arm('grpo', 'scalar', 'mean')}
     found = {(arms[name], seed): path(gold, seed=seed) for name, gold in golds.items()
              for seed in (0, 1)}
     return Statistics(found, GROUPS, 2.0, ANALYSIS)
@@ -100,9 +100,24 @@ def test_policies_are_compared_along_the_kl():
     # both is the same.
     assert row['gain']['value'] == pytest.approx(0.5 * 4.0 * 21 / 40 / 2.0)
     assert row['answer'] == YES
-    row, = arms.over_scalar(found, BOUNDS, '')
-    assert (row['name'], row['algorithm'], row['answer']) == ('dpo', 'best_of_n', NO)
+    # The KL of best of n is a bound: what is said of it there is no answer.
+    row, = unlike = arms.over_scalar(found, BOUNDS, '')
+    assert (row['name'], row['algorithm'], row['answer']) == ('dpo', 'best_of_n', arms.UNLIKE)
+    lines = arms.verdict({'delay': [], 'quantile': [], 'dpo': unlike})
+    assert lines[1].endswith(f'by any? {OPEN}.')
+    found = statistics(scalar=(0.0, 1.0, 2.0), grpo=(0.0, 1.0, 2.0), dpo=(0.0, 0.5, 1.0))
+    rows = arms.over_scalar(found, BOUNDS, '')
+    assert [row['answer'] for row in rows] == [arms.UNLIKE, NO]
+    lines = arms.verdict({'delay': [], 'quantile': [], 'dpo': rows})
+    assert lines[1].endswith(f'by each of grpo? {NO}.')
     assert arms.over_scalar(found, BOUNDS, 'ratings') == []
+
+
+def test_seeds_are_measured_at_the_same_steps():
+    found = {(SCALAR, 0): path((0.0, 1.0, 2.0)),
+             (SCALAR, 1): path((0.0, 1.0), kl=(0.0, 2.0))}
+    with pytest.raises(ValueError, match=r'best of n scalar mean: steps \[0, 1\] of seed 1'):
+        Statistics(found, GROUPS, 2.0, ANALYSIS)
 
 
 def test_rows_of_figures_are_means_over_seeds():
@@ -141,6 +156,10 @@ def test_sizes_are_powers_of_two():
     ({'online.ppo': ('median mean',)}, "online.ppo: 'median mean': proxy 'median'"),
     ({'online.grpo': ('scalar mean-std:1',)}, 'online.grpo'),
     ({'evaluation.samples': 65}, 'expected at most'),
+    ({'online.grpo': ('scalar cvar:0.2',)}, 'expected a proxy that predicts a spread'),
+    ({'online.grpo': ('scalar disagreement:1',)}, 'expected a proxy with members'),
+    ({'online.ppo': ('scalar mean', 'scalar mean')}, 'expected each once'),
+    ({'seeds': (0, 0)}, 'expected each once'),
     ({'runs.grpo': {'algorithm': {'beta': -1.0}}}, 'runs.grpo: config.algorithm.beta=-1.0'),
     ({'runs.sft': {'train': {'epoch': 1.0}}}, 'did you mean config.train.epochs'),
 ])
@@ -170,6 +189,7 @@ TINY = {
 
 
 def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
+    monkeypatch.setattr(resampling, 'MIN_GROUPS', 2)
     config, folder = load_config('optimise', **TINY), str(tmp_path)
     text = study.run(config, folder)
     names = {'sft', 'policy', 'reward-scalar-0', 'reward-distributional-0', 'dpo-0',
@@ -196,5 +216,8 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
     monkeypatch.setattr(study, '_run', refuse)
     assert study.run(config, folder) == text
     assert json.loads((tmp_path / 'overoptimisation.json').read_text()) == result
-    with pytest.raises(WorkdirError, match='pairs'):
-        study.run(load_config('optimise', **TINY | {'pairs': 41}), folder)
+    # What is kept is of these prompts, draws and spreads.
+    for key in ('pairs', 'evaluation.seed', 'evaluation.samples', 'analysis.seed'):
+        with pytest.raises(WorkdirError, match=f'config.{key}'):
+            study.run(load_config('optimise', **TINY | {key: 3}), folder)
+    study.run(load_config('optimise', **TINY | {'analysis.bootstrap': 30}), folder)

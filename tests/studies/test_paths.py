@@ -92,6 +92,4 @@ def test_noise_alone_has_no_fall_on_average():
         gold = rng.normal(size=(8, 40))
         path = Path(np.arange(8), np.zeros((8, 40)), gold, gold, 1.0)
         found.append(paths.fall(path, np.ones((1, 40), int), half)[0])
-        # While the maximum of the same prompts is always above the last.
-        assert gold.mean(axis=1).max() >= gold[-1].mean()
     assert abs(np.mean(found)) < 3.0 * np.std(found) / np.sqrt(300)

@@ -51,6 +51,12 @@ def _best(folder):
     return [(step, float(params['head']['bias'][0])) for step, params in found]
 
 
+def test_what_a_signal_leaves_is_not_evaluated(tmp_path):
+    _save(tmp_path, {1: 0.5, 2: None, 3: 0.6})
+    with Checkpoints(str(tmp_path), read_only=True) as checkpoints:
+        assert (checkpoints.steps, checkpoints.evaluated) == ([1, 2, 3], [1, 3])
+
+
 def test_what_was_saved_is_restored(saved):
     with Checkpoints(str(saved), read_only=True) as checkpoints:
         assert checkpoints.steps == [1, 2, 3]

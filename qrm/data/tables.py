@@ -199,13 +199,13 @@ class Cache:
 
         def table(name: str) -> Table:
             path = _table(place, name)
-            try:
-                if problem := _fault(path, files['tables'][name]):
-                    print(f'note: {path}: {problem}; made anew', flush=True)
+            if problem := _fault(path, files['tables'][name]):
+                print(f'note: {path}: {problem}; made anew', flush=True)
+                try:
                     files.update(self._make(place, about, build, damaged=files))
-                return Table(path)
-            except OSError as error:
-                return without_folder(error).table(name)
+                except OSError as error:
+                    return without_folder(error).table(name)
+            return Table(path)
 
         try:
             files = self._find(place) or self._make(place, about, build)

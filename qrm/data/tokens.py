@@ -299,7 +299,7 @@ def encode(
     comparisons = Comparisons.of(comparisons)
     wanted = _Wanted(overlong, preferences, ratings, named, tuple(attributes), tuple(annotators),
                      demonstrations)
-    what = tokenizer_digest(tokenizer)  # of one in Python, what it does depends on its code
+    what = _tokenizer_digest(tokenizer)  # of one in Python, what it does depends on its code
     cache = comparisons.cache if comparisons.key and what else Cache('')
     entry = cache.keep('tokens', {
         'comparisons': comparisons.key, 'rows': comparisons.digest, 'tokenizer': what,
@@ -384,7 +384,7 @@ def encode_prompts(
     return result, cut
 
 
-def tokenizer_digest(tokenizer: Tokenizer) -> str:
+def _tokenizer_digest(tokenizer: Tokenizer) -> str:
     """Digest of all that a tokenizer does; '' of one that does it in Python."""
     backend = _backend(tokenizer)
     if backend is None:

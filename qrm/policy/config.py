@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from qrm.training import config, schema
-from qrm.training.schema import ANY, Key, Table
+from qrm.training.schema import ANY, ConfigError, Key, Table
 
 # Of a policy responses end with EOS, nothing rates attributes, and there is no head.
 _OTHERS = ('data.append_eos', 'data.attributes', 'model.pair_template', 'model.initial_std',
@@ -41,13 +41,12 @@ def build(table: Table, changes: dict[str, Any], workload: str = '') -> ConfigDi
     return schema.build(table, changes | ({'workload': workload} if workload else {}))
 
 
-def check(values: Any, table: Table, *, margins: bool = True) -> None:
+def check(values: Any, table: Table) -> None:
     """Checks that a config is complete, and all of its values.
 
     Args:
       values: the config.
       table: its keys.
-      margins: whether what is learnt has a use for them.
 
     Raises:
       ConfigError: names keys that are missing or unknown, or lists every value that cannot be used.
@@ -61,10 +60,22 @@ def check(values: Any, table: Table, *, margins: bool = True) -> None:
             use(values)
         except ValueError as error:
             problems.append(f'config.{section}: {error}')
-    if not margins and values.data.strengths == 'margin':
-        problems.append("config.data.strengths='margin', expected 'ignored': what is learnt has "
-                        'no use for it')
     schema.raise_all(problems)
+
+
+def check_margins(values: Any, *, used: bool) -> None:
+    """Checks that margins are not asked for where they are not used.
+
+    Args:
+      values: a checked config.
+      used: whether what is learnt has a use for them.
+
+    Raises:
+      ConfigError: they are.
+    """
+    if values.data.strengths == 'margin' and not used:
+        raise ConfigError("config.data.strengths='margin', expected 'ignored': what is learnt has "
+                          'no use for it')
 
 
 def _check_tune(values: Any) -> None:

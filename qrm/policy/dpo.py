@@ -214,7 +214,8 @@ def check(values: Any) -> None:
     Raises:
       ConfigError: see there; or label smoothing of a loss that has none.
     """
-    config.check(values, KEYS, margins=values.dpo.get('loss') != 'ipo')
+    config.check(values, KEYS)
+    config.check_margins(values, used=values.dpo.loss != 'ipo')
     if values.dpo.loss == 'ipo' and values.dpo.label_smoothing:
         raise ConfigError(f'config.dpo.label_smoothing={values.dpo.label_smoothing} beside '
                           "dpo.loss='ipo', expected 0: its optimum is finite without")

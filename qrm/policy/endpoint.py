@@ -4,7 +4,6 @@ import concurrent.futures
 import dataclasses
 import functools
 import json
-import os
 import re
 import threading
 import time
@@ -50,12 +49,11 @@ class EndpointJudge:
 
     def __call__(self, pairs: Sequence[Comparison]) -> Iterator[tuple[int, Answer]]:
         texts = [question(self.options.template, pair) for pair in pairs]
-        headers = {'Accept-Encoding': 'identity'}  # what is compressed may be large
-        if self.token:
-            headers['Authorization'] = f'Bearer {self.token}'
         stopped, unreached = threading.Event(), 0
         pool = concurrent.futures.ThreadPoolExecutor(self.options.at_once)
-        client = servers.client(self.url, timeout=self.options.timeout, headers=headers)
+        # What is compressed may be large.
+        client = servers.client(self.url, timeout=self.options.timeout, token=self.token,
+                                headers={'Accept-Encoding': 'identity'})
         try:
             for place, answer in enumerate(pool.map(
                     functools.partial(self._ask, client, stopped), texts)):
@@ -168,12 +166,10 @@ def load(spec: Spec, options: Options) -> EndpointJudge:
         raise DataError(f'endpoint:{model}@...: {error}') from error
     if not url.path.endswith('/chat/completions'):
         url = url.copy_with(path=f'{url.path.rstrip("/")}/chat/completions')
-    token = ''
-    if name := options.token_variable:
-        token = os.environ.get(name, '')
-        if not token or not token.isascii() or not token.isprintable() or ' ' in token:
-            raise DataError(f'environment variable {name}: '
-                            f'{"no" if token else "not set, expected a"} token')
+    try:
+        token = servers.token(options.token_variable)
+    except ValueError as error:
+        raise DataError(str(error)) from error
     digest = identity('endpoint', str(url), model, options.template, options.pattern,
                       options.answer_tokens)
     return EndpointJudge(spec.name, digest, url, model, token, options)

@@ -276,8 +276,9 @@ class RewardModelJudge:
 
 def _reward_model(spec: Spec, options: Options) -> Judge:
     model = reward_model.load(spec.what, max_length=options.max_length, outputs=options.outputs,
-                              date=options.date)
-    return RewardModelJudge(spec.name, identity('reward model', model.digest), model)
+                              date=options.date, raw=True)
+    digest = identity('reward model', model.digest, model.tokenizer.chat_template)
+    return RewardModelJudge(spec.name, digest, model)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -85,6 +85,8 @@ KEYS: Table = config.KEYS | {
     'reward.source': Key(
         '', ANY, "what is optimised: a run or reward model, 'module:function', http(s)://... of a "
         "server, or 'gold' (of the demo)"),
+    'reward.token_variable': Key(
+        '', ANY, "environment variable with the bearer token of a server; '': it wants none"),
     'reward.rule': Key('mean', ANY, 'what of the distribution of a reward model is the reward'),
     'reward.aggregate': Key('', ANY, "of a pairwise model, see `qrm.reward`; '': its default"),
     'reward.judge': Key(
@@ -186,7 +188,8 @@ class Prepared(NamedTuple):
 
 def check(values: Any) -> None:
     """Checks a config, see `config.check`."""
-    config.check(values, KEYS, margins=False)
+    config.check(values, KEYS)
+    config.check_margins(values, used=False)
     problems = []
     for section, use in (('algorithm', algorithm), ('monitor', rules)):
         try:
@@ -314,8 +317,9 @@ def prepare(values: Any, folder: str) -> Prepared:
         reports['validation'].kept = len(prompts['validation'])
         reports['validation'].dropped['beyond evaluation.prompts'] = len(order) - len(
             prompts['validation'])
-    reward = scoring.load(values.reward.source, rule=values.reward.rule,
-                          aggregate=values.reward.aggregate, workload=values.workload)
+    reward = scoring.load(
+        values.reward.source, rule=values.reward.rule, aggregate=values.reward.aggregate,
+        workload=values.workload, token_variable=values.reward.token_variable)
     judge = scoring.load_judge(values.reward.judge, workload=values.workload, reward=reward)
     found = initial.start(values, network, settings)
     if found.pretrained and found.pretrained.head is not None:

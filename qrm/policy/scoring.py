@@ -85,7 +85,8 @@ class Reward(NamedTuple):
              if name.endswith('_std')), np.zeros(len(completions))))
 
 
-def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str = '') -> Reward:
+def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str = '',
+         token_variable: str = '') -> Reward:
     """A reward by its name.
 
     Args:
@@ -96,6 +97,7 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
         reward model, as `qrm.reward` takes it.
       rule, aggregate: of a reward model, see `functions.reward`.
       workload: of the demo.
+      token_variable: environment variable that holds the token of a server; '': none is sent.
 
     Raises:
       ConfigError: there is no such reward, or it has no such rule.
@@ -113,11 +115,10 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
         return Reward(source, lambda prompts, completions: [
             judged.reward.mean() for judged in golds(workload, map(text_of, completions))])
     if address:
-        try:
-            url = servers.parse(source)
-        except ValueError as error:
-            raise ConfigError(f'config.reward.source={source!r}: {error}') from error
-        return Reward(source, lambda prompts, completions: _ask(url, prompts, completions))
+        return _of_server(source, token_variable)
+    if token_variable:
+        raise ConfigError(f'config.reward.token_variable={token_variable!r} with source={source!r},'
+                          " expected '': only servers are told a token")
     if own:
         try:
             return Reward(source, programs.find(source)[0])
@@ -133,6 +134,16 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
         raise ConfigError(f'config.reward: {error}') from error
     return Reward(source, found, found.model.network.head.pairwise, predicts=True,
                   digest=found.model.digest, weights=network.params_digest(found.model.params))
+
+
+def _of_server(source: str, token_variable: str) -> Reward:
+    try:
+        url = servers.parse(source, private=bool(token_variable))
+        token = servers.token(token_variable)
+    except ValueError as error:  # without the address, which may have a secret in it
+        raise ConfigError(f'config.reward.source: {error}') from error
+    return Reward(servers.shown(url), lambda prompts, completions: _ask(
+        url, token, prompts, completions))
 
 
 def golds(workload: str, texts: Sequence[str]) -> list[gold.Gold]:
@@ -222,19 +233,24 @@ def _reward_wins(reward: Reward, own: Sequence[Comparison], others: Sequence[Com
     return statistics.halved_ties(sides[0][:, :, None] - sides[1][:, None, :]).mean(axis=-1)
 
 
-def _ask(url: httpx.URL, prompts: Sequence[Any], completions: Sequence[Any]) -> list[Any]:
+def _ask(url: httpx.URL, token: str, prompts: Sequence[Any], completions: Sequence[Any]
+         ) -> list[Any]:
     """What a server answers."""
+    shown = servers.shown(url)
     if not all(isinstance(one, str) for one in (*prompts, *completions)):
-        raise DataError(f'{url}: chats, expected texts, which are all that is asked this way')
+        raise DataError(f'{shown}: chats, expected texts, which are all that is asked this way')
     body = {'query': [prompt + completion for prompt, completion in
                       zip(prompts, completions, strict=True)],
             'prompts': list(prompts), 'labels': [None] * len(prompts)}
     try:
-        with servers.client(url, timeout=_SECONDS) as client:
+        with servers.client(url, timeout=_SECONDS, token=token) as client:
             return client.post(url, json=body).raise_for_status().json()['rewards']
+    except httpx.HTTPStatusError as error:  # whose text has the whole address
+        why, cause = f'status {error.response.status_code}', error
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f'{url}: no rewards ({type(error).__name__}: {in_a_line(error)}); expected '
-                        'a server that answers with JSON {"rewards": [...]}') from error
+        why, cause = f'{type(error).__name__}: {in_a_line(error)}', error
+    raise DataError(f'{shown}: no rewards ({why}); expected a server that answers with JSON '
+                    '{"rewards": [...]}') from cause
 
 
 def _checked(found: Any, count: int, source: str) -> np.ndarray:

@@ -70,7 +70,8 @@ class Likelihood:
 
 def check(values: Any) -> None:
     """Checks a config, see `config.check`."""
-    config.check(values, KEYS, margins=False)
+    config.check(values, KEYS)
+    config.check_margins(values, used=False)
 
 
 def train(values: Any, folder: str) -> Outcome:

@@ -70,6 +70,7 @@ def normalise(
       DataError: a reference set that is none, or has questions of the run's test split, or rewards
         that cannot be normalised by.
       WorkdirError: no run, or another process is running in its folder.
+      ConfigError: the run is of another version.
       NonFiniteLoss: a reward is not finite; names the comparisons.
     """
     if bool(split) == bool(source):

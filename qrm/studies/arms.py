@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from qrm.analysis import tables
+from qrm.data.comparisons import DataError
 from qrm.policy.monitor import Row
 from qrm.rewards import resampling
 from qrm.studies import paths
@@ -64,7 +65,7 @@ class Statistics:
       settings: the section `analysis` of a config.
 
     Raises:
-      ValueError: seeds of an arm were not measured at the same steps.
+      DataError: seeds of an arm were not measured at the same steps.
     """
 
     def __init__(self, found: Paths, groups: Sequence[str], gold_std: float, settings: Any):
@@ -81,8 +82,9 @@ class Statistics:
         for arm, seed in found:
             own, first = found[arm, seed].steps, found[arm, self.seeds[0]].steps
             if not np.array_equal(own, first):
-                raise ValueError(f'{arm}: steps {own.tolist()} of seed {seed}, expected those of '
-                                 f'seed {self.seeds[0]}, {first.tolist()}')
+                raise DataError(f'{arm}: measured at steps {own.tolist()} with seed {seed}, '
+                                f'expected those of seed {self.seeds[0]}, {first.tolist()}; '
+                                'without paths.json in its folder it is measured again')
 
     def cell(self, of_seed: Callable[[int], np.ndarray], tests: int = 1) -> dict[str, Any]:
         """A mean over seeds with its interval, of several tests that of all together.

@@ -238,7 +238,8 @@ def run(config: Any, folder: str) -> str:
     check(config)
     with workdir.lock(folder):
         # What is measured is kept, so that all it depends on has to stay.
-        workdir.check_claim(folder, config, free=('analysis.bootstrap', 'analysis.level'))
+        workdir.check_claim(folder, config, free=(
+            'analysis.bootstrap', 'analysis.level', 'evaluation.rows'))
         workdir.claim(folder, config)
         bench = prepare(config, folder)
         found = measure(config, folder, bench)
@@ -285,12 +286,19 @@ def check(config: Any) -> None:
             if proxy not in names:
                 raise ValueError(f'{text!r}: proxy {proxy!r}, expected one of {tuple(names)}')
             _check_rule(selection.parse_rule(rule, ('mean', 'quantile', 'cvar', 'disagreement')),
-                        known[proxy].get('head', {}), text)
+                        known.get(proxy, {}).get('head', {}), text)
         except ValueError as error:
             problems.append(f'config.online.{algorithm}: {error}')
+    if len({one.group for one in _drawn(config)}) < resampling.MIN_GROUPS:
+        problems.append(f'config.evaluation.prompts={config.evaluation.prompts}, expected prompts '
+                        f'of at least {resampling.MIN_GROUPS} questions for intervals')
     schema.raise_all(problems)
     for kind in _KINDS:
-        _build(config, kind, _source('a reward') if kind in ONLINE else {})
+        _build(config, kind, _online_changes(kind, 'a reward') if kind in ONLINE else {})
+    positions = _build(config, 'sft', {}).model.sizes.max_positions
+    if config.evaluation.max_new_tokens >= positions:
+        raise ConfigError(f'config.evaluation.max_new_tokens={config.evaluation.max_new_tokens}, '
+                          f'expected less than the {positions} positions of the policy')
     for name in names:
         _build(config, 'reward', _changes_of(config, name))
 
@@ -312,15 +320,12 @@ def prepare(config: Any, folder: str) -> Bench:
     found = language_model.load_run(own)
     settings = config.evaluation
     a = found.network.architecture
-    drawn = demo.prompts(config.workload, 'test', settings.prompts, settings.seed)
-    resampling.check_groups(one.group for one in drawn)
-    report = DataReport(f'demo {config.workload}', 'test', read=len(drawn))
-    prompts = rollouts.prompts_of(drawn, report, found.tokenizer,
+    report = DataReport(f'demo {config.workload}', 'test')
+    prompts = rollouts.prompts_of(_drawn(config), report, found.tokenizer,
                                   a.max_positions - settings.max_new_tokens)
     if report.truncated:
-        raise ConfigError(f'config.evaluation.max_new_tokens={settings.max_new_tokens} with '
-                          f'{a.max_positions} positions leaves no room for {report.truncated} '
-                          'prompts')
+        print(f'note: {report.truncated} of {settings.prompts} held-out prompts lose their left '
+              f'end, to leave room for {settings.max_new_tokens} tokens', flush=True)
     sampling = Sampling(samples=settings.samples, max_new_tokens=settings.max_new_tokens,
                         stops=found.stops)
     answers = _candidates(config, folder, found, prompts, sampling)
@@ -354,8 +359,8 @@ def measure(config: Any, folder: str, bench: Bench) -> dict[tuple[Arm, int], Pat
 
         def walk(own: str = own, arm: Arm = arm, seed: int = seed,
                  judged_by: str = judged_by) -> dict[Arm, Path]:
-            reward = {} if arm.algorithm == DPO else _source(judged_by) | {
-                'reward.rule': arm.rule, 'algorithm.name': arm.algorithm}
+            reward = {} if arm.algorithm == DPO else _online_changes(
+                arm.algorithm, judged_by) | {'reward.rule': arm.rule}
             _run(config, arm.algorithm, own, reward | {
                 'seed': seed, 'data.demo.train': config.pairs,
                 'model.checkpoint': os.path.join(folder, 'policy')})
@@ -474,9 +479,10 @@ def _check_rule(rule: Rule, head: Mapping[str, Any], text: str) -> None:
     Raises:
       ValueError: it has not.
     """
-    if rule.kind == 'disagreement' and head.get('members', 1) < 2:
+    members = head.get('members', 1)
+    if rule.kind == 'disagreement' and members < 2:
         raise ValueError(f'{text!r}: expected a proxy with members')
-    if rule.kind in ('quantile', 'cvar') and head.get('name') == SCALAR:
+    if rule.kind in ('quantile', 'cvar') and head.get('name') == SCALAR and members < 2:
         raise ValueError(f'{text!r}: expected a proxy that predicts a spread')
 
 
@@ -484,8 +490,14 @@ def _changes_of(config: Any, proxy: str) -> dict[str, Any]:
     return dict(schema.flatten(config.proxies.sections[proxy], {}))
 
 
-def _source(reward: str) -> dict[str, str]:
-    return {'reward.source': reward}
+def _online_changes(algorithm: str, reward: str) -> dict[str, str]:
+    return {'algorithm.name': algorithm, 'reward.source': reward}
+
+
+def _drawn(config: Any) -> list[Comparison]:
+    """The prompts that policies are judged on."""
+    settings = config.evaluation
+    return demo.prompts(config.workload, 'test', settings.prompts, settings.seed)
 
 
 def _online(config: Any) -> list[tuple[str, str]]:

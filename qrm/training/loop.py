@@ -251,7 +251,7 @@ def check_same_run(folder: str, identity: dict[str, str]) -> None:
     with Checkpoints(folder, read_only=True) as checkpoints:
         known = checkpoints.meta or identity
     for key, found in identity.items():
-        if known.get(key) != found:
+        if known.get(key, found) != found:
             raise DataError(f'{folder}: {_OTHERS[key]} this run started with; choose another '
                             '--workdir or restore them')
 

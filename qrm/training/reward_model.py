@@ -25,7 +25,6 @@ from qrm.data.tokens import (
     Tokenizer,
     encode_to_score,
     load_tokenizer,
-    tokenizer_digest,
 )
 from qrm.models import adapters, checkpoint_heads, families, weights
 from qrm.models.architecture import Architecture
@@ -110,12 +109,15 @@ class RewardModel:
 
     @property
     def digest(self) -> str:
-        """Hexadecimal digest of all that rewards depend on beside the texts."""
-        parts = (params_digest(self.params), self.base and self.base.digest, dict(self.settings),
+        """Hexadecimal digest of all that rewards depend on beside texts and their chat template.
+
+        A template may print the day, so that it is another one each day.
+        """
+        # Files of checkpoints are the same everywhere; adapters are merged where they are loaded.
+        params = self.checkpoint.digest if self.checkpoint else params_digest(self.params)
+        parts = (params, self.base and self.base.digest, dict(self.settings),
                  str(self.network.head), str(self.loss), str(self.reading),
-                 str(self.normalisation), str(self.scale),
-                 tokenizer_digest(self.tokenizer) or (self.tokenizer.get_vocab(),
-                                                      self.tokenizer.chat_template))
+                 str(self.normalisation), str(self.scale), self.tokenizer.get_vocab())
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
     def score(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Scores:

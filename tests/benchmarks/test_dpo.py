@@ -84,4 +84,6 @@ def test_pairs_without_a_certain_label_are_not_timed(label):
     with pytest.raises(DataError, match='row 3: expected two responses, as texts, of which one is'):
         dpo.pair(item, comparison)
     certain = dataclasses.replace(item, preference=np.array([[0, 0], [1, 0]], np.float32))
+    with pytest.raises(DataError, match='without a margin'):
+        dpo.pair(dataclasses.replace(certain, margin=1.0), comparison)
     assert dpo.pair(certain, comparison) == {'prompt': 'p', 'chosen': ' b', 'rejected': ' a'}

@@ -222,6 +222,8 @@ def test_margins_are_no_part_of_ipo(tmp_path):
     with pytest.raises(ConfigError, match="config.data.strengths='margin', expected 'ignored'"):
         dpo.check(config(**{'dpo.loss': 'ipo', 'data.strengths': 'margin'}))
     dpo.check(config(**{'data.strengths': 'margin'}))
+    with pytest.raises(ConfigError, match='no config.dpo'):  # of another kind of run
+        dpo.check(load_config('sft', 'demo'))
     rows = [{'prompt': f'question {i}', 'chosen': f' good {i}', 'rejected': f' bad {i}',
              'margin': float(i == 3)} for i in range(30)]
     path = tmp_path / 'pairs.jsonl'

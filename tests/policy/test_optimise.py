@@ -223,7 +223,11 @@ def test_two_devices_do_as_one(folder, tmp_path):
     ({'rollouts.max_new_tokens': 24}, 'expected room for a prompt'),
     ({'train.tune': 'head'}, "config.train.tune: 'head'"),
     ({'reward.source': 'no_such:thing'}, "config.reward.source='no_such:thing': no such function"),
-    ({'reward.source': 'http://example.org/r'}, 'expected https, or http of this machine itself'),
+    ({'reward.source': 'http://example.org/r', 'reward.token_variable': 'HOME'},
+     'expected https, or http of this machine itself'),
+    ({'reward.source': 'https://any:secret@example.org/r'},
+     'config.reward.source: expected a URL such as https://host/v1, without a password'),
+    ({'reward.token_variable': 'HOME'}, "with source='tests.policy.test_optimise:share', expected"),
     ({'data.overlong': 'error'}, "config.data.overlong='error', expected 'truncate_prompt'"),
     ({'data.strengths': 'margin'}, "config.data.strengths='margin', expected 'ignored'"),
     ({'algorithm.name': 'rloo', 'algorithm.aggregation': 'constant', 'rollouts.samples': 1},
@@ -268,15 +272,17 @@ def test_every_setting_of_an_algorithm_has_a_key():
 def test_a_run_does_not_go_on_with_another_reward_model(folder, tmp_path, monkeypatch):
     """Its path and its rule are in the config; what is behind the path may change."""
     values = config(folder, 'rloo', **{'train.max_steps': 2, 'train.checkpoint_every': 2})
-    plain = scoring.load
-
-    def load(digest):
+    def load(name, digest):
+        plain = getattr(scoring, name)
         monkeypatch.setattr(
-            scoring, 'load', lambda *args, **kw: plain(*args, **kw)._replace(digest=digest))
+            scoring, name, lambda *args, **kw: plain(*args, **kw)._replace(digest=digest))
 
-    load('a')
+    load('load', 'a')
     optimise.train(values, str(tmp_path))
     optimise.train(values, str(tmp_path))
-    load('b')
+    load('load_judge', 'b')
+    with pytest.raises(DataError, match='the judge is not the one this run started with'):
+        optimise.train(values, str(tmp_path))
+    load('load', 'b')
     with pytest.raises(DataError, match='the reward model is not the one this run started with'):
         optimise.train(values, str(tmp_path))

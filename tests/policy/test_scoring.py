@@ -92,9 +92,13 @@ class Server(http.server.BaseHTTPRequestHandler):
     """Answers with lengths of queries, as OpenRLHF asks."""
 
     def do_POST(self):
+        path = self.path.partition('?')[0]
+        if path == '/private' and self.headers['Authorization'] != 'Bearer abc':
+            self.send_error(401)
+            return
         asked = json.loads(self.rfile.read(int(self.headers['Content-Length'])))
         values = {'/rewards': {'rewards': [len(query) for query in asked['query']]},
-                  '/other': {'scores': []}}[self.path]
+                  '/private': {'rewards': [1.0]}, '/other': {'scores': []}}[path]
         self.send_response(200)
         self.end_headers()
         self.wfile.write(json.dumps(values).encode())
@@ -114,6 +118,15 @@ def test_a_server(monkeypatch):
             found([[{'role': 'user', 'content': 'a'}]], [[{'role': 'assistant', 'content': 'b'}]])
         with pytest.raises(DataError, match="no rewards .*'rewards'"):
             scoring.load(f'{address}/other')(PROMPTS, ['x', 'y'])
+        with pytest.raises(DataError, match=r'/private: no rewards \(status 401\)') as caught:
+            scoring.load(f'{address}/private?secret=1')(PROMPTS[:1], ['x'])
+        assert 'secret' not in str(caught.value)
+        monkeypatch.setenv('QRM_TEST_TOKEN', 'abc')
+        private = scoring.load(f'{address}/private', token_variable='QRM_TEST_TOKEN')
+        np.testing.assert_array_equal(private(PROMPTS[:1], ['x']).rewards, [1.0])
+        monkeypatch.delenv('QRM_TEST_TOKEN')
+        with pytest.raises(ConfigError, match='variable QRM_TEST_TOKEN: not set, expected a token'):
+            scoring.load(f'{address}/private', token_variable='QRM_TEST_TOKEN')
         server.shutdown()
     with pytest.raises(DataError, match='no rewards'):
         found(PROMPTS, ['x', 'y'])

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
+from qrm.data.comparisons import DataError
 from qrm.rewards import distributions, resampling
 from qrm.rewards.selection import Rule
 from qrm.studies import arms
@@ -116,7 +117,7 @@ def test_policies_are_compared_along_the_kl():
 def test_seeds_are_measured_at_the_same_steps():
     found = {(SCALAR, 0): path((0.0, 1.0, 2.0)),
              (SCALAR, 1): path((0.0, 1.0), kl=(0.0, 2.0))}
-    with pytest.raises(ValueError, match=r'best of n scalar mean: steps \[0, 1\] of seed 1'):
+    with pytest.raises(DataError, match=r'scalar mean: measured at steps \[0, 1\] with seed 1'):
         Statistics(found, GROUPS, 2.0, ANALYSIS)
 
 
@@ -160,6 +161,11 @@ def test_sizes_are_powers_of_two():
     ({'online.grpo': ('scalar disagreement:1',)}, 'expected a proxy with members'),
     ({'online.ppo': ('scalar mean', 'scalar mean')}, 'expected each once'),
     ({'seeds': (0, 0)}, 'expected each once'),
+    ({'proxies.names': ('scalar', 'quantil'), 'online.ppo': ('quantil mean',)}, "'quantil', expec"),
+    ({'evaluation.prompts': 32}, 'config.evaluation.prompts=32, expected prompts of at least 30 q'),
+    ({'evaluation.max_new_tokens': 128}, 'expected less than the 128 positions of the policy'),
+    ({'runs.grpo': {'algorithm': {'kl_loss': 'k2', 'kl_reward': ''}, 'rollouts': {'samples': 1}}},
+     'runs.grpo: config.rollouts.samples=1, expected at least 2 of grpo'),
     ({'runs.grpo': {'algorithm': {'beta': -1.0}}}, 'runs.grpo: config.algorithm.beta=-1.0'),
     ({'runs.sft': {'train': {'epoch': 1.0}}}, 'did you mean config.train.epochs'),
 ])

@@ -47,10 +47,7 @@ def pytest_collection_finish():
 
 @pytest.fixture(autouse=True, scope='module')
 def _forget_programs():
-    """A compiled program holds several mappings of memory, of which Linux gives a process 65,530.
-
-    The one that asks for more dies in the middle of compiling, and a worker compiles thousands.
-    """
+    """A worker compiles thousands, see `devices.release_programs`."""
     yield
     import jax  # after the options above, which are read when it starts
 

@@ -15,6 +15,7 @@ from qrm.models import sharding
 
 MODES = ('replicated', 'fsdp')
 _AXIS = 'devices'
+_MAPPINGS = 0.5  # of those that a process may have
 
 
 def replicate(tree: Any) -> Any:
@@ -33,6 +34,23 @@ def fetch_number(value: jax.Array) -> float:
     """A number that a step gives, the same on all devices; fetched as soon as it is there."""
     # Nothing is computed for it on a device: that would wait for the step that runs by now.
     return float(np.ravel(value.addressable_shards[0].data)[0])
+
+
+def release_programs() -> None:
+    """Forgets compiled programs where those that there are leave little room for others.
+
+    On a CPU each of them keeps several mappings of memory, of which Linux gives a process only so
+    many, and one that has none left dies without a word. Where that is not known nothing is done.
+    """
+    try:
+        with open('/proc/self/maps', encoding='utf-8') as file:
+            count = sum(1 for _ in file)
+        with open('/proc/sys/vm/max_map_count', encoding='utf-8') as file:
+            most = int(file.read())
+    except (OSError, ValueError):
+        return
+    if count > _MAPPINGS * most:
+        jax.clear_caches()
 
 
 def all_sum(tree: Any, axis_name: str | tuple[str, ...] | None) -> Any:

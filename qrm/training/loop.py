@@ -31,7 +31,7 @@ from qrm.models.network import Network, Params, parameter_count
 from qrm.training import base, step, workdir
 from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
-from qrm.training.devices import Spread, fetch_number
+from qrm.training.devices import Spread, fetch_number, release_programs
 from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals, watched
 from qrm.training.schema import ConfigError
 
@@ -208,6 +208,7 @@ def held(config: Any, folder: str, *, gives_way: bool = True,
     with workdir.lock(folder):
         workdir.check_claim(folder, config, gives_way=gives_way, free=free)
         yield
+    release_programs()  # a study trains many models
 
 
 def _check_same_config(config: Any) -> None:

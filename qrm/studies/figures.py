@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from qrm.analysis.figures import CHOSEN, COLORS, FAINT, INK, PALE, REJECTED, grid, hide_empty, save
+from qrm.policy.figures import rewards_against_kl
 from qrm.policy.monitor import Row
 from qrm.studies import landscapes
 from qrm.studies.landscapes import Surface
@@ -331,22 +333,53 @@ def draw_best_of_n(result: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_paths(of_algorithms: Mapping[str, Mapping[str, Sequence[Row]]]) -> Figure:
+def draw_gains(policies: Mapping[str, Sequence[Row]]) -> Figure:
+    """Proxy and gold reward against the root of the KL, a panel for each policy.
+
+    Args:
+      policies: title -> rows, see `policy.figures.rewards_against_kl`.
+    """
+    figure, panels = grid(-(-len(policies) // 3), 3)
+    for axes, (title, rows) in zip(panels.flat, policies.items(), strict=False):
+        rewards_against_kl(axes, rows, root=True)
+        axes.set_title(title, fontsize='medium')
+    hide_empty(panels)
+    return figure
+
+
+def draw_paths(
+    of_algorithms: Mapping[str, Mapping[tuple[str, str], Sequence[Row]]]
+) -> Figure:
     """Gold reward against the KL to the reference, a panel for each algorithm.
 
     Args:
-      of_algorithms: algorithm -> title of a policy -> its rows, with gold rewards.
+      of_algorithms: algorithm -> proxy and rule of a policy, both '' of one without a proxy, which
+        is DPO -> its rows, with gold rewards. Colours tell proxies apart, and lines rules.
     """
-    figure, panels = grid(len(of_algorithms), 1, sharex='all')
-    for axes, (algorithm, policies) in zip(panels[:, 0], of_algorithms.items(), strict=True):
-        styles = itertools.cycle(itertools.product(('-', '--', ':'), COLORS))
-        for (title, rows), (style, color) in zip(policies.items(), styles, strict=False):
-            axes.plot([row.kl for row in rows], [row.gold for row in rows], style, color=color,
-                      marker='o', markersize=2, label=title)
+    keys = list(dict.fromkeys(key for policies in of_algorithms.values() for key in policies))
+    proxies, rules = (list(dict.fromkeys(key[i] for key in keys if key[i])) for i in (0, 1))
+    colors = dict(zip(proxies, itertools.cycle(COLORS), strict=False)) | {'': INK}
+    styles = dict(zip(rules, itertools.cycle(('-', '--', ':', '-.', (0, (1, 4)))), strict=False))
+    styles[''] = '-'
+    figure, panels = grid(1, len(of_algorithms), sharey='all')
+    for axes, (algorithm, policies) in zip(panels[0], of_algorithms.items(), strict=True):
+        for (proxy, rule), rows in policies.items():
+            kl, gold, error = (np.array([getattr(row, name) for row in rows])
+                               for name in ('kl', 'gold', 'gold_error'))
+            axes.plot(kl, gold, linestyle=styles[rule], color=colors[proxy], marker='o',
+                      markersize=2)
+            if rule in ('', rules[0]):
+                axes.vlines(kl, gold - 2.0 * error, gold + 2.0 * error, color=colors[proxy],
+                            linewidth=0.8)
         axes.set_title(algorithm.replace('_', ' '), fontsize='medium')
-        axes.set_ylabel('gold reward')
-        axes.legend(frameon=False, fontsize='x-small', loc='center left', bbox_to_anchor=(1, 0.5))
-    panels[-1, 0].set_xlabel('KL to the reference (nats a response)')
+        axes.set_xlabel('KL to the reference (nats a response)')
+    panels[0, 0].set_ylabel('gold reward')
+    shown = [*(Line2D([], [], color=colors[proxy], label=proxy) for proxy in proxies),
+             *(Line2D([], [], color=FAINT, linestyle=styles[rule], label=rule) for rule in rules)]
+    if ('', '') in keys:
+        shown.append(Line2D([], [], color=INK, label='DPO'))
+    figure.legend(handles=shown, frameon=False, fontsize='small', loc='outside lower center',
+                  ncols=6)
     return figure
 
 

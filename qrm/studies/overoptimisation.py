@@ -42,7 +42,6 @@ from qrm.data.comparisons import Comparison, DataReport
 from qrm.models.network import Params
 from qrm.policy import config as policy_config
 from qrm.policy import dpo, export, language_model, objectives, optimise, rollouts, scoring, sft
-from qrm.policy import figures as policy_figures
 from qrm.policy.batches import Plan
 from qrm.policy.monitor import Row
 from qrm.policy.network import PolicyNetwork
@@ -562,12 +561,13 @@ def draw(folder: str, found: Paths, bench: Bench, config: Any) -> None:
                             float(bench.gold.std()), config.analysis)
     rows = {arm: statistics.rows(arm) for arm in statistics.arms}
     drawn = {str(arm): own for arm, own in rows.items() if not arm.risky}
-    by_algorithm: dict[str, dict[str, list[Row]]] = {}
+    by_algorithm: dict[str, dict[tuple[str, str], list[Row]]] = {}
     for arm, own in rows.items():
         if arm.algorithm != DPO and arm.control == 'none':
-            by_algorithm.setdefault(arm.algorithm, {})[str(arm)] = own
-    for of_algorithm in by_algorithm.values():
-        of_algorithm |= {str(arm): own for arm, own in rows.items() if arm.algorithm == DPO}
+            by_algorithm.setdefault(arm.algorithm, {})[arm.proxy, arm.rule] = own
+    for algorithm, policies in by_algorithm.items():
+        if algorithm != BEST_OF_N and Arm(DPO) in rows:  # the KL of best of n is a bound
+            policies['', ''] = rows[Arm(DPO)]
     analysis_figures.save(folder, {
-        'overoptimisation': policy_figures.draw_overoptimisation(drawn, root=True),
+        'overoptimisation': figures.draw_gains(drawn),
         'gold': figures.draw_paths(by_algorithm)})

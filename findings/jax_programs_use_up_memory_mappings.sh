@@ -2,8 +2,8 @@
 # jax 0.10.2 and jaxlib 0.10.2, CPU, Linux: each compiled program keeps three or more memory mappings for as long as it is cached,
 # however small it is, and Linux gives a process 65,530 of them (vm.max_map_count), whatever memory there is.
 #
-# Expected: that many small programs cost memory, little of it. Seen: 100 shapes of one function of three operations add 4 mappings
-# each, of a larger one, with sorts and sums, 42, and `jax.clear_caches()` gives them back. What runs out first is mappings: a process
+# Expected: that many small programs cost memory, little of it. Seen: 100 shapes of one function of three operations add 4 to 7
+# mappings each, of a larger one, with sorts and sums, about 40, and `jax.clear_caches()` gives them back. What runs out first is mappings: a process
 # that has none left is ended by the operating system, or by what is allocated last, with gigabytes of memory free.
 # Who is hurt: test suites, notebooks and servers that see many shapes; after some thousand programs a worker is gone, and nothing
 # says why. `wc -l /proc/PID/maps` does.

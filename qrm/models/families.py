@@ -125,8 +125,8 @@ def family_of(settings: Settings, where: str) -> Family:
     name = settings.get('model_type')
     if not isinstance(name, str) or name not in FAMILIES:
         if isinstance(settings.get('train'), dict):
-            raise DataError(f'{where}: the config of a run that has no model, as it trains none '
-                            'or ended before its first step')
+            raise DataError(f'{where}: the config of a run, expected that of a model; of a run '
+                            'that trained one `qrm export` writes a folder')
         raise DataError(f'{where}: model_type {name!r}, expected one of {sorted(FAMILIES)}')
     return FAMILIES[name]
 

@@ -189,7 +189,7 @@ def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
         with pytest.raises(WorkdirError, match='holds a run with another config'):
             optimise.train(config(folder, name, **changes), str(tmp_path))
     assert rows_of(tmp_path) == rows
-    with pytest.raises(DataError, match='config of a run that has no model'):
+    with pytest.raises(DataError, match='the config of a run, expected that of a model'):
         language_model.load(str(tmp_path))
 
 

@@ -157,6 +157,7 @@ def devices(target: str, count: int) -> list[Any]:
             raise DataError(f'--devices={count}, expected one of {list(_LAYOUTS[target])}')
         else:
             found = topologies.get_topology_desc(_LAYOUTS[target][count], 'tpu')
+    # Whatever plugins raise that are not there, or compile for no other machine.
     except (RuntimeError, KeyError, NotImplementedError) as error:
         raise DataError(f'--target={target}: {str(error).splitlines()[0]}; expected the compiler '
                         'that the first lines of benchmarks/ahead.py name') from error

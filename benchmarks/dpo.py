@@ -197,8 +197,7 @@ def write_pairs(config: Any, folder: str, steps: int) -> dict[str, int]:
 def pair(item: Encoded, comparison: Any) -> dict[str, str]:
     """A comparison as TRL reads it."""
     if (len(item.responses) != 2 or not isinstance(comparison.prompt, str)
-            or item.preference[0, 1] + item.preference[1, 0] != 1
-            or not np.isin(item.preference[0, 1], (0, 1)) or item.margin):
+            or {*item.preference[[0, 1], [1, 0]].tolist()} != {0.0, 1.0} or item.margin):
         raise DataError(f'{item.id}: expected two responses, as texts, of which one is preferred '
                         'for certain and without a margin; TRL trains on nothing else')
     chosen = int(item.preference[1, 0])

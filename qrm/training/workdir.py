@@ -36,8 +36,8 @@ from qrm.data.seen import Seen
 # and frozen weights are known by their content, wherever they are; with another sharding, as on
 # another number of devices, it rounds differently.
 FREE_KEYS = ('evaluation.', 'analysis.', 'reproduce.', 'train.log_every', 'train.keep',
-              'train.tensorboard', 'train.sharding', 'train.tensor', 'train.features', 'data.path',
-              'data.cache', 'data.max_malformed', 'model.checkpoint', 'model.tokenizer')
+             'train.tensorboard', 'train.sharding', 'train.tensor', 'train.features', 'data.path',
+             'data.cache', 'data.max_malformed', 'model.checkpoint', 'model.tokenizer')
 _PACKAGES = ('qrm-jax', 'jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'transformers',
              'tokenizers', 'datasets', 'safetensors', 'numpy', 'scipy')
 

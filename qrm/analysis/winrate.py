@@ -17,13 +17,15 @@ import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit
 
-from qrm.data.comparisons import Comparison, DataError
+from qrm.data.comparisons import Comparison, DataError, text_of
 from qrm.data.sources import read_comparisons
 from qrm.rewards import losses, pairwise, resampling, statistics
 from qrm.rewards.distributions import Distribution
 from qrm.rewards.losses import LossConfig
 from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
+
+_WINS = ('win_rate', 'win_probability')  # that are also controlled for length
 
 
 def win_rates(
@@ -34,7 +36,9 @@ def win_rates(
 
     For a prompt the win rate is the share of the K x J pairs in which the candidate has the higher
     reward, ties half; the win probability is the mean over these pairs of the probability that the
-    model gives. Both are averaged over prompts, so that each counts once. A pairwise model compares
+    model gives. Both are averaged over prompts, so that each counts once, and both come once more
+    as they would be if candidate and reference were equally long, see `length_controlled`. A
+    pairwise model compares
     each pair in both orders, and the mean of their log odds counts; the scores of references alone,
     which it does not have, are not kept.
 
@@ -51,8 +55,9 @@ def win_rates(
       'prompts', 'candidates', 'unmatched' (candidate rows without a reference), 'cached',
       'win_rate' and 'win_probability', of a pairwise model also 'flips', the share of pairs of
       which the other side wins in the other order, and 'first_log_odds', the mean log odds of
-      standing first, ready for JSON; intervals are null where there are too few opening questions
-      for any.
+      standing first; 'win_rate_controlled' and 'win_probability_controlled', with lengths as
+      characters; 'length' and 'reference_length', their means. Ready for JSON; intervals are null
+      where there are too few opening questions for any, a controlled one where it is not defined.
 
     Raises:
       DataError: a row that cannot be read, named by file and line; a prompt that stands twice among
@@ -69,10 +74,17 @@ def win_rates(
         values = [_against(model, own, reference_outputs[i])
                   for own, i in zip(own_outputs, others, strict=True)]
     weights = prompt_weights([row.group for row in matched], replicates, seed)
+    lengths = [[np.array([len(text_of(response)) for response in row.responses])
+                for row in side] for side in (matched, [known[i] for i in others])]
+    longer = [np.subtract.outer(*both) for both in zip(*lengths, strict=True)]
     return {'prompts': len(matched), 'candidates': sum(len(row.responses) for row in matched),
             'unmatched': len(given) - len(matched), 'cached': cached,
-            **{name: over_prompts(np.array([one[name] for one in values]), weights, level)
-               for name in values[0]}}
+            **{name: over_prompts(np.array([one[name].mean() for one in values]), weights, level)
+               for name in values[0]},
+            **{f'{name}_controlled': length_controlled(
+                [one[name] for one in values], longer, weights, level) for name in _WINS},
+            **{name: float(np.mean([one.mean() for one in side]))
+               for name, side in zip(('length', 'reference_length'), lengths, strict=True)}}
 
 
 def prompt_weights(groups: Sequence[str], replicates: int, seed: int) -> np.ndarray | None:
@@ -107,8 +119,38 @@ def over_prompts(of_prompts: np.ndarray, weights: np.ndarray | None,
     return {'value': found.value, 'low': found.low, 'high': found.high}
 
 
+def length_controlled(
+    wins: Sequence[np.ndarray], longer: Sequence[np.ndarray], weights: np.ndarray | None,
+    level: float,
+) -> dict[str, float | None]:
+    """How often candidates would win if they were as long as their references.
+
+    See `statistics.length_controlled_wins`; the pairs of a prompt count together as one.
+
+    Args:
+      wins: of each of p prompts [K, J], 1, 1/2, 0 or a probability.
+      longer: of each [K, J] length of the candidate less that of the reference.
+      weights, level: see `over_prompts`.
+
+    Returns:
+      'value', 'low' and 'high'; all None where all differences in length are the same but not 0,
+      the interval also if it has no weights.
+    """
+    sizes = [one.size for one in wins]
+    rows = np.ones((1, len(wins)))
+    if weights is not None:
+        rows = np.concatenate([rows, weights])
+    shares = np.repeat(rows / rows.sum(axis=1, keepdims=True) / sizes, sizes, axis=1)
+    value, *replicates = statistics.length_controlled_wins(
+        *(np.concatenate([one.ravel() for one in side]) for side in (wins, longer)), shares)
+    if np.isnan(value):
+        return {'value': None, 'low': None, 'high': None}
+    low, high = resampling.interval(replicates, level) if replicates else (None, None)
+    return {'value': float(value), 'low': low, 'high': high}
+
+
 def win_probabilities(loss: LossConfig, own: Distribution, other: Distribution) -> np.ndarray:
-    """Probability that each response is preferred to a reference, the mean over references.
+    """Probability that each response is preferred to each reference.
 
     Args:
       loss: by which the rewards were learnt, see `losses.log_win_probability`.
@@ -116,11 +158,11 @@ def win_probabilities(loss: LossConfig, own: Distribution, other: Distribution) 
       other: with leading axes [..., J], of references.
 
     Returns:
-      [..., K] float64.
+      [..., K, J] float64.
     """
     own, other = (jax.tree.map(lambda x, axis=axis: jnp.expand_dims(x, axis), side)
                   for side, axis in ((own, -2), (other, -3)))
-    return np.exp(np.asarray(losses.log_win_probability(loss, own, other), np.float64)).mean(-1)
+    return np.exp(np.asarray(losses.log_win_probability(loss, own, other), np.float64))
 
 
 def match(
@@ -148,6 +190,8 @@ def describe(found: dict[str, Any]) -> str:
     """The result of `win_rates` in a sentence, for the terminal."""
     def shown(name: str) -> str:
         number = found[name]
+        if number['value'] is None:
+            return 'not defined'
         return f'{number["value"]:.3f} ' + (
             'without an interval' if number['low'] is None else
             f'[{number["low"]:.3f}, {number["high"]:.3f}]')
@@ -160,12 +204,16 @@ def describe(found: dict[str, Any]) -> str:
                 f'{shown("flips")}, log odds of standing first {shown("first_log_odds")}')
     return (f'{found["candidates"]} candidates for {found["prompts"]} prompts '
             f'({found["unmatched"]} rows without a reference left out): win rate '
-            f'{shown("win_rate")}, win probability {shown("win_probability")}{few}; {last}')
+            f'{shown("win_rate")}, win probability {shown("win_probability")}{few}; at equal '
+            f'length win rate {shown("win_rate_controlled")}, win probability '
+            f'{shown("win_probability_controlled")} (mean {found["length"]:.0f} characters, of '
+            f'references {found["reference_length"]:.0f}); {last}')
 
 
 def _compared(model: RewardModel, candidates: Sequence[Comparison],
-              references: Sequence[Comparison]) -> list[dict[str, float]]:
-    """What a pairwise model says of each prompt's candidates against its references."""
+              references: Sequence[Comparison]) -> list[dict[str, np.ndarray]]:
+    """What a pairwise model says of each pair [K, J] of a prompt; `first_log_odds` has both orders.
+    """
     pairs = [dataclasses.replace(own, responses=(a, b), ranks=None, preferred=None,
                                  preference=None, ratings=None)
              for own, other in zip(candidates, references, strict=True)
@@ -173,21 +221,21 @@ def _compared(model: RewardModel, candidates: Sequence[Comparison],
     # [2] of each pair: log odds of the candidate where it stands first, and second.
     log_odds = np.array([pairwise.in_both_orders(outputs)[0, 1]
                          for outputs in model.predict(model.encode(pairs)[0])])
-    sizes = [len(own.responses) * len(other.responses)
-             for own, other in zip(candidates, references, strict=True)]
-    return [{'win_rate': float(statistics.halved_ties(both.mean(axis=1)).mean()),
-             'win_probability': float(expit(both.mean(axis=1)).mean()),
-             'flips': float(pairwise.flips(both).mean()),
-             'first_log_odds': float(pairwise.first_log_odds(both).mean())}
-            for both in np.split(log_odds, np.cumsum(sizes)[:-1])]
+    shapes = [(len(own.responses), len(other.responses))
+              for own, other in zip(candidates, references, strict=True)]
+    parts = np.split(log_odds, np.cumsum([k * j for k, j in shapes])[:-1])
+    return [{'win_rate': statistics.halved_ties(both.mean(axis=1)).reshape(shape),
+             'win_probability': expit(both.mean(axis=1)).reshape(shape),
+             'flips': pairwise.flips(both), 'first_log_odds': pairwise.first_log_odds(both)}
+            for both, shape in zip(parts, shapes, strict=True)]
 
 
-def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> dict[str, float]:
-    """Win rate and win probability of candidates [K, outputs] against references [J, outputs]."""
+def _against(model: RewardModel, own: np.ndarray, other: np.ndarray) -> dict[str, np.ndarray]:
+    """Wins [K, J] of candidates [K, outputs] against references [J, outputs]."""
     first, second = (model.network.head.read(side).distribution for side in (own, other))
     means = [np.asarray(side.mean, np.float64) for side in (first, second)]
-    return {'win_rate': float(statistics.halved_ties(np.subtract.outer(*means)).mean()),
-            'win_probability': float(win_probabilities(model.loss, first, second).mean())}
+    return {'win_rate': statistics.halved_ties(np.subtract.outer(*means)),
+            'win_probability': win_probabilities(model.loss, first, second)}
 
 
 def _reference_outputs(

@@ -140,6 +140,12 @@ class Comparison:
         return np.array(columns or [self.ratings or unrated], np.float32).T
 
 
+def text_of(response: Text) -> str:
+    """What a response says: itself, or of messages of a chat their contents one after the other."""
+    return response if isinstance(response, str) else ''.join(
+        message['content'] or '' for message in response)
+
+
 def exchange_prompts(comparisons: Sequence[Comparison], seed: int) -> list[Comparison]:
     """The comparisons, each with the prompt of one of another group in place of its own.
 

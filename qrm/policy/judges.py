@@ -270,7 +270,7 @@ class RewardModelJudge:
             return scipy.special.expit(np.stack([log_odds[:, 0, 1, 0], log_odds[:, 1, 0, 0]], 1))
         first, second = (self.model.network.head.read(np.stack(outputs)[:, k:k + 1]).distribution
                          for k in (0, 1))
-        return np.concatenate([winrate.win_probabilities(self.model.loss, *sides)
+        return np.concatenate([winrate.win_probabilities(self.model.loss, *sides)[..., 0]
                                for sides in ((first, second), (second, first))], axis=1)
 
 

@@ -275,10 +275,14 @@ def train(values: Any, folder: str) -> Outcome | None:
         if prepared.how.name == 'best_of_n':
             counts = [n for n in 2 ** np.arange(16) if n < values.evaluation.samples]
             print(format_rows(watch.best_of([*map(int, counts), values.evaluation.samples])))
+            watch.draw()
             return None
         saved.describe(folder, start.network, start.settings, start.base, prepared.tokenizer,
                        {'stops': prepared.stops})
-        outcome = loop.run(values, folder, _course(values, prepared, watch), identity)
+        try:
+            outcome = loop.run(values, folder, _course(values, prepared, watch), identity)
+        finally:
+            watch.draw()
         if (best := watch.best()) is not None:
             print(f'best step {best.step}: preferred to the reference with probability '
                   f'{best.win["value"]:.3f}; not told apart from it: '

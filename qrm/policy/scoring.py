@@ -5,6 +5,7 @@ each completion, as `qrm.reward` makes one: a run, a reward model of other libra
 reward of the demo, a function of one's own, or a server.
 """
 
+import functools
 import math
 import os
 import re
@@ -16,10 +17,11 @@ import numpy as np
 
 from qrm.analysis import winrate
 from qrm.data import demo, gold
-from qrm.data.comparisons import Comparison, DataError, in_a_line
+from qrm.data.comparisons import Comparison, DataError, in_a_line, text_of
 from qrm.models import network
 from qrm.policy import programs, servers
 from qrm.rewards import statistics
+from qrm.rewards.losses import LossConfig
 from qrm.serving import functions
 from qrm.training import reward_model
 from qrm.training.interruptions import NonFiniteLoss
@@ -151,34 +153,42 @@ def golds(workload: str, texts: Sequence[str]) -> list[gold.Gold]:
     return [gold.judge(workload, text) for text in texts]
 
 
-def text_of(completion: Any) -> str:
-    """The text of a completion: itself, or what the messages of a chat say."""
-    return completion if isinstance(completion, str) else ''.join(
-        message['content'] for message in completion)
+class Judged(NamedTuple):
+    """Answers to C prompts, K each, as a judge has read them.
+
+    Attributes:
+      rewards: [C, K] float64, the mean reward of each.
+      known: what else the judge has to know of them to compare them.
+    """
+
+    rewards: np.ndarray
+    known: Any
 
 
 class Judge(NamedTuple):
-    """Says how often answers are preferred to others.
+    """Says what answers are worth, and how often they are preferred to others.
 
     Attributes:
       source: what was asked for; '': the reward that is optimised, higher is better.
-      wins: (answers, references), comparisons of the same C prompts with [C][K] and [C][J]
-        responses -> [C, K] float64 probability of being preferred, the mean over references.
+      read: comparisons of C prompts with K responses each -> those as they were judged.
+      wins: (answers, references) to the same prompts, K and J each -> [C, K, J] float64 probability
+        of being preferred.
       digest: of the reward model; '' of any other judge.
     """
 
     source: str
-    wins: Callable[[Sequence[Comparison], Sequence[Comparison]], np.ndarray]
+    read: Callable[[Sequence[Comparison]], Judged]
+    wins: Callable[[Judged, Judged], np.ndarray]
     digest: str = ''
 
 
-def load_judge(source: str, *, workload: str, reward: Reward) -> Judge:
+def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> Judge:
     """A judge by its name.
 
     Args:
       source: 'gold'; a reward model that scores each response alone; '': by the reward itself.
       workload: of the demo.
-      reward: that is optimised.
+      reward: that is optimised, which a judge must not be; None: it is not known yet.
 
     Raises:
       ConfigError: there is no such judge, or it is what is optimised.
@@ -186,18 +196,22 @@ def load_judge(source: str, *, workload: str, reward: Reward) -> Judge:
     """
     if source == GOLD:
         load(GOLD, workload=workload)  # there is such a workload
-        return Judge(source, lambda own, others: _gold_wins(workload, own, others))
+        return Judge(source, functools.partial(_read_gold, workload), _gold_wins)
     if source:
         model = reward_model.load(source, raw=True)
         reward_model.check_alone(model)
-        if source == reward.source or network.params_digest(model.params) == reward.weights:
+        if reward and (source == reward.source
+                       or network.params_digest(model.params) == reward.weights):
             raise ConfigError(f'config.reward.judge={source!r} is what is optimised, expected '
                               "another one, or ''")
-        return Judge(source, lambda own, others: _model_wins(model, own, others), model.digest)
+        return Judge(source, functools.partial(_read_by_model, model), functools.partial(
+            _model_wins, model.loss), model.digest)
+    if reward is None:
+        raise ValueError('neither a judge nor a reward')
     if reward.compares:
         raise ConfigError(f"config.reward.judge='' with {reward.source}, whose rewards depend on "
                           'the other responses; expected a judge')
-    return Judge('', lambda own, others: _reward_wins(reward, own, others))
+    return Judge('', functools.partial(_read_by_reward, reward), _reward_wins)
 
 
 def flat(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[Any]]:
@@ -210,27 +224,36 @@ def flat(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[Any]]:
     return prompts, completions
 
 
-def _gold_wins(workload: str, own: Sequence[Comparison], others: Sequence[Comparison]
-               ) -> np.ndarray:
-    sides = [[golds(workload, map(text_of, one.responses)) for one in side]
-             for side in (own, others)]
-    return np.array([[np.mean([mine.reward.win_probability(other.reward) for other in of_others])
-                      for mine in of_own] for of_own, of_others in zip(*sides, strict=True)])
+def _read_gold(workload: str, texts: Sequence[Comparison]) -> Judged:
+    found = [[one.reward for one in golds(workload, map(text_of, row.responses))] for row in texts]
+    return Judged(np.array([[one.mean() for one in row] for row in found]), found)
 
 
-def _model_wins(model: reward_model.RewardModel, own: Sequence[Comparison],
-                others: Sequence[Comparison]) -> np.ndarray:
-    sides = []
-    for side in (own, others):
-        outputs = np.stack(model.predict(model.encode(side)[0]))
-        sides.append(model.network.head.read(outputs).distribution)
-    return winrate.win_probabilities(model.loss, *sides)
+def _gold_wins(own: Judged, others: Judged) -> np.ndarray:
+    world = demo.population([one for side in (own, others) for row in side.known for one in row])
+    first, second = own.rewards.size, others.rewards.size
+    return world.win_probability(
+        np.arange(first).reshape(*own.rewards.shape, 1),
+        np.arange(first, first + second).reshape(len(others.rewards), 1, -1))
 
 
-def _reward_wins(reward: Reward, own: Sequence[Comparison], others: Sequence[Comparison]
-                 ) -> np.ndarray:
-    sides = [reward(*flat(side)).rewards.reshape(len(side), -1) for side in (own, others)]
-    return statistics.halved_ties(sides[0][:, :, None] - sides[1][:, None, :]).mean(axis=-1)
+def _read_by_model(model: reward_model.RewardModel, texts: Sequence[Comparison]) -> Judged:
+    outputs = np.stack(model.predict(model.encode(texts)[0]))
+    found = model.network.head.read(outputs).distribution
+    return Judged(np.asarray(found.mean, np.float64), found)
+
+
+def _model_wins(loss: LossConfig, own: Judged, others: Judged) -> np.ndarray:
+    return winrate.win_probabilities(loss, own.known, others.known)
+
+
+def _read_by_reward(reward: Reward, texts: Sequence[Comparison]) -> Judged:
+    rewards = reward(*flat(texts)).rewards.reshape(len(texts), -1)
+    return Judged(rewards, None)
+
+
+def _reward_wins(own: Judged, others: Judged) -> np.ndarray:
+    return statistics.halved_ties(own.rewards[:, :, None] - others.rewards[:, None, :])
 
 
 def _ask(url: httpx.URL, token: str, prompts: Sequence[Any], completions: Sequence[Any]

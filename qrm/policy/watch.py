@@ -9,14 +9,16 @@ is the policy.
 """
 
 import dataclasses
+import math
 import os
+import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from qrm.analysis import figures as analysis_figures
-from qrm.data.comparisons import Comparison, DataError
+from qrm.data.comparisons import Comparison, DataError, text_of
 from qrm.data.rows import as_row
 from qrm.data.tokens import Tokenizer
 from qrm.models.network import Params
@@ -26,7 +28,7 @@ from qrm.policy.monitor import Row, Rules
 from qrm.policy.network import PolicyNetwork
 from qrm.policy.rollouts import Answers, Prompts
 from qrm.policy.sampling import Sampling
-from qrm.policy.scoring import Judge, Reward, Scores
+from qrm.policy.scoring import Judge, Judged, Reward, Scores
 from qrm.rewards import distributions
 from qrm.serving.score import write_rows
 from qrm.training import workdir
@@ -35,6 +37,7 @@ from qrm.training.workdir import WorkdirError
 
 FILE = 'monitor.json'
 CRITERION = 'lost'  # probability of not being preferred to the reference
+_DRAWN_EVERY = 60  # seconds: to draw takes as long as a small policy takes to answer
 TOLD = ('proxy', 'gold', 'win', 'kl', 'length')
 
 
@@ -82,7 +85,8 @@ class Watch:
 
     def __init__(self, folder: str, bench: Bench):
         self._folder, self._bench = folder, bench
-        self._references: list[Comparison] | None = None
+        self._references: Judged | None = None
+        self._drawn = -math.inf
         self.rows: list[Row] = []
         self._wins: dict[int, list[float]] = {}
         path = os.path.join(folder, FILE)
@@ -179,7 +183,7 @@ class Watch:
 
     def write(self, texts: Sequence[Comparison], answers: Answers, scores: Scores, step: int
               ) -> None:
-        """Writes all files."""
+        """Writes all files; figures are drawn now and then."""
         bench = self._bench
         best = self.best()
         workdir.write_json(os.path.join(self._folder, FILE), {
@@ -193,9 +197,16 @@ class Watch:
         write_rows(os.path.join(self._folder, 'responses', f'{step}.jsonl'), [
             as_row(one) | {'rewards': own.tolist()}
             for one, own in zip(texts, rewards, strict=True)])
-        analysis_figures.save(self._folder, {
-            'monitor': figures.draw_monitor(self.rows, bench.rules),
-            'overoptimisation': figures.draw_overoptimisation({'': self.rows}, root=True)})
+        if time.monotonic() - self._drawn > _DRAWN_EVERY:
+            self.draw()
+
+    def draw(self) -> None:
+        """Draws the figures, if there is something to draw."""
+        if self.rows:
+            analysis_figures.save(self._folder, {
+                'monitor': figures.draw_monitor(self.rows, self._bench.rules),
+                'overoptimisation': figures.draw_overoptimisation({'': self.rows}, root=True)})
+            self._drawn = time.monotonic()
 
     def _answers(self, network: PolicyNetwork, params: Params, seed: int) -> Answers:
         bench = self._bench
@@ -209,11 +220,12 @@ class Watch:
 
     def _judged(self, texts: Sequence[Comparison]) -> np.ndarray:
         """[C, K] win probabilities against the reference's answers, which are drawn once."""
+        bench = self._bench
         if self._references is None:
-            bench = self._bench
             answers = self._answers(*bench.reference, bench.seeds[1])
-            self._references = rollouts.answered(bench.prompts, answers, bench.tokenizer)
-        return self._bench.judge.wins(texts, self._references)
+            self._references = bench.judge.read(
+                rollouts.answered(bench.prompts, answers, bench.tokenizer))
+        return bench.judge.wins(bench.judge.read(texts), self._references).mean(axis=-1)
 
     def _add(self, row: Row, wins: np.ndarray) -> None:
         self.forget(row.step - 1)
@@ -225,7 +237,7 @@ def _row(bench: Bench, step: int, answers: Answers, texts: Sequence[Comparison],
          log_probs: np.ndarray, reference: np.ndarray, scores: Scores, wins: np.ndarray,
          *, entropies: np.ndarray | None = None, best_of: int = 1) -> Row:
     shape = answers.sizes.shape
-    plain = [[scoring.text_of(response) for response in one.responses] for one in texts]
+    plain = [[text_of(response) for response in one.responses] for one in texts]
     gold = None
     if bench.gold is not None:
         gold = bench.gold([text for row in plain for text in row]).reshape(shape)

@@ -19,6 +19,8 @@ _KNOTS = 11  # of the broken line that predicts the spread from the reward: its 
 _CONSTANT = 1e-6
 # Keeps the coefficients of separable labels finite; see `length_controlled_accuracy`.
 _RIDGE = 1e-6
+_NEWTON_STEPS = 60
+_LARGEST_STEP = 1.0  # of a coefficient: where labels nearly separate, whole Newton steps run away
 _LARGEST_SLOPE = 1e6  # of the logit, 1 / T, times its mean size
 
 Statistic = Callable[[np.ndarray | None], float]
@@ -272,6 +274,39 @@ def length_controlled_accuracy(margin: np.ndarray, log_ratio: np.ndarray) -> Sta
         return float(share @ scipy.special.expit(beta[0] * np.abs(features[:, 0])))
 
     return statistic
+
+
+def length_controlled_wins(
+    wins: np.ndarray, longer: np.ndarray, shares: np.ndarray
+) -> np.ndarray:
+    """Probability of winning if both sides of every pair were equally long, by many weightings.
+
+    Length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, section 3) without its term
+    for how hard an instruction is: the log odds of winning are a + b tanh(d / std(d)), d the
+    difference in length, fitted by cross-entropy to probabilities; what is left at d = 0 is
+    sigma(a). A ridge of 1e-6 keeps both finite.
+
+    Args:
+      wins: [m] probability of winning, or 1, 1/2, 0.
+      longer: [m] length less that of the other side.
+      shares: [B, m] weights, each row of sum 1.
+
+    Returns:
+      [B]; nan where all differences are the same but not 0, which tells nothing of equal lengths.
+    """
+    deviation = longer.std()
+    if deviation == 0.0 and longer[0] != 0.0:
+        return np.full(len(shares), np.nan)
+    feature = np.tanh(longer / deviation) if deviation else np.zeros(len(longer))
+    features = np.stack([np.ones(len(longer)), feature])  # [2, m]
+    beta = np.zeros((len(shares), 2))
+    for _ in range(_NEWTON_STEPS):
+        p = scipy.special.expit(beta @ features)
+        gradient = (shares * (p - wins)) @ features.T + _RIDGE * beta
+        hessian = np.einsum('bm,im,jm->bij', shares * p * (1.0 - p), features, features)
+        step = np.linalg.solve(hessian + _RIDGE * np.eye(2), gradient[..., None])[..., 0]
+        beta -= np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
+    return scipy.special.expit(beta[:, 0])
 
 
 def is_constant(values: np.ndarray) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 from qrm.analysis import tables
 from qrm.data.comparisons import DataError
 from qrm.policy.monitor import Row
+from qrm.policy.scoring import GOLD
 from qrm.rewards import resampling
 from qrm.studies import paths
 from qrm.studies.paths import Curves, Path
@@ -20,6 +21,7 @@ from qrm.training import schema
 
 SCALAR, ENSEMBLE = 'scalar', 'ensemble'
 BEST_OF_N, DPO = 'best_of_n', 'dpo'
+DEMO = 'demo'
 YES, NO, OPEN = 'yes', 'no', 'cannot tell'
 UNSEEN = 'cannot tell, no over-optimisation seen'
 UNLIKE = 'not compared, one KL is an estimate and the other a bound'
@@ -86,11 +88,11 @@ class Statistics:
                                 f'expected those of seed {self.seeds[0]}, {first.tolist()}; '
                                 'without paths.json in its folder it is measured again')
 
-    def cell(self, of_seed: Callable[[int], np.ndarray], tests: int = 1) -> dict[str, Any]:
+    def cell(self, of_seed: Callable[[int], np.ndarray | None], tests: int = 1) -> dict[str, Any]:
         """A mean over seeds with its interval, of several tests that of all together.
 
         Args:
-          of_seed: seed -> [1 + r].
+          of_seed: seed -> [1 + r]; None where it is not defined.
           tests: how many.
         """
         return resampling.over_seeds([of_seed(seed) for seed in self.seeds], self._picks,
@@ -126,10 +128,15 @@ class Statistics:
             gold = self.curve(arm, seed).gold
             return (gold[:, -1] - gold[:, 0]) / std
 
+        def controlled(seed: int) -> np.ndarray | None:
+            found = paths.win_controlled(self._found[arm, seed], self._weights)
+            return None if np.isnan(found[0]) else found
+
         row = arm._asdict() | {
             'name': str(arm), 'kl': self.cell(last('kl')), 'gold': self.cell(gained),
             'peak': self.cell(lambda seed: paths.peak(self.curve(arm, seed))),
-            'fall': self.fall(arm)}
+            'fall': self.fall(arm), 'win': self.cell(last('win')),
+            'win_controlled': self.cell(controlled), 'length': self.cell(last('length'))}
         scalar = Arm(arm.algorithm, SCALAR, 'mean')
         if scalar in self.arms and arm != scalar:
             row['over_scalar'] = self.gain(arm, scalar, at='along')
@@ -144,7 +151,7 @@ class Statistics:
         for i, step in enumerate(self._found[arm, self.seeds[0]].steps):
             known: dict[str, Any] = {'step': int(step), 'proxy_spread': 1.0,
                                      'gold_spread': self._std}
-            for name in Curves._fields:
+            for name in ('kl', 'gold', 'proxy'):
                 values = [getattr(self.curve(arm, seed), name)[:, i] for seed in self.seeds]
                 if name == 'proxy':
                     values = [
@@ -157,14 +164,15 @@ class Statistics:
         return found
 
 
-def summarise(found: Paths, groups: Sequence[str], gold: np.ndarray, config: Any
-              ) -> dict[str, Any]:
+def summarise(found: Paths, groups: Sequence[str], gold: np.ndarray, lengths: np.ndarray,
+              config: Any) -> dict[str, Any]:
     """All numbers with their intervals, ready for JSON.
 
     Args:
       found: of all arms and seeds.
       groups: [P] opening question of each prompt.
       gold: [P, N] gold reward of the reference's candidates.
+      lengths: [P, N] their tokens.
       config: of the study.
 
     Returns:
@@ -180,7 +188,7 @@ def summarise(found: Paths, groups: Sequence[str], gold: np.ndarray, config: Any
                      for row in over_scalar(statistics, config.yes, name)],
         'dpo': over_scalar(statistics, config.yes, ''),
         'reference': {'gold': float(gold.mean()), 'gold_std': std, 'prompts': len(gold),
-                      'candidates': gold.shape[1]},
+                      'candidates': gold.shape[1], 'length': float(lengths.mean())},
         'settings': dict(schema.flatten(config, {})),
     }
     return result | {'verdict': verdict(result)}
@@ -315,22 +323,35 @@ def format_result(result: Mapping[str, Any]) -> str:
     settings, reference = result['settings'], result['reference']
     lines = [['policy', 'KL at the end', 'gold gained there', 'KL of the peak', 'fall from it',
               'over the scalar at equal KL']]
+    beside = [['policy', 'tokens', 'preferred to the reference', 'the same at equal length']]
     for row in result['rows']:
         other = row.get('over_scalar')
         lines.append([row['name'], tables.enclosed(row['kl']),
                       tables.enclosed(row['gold'], sign='+'), tables.enclosed(row['peak']),
                       tables.enclosed(row['fall'], sign='+'),
                       '-' if other is None else tables.enclosed(other, sign='+')])
+        beside.append([row['name'], *(tables.enclosed(row[name])
+                                      for name in ('length', 'win', 'win_controlled'))])
+    known = settings['gold'] == GOLD
+    count = len(settings['seeds'])
+    learnt = f'{settings["pairs"]} pairs' if settings['data'] == DEMO else settings['data']
     return '\n'.join([
-        '# Over-optimisation where the truth is known\n',
-        f'{len(settings["seeds"])} seeds, {settings["pairs"]} pairs; '
-        f'{reference["prompts"]} prompts, {settings["evaluation.samples"]} responses of each '
-        f'policy, {reference["candidates"]} candidates of the reference. Means over seeds with '
-        f'{settings["analysis.level"]:.0%} intervals of a bootstrap over opening questions and '
-        'seeds. KL in nats a response, of best of n its upper bound; gold reward in standard '
-        f'deviations of the responses of the reference ({reference["gold_std"]:.3f}), whose mean '
-        f'is {reference["gold"]:.3f}.\n',
+        '# Over-optimisation ' + ('where the truth is known' if known else
+                                  'as another reward model sees it') + '\n',
+        ('' if known else f'Gold rewards are those of {settings["gold"]}, which is a reward model, '
+         'no truth.\n'),
+        f'{count} seed{"s" if count > 1 else ""}, {learnt}; {reference["prompts"]} prompts, '
+        f'{settings["evaluation.samples"]} responses of each policy, {reference["candidates"]} '
+        f'candidates of the reference. Means over seeds with {settings["analysis.level"]:.0%} '
+        'intervals of a bootstrap over opening questions and seeds. KL in nats a response, of best '
+        'of n its upper bound; gold reward in standard deviations of the responses of the '
+        f'reference ({reference["gold_std"]:.3f}), whose mean is {reference["gold"]:.3f}.\n',
         tables.markdown(lines),
+        '\n## Beside the reference, at the end\n',
+        f'Its responses have {reference["length"]:.1f} tokens. How often a response is preferred '
+        'to one of them follows from the gold rewards; at equal length by a logistic regression '
+        'on the difference in length.\n',
+        tables.markdown(beside),
         '\n## By the bounds that the config states\n',
         f'Yes: intervals above {settings["yes.gain"]:g}; no: else, one below '
         f'{settings["yes.matters"]:g}. Those of question 1 hold for all of its rules together.\n',

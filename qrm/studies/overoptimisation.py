@@ -1,15 +1,18 @@
-"""Over-optimisation of policies where the truth is known: the gold reward of any text of the demo.
+"""Over-optimisation of policies, against the truth of the demo or against another reward model.
 
-A small language model learns to answer from the preferred responses (SFT): the reference. Reward
-models learn from some pairs, and are the proxies; the reference is optimised against each by best
-of n, PPO or GRPO, and by DPO on the same pairs without any. What each was worth is the gold reward
-of its responses to prompts that nobody learnt from, against its KL to the reference (Gao et al.
-2022, arXiv 2210.10760):
+Reward models learn from some pairs, and are the proxies; a language model, the reference, is
+optimised against each by best of n, PPO or GRPO, and by DPO on the same pairs without any. What
+each was worth is the gold reward of its responses to prompts that nobody learnt from, against its
+KL to the reference (Gao et al. 2022, arXiv 2210.10760). In the demo the gold reward of any text is
+known, and a small reference learns to answer from preferred responses (SFT). Of real text there is
+no truth: a reward model that learnt from other pairs stands in for it.
 
-    W/sft, W/policy                 the reference as a run, and exported
+    W/sft, W/policy                 a reference that learnt here, as a run, and exported
     W/reward-PROXY-SEED             a proxy, and the best of n by it
     W/dpo-SEED, W/ppo-..., W/grpo-...   a policy
     W/candidates.npz                answers of the reference
+    W/features                      hidden states that proxies share, if they are heads alone
+    W/identity.json                 by which reference and gold reward are known again
 
 Each folder keeps what was measured in it (`paths.json`), so that a second run only tabulates.
 
@@ -27,6 +30,7 @@ Axes: P prompts, N candidates to each, I evaluations of a policy, S seeds, r boo
 """
 
 import dataclasses
+import functools
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -35,23 +39,26 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from qrm.analysis import figures as analysis_figures
-from qrm.data import demo
-from qrm.data.comparisons import Comparison, DataReport
-from qrm.models.network import Params
+from qrm.data import demo, sources
+from qrm.data.comparisons import Comparison, DataError, DataReport
+from qrm.models.network import Params, params_digest
 from qrm.policy import config as policy_config
 from qrm.policy import dpo, export, language_model, objectives, optimise, rollouts, scoring, sft
 from qrm.policy.batches import Plan
+from qrm.policy.language_model import LanguageModel
 from qrm.policy.monitor import Row
 from qrm.policy.network import PolicyNetwork
 from qrm.policy.rollouts import Answers, Prompts
 from qrm.policy.sampling import Sampling
+from qrm.policy.scoring import Judge, Judged
 from qrm.rewards import distributions, resampling, selection
 from qrm.rewards.distributions import Atoms
 from qrm.rewards.selection import Rule
 from qrm.studies import arms, compare, figures, paths
-from qrm.studies.arms import BEST_OF_N, DPO, ENSEMBLE, SCALAR, Arm, Paths, Statistics
+from qrm.studies.arms import BEST_OF_N, DEMO, DPO, ENSEMBLE, SCALAR, Arm, Paths, Statistics
 from qrm.studies.paths import Path
 from qrm.training import config as config_lib
 from qrm.training import reward_model, schema, workdir
@@ -71,9 +78,11 @@ from qrm.training.schema import (
     Table,
 )
 from qrm.training.train import train
+from qrm.training.workdir import WorkdirError
 
 ONLINE = ('ppo', 'grpo')
 _KEPT = 'paths.json'
+_TOO_FEW = f'expected prompts of at least {resampling.MIN_GROUPS} questions for intervals'
 
 # Name -> what a proxy has in its `head` and `loss` sections, as in `compare`.
 PROXIES = {name: compare.MODELS[name] for name in (
@@ -90,7 +99,15 @@ _ROLLOUTS = {
     'optimizer': {'learning_rate': 4e-4}}
 
 KEYS: Table = {
-    'workload': Key('helpful', OneOf(demo.WORKLOADS), 'of the demo'),
+    'data': Key(
+        DEMO, ANY, f"pairs that proxies and DPO learn from, and prompts: {DEMO!r}, or what "
+        '`data.path` of runs may be'),
+    'workload': Key('helpful', OneOf(demo.WORKLOADS), 'of the demo, or of a folder of the HH '
+                    'layout'),
+    'reference': Key('', ANY, "language model that is optimised; '': a small one learns from "
+                     '`demonstrations` of the demo'),
+    'gold': Key(scoring.GOLD, ANY, f'what policies are worth: {scoring.GOLD!r}, the truth of the '
+                'demo, or a reward model that learnt from other pairs'),
     'seeds': Key(
         (0, 1, 2), Each(int, NOT_NEGATIVE),
         'of proxies and policies: parameters, order of batches, draws; data and reference stay'),
@@ -98,8 +115,8 @@ KEYS: Table = {
     # --- What is learnt --------------------------------------------------------------------------
     'demonstrations': Key(4000, AT_LEAST_ONE, 'pairs whose preferred responses the reference '
                           'learns'),
-    'pairs': Key(600, AT_LEAST_ONE, 'that proxies and DPO learn from; the fewer, the sooner '
-                 'proxies are wrong'),
+    'pairs': Key(600, AT_LEAST_ONE, 'of the demo that proxies and DPO learn from; the fewer, the '
+                 'sooner proxies are wrong'),
     'proxies.names': Key(
         (SCALAR, 'quantile', 'own_mean', 'distributional', 'ratings', ENSEMBLE), Each(str),
         f'which; {SCALAR!r} is what others are compared with'),
@@ -116,7 +133,9 @@ KEYS: Table = {
     'runs.reward': Key(
         {'model': {'checkpoint': '', 'initial_std': 0.0, 'sizes': _SIZES | {'hidden_size': 64}},
          'optimizer': {'learning_rate': 2e-3, 'warmup_fraction': 0.05, 'weight_decay': 0.01},
-         'train': {'epochs': 4.0, 'checkpoint_every': 18}}, ANY, 'of the proxies'),
+         'train': {'epochs': 4.0, 'checkpoint_every': 18}}, ANY,
+        "of the proxies, which begin as the `reference` if no 'checkpoint' is said; heads alone "
+        'share hidden states'),
     'runs.dpo': Key(
         {'dpo': {'beta': 0.05}, 'optimizer': {'learning_rate': 3e-4},
          'train': {'epochs': 6.0, 'checkpoint_every': 9}}, ANY, 'of DPO'),
@@ -200,17 +219,17 @@ class Bench(NamedTuple):
     """What all policies are judged by.
 
     Attributes:
-      workload: of the demo.
       prompts: P of them.
       tokenizer: of the policies.
       sampling, rows, seed: how they answer.
       plan: see `rollouts.read`.
       reference: the network and its parameters.
       candidates: N answers of the reference to each prompt, as texts.
-      gold: [P, N] their gold reward.
+      lengths: [P, N] their tokens.
+      judge: of gold rewards.
+      gold: what it says of the candidates.
     """
 
-    workload: str
     prompts: Prompts
     tokenizer: Any
     sampling: Sampling
@@ -219,7 +238,13 @@ class Bench(NamedTuple):
     plan: Plan
     reference: tuple[PolicyNetwork, Params]
     candidates: list[Comparison]
-    gold: np.ndarray
+    lengths: np.ndarray
+    judge: Judge
+    gold: Judged
+
+    def wins(self, answers: Judged) -> np.ndarray:
+        """[P, K] how often answers would be preferred to a candidate, by gold."""
+        return self.judge.wins(answers, self.gold).mean(axis=-1)
 
 
 def run(config: Any, folder: str) -> str:
@@ -235,6 +260,7 @@ def run(config: Any, folder: str) -> str:
       ConfigError, DataError, WorkdirError, NonFiniteLoss, Interrupted: as the runs.
     """
     check(config)
+    config = _absolute(config)
     with workdir.lock(folder):
         # What is measured is kept, so that all it depends on has to stay.
         workdir.check_claim(folder, config, free=(
@@ -242,8 +268,8 @@ def run(config: Any, folder: str) -> str:
         workdir.claim(folder, config)
         bench = prepare(config, folder)
         found = measure(config, folder, bench)
-        result = arms.summarise(
-            found, [one.group for one in bench.prompts.comparisons], bench.gold, config)
+        result = arms.summarise(found, [one.group for one in bench.prompts.comparisons],
+                                bench.gold.rewards, bench.lengths, config)
         text = arms.format_result(result)
         workdir.write_json(os.path.join(folder, 'overoptimisation.json'), result)
         workdir.write_text(os.path.join(folder, 'overoptimisation.md'), text)
@@ -288,64 +314,80 @@ def check(config: Any) -> None:
                         known.get(proxy, {}).get('head', {}), text)
         except ValueError as error:
             problems.append(f'config.online.{algorithm}: {error}')
-    if len({one.group for one in _drawn(config)}) < resampling.MIN_GROUPS:
-        problems.append(f'config.evaluation.prompts={config.evaluation.prompts}, expected prompts '
-                        f'of at least {resampling.MIN_GROUPS} questions for intervals')
+    if config.data != DEMO:
+        if not config.data:
+            problems.append(f'config.data={config.data!r}, expected pairs')
+        if not config.reference:
+            problems.append(f"config.reference='' with config.data={config.data!r}, expected a "
+                            'language model')
+        if config.gold in ('', scoring.GOLD):
+            problems.append(f'config.gold={config.gold!r} with config.data={config.data!r}, '
+                            'expected a reward model: the truth is known of the demo alone')
+    elif len({one.group for one in _of_demo(config)}) < resampling.MIN_GROUPS:
+        problems.append(f'config.evaluation.prompts={config.evaluation.prompts}, {_TOO_FEW}')
     schema.raise_all(problems)
     for kind in _KINDS:
-        _build(config, kind, _online_changes(kind, 'a reward') if kind in ONLINE else {})
-    positions = _build(config, 'sft', {}).model.sizes.max_positions
-    if config.evaluation.max_new_tokens >= positions:
-        raise ConfigError(f'config.evaluation.max_new_tokens={config.evaluation.max_new_tokens}, '
-                          f'expected less than the {positions} positions of the policy')
+        if kind != 'sft' or not config.reference:
+            _build(config, kind, _online_changes(config, kind, 'a reward') if kind in ONLINE
+                   else {})
     for name in names:
         _build(config, 'reward', _changes_of(config, name))
+    if not config.reference:
+        _room(config, _build(config, 'sft', {}).model.sizes.max_positions)
 
 
 # --- runs ----------------------------------------------------------------------------------------
 
 
 def prepare(config: Any, folder: str) -> Bench:
-    """Trains the reference, and lets it answer.
+    """Trains the reference, if it is to be trained, and lets it answer.
 
     Args:
       config: of the study.
       folder: of the study.
+
+    Raises:
+      ConfigError, DataError, WorkdirError: see `run`.
     """
-    own, exported = (os.path.join(folder, name) for name in ('sft', 'policy'))
-    if not os.path.isdir(exported):
+    path = _reference(config, folder)
+    if path != config.reference and not os.path.isdir(path):
+        own = os.path.join(folder, 'sft')
         _run(config, 'sft', own, {'data.demo.train': config.demonstrations})
-        export.export(language_model.load_run(own), exported)
-    found = language_model.load_run(own)
+        export.export(language_model.load_run(own), path)
+    model = language_model.load(path)
+    network, params = PolicyNetwork(model.transformer.architecture), {'backbone': model.params}
+    judge = scoring.load_judge(config.gold, workload=config.workload)
+    _check_same(folder, {'reference': params_digest(params), 'gold': judge.digest})
+    prompts = _prompts(config, model)
     settings = config.evaluation
-    a = found.network.architecture
-    report = DataReport(f'demo {config.workload}', 'test')
-    prompts = rollouts.prompts_of(_drawn(config), report, found.tokenizer,
-                                  a.max_positions - settings.max_new_tokens)
-    if report.truncated:
-        print(f'note: {report.truncated} of {settings.prompts} held-out prompts lose their left '
-              f'end, to leave room for {settings.max_new_tokens} tokens', flush=True)
     sampling = Sampling(samples=settings.samples, max_new_tokens=settings.max_new_tokens,
-                        stops=found.stops)
-    answers = _candidates(config, folder, found, prompts, sampling)
-    texts = rollouts.answered(prompts, answers, found.tokenizer)
+                        stops=model.stops)
+    answers = _candidates(config, folder, network, params, prompts, sampling)
+    texts = rollouts.answered(prompts, answers, model.tokenizer)
     plan = rollouts.plan(
         prompts.tokens, settings.samples, settings.max_new_tokens,
         row_length=config.runs.common.train.row_length, rows=config.runs.common.train.rows)
-    return Bench(config.workload, prompts, found.tokenizer, sampling, settings.rows, settings.seed,
-                 plan, (found.network, found.params), texts, _gold(config.workload, texts))
+    return Bench(prompts, model.tokenizer, sampling, settings.rows, settings.seed, plan,
+                 (network, params), texts, answers.sizes, judge, judge.read(texts))
 
 
 def measure(config: Any, folder: str, bench: Bench) -> dict[tuple[Arm, int], Path]:
     """What all arms did, with all seeds; trains what is not trained yet."""
     found: dict[tuple[Arm, int], Path] = {}
+    pairs = {'data.demo.train': config.pairs} if config.data == DEMO else {}
+    kept = ({'train.features': os.path.join(folder, 'features')}
+            if _build(config, 'reward', {}).train.tune == 'head' else {})
+
+    @functools.cache
+    def candidates_by(own: str) -> Atoms:
+        return judge(reward_model.load(own, raw=True), bench.candidates)
+
     for name, seed in itertools.product(config.proxies.names, config.seeds):
         own = _reward_folder(folder, name, seed)
 
         def choose(own: str = own, name: str = name, seed: int = seed) -> dict[Arm, Path]:
-            _run(config, 'reward', own, _changes_of(config, name) | {
-                'seed': seed, 'data.demo.train': config.pairs})
-            return best_of_n(bench, reward_model.load(own, raw=True), name, config)
+            _run(config, 'reward', own, _changes_of(config, name) | pairs | kept | {'seed': seed})
+            return best_of_n(bench, candidates_by(own), name, config)
 
         found |= {(arm, seed): path for arm, path in _kept(own, choose).items()}
     policies = [(DPO, ' '), *_online(config)] if config.with_dpo else _online(config)
@@ -359,17 +401,17 @@ def measure(config: Any, folder: str, bench: Bench) -> dict[tuple[Arm, int], Pat
         def walk(own: str = own, arm: Arm = arm, seed: int = seed,
                  judged_by: str = judged_by) -> dict[Arm, Path]:
             reward = {} if arm.algorithm == DPO else _online_changes(
-                arm.algorithm, judged_by) | {'reward.rule': arm.rule}
-            _run(config, arm.algorithm, own, reward | {
-                'seed': seed, 'data.demo.train': config.pairs,
-                'model.checkpoint': os.path.join(folder, 'policy')})
-            return {arm: follow(bench, own, reward_model.load(judged_by, raw=True))}
+                config, arm.algorithm, judged_by) | {'reward.rule': arm.rule}
+            _run(config, arm.algorithm, own, reward | pairs | {
+                'seed': seed, 'model.checkpoint': _reference(config, folder)})
+            return {arm: follow(bench, own, reward_model.load(judged_by, raw=True),
+                                np.asarray(candidates_by(judged_by).mean, np.float64))}
 
         found |= {(arm, seed): path for arm, path in _kept(own, walk).items()}
     return found
 
 
-def best_of_n(bench: Bench, model: RewardModel, name: str, config: Any) -> dict[Arm, Path]:
+def best_of_n(bench: Bench, rewards: Atoms, name: str, config: Any) -> dict[Arm, Path]:
     """What choosing among the candidates by a proxy is worth, by each rule.
 
     The n are the steps. The distance is the upper bound that scores without ties reach, the same
@@ -377,45 +419,45 @@ def best_of_n(bench: Bench, model: RewardModel, name: str, config: Any) -> dict[
 
     Args:
       bench: with the candidates.
-      model: the proxy.
-      name: of it.
+      rewards: of the candidates by the proxy, [P, N, ...].
+      name: of the proxy.
       config: of the study.
     """
-    rewards = judge(model, bench.candidates)
     mean = np.asarray(rewards.mean, np.float64)
-    members = model.network.head.members > 1
     rules = [Rule('mean')]
-    if members:
+    if config.proxies.sections[name].get('head', {}).get('members', 1) > 1:
         rules.append(Rule('disagreement', config.best_of_n.disagreement))
     elif rewards.values.shape[-1] > 1:
         rules += map(selection.parse_rule, config.best_of_n.rules)
     shuffled = selection.shuffle_spread(rewards, jax.random.key(config.analysis.seed))
     ns = sizes(config.best_of_n.candidates)
     kl = np.broadcast_to(selection.kl_best_of_n(np.array(ns))[:, None], (len(ns), len(mean)))
-    found = {}
+    wins, found = bench.wins(bench.gold), {}
     for rule in rules:
         for control, own in (('none', rewards), ('shuffled', shuffled)):
             arm = Arm(BEST_OF_N, name, rule.name, control)
             if control == 'none' or arm.risky:
                 chosen = selection.choice_probabilities(_scores(rule, own), ns)
-                found[arm] = Path(np.array(ns), kl, np.einsum('spn,pn->sp', chosen, bench.gold),
-                                  np.einsum('spn,pn->sp', chosen, mean), float(mean.std()))
+                found[arm] = Path(np.array(ns), kl, *(
+                    np.einsum('spn,pn->sp', chosen, values)
+                    for values in (bench.gold.rewards, mean, wins, bench.lengths)),
+                    float(mean.std()))
     return found
 
 
-def follow(bench: Bench, folder: str, model: RewardModel) -> Path:
+def follow(bench: Bench, folder: str, model: RewardModel, candidates: np.ndarray) -> Path:
     """What a policy was at each of its checkpoints, the reference first.
 
     Args:
       bench: what it is judged by.
       folder: of its run.
       model: the proxy.
+      candidates: [P, N] its mean rewards of the candidates.
     """
-    samples = bench.sampling.samples
     # What the reference answers with the same random numbers.
-    first = [dataclasses.replace(one, responses=one.responses[:samples])
-             for one in bench.candidates]
-    found = [(0, np.zeros(len(first)), bench.gold[:, :samples].mean(axis=1), _means(model, first))]
+    first = np.s_[:, :bench.sampling.samples]
+    found = [(0, np.zeros(len(candidates)), *(values[first].mean(axis=1) for values in (
+        bench.gold.rewards, candidates, bench.wins(bench.gold), bench.lengths)))]
     with Checkpoints(folder, read_only=True) as checkpoints:
         steps = checkpoints.evaluated  # not where the run was interrupted
     for step in steps:
@@ -428,10 +470,11 @@ def follow(bench: Bench, folder: str, model: RewardModel) -> Path:
             for network, params in ((policy.network, policy.params), bench.reference))
         kl = np.asarray(objectives.kl_estimates(own, reference, answers.mask, 'k1'), np.float64)
         texts = rollouts.answered(bench.prompts, answers, bench.tokenizer)
-        found.append((step, kl.sum(axis=-1).mean(axis=1), _gold(bench.workload, texts).mean(axis=1),
-                      _means(model, texts)))
-    unit = float(np.std(np.asarray(judge(model, bench.candidates).mean, np.float64)))
-    return Path(*map(np.array, zip(*found, strict=True)), unit)
+        gold = bench.judge.read(texts)
+        found.append((step, *(values.mean(axis=1) for values in (
+            kl.sum(axis=-1), gold.rewards, np.asarray(judge(model, texts).mean, np.float64),
+            bench.wins(gold), answers.sizes))))
+    return Path(*map(np.array, zip(*found, strict=True)), float(candidates.std()))
 
 
 def judge(model: RewardModel, texts: Sequence[Comparison]) -> Atoms:
@@ -459,8 +502,10 @@ def _build(config: Any, kind: str, changes: Mapping[str, Any]) -> Any:
       ConfigError: it cannot be used; says of which kind of run.
     """
     own = _KINDS[kind]
-    values = {'data.path': 'demo', 'workload': config.workload}
+    values = {'data.path': config.data, 'workload': config.workload}
     values |= optimise.CHANGES.get(kind, {})
+    if config.reference:
+        values |= {'model.checkpoint': config.reference}
     for section in (config.runs.common, own.changes(config.runs)):
         values |= dict(schema.flatten(section, {}))
     try:
@@ -489,14 +534,90 @@ def _changes_of(config: Any, proxy: str) -> dict[str, Any]:
     return dict(schema.flatten(config.proxies.sections[proxy], {}))
 
 
-def _online_changes(algorithm: str, reward: str) -> dict[str, str]:
-    return {'algorithm.name': algorithm, 'reward.source': reward}
+def _online_changes(config: Any, algorithm: str, reward: str) -> dict[str, str]:
+    # The monitors of the demo know the truth by themselves.
+    judged_by = {} if config.gold == scoring.GOLD else {'reward.judge': config.gold}
+    return {'algorithm.name': algorithm, 'reward.source': reward} | judged_by
 
 
-def _drawn(config: Any) -> list[Comparison]:
-    """The prompts that policies are judged on."""
+def _reference(config: Any, folder: str) -> str:
+    """The language model that policies begin as, before it is there."""
+    return config.reference or os.path.join(folder, 'policy')
+
+
+def _of_demo(config: Any) -> list[Comparison]:
     settings = config.evaluation
     return demo.prompts(config.workload, 'test', settings.prompts, settings.seed)
+
+
+def _prompts(config: Any, model: LanguageModel) -> Prompts:
+    """The prompts that policies are judged on: of the demo, or of the held-out rows of the data.
+
+    Raises:
+      ConfigError: see `_room`.
+      DataError: see `sources.held_out`; or there are too few.
+    """
+    settings, data = config.evaluation, _build(config, 'reward', {}).data
+    longest = _room(config, model.transformer.architecture.max_positions)
+    if config.data == DEMO:
+        drawn, report = _of_demo(config), DataReport(f'demo {config.workload}', 'test')
+    else:
+        drawn, report = sources.held_out(data, config.workload)
+    found = rollouts.prompts_of(drawn, report, model.tokenizer, longest, as_chats=data.as_chats)
+    if len(found) < settings.prompts:
+        raise DataError(f'{config.data}: {len(found)} different prompts are held out, expected the '
+                        f'{settings.prompts} of config.evaluation.prompts')
+    order = np.random.default_rng(settings.seed).permutation(len(found))
+    found = found.pick(sorted(order[:settings.prompts].tolist()))
+    if len({one.group for one in found.comparisons}) < resampling.MIN_GROUPS:
+        raise DataError(f'{config.data}: {settings.prompts} held-out prompts, {_TOO_FEW}')
+    if report.truncated:
+        print(f'note: {report.truncated} of {report.kept} held-out prompts lose their left end, to '
+              f'leave room for {settings.max_new_tokens} tokens', flush=True)
+    return found
+
+
+def _room(config: Any, positions: int) -> int:
+    """Tokens of the longest prompt.
+
+    Args:
+      config: of the study.
+      positions: of the policy.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    new, length = config.evaluation.max_new_tokens, _build(config, 'dpo', {}).data.max_length
+    longest = min(length or positions, positions)
+    if new >= longest:
+        raise ConfigError(f'config.evaluation.max_new_tokens={new}, expected less than the '
+                          f'{longest} tokens of prompt and response')
+    return longest - new
+
+
+def _check_same(folder: str, identity: dict[str, str]) -> None:
+    """Checks that what all was measured by is what it was; of a new folder it is noted.
+
+    Raises:
+      WorkdirError: it is something else.
+    """
+    path = os.path.join(folder, 'identity.json')
+    if not os.path.exists(path):
+        workdir.write_json(path, identity)
+    known = workdir.read_json(path)
+    for name, digest in identity.items():
+        if known.get(name) != digest:
+            raise WorkdirError(f'{path}: the {name} is not the one this study started with, '
+                               'expected another workdir')
+
+
+def _absolute(config: Any) -> Any:
+    """The config with absolute paths, so that it may go on from elsewhere."""
+    found = ConfigDict(config.to_dict())
+    for key in ('data', 'reference', 'gold'):
+        if os.path.exists(found[key]) and found[key] not in (DEMO, scoring.GOLD):
+            found[key] = os.path.abspath(found[key])
+    return found
 
 
 def _online(config: Any) -> list[tuple[str, str]]:
@@ -508,22 +629,30 @@ def _reward_folder(folder: str, proxy: str, seed: int) -> str:
 
 
 def _kept(folder: str, compute: Callable[[], dict[Arm, Path]]) -> dict[Arm, Path]:
-    """What was measured in the folder of a run, or is now."""
+    """What was measured in the folder of a run, or is now.
+
+    Raises:
+      WorkdirError: another version measured it.
+    """
     path = os.path.join(folder, _KEPT)
     if not os.path.exists(path):
         workdir.write_json(path, [{'arm': list(arm), 'path': paths.as_json(own)}
                                   for arm, own in compute().items()])
-    return {Arm(*one['arm']): paths.from_json(one['path']) for one in workdir.read_json(path)}
+    try:
+        return {Arm(*one['arm']): paths.from_json(one['path']) for one in workdir.read_json(path)}
+    except (KeyError, TypeError) as error:
+        raise WorkdirError(f'{path}: not what this version writes ({error!r}); without it the run '
+                           'is measured again') from error
 
 
-def _candidates(config: Any, folder: str, found: language_model.Run, prompts: Prompts,
-                sampling: Sampling) -> Answers:
+def _candidates(config: Any, folder: str, network: PolicyNetwork, params: Params,
+                prompts: Prompts, sampling: Sampling) -> Answers:
     """N answers of the reference, kept in a file."""
     path = os.path.join(folder, 'candidates.npz')
     if not os.path.exists(path):
         many = dataclasses.replace(sampling, samples=config.best_of_n.candidates)
         answers = rollouts.answer(
-            found.network, found.params, prompts.tokens, many, seed=config.evaluation.seed,
+            network, params, prompts.tokens, many, seed=config.evaluation.seed,
             numbers=range(len(prompts)), rows=config.evaluation.rows)
         workdir.write_arrays(path, answers._asdict())
     return Answers(**workdir.read_arrays(path))
@@ -532,17 +661,6 @@ def _candidates(config: Any, folder: str, found: language_model.Run, prompts: Pr
 def _answers(bench: Bench, network: PolicyNetwork, params: Params) -> Answers:
     return rollouts.answer(network, params, bench.prompts.tokens, bench.sampling, seed=bench.seed,
                            numbers=range(len(bench.prompts)), rows=bench.rows)
-
-
-def _gold(workload: str, texts: Sequence[Comparison]) -> np.ndarray:
-    """[P, K] gold rewards of responses."""
-    return np.array([[one.reward.mean() for one in scoring.golds(workload, row.responses)]
-                     for row in texts])
-
-
-def _means(model: RewardModel, texts: Sequence[Comparison]) -> np.ndarray:
-    """[P] mean rewards by a proxy."""
-    return np.asarray(judge(model, texts).mean, np.float64).mean(axis=1)
 
 
 def _scores(rule: Rule, rewards: Atoms) -> np.ndarray:
@@ -558,7 +676,7 @@ def _scores(rule: Rule, rewards: Atoms) -> np.ndarray:
 def draw(folder: str, found: Paths, bench: Bench, config: Any) -> None:
     """Draws proxy and gold of each mean against the KL, and the gold of all arms."""
     statistics = Statistics(found, [one.group for one in bench.prompts.comparisons],
-                            float(bench.gold.std()), config.analysis)
+                            float(bench.gold.rewards.std()), config.analysis)
     rows = {arm: statistics.rows(arm) for arm in statistics.arms}
     drawn = {str(arm): own for arm, own in rows.items() if not arm.risky}
     by_algorithm: dict[str, dict[tuple[str, str], list[Row]]] = {}

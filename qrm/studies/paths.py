@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from qrm.rewards import statistics
+
 GRID = 20  # places between the reference and the farthest common one, of means over distances
 
 
@@ -26,13 +28,17 @@ class Path(NamedTuple):
       kl: [I, P] nats a response, an estimate for each prompt; 0 of the reference.
       gold: [I, P] mean gold reward of the responses.
       proxy: [I, P] mean of the proxy's reward, whatever rule is optimised, in its units.
-      unit: standard deviation of that over responses of the reference.
+      win: [I, P] mean probability, by gold, of being preferred to a response of the reference.
+      length: [I, P] mean tokens of the responses.
+      unit: standard deviation of the proxy's reward over responses of the reference.
     """
 
     steps: np.ndarray
     kl: np.ndarray
     gold: np.ndarray
     proxy: np.ndarray
+    win: np.ndarray
+    length: np.ndarray
     unit: float
 
 
@@ -42,6 +48,8 @@ class Curves(NamedTuple):
     kl: np.ndarray
     gold: np.ndarray
     proxy: np.ndarray
+    win: np.ndarray
+    length: np.ndarray
 
 
 def as_json(path: Path) -> dict[str, Any]:
@@ -62,9 +70,21 @@ def curves(path: Path, weights: np.ndarray) -> Curves:
       path: of P prompts.
       weights: [r, P] multiplicities of the prompts.
     """
-    rows = np.concatenate([np.ones((1, weights.shape[1])), weights])
-    rows /= rows.sum(axis=1, keepdims=True)
+    rows = _shares(weights)
     return Curves(*(rows @ getattr(path, name).T for name in Curves._fields))
+
+
+def win_controlled(path: Path, weights: np.ndarray) -> np.ndarray:
+    """[B] how often the last responses would win if they were as long as the reference's.
+
+    See `statistics.length_controlled_wins`; a prompt counts with means over its responses. It is
+    nan where it is not defined.
+
+    Args:
+      path, weights: see `curves`.
+    """
+    return statistics.length_controlled_wins(
+        path.win[-1], path.length[-1] - path.length[0], _shares(weights))
 
 
 def crossing(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:
@@ -147,3 +167,9 @@ def fall(path: Path, weights: np.ndarray, half: np.ndarray) -> np.ndarray:
         count = rows[:, measured]
         total = total + count @ lost / np.maximum(count.sum(axis=1), 1)
     return 0.5 * total
+
+
+def _shares(weights: np.ndarray) -> np.ndarray:
+    """[B, P] what each prompt counts for."""
+    rows = np.concatenate([np.ones((1, weights.shape[1])), weights])
+    return rows / rows.sum(axis=1, keepdims=True)

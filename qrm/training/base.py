@@ -111,15 +111,12 @@ def start(
     shapes = jax.eval_shape(network.init, key)
     places = None if mesh is None else flat(sharding.shardings(shapes, mesh))
     known = flat({'backbone': pretrained.backbone}) if pretrained else {}
-    missing = [path for path in flat(shapes) if path not in known]
-
-    def make(key: jax.Array) -> Params:
-        # The last blocks of 'last' are trained, so nothing is rounded before they are split off.
-        narrow = tuning.kind in ('lora', 'head')
-        made = flat(network.init(key, base.dtype if narrow else 'float32'))
-        return {path: made[path] for path in missing}
-
-    made = jax.jit(make, out_shardings=places and {path: places[path] for path in missing})(key)
+    missing = tuple(path for path in flat(shapes) if path not in known)
+    # The last blocks of 'last' are trained, so nothing is rounded before they are split off.
+    dtype = base.dtype if tuning.kind in ('lora', 'head') else 'float32'
+    made = _make(network, dtype, missing, key) if places is None else jax.jit(
+        functools.partial(_make, network, dtype, missing),
+        out_shardings={path: places[path] for path in missing})(key)
     if places:
         known = sharding.split(known, {path: places[path] for path in known})
     # In the order of `init`, whatever is known.
@@ -145,6 +142,13 @@ def start(
         raise DataError(f'{base.checkpoint} has no {", ".join(lost)}, which would stay random: '
                         "expected config.train.tune='all', 'lora' or 'last:N'")
     return Start(trained, frozen, anew)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _make(network: Network, dtype: str, paths: tuple[str, ...], key: jax.Array) -> Params:
+    """Random parameters at some paths."""
+    made = flat(network.init(key, dtype))
+    return {path: made[path] for path in paths}
 
 
 def start_head(network: Network, base: Base) -> Params:

@@ -6,6 +6,7 @@ or those that the policy in training makes.
 """
 
 import contextlib
+import functools
 import hashlib
 import importlib.util
 import math
@@ -18,9 +19,11 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import tqdm
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 from qrm.data import packing
 from qrm.data.comparisons import DataError, DataReport
@@ -34,6 +37,8 @@ from qrm.training.checkpoints import Checkpoints
 from qrm.training.devices import Spread, fetch_number, release_programs
 from qrm.training.interruptions import Interrupted, NonFiniteLoss, Signals, watched
 from qrm.training.schema import ConfigError
+
+_PROGRAMS = 8  # steps that a process keeps for runs to come
 
 # What a run cannot go on with, by what it is known by.
 _OTHERS = {
@@ -281,10 +286,10 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
     source, steps = course.source, course.source.steps
 
     # State and step.
-    optimizer = step.make_optimizer(config.optimizer, steps)
-    rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     spread = Spread(course.mesh)
-    run_step = spread.compile(step.make_train_step(course.network, course.objective, optimizer))
+    optimizer, run_step = _compiled(
+        course.network, course.objective, tuple(config.optimizer.items()), steps, spread)
+    rates = np.broadcast_to(step.make_schedule(config.optimizer, steps)(np.arange(steps)), steps)
     layout = f'{jax.device_count()} x {jax.devices()[0].device_kind}, {config.train.sharding}'
     if (group := jax.device_count() // spread.shares) > 1:
         layout += f', tensor groups of {group}'
@@ -415,6 +420,24 @@ def run(config: Any, folder: str, course: Course, identity: dict[str, str]) -> O
         raise Interrupted(interrupted)
     # The first steps wait for compilation, and for none before them.
     return Outcome(course.parameters, float(np.median(seconds[3:])) if len(seconds) > 3 else None)
+
+
+@functools.lru_cache(maxsize=_PROGRAMS)
+def _compiled(
+    network: Network, objective: step.Objective, settings: tuple[tuple[str, Any], ...], steps: int,
+    spread: Spread,
+) -> tuple[optax.GradientTransformation, Callable[..., Any]]:
+    """The optimiser and the step of a run; the same ones for runs of a process that differ in
+    seeds and data alone, so that the step is traced and compiled once for them.
+
+    Args:
+      network, objective: see `Course`.
+      settings: items of the section `optimizer`.
+      steps: of the whole run.
+      spread: see `Spread.compile`.
+    """
+    optimizer = step.make_optimizer(ConfigDict(dict(settings)), steps)
+    return optimizer, spread.compile(step.make_train_step(network, objective, optimizer))
 
 
 def own_parts(sizes: np.ndarray, places: np.ndarray, spread: Spread) -> list[np.ndarray]:

@@ -5,6 +5,7 @@ divided once, by the total weight. So a step means the same however its comparis
 What is summed an `Objective` says: that of reward models is in `reward_objective`.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
@@ -153,13 +154,20 @@ def init_state(
       teacher: whether to keep a moving average of the parameters.
     """
 
-    def rest(params: Params) -> TrainState:
-        key = jax.random.key_data(jax.random.key(seed))
-        return TrainState(jnp.zeros((), jnp.int32), None, optimizer.init(params), key,
-                          params if teacher else None)
+    key = jax.random.key_data(jax.random.key(seed))
+    if mesh is None:
+        return _rest(optimizer, teacher, params, key)._replace(params=params)
+    rest = functools.partial(_rest, optimizer, teacher)
+    places = sharding.shardings(jax.eval_shape(rest, params, key), mesh)
+    return jax.jit(rest, out_shardings=places)(params, key)._replace(params=params)
 
-    places = None if mesh is None else sharding.shardings(jax.eval_shape(rest, params), mesh)
-    return jax.jit(rest, out_shardings=places)(params)._replace(params=params)
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _rest(optimizer: optax.GradientTransformation, teacher: bool, params: Params, key: jax.Array
+          ) -> TrainState:
+    """The state before the first step, but for the parameters."""
+    return TrainState(jnp.zeros((), jnp.int32), None, optimizer.init(params), key,
+                      params if teacher else None)
 
 
 def place_frozen(network: Network, frozen: Params) -> Params:

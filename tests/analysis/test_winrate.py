@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sklearn.linear_model
 from scipy.special import expit
 
 from qrm.analysis import winrate
@@ -66,6 +67,33 @@ def test_rates_are_those_of_the_scores(model, files, tmp_path):
     assert found['win_rate']['low'] < found['win_rate']['value'] < found['win_rate']['high']
     assert (found['prompts'], found['candidates'], found['unmatched']) == (40, 40, 1)
     assert '40 candidates for 40 prompts (1 rows without a reference' in winrate.describe(found)
+
+
+def test_rates_at_equal_length_are_those_of_a_regression(model, files, tmp_path):
+    found = winrate.win_rates(model, *files, str(tmp_path), **SETTINGS)
+    own = model.score(PROMPTS, [f' yes {i}' for i in range(40)])
+    others = model.score(PROMPTS, [[f' no {i}', ' never'] for i in range(40)])
+    wins = np.array([[expit(a[:, None] - b[None]).mean() for b in both]
+                     for a, both in zip(own.quantiles, others.quantiles, strict=True)]).ravel()
+    longer = np.array([[1, len(f' yes {i}') - len(' never')] for i in range(40)]).ravel()
+    feature = np.tanh(longer / longer.std())[:, None]
+    fit = sklearn.linear_model.LogisticRegression(C=np.inf, tol=1e-12).fit(
+        np.concatenate([feature, feature]), np.repeat([1, 0], 80),
+        sample_weight=np.concatenate([wins, 1 - wins]))
+    number = found['win_probability_controlled']
+    assert number['value'] == pytest.approx(expit(fit.intercept_[0]), abs=1e-4)
+    assert number['value'] != pytest.approx(found['win_probability']['value'], abs=1e-4)
+    assert number['low'] < number['value'] < number['high']
+    assert found['length'] == np.mean([len(f' yes {i}') for i in range(40)])
+    assert 'at equal length win rate 0.' in winrate.describe(found)
+
+
+def test_prompts_count_as_one_and_equal_differences_define_nothing():
+    wins = [np.array([[0.2, 0.4]]), np.array([[0.9]])]
+    found = winrate.length_controlled(wins, [np.zeros((1, 2)), np.zeros((1, 1))], None, 0.9)
+    assert found == {'value': pytest.approx(0.6, abs=1e-5), 'low': None, 'high': None}
+    found = winrate.length_controlled(wins, [np.full((1, 2), 4.0), np.full((1, 1), 4.0)], None, 0.9)
+    assert found == {'value': None, 'low': None, 'high': None}
 
 
 def test_scores_of_references_are_computed_once_for_a_model(model, files, tmp_path, monkeypatch):
@@ -138,13 +166,13 @@ def test_win_probabilities_of_distributions_by_hand():
     other = distributions.uniform_atoms(jnp.array([[[0.0, 1.0]] * 3, [[1.0, 2.0]] * 3]))
     loss = losses.LossConfig('distributional_bradley_terry')
     found = winrate.win_probabilities(loss, own, other)
-    assert found.shape == (2, 2)
+    assert found.shape == (2, 2, 3)
     expected = [[expit(np.subtract.outer(a, b)).mean() for a in side] for side, b in
                 (([[0, 2], [1, 1]], [0, 1]), ([[3, 5], [4, 4]], [1, 2]))]
-    np.testing.assert_allclose(found, expected, atol=1e-6)
+    np.testing.assert_allclose(found, np.repeat(np.array(expected)[..., None], 3, 2), atol=1e-6)
     # By the means alone: 1 - .5 and 4 - 1.5.
     found = winrate.win_probabilities(losses.LossConfig('bradley_terry'), own, other)
-    np.testing.assert_allclose(found, expit([[0.5, 0.5], [2.5, 2.5]]), atol=1e-6)
+    np.testing.assert_allclose(found[..., 0], expit([[0.5, 0.5], [2.5, 2.5]]), atol=1e-6)
 
 
 def test_differences_over_prompts_are_paired():

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from qrm.data import gold
-from qrm.data.comparisons import Comparison, DataError
+from qrm.data.comparisons import Comparison, DataError, text_of
 from qrm.models.network import params_digest
 from qrm.policy import scoring
 from qrm.serving import functions
@@ -21,7 +21,7 @@ REPLY = 'I am happy to help.'
 
 
 def lengths(prompts, completions):
-    return [len(prompt + scoring.text_of(one))
+    return [len(prompt + text_of(one))
             for prompt, one in zip(prompts, completions, strict=True)]
 
 
@@ -140,26 +140,45 @@ def comparisons(*responses):
 OWN, OTHERS = comparisons(('xx', 'yyyy'), ('', 'z')), comparisons(('uuu',), ('z',))
 
 
+def wins(judge, own, others):
+    """Of each answer [C, K], the mean over those of the other side."""
+    found = judge.wins(judge.read(own), judge.read(others))
+    assert found.shape == (len(own), len(own[0].responses), len(others[0].responses))
+    return found.mean(axis=-1)
+
+
 def test_the_reward_itself_as_judge_halves_ties():
     reward = scoring.load('tests.policy.test_scoring:lengths')
     judge = scoring.load_judge('', workload='', reward=reward)
-    np.testing.assert_array_equal(judge.wins(OWN, OTHERS), [[0.0, 1.0], [0.0, 0.5]])
+    np.testing.assert_array_equal(wins(judge, OWN, OTHERS), [[0.0, 1.0], [0.0, 0.5]])
+    np.testing.assert_array_equal(judge.read(OWN).rewards, [[3.0, 5.0], [1.0, 2.0]])
+    with pytest.raises(ValueError, match='neither a judge nor a reward'):
+        scoring.load_judge('', workload='')
 
 
 def test_gold_and_models_as_judges(monkeypatch):
     reward = scoring.load('tests.policy.test_scoring:lengths')
     judge = scoring.load_judge('gold', workload='helpful', reward=reward)
-    wins = judge.wins(comparisons((REPLY, ''), ('', 'zzz')), comparisons(('',), ('',)))
-    assert wins[0, 1] == wins[1, 0] == pytest.approx(0.5)
-    assert wins[1, 1] < 0.5
+    own, others = comparisons((REPLY, ''), ('', 'zzz')), comparisons(('', REPLY), ('', ''))
+    found = judge.wins(judge.read(own), judge.read(others))
+    # Each pair in closed form.
+    for c, (mine, theirs) in enumerate(zip(own, others, strict=True)):
+        for k, one in enumerate(mine.responses):
+            truth = gold.judge('helpful', one).reward
+            assert judge.read(own).rewards[c, k] == truth.mean()
+            for j, other in enumerate(theirs.responses):
+                assert found[c, k, j] == pytest.approx(
+                    truth.win_probability(gold.judge('helpful', other).reward))
+    assert found[0, 0, 0] != pytest.approx(0.5)
     model = small_reward_model([*OWN, *OTHERS])
     monkeypatch.setattr(reward_model, 'load', lambda path, raw: model)
     judge = scoring.load_judge('somewhere', workload='', reward=reward)
-    wins = judge.wins(OWN, OTHERS)
-    assert wins[1, 1] == pytest.approx(0.5, abs=1e-5)  # the same text
-    np.testing.assert_allclose(judge.wins(OTHERS, [
-        comparisons(('xx',), ('',))[0], comparisons(('xx',), ('',))[1]])[:, 0],
-        1 - wins[:, 0], atol=1e-5)
+    found = wins(judge, OWN, OTHERS)
+    assert found[1, 1] == pytest.approx(0.5, abs=1e-5)  # the same text
+    np.testing.assert_allclose(wins(judge, OTHERS, comparisons(('xx',), ('',)))[:, 0],
+                               1 - found[:, 0], atol=1e-5)
+    means = model.score(*[[getattr(one, name) for one in OWN] for name in ('prompt', 'responses')])
+    np.testing.assert_allclose(judge.read(OWN).rewards, means.rewards, atol=1e-5)
     same = reward._replace(weights=params_digest(model.params))
     for own in (same, reward._replace(source='somewhere')):
         with pytest.raises(ConfigError, match="judge='somewhere' is what is optimised"):

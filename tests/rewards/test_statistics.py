@@ -219,6 +219,51 @@ def test_length_controlled_accuracy_of_known_truth():
         0.5, abs=0.01)
 
 
+def test_length_controlled_wins_match_sklearn():
+    rng = np.random.default_rng(0)
+    longer = np.round(rng.normal(20.0, 50.0, 300))
+    wins = expit(0.4 + 1.5 * np.tanh(longer / 50.0) + rng.normal(size=300))
+    shares = np.stack([np.full(300, 1 / 300), rng.dirichlet(np.ones(300))])
+    found = statistics.length_controlled_wins(wins, longer, shares)
+    # Each pair as a win and as a loss, as much as it is either.
+    feature = np.tanh(longer / longer.std())[:, None]
+    for share, value in zip(shares, found, strict=True):
+        fit = sklearn.linear_model.LogisticRegression(C=np.inf, tol=1e-12).fit(
+            np.concatenate([feature, feature]), np.repeat([1, 0], 300),
+            sample_weight=300 * np.concatenate([share * wins, share * (1 - wins)]))
+        assert value == pytest.approx(expit(fit.intercept_[0]), abs=1e-4)
+
+
+def test_length_controlled_wins_of_known_truth():
+    rng = np.random.default_rng(1)
+    longer = rng.normal(60.0, 80.0, 50_000)
+    shares = np.full((1, 50_000), 1 / 50_000)
+    for merit in (0.0, 0.8):
+        chance = expit(merit + 2.0 * np.tanh(longer / longer.std()))
+        wins = (rng.random(50_000) < chance).astype(float)
+        assert wins.mean() > expit(merit) + 0.1
+        found = statistics.length_controlled_wins(wins, longer, shares)
+        assert found == pytest.approx(expit(merit), abs=0.01)
+
+
+def test_length_controlled_wins_where_little_is_known():
+    shares = np.full((2, 4), 0.25)
+    wins = np.array([1.0, 0.0, 1.0, 1.0])
+    # Equal lengths: nothing to control for.
+    found = statistics.length_controlled_wins(wins, np.zeros(4), shares)
+    np.testing.assert_allclose(found, 0.75, atol=1e-5)
+    # One difference that is not 0 is part of every win.
+    found = statistics.length_controlled_wins(wins, np.full(4, 3.0), shares)
+    assert np.isnan(found).all()
+    # Length says all: odds at 0 are even by symmetry, and nothing overflows.
+    found = statistics.length_controlled_wins(
+        np.array([1.0, 1.0, 0.0, 0.0]), np.array([2.0, 1.0, -1.0, -2.0]), shares)
+    np.testing.assert_allclose(found, 0.5, atol=1e-9)
+    # All are won: certain, as far as the ridge lets it be.
+    found = statistics.length_controlled_wins(np.ones(4), np.array([2.0, 1.0, -1.0, -2.0]), shares)
+    assert (found > 0.999).all()
+
+
 @pytest.mark.parametrize('values', [np.zeros(5), np.full(5, -0.3), np.float32([0.3, 0.3 + 3e-8])])
 def test_constant_values_define_no_correlation(values):
     other = np.arange(float(len(values)))

@@ -7,6 +7,8 @@ import matplotlib.image
 import numpy as np
 import pytest
 from ml_collections import ConfigDict
+from safetensors.numpy import load_file, save_file
+from scipy.special import expit
 
 from qrm.data.comparisons import DataError
 from qrm.rewards import distributions, resampling
@@ -15,9 +17,11 @@ from qrm.studies import arms
 from qrm.studies import overoptimisation as study
 from qrm.studies.arms import NO, OPEN, UNSEEN, YES, Arm, Statistics
 from qrm.studies.paths import Path
+from qrm.training import reward_model
 from qrm.training.schema import ConfigError
+from qrm.training.train import train
 from qrm.training.workdir import WorkdirError
-from tests.helpers import load_config
+from tests.helpers import load_config, word_pairs
 
 BOUNDS = ConfigDict({'gain': 0.0, 'matters': 0.2, 'fall': 0.0})
 ANALYSIS = ConfigDict({'bootstrap': 200, 'level': 0.9, 'seed': 0})
@@ -33,7 +37,7 @@ def path(gold, kl=(0.0, 2.0, 4.0), noise=0.1, seed=0):
     shape = len(gold), len(GROUPS)
     table = np.array(gold, float)[:, None] + noise * rng.normal(size=shape)
     return Path(np.arange(len(gold)), np.broadcast_to(np.array(kl, float)[:, None], shape), table,
-                table, 1.0)
+                table, np.full(shape, 0.5), np.arange(shape[0])[:, None] * np.ones(shape), 1.0)
 
 
 def statistics(**golds):
@@ -163,7 +167,7 @@ def test_sizes_are_powers_of_two():
     ({'seeds': (0, 0)}, 'expected each once'),
     ({'proxies.names': ('scalar', 'quantil'), 'online.ppo': ('quantil mean',)}, "'quantil', expec"),
     ({'evaluation.prompts': 32}, 'config.evaluation.prompts=32, expected prompts of at least 30 q'),
-    ({'evaluation.max_new_tokens': 128}, 'expected less than the 128 positions of the policy'),
+    ({'evaluation.max_new_tokens': 128}, 'expected less than the 128 tokens of prompt and'),
     ({'runs.grpo': {'algorithm': {'kl_loss': 'k2', 'kl_reward': ''}, 'rollouts': {'samples': 1}}},
      'runs.grpo: config.rollouts.samples=1, expected at least 2 of grpo'),
     ({'runs.grpo': {'algorithm': {'beta': -1.0}}}, 'runs.grpo: config.algorithm.beta=-1.0'),
@@ -172,6 +176,17 @@ def test_sizes_are_powers_of_two():
 def test_what_cannot_be_used_is_named(changes, message):
     with pytest.raises(ConfigError, match=message):
         study.check(load_config('optimise', **changes))
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+    ({'data': ''}, "config.data='', expected pairs"),
+    ({'reference': ''}, "config.reference='' with config.data='pairs.jsonl', expected a language"),
+    ({'gold': 'gold'}, 'expected a reward model: the truth is known of the demo alone'),
+])
+def test_real_text_needs_what_the_demo_has(changes, message):
+    given = {'data': 'pairs.jsonl', 'reference': 'model', 'gold': 'judge'}
+    with pytest.raises(ConfigError, match=message):
+        study.check(load_config('optimise', 'text', **given | changes))
 
 
 # A tiny study. All answers have one shape, so that little is compiled.
@@ -199,8 +214,8 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
     config, folder = load_config('optimise', **TINY), str(tmp_path)
     text = study.run(config, folder)
     names = {'sft', 'policy', 'reward-scalar-0', 'reward-distributional-0', 'dpo-0',
-             'grpo-scalar-mean-0', 'figures', 'candidates.npz', 'config.json', '.lock',
-             'overoptimisation.json', 'overoptimisation.md'}
+             'grpo-scalar-mean-0', 'figures', 'candidates.npz', 'identity.json', 'config.json',
+             '.lock', 'overoptimisation.json', 'overoptimisation.md'}
     assert {path.name for path in tmp_path.iterdir()} == names
     result = json.loads((tmp_path / 'overoptimisation.json').read_text())
     assert (tmp_path / 'overoptimisation.md').read_text() == text
@@ -210,6 +225,8 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
         'grpo scalar mean']
     of_best = result['rows'][0]
     assert of_best['kl']['value'] == pytest.approx(np.log(4.0) - 0.75)
+    assert 0.0 < of_best['win']['value'] < 1.0
+    assert 0.0 < of_best['length']['value'] <= 2.0
     # Sampled from a policy that has taken a step.
     assert result['rows'][-1]['kl']['value'] != 0.0
     for name in ('overoptimisation', 'gold'):
@@ -227,3 +244,91 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
         with pytest.raises(WorkdirError, match=f'config.{key}'):
             study.run(load_config('optimise', **TINY | {key: 3}), folder)
     study.run(load_config('optimise', **TINY | {'analysis.bootstrap': 30}), folder)
+    path = tmp_path / 'dpo-0/paths.json'
+    path.write_text(path.read_text().replace('"win"', '"wins"'))
+    with pytest.raises(WorkdirError, match=r"dpo-0/paths.json: .*'win'.*measured again"):
+        study.run(config, folder)
+
+
+# The same on pairs of words, with a reward model in place of the truth.
+
+
+@pytest.fixture
+def words(tmp_path):
+    """A language model, pairs in two halves, a judge that learnt from the second one."""
+    keys = word_pairs(tmp_path)
+    path = tmp_path / 'checkpoint/model.safetensors'
+    save_file({name: tensor for name, tensor in load_file(path).items() if 'score' not in name},
+              path)
+    rows = (tmp_path / 'pairs.jsonl').read_text().splitlines(keepends=True)
+    for name, own in (('proxy', rows[:20]), ('judge', rows[20:])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / 'train.jsonl').write_text(''.join(own))
+        (tmp_path / name / 'test.jsonl').write_text(''.join(
+            row.replace('"w', '"w0 w') for row in rows))
+    train(load_config('hh', 'helpful,scalar', **{
+        'model.checkpoint': keys['model.checkpoint'], 'data.path': str(tmp_path / 'judge'),
+        'data.max_length': 24, 'train.tune': 'head', 'train.max_steps': 2, 'train.row_length': 32,
+        'train.rows': 2}), str(tmp_path / 'gold'))
+    common = {'data': {'max_length': 24, 'validation_fraction': 0.3},
+              'train': {'row_length': 32, 'rows': 2, 'keep': 9}}
+    return {
+        'data': str(tmp_path / 'proxy'), 'reference': keys['model.checkpoint'],
+        'gold': str(tmp_path / 'gold'), 'proxies.names': ('scalar', 'quantile'),
+        'runs.common': common,
+        'runs.reward': {'train': {'tune': 'head', 'max_steps': 2, 'batch_size': 8},
+                        'optimizer': {'learning_rate': 0.1}},
+        'runs.dpo': {'train': {'tune': 'lora', 'max_steps': 1, 'batch_size': 8}},
+        'runs.grpo': {'algorithm': {'beta': 0.0, 'kl_loss': 'k2', 'kl_reward': ''},
+                      'rollouts': {'prompts': 2, 'samples': 4, 'rows': 16, 'max_new_tokens': 4},
+                      'evaluation': {'prompts': 2, 'samples': 4}, 'monitor': {'stop': ()},
+                      'optimizer': {'learning_rate': 0.01},
+                      'train': {'tune': 'lora', 'batch_size': 2, 'max_steps': 1}},
+        'best_of_n.candidates': 4, 'online.grpo': ('scalar mean',), 'evaluation.prompts': 12,
+        'evaluation.samples': 4, 'evaluation.max_new_tokens': 4, 'evaluation.rows': 16,
+        'analysis.bootstrap': 20}
+
+
+def test_a_reward_model_stands_in_for_the_truth(words, tmp_path, monkeypatch):
+    monkeypatch.setattr(resampling, 'MIN_GROUPS', 2)
+    config, folder = load_config('optimise', 'text', **words), tmp_path / 'study'
+    text = study.run(config, str(folder))
+    assert text.startswith('# Over-optimisation as another reward model sees it')
+    assert f'Gold rewards are those of {words["gold"]}' in text
+    assert not (folder / 'sft').exists()
+    assert len(list((folder / 'features').iterdir())) == 1  # which proxies share
+    result = json.loads((folder / 'overoptimisation.json').read_text())
+    rows = {row['name']: row for row in result['rows']}
+    assert list(rows) == [
+        'best of n scalar mean', 'best of n quantile mean', 'best of n quantile cvar:0.2',
+        'best of n quantile cvar:0.2 (shuffled)', 'dpo', 'grpo scalar mean']
+    # What the judge itself says of the candidates, chosen one by one.
+    judge, proxy = (reward_model.load(path, raw=True)
+                    for path in (words['gold'], str(folder / 'reward-scalar-0')))
+    candidates = study.prepare(config, str(folder)).candidates
+    texts = [[getattr(one, name) for one in candidates] for name in ('prompt', 'responses')]
+    gold, scored = (np.array(model.score(*texts).rewards) for model in (judge, proxy))
+    best = np.take_along_axis(gold, scored.argmax(axis=1)[:, None], axis=1)
+    assert rows['best of n scalar mean']['gold']['value'] == pytest.approx(
+        (best.mean() - gold.mean()) / gold.std(), abs=1e-4)
+    wins = expit(best - gold).mean()
+    assert rows['best of n scalar mean']['win']['value'] == pytest.approx(wins, abs=1e-4)
+    monitored = json.loads((folder / 'grpo-scalar-mean-0/monitor.json').read_text())
+    assert monitored['judge'] == words['gold']
+    assert monitored['rows'][-1]['win'] is not None
+    # What is behind the paths is known again.
+    path = folder / 'identity.json'
+    path.write_text(path.read_text().replace(judge.digest, 'another'))
+    with pytest.raises(WorkdirError, match='the gold is not the one this study started with'):
+        study.run(config, str(folder))
+
+
+def test_too_few_held_out_prompts_are_named(words, tmp_path):
+    for count, message in ((41, '40 different prompts are held out, expected the 41 of'),
+                           (12, '12 held-out prompts, expected prompts of at least 30 questions')):
+        config = load_config('optimise', 'text', **words | {'evaluation.prompts': count})
+        with pytest.raises(DataError, match=message):
+            study.run(config, str(tmp_path / str(count)))
+    config = load_config('optimise', 'text', **words | {'evaluation.max_new_tokens': 24})
+    with pytest.raises(ConfigError, match='expected less than the 24 tokens of prompt and resp'):
+        study.run(config, str(tmp_path / 'none'))

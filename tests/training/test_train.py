@@ -83,6 +83,27 @@ def test_a_finished_run_is_left_as_it_is(uninterrupted):
     assert workdir.read_metrics(uninterrupted) == before
 
 
+def test_runs_that_differ_in_seeds_and_data_share_their_step(tmp_path, monkeypatch):
+    """It is traced once for them, and not again for what it is the same for."""
+    traced, plain = [], step.make_train_step
+    monkeypatch.setattr(step, 'make_train_step', lambda *args: (
+        traced.append(1), plain(*args))[1])
+
+    def final(name, **changes):
+        own = config(**{'train.max_steps': 2, 'optimizer.learning_rate': 0.0123} | changes)
+        train.train(own, str(tmp_path / name))
+        return workdir.read_metrics(tmp_path / name)
+
+    first = final('first')
+    other = final('other', **{'seed': 1, 'data.demo.seed': 1})
+    assert traced == [1]
+    assert first[0]['loss'] != other[0]['loss']
+    assert final('again') == first
+    assert traced == [1]
+    final('rate', **{'optimizer.learning_rate': 0.0124})
+    assert traced == [1, 1]
+
+
 def test_sigterm_saves_and_the_rerun_ends_bit_for_bit(uninterrupted, tmp_path, monkeypatch):
     folder = str(tmp_path)
     make_batch = packing.make_batch

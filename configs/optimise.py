@@ -43,10 +43,10 @@ _TEXT = {
         'algorithm': {'beta': 0.0, 'kl_reward': '', 'kl_loss': 'k2', 'truncated': 'keep'},
         'rollouts': {'prompts': 8, 'samples': 4, 'rows': 32, 'max_new_tokens': 96},
         'evaluation': {'prompts': 16, 'samples': 4}, 'monitor': {'stop': ()},
-        'train': {'tune': 'lora', 'batch_size': 8, 'max_steps': 24, 'checkpoint_every': 6}},
+        'train': {'tune': 'lora', 'batch_size': 8, 'max_steps': 18, 'checkpoint_every': 6}},
     'best_of_n.candidates': 16, 'best_of_n.rules': ('cvar:0.2',),
     'online.ppo': (), 'online.grpo': ('scalar mean', 'quantile mean'),
-    'evaluation.prompts': 64, 'evaluation.samples': 4, 'evaluation.max_new_tokens': 96,
+    'evaluation.prompts': 64, 'evaluation.samples': 2, 'evaluation.max_new_tokens': 96,
     'evaluation.rows': 64}
 _CHANGES = {'': {}, 'full': _FULL, 'text': _TEXT}
 

@@ -129,7 +129,7 @@ def assert_same_run(run, other):
 # are judged by it too), and once an iteration of 4 steps: the 7th time is in the second one.
 def test_a_signal_within_a_rollout_and_the_rerun_ends_bit_for_bit(
         uninterrupted, folder, tmp_path, monkeypatch):
-    monkeypatch.setitem(CALLS, 'at', 8)
+    monkeypatch.setitem(CALLS, 'at', 7)
     monkeypatch.setitem(CALLS, 'do', lambda: os.kill(os.getpid(), signal.SIGTERM))
     with pytest.raises(interruptions.Interrupted, match='at step 5 of 8'):
         optimise.train(config(folder, 'ppo', **RESUMED), str(tmp_path))
@@ -141,7 +141,7 @@ def test_a_run_that_died_goes_on_within_its_rollout(uninterrupted, folder, tmp_p
     def die():
         raise OSError('no more')
 
-    monkeypatch.setitem(CALLS, 'at', 8)
+    monkeypatch.setitem(CALLS, 'at', 7)
     monkeypatch.setitem(CALLS, 'do', die)
     with pytest.raises(DataError, match=r'the reward function failed \(OSError: no more\)'):
         optimise.train(config(folder, 'ppo', **RESUMED), str(tmp_path))

@@ -29,8 +29,8 @@ from qrm.rewards.heads import HeadConfig
 from qrm.training import step
 from qrm.training.reward_model import RewardModel
 from qrm.training.reward_objective import RewardObjective
-from tests import forks
 from tests.conftest import QUICKLY
+from tests.programs import forks
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / 'tests/reference'

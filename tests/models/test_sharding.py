@@ -18,7 +18,6 @@ from qrm.rewards import heads
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.training import step, train, workdir
 from qrm.training.checkpoints import Checkpoints
-from tests import forks, on_devices
 from tests.helpers import (
     architecture,
     init,
@@ -29,14 +28,15 @@ from tests.helpers import (
     reward_step,
     simulated,
 )
+from tests.programs import forks, on_devices
 
 GPT2 = architecture(vocab_size=50257, n_positions=1024, n_embd=768, n_layer=12, n_head=12,
                     n_inner=3072)
 
 
 def run(devices, *args):
-    """What `tests.on_devices` prints on that many devices."""
-    code, out, err = forks.run('tests.on_devices', args, simulated(devices))
+    """What `tests.programs.on_devices` prints on that many devices."""
+    code, out, err = forks.run('tests.programs.on_devices', args, simulated(devices))
     assert code == 0, err
     return out
 

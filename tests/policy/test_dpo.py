@@ -18,8 +18,8 @@ from qrm.training import interruptions, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
-from tests import on_policies
 from tests.helpers import ROOT, TINY_POLICY, load_config, simulated
+from tests.programs import on_policies
 
 OVERRIDES = TINY_POLICY | {'train.max_steps': 6, 'train.checkpoint_every': 3, 'train.tune': 'lora',
                     'lora.rank': 2, 'data.demo.train': 150, 'data.demo.test': 40}
@@ -100,7 +100,7 @@ def test_the_loss_by_hand(arrays, own):
 
 def test_several_devices_take_the_step_of_one():
     modes = ('replicated', 'fsdp', 'fsdp:2')
-    done = subprocess.run([sys.executable, '-m', 'tests.on_policies', *modes],
+    done = subprocess.run([sys.executable, '-m', 'tests.programs.on_policies', *modes],
                           cwd=ROOT, env=simulated(2), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     alone = on_policies.take_steps('replicated')

@@ -12,8 +12,8 @@ from qrm.models import likelihood
 from qrm.models.families import FAMILIES
 from qrm.policy import batches
 from qrm.policy.network import PolicyNetwork
-from tests import compiled
 from tests.helpers import ARCHITECTURE, encoded, init, lora
+from tests.programs import compiled
 
 DECODERS = [name for name in FAMILIES if name not in ('bert', 'modernbert')]
 

@@ -25,7 +25,6 @@ from qrm.models.tuning import Tuning
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import costs, scaling, speed
 from qrm.training import step
-from tests import compiled, forks
 from tests.helpers import (
     ARCHITECTURE,
     ROOT,
@@ -38,6 +37,7 @@ from tests.helpers import (
     random_comparisons,
     simulated,
 )
+from tests.programs import compiled, forks
 
 LAYOUT = packing.Layout(length=64, rows=5, slots=4, responses=2)
 STEPS = {'replicated': 'replicated,gpt2,float32,remat', 'fsdp': 'fsdp,gpt2,float32,stored',
@@ -378,7 +378,7 @@ def test_kept_bytes_of_activations_that_no_family_has(activation, gated):
 @pytest.fixture(scope='module')
 def programs():
     """What XLA makes of a step on 8 devices, by layout of the state."""
-    code, out, err = forks.run('tests.compiled', STEPS.values(), simulated(8))
+    code, out, err = forks.run('tests.programs.compiled', STEPS.values(), simulated(8))
     assert code == 0, err
     found = json.loads(out)
     return {mode: found[key] for mode, key in STEPS.items()}

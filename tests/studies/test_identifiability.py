@@ -28,8 +28,9 @@ def learnt():
     """'table/kind' -> metric -> mean over two seeds, of models trained as in the experiment."""
     cells = ('ratings/pinball', 'independent/teacher', 'independent/gaussian', 'shared/gaussian',
              'identified/anchor_after', 'independent/gaussian_anchored')
-    done = subprocess.run([sys.executable, '-m', 'tests.on_worlds', *cells], cwd=ROOT, check=True,
-                          env=optimised(), stdout=subprocess.PIPE, text=True, timeout=600)
+    done = subprocess.run([sys.executable, '-m', 'tests.programs.on_worlds', *cells], cwd=ROOT,
+                          check=True, env=optimised(), stdout=subprocess.PIPE, text=True,
+                          timeout=600)
     return json.loads(done.stdout)
 
 

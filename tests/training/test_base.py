@@ -16,8 +16,8 @@ from qrm.training import base, reward_model, train, workdir
 from qrm.training.base import Base
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.workdir import WorkdirError
-from tests import compiled, on_devices
 from tests.helpers import REFERENCE, TUNINGS, reference_checkpoint
+from tests.programs import compiled, on_devices
 
 KINDS = {'lora': {'train.tune': 'lora', 'train.frozen_dtype': 'bfloat16'},
          'last': {'train.tune': 'last:1', 'train.frozen_dtype': 'bfloat16'}}

@@ -22,7 +22,6 @@ from qrm.training.checkpoints import Checkpoints
 from qrm.training.features import Features
 from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.workdir import WorkdirError
-from tests import forks
 from tests.helpers import (
     TINY,
     load_config,
@@ -31,6 +30,7 @@ from tests.helpers import (
     simulated,
     word_pairs,
 )
+from tests.programs import forks
 from tests.training.test_train import annotator_rows, attribute_rows
 
 SETTINGS = TINY | {
@@ -100,7 +100,7 @@ def test_a_run_on_features_stops_goes_on_and_moves_between_devices(tmp_path):
     settings = ['train.tune=head', 'loss.targets=teacher']
 
     def run(devices, folder, stop):
-        code, _, err = forks.run('tests.on_devices', [folder, str(stop), *settings],
+        code, _, err = forks.run('tests.programs.on_devices', [folder, str(stop), *settings],
                                  simulated(devices))
         assert code == 0, err
 

@@ -6,8 +6,8 @@ import time
 import pytest
 
 from qrm.training import workdir
-from tests import forks
 from tests.helpers import TINY, simulated
+from tests.programs import forks
 
 OVERRIDES = TINY | {'train.max_steps': 8, 'train.checkpoint_every': 3, 'optimizer.eps': 1e-3}
 
@@ -18,7 +18,7 @@ def start(folder, devices, *flags, strike=('nothing', 0), **overrides):
     arguments = [strike[0], str(strike[1]),
                  '--config=configs/demo.py:helpful,quantile', f'--workdir={folder}', *flags,
                  *(f'--config.{key}={value}' for key, value in (OVERRIDES | overrides).items())]
-    return forks.Process('tests.on_processes', arguments, environment)
+    return forks.Process('tests.programs.on_processes', arguments, environment)
 
 
 def end(processes):

@@ -1,6 +1,6 @@
 """Takes a few steps of a policy on all devices there are, and prints what came out as JSON.
 
-    python -m tests.on_policies MODE ...
+    python -m tests.programs.on_policies MODE ...
 
 Modes are those of `on_devices`.
 """
@@ -19,7 +19,7 @@ from qrm.policy.network import PolicyNetwork
 from qrm.training import step
 from qrm.training.devices import Spread
 from tests.helpers import ARCHITECTURE, init, optimizer_config, random_comparisons
-from tests.on_devices import flat
+from tests.programs.on_devices import flat
 
 
 def take_steps(mode: str) -> dict:

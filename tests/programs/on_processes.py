@@ -1,6 +1,6 @@
 """`experiments.train` with something that happens to it while it makes the batch of a step.
 
-    python -m tests.on_processes SIGTERM|raise|nothing STEP FLAGS...
+    python -m tests.programs.on_processes SIGTERM|raise|nothing STEP FLAGS...
 """
 
 import os

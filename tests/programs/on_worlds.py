@@ -1,6 +1,6 @@
 """Prints what two models of each kind learn in the world, as JSON: metric -> mean over the two.
 
-    python -m tests.on_worlds table/kind …
+    python -m tests.programs.on_worlds table/kind …
 """
 
 import json

@@ -1,6 +1,6 @@
 """Compiles training steps for all devices there are, and prints what they cost as JSON.
 
-    python -m tests.compiled MODE,FAMILY,DTYPE,REMAT[,WIDTH,ROWS,LENGTH] ...
+    python -m tests.programs.compiled MODE,FAMILY,DTYPE,REMAT[,WIDTH,ROWS,LENGTH] ...
 
 Modes are 'replicated', 'fsdp' and 'fsdp:M' with tensor groups of M. Products and bytes that
 collectives send are those of XLA's optimised program, in one step on one device; so is memory.

@@ -1,4 +1,4 @@
-"""Optimises a policy against reward models where the truth is known, and prints what it was worth.
+"""Optimises a policy against reward models, and prints what it was worth by the truth or another.
 
     qrm optimise --config=optimise --workdir=results/optimise
 """

@@ -27,7 +27,7 @@ HOUSE = {
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
                 'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',
-                'disagreement', 'paths', 'arms', 'overoptimisation'],
+                'disagreement', 'paths', 'bench', 'arms', 'overoptimisation'],
     'commands': ['configs', 'processes', 'launch', 'main'],
 }
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]

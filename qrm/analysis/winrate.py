@@ -38,9 +38,8 @@ def win_rates(
     reward, ties half; the win probability is the mean over these pairs of the probability that the
     model gives. Both are averaged over prompts, so that each counts once, and both come once more
     as they would be if candidate and reference were equally long, see `length_controlled`. A
-    pairwise model compares
-    each pair in both orders, and the mean of their log odds counts; the scores of references alone,
-    which it does not have, are not kept.
+    pairwise model compares each pair in both orders, and the mean of their log odds counts; the
+    scores of references alone, which it does not have, are not kept.
 
     Args:
       model: the reward model.
@@ -133,8 +132,8 @@ def length_controlled(
       weights, level: see `over_prompts`.
 
     Returns:
-      'value', 'low' and 'high'; all None where all differences in length are the same but not 0,
-      the interval also if it has no weights.
+      'value', 'low' and 'high'; all None where all candidates are longer than their references, or
+      all shorter, the interval also where those of a resample are, or if it has no weights.
     """
     sizes = [one.size for one in wins]
     rows = np.ones((1, len(wins)))
@@ -145,7 +144,9 @@ def length_controlled(
         *(np.concatenate([one.ravel() for one in side]) for side in (wins, longer)), shares)
     if np.isnan(value):
         return {'value': None, 'low': None, 'high': None}
-    low, high = resampling.interval(replicates, level) if replicates else (None, None)
+    if not replicates or np.isnan(replicates).any():
+        return {'value': float(value), 'low': None, 'high': None}
+    low, high = resampling.interval(np.array(replicates), level)
     return {'value': float(value), 'low': low, 'high': high}
 
 
@@ -212,8 +213,8 @@ def describe(found: dict[str, Any]) -> str:
 
 def _compared(model: RewardModel, candidates: Sequence[Comparison],
               references: Sequence[Comparison]) -> list[dict[str, np.ndarray]]:
-    """What a pairwise model says of each pair [K, J] of a prompt; `first_log_odds` has both orders.
-    """
+    """What a pairwise model says of a prompt's pairs: wins [K, J], and [K J] what is said of both
+    orders."""
     pairs = [dataclasses.replace(own, responses=(a, b), ranks=None, preferred=None,
                                  preference=None, ratings=None)
              for own, other in zip(candidates, references, strict=True)

@@ -26,7 +26,7 @@ COMMANDS = {
     'disagreement': 'whether spreads know where judges disagree',
     'identifiability': 'what each objective learns where the truth is known',
     'best_of_n': 'what choosing by each rule and proxy is worth',
-    'optimise': 'policies against reward models where the truth is known',
+    'optimise': 'policies against reward models, by the truth or another reward model',
     'campaign': 'breaks things on purpose, and counts what survives',
     'speed': 'how fast this machine trains and scores',
     'smollm2': 'makes a folder of a small pretrained model, without a hub',

@@ -72,7 +72,7 @@ class Evaluation(NamedTuple):
       members: [C, K, E] mean rewards by the members of an ensemble; None: there is none.
       gold: [C, K] gold reward; None: unknown.
       wins: [C, K] probability of being preferred to the reference's responses, by a judge that is
-        not optimised, see `winrate.win_probabilities` and `demo.Population`; None: unknown.
+        not optimised, means of `winrate.win_probabilities` and `demo.Population`; None: unknown.
       best_of: n, where a response is the best of n draws of the reference by the proxy; the
         distance from the reference is then `Row.kl_bound`, as the choice has no log-probabilities,
         and neither KL nor entropy is estimated.

@@ -275,7 +275,6 @@ def train(values: Any, folder: str) -> Outcome | None:
         if prepared.how.name == 'best_of_n':
             counts = [n for n in 2 ** np.arange(16) if n < values.evaluation.samples]
             print(format_rows(watch.best_of([*map(int, counts), values.evaluation.samples])))
-            watch.draw()
             return None
         saved.describe(folder, start.network, start.settings, start.base, prepared.tokenizer,
                        {'stops': prepared.stops})

@@ -192,14 +192,17 @@ def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> J
 
     Raises:
       ConfigError: there is no such judge, or it is what is optimised.
-      DataError, WorkdirError: see `reward_model.load`.
+      DataError, WorkdirError: see `reward_model.load`; or it is a pairwise model.
+      ValueError: neither source nor reward is given.
     """
     if source == GOLD:
         load(GOLD, workload=workload)  # there is such a workload
         return Judge(source, functools.partial(_read_gold, workload), _gold_wins)
     if source:
         model = reward_model.load(source, raw=True)
-        reward_model.check_alone(model)
+        if model.network.head.pairwise:
+            raise DataError(f'{source}: a pairwise reward model, which scores no response alone; '
+                            'expected a judge that does')
         if reward and (source == reward.source
                        or network.params_digest(model.params) == reward.weights):
             raise ConfigError(f'config.reward.judge={source!r} is what is optimised, expected '

@@ -19,7 +19,7 @@ _KNOTS = 11  # of the broken line that predicts the spread from the reward: its 
 _CONSTANT = 1e-6
 # Keeps the coefficients of separable labels finite; see `length_controlled_accuracy`.
 _RIDGE = 1e-6
-_NEWTON_STEPS = 60
+_NEWTON_STEPS, _CONVERGED = 500, 1e-9
 _LARGEST_STEP = 1.0  # of a coefficient: where labels nearly separate, whole Newton steps run away
 _LARGEST_SLOPE = 1e6  # of the logit, 1 / T, times its mean size
 
@@ -284,7 +284,8 @@ def length_controlled_wins(
     Length-controlled AlpacaEval (Dubois et al. 2024, arXiv 2404.04475, section 3) without its term
     for how hard an instruction is: the log odds of winning are a + b tanh(d / std(d)), d the
     difference in length, fitted by cross-entropy to probabilities; what is left at d = 0 is
-    sigma(a). A ridge of 1e-6 keeps both finite.
+    sigma(a). A ridge of 1e-6 keeps both finite. Where all that count are longer, or all are
+    shorter, nothing is known of d = 0, and what the curve would say there is nan.
 
     Args:
       wins: [m] probability of winning, or 1, 1/2, 0.
@@ -292,11 +293,9 @@ def length_controlled_wins(
       shares: [B, m] weights, each row of sum 1.
 
     Returns:
-      [B]; nan where all differences are the same but not 0, which tells nothing of equal lengths.
+      [B], or nan.
     """
     deviation = longer.std()
-    if deviation == 0.0 and longer[0] != 0.0:
-        return np.full(len(shares), np.nan)
     feature = np.tanh(longer / deviation) if deviation else np.zeros(len(longer))
     features = np.stack([np.ones(len(longer)), feature])  # [2, m]
     beta = np.zeros((len(shares), 2))
@@ -306,7 +305,11 @@ def length_controlled_wins(
         hessian = np.einsum('bm,im,jm->bij', shares * p * (1.0 - p), features, features)
         step = np.linalg.solve(hessian + _RIDGE * np.eye(2), gradient[..., None])[..., 0]
         beta -= np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
-    return scipy.special.expit(beta[:, 0])
+        if np.abs(step).max() < _CONVERGED:
+            break
+    counts = shares > 0
+    known = (counts & (longer <= 0)).any(axis=1) & (counts & (longer >= 0)).any(axis=1)
+    return np.where(known, scipy.special.expit(beta[:, 0]), np.nan)
 
 
 def is_constant(values: np.ndarray) -> bool:

@@ -16,12 +16,12 @@ from qrm.policy.monitor import Row
 from qrm.policy.scoring import GOLD
 from qrm.rewards import resampling
 from qrm.studies import paths
+from qrm.studies.bench import DEMO, Bench
 from qrm.studies.paths import Curves, Path
 from qrm.training import schema
 
 SCALAR, ENSEMBLE = 'scalar', 'ensemble'
 BEST_OF_N, DPO = 'best_of_n', 'dpo'
-DEMO = 'demo'
 YES, NO, OPEN = 'yes', 'no', 'cannot tell'
 UNSEEN = 'cannot tell, no over-optimisation seen'
 UNLIKE = 'not compared, one KL is an estimate and the other a bound'
@@ -130,7 +130,7 @@ class Statistics:
 
         def controlled(seed: int) -> np.ndarray | None:
             found = paths.win_controlled(self._found[arm, seed], self._weights)
-            return None if np.isnan(found[0]) else found
+            return None if np.isnan(found).any() else found
 
         row = arm._asdict() | {
             'name': str(arm), 'kl': self.cell(last('kl')), 'gold': self.cell(gained),
@@ -164,23 +164,21 @@ class Statistics:
         return found
 
 
-def summarise(found: Paths, groups: Sequence[str], gold: np.ndarray, lengths: np.ndarray,
-              config: Any) -> dict[str, Any]:
+def summarise(found: Paths, bench: Bench, config: Any) -> dict[str, Any]:
     """All numbers with their intervals, ready for JSON.
 
     Args:
       found: of all arms and seeds.
-      groups: [P] opening question of each prompt.
-      gold: [P, N] gold reward of the reference's candidates.
-      lengths: [P, N] their tokens.
+      bench: what they were judged by.
       config: of the study.
 
     Returns:
       'rows' of arms, answers to the questions 'delay', 'quantile' and 'dpo', the 'verdict' in
       lines, 'reference' and 'settings'.
     """
+    gold = bench.gold.rewards
     std = float(gold.std())
-    statistics = Statistics(found, groups, std, config.analysis)
+    statistics = Statistics(found, bench.groups, std, config.analysis)
     result = {
         'rows': [statistics.row(arm) for arm in statistics.arms],
         'delay': delays(statistics, config.yes),
@@ -188,7 +186,7 @@ def summarise(found: Paths, groups: Sequence[str], gold: np.ndarray, lengths: np
                      for row in over_scalar(statistics, config.yes, name)],
         'dpo': over_scalar(statistics, config.yes, ''),
         'reference': {'gold': float(gold.mean()), 'gold_std': std, 'prompts': len(gold),
-                      'candidates': gold.shape[1], 'length': float(lengths.mean())},
+                      'candidates': gold.shape[1], 'length': float(bench.rival_length.mean())},
         'settings': dict(schema.flatten(config, {})),
     }
     return result | {'verdict': verdict(result)}
@@ -348,9 +346,10 @@ def format_result(result: Mapping[str, Any]) -> str:
         f'reference ({reference["gold_std"]:.3f}), whose mean is {reference["gold"]:.3f}.\n',
         tables.markdown(lines),
         '\n## Beside the reference, at the end\n',
-        f'Its responses have {reference["length"]:.1f} tokens. How often a response is preferred '
-        'to one of them follows from the gold rewards; at equal length by a logistic regression '
-        'on the difference in length.\n',
+        f'Compared with {settings["evaluation.rivals"]} other responses of the reference to each '
+        f'prompt, of {reference["length"]:.1f} tokens: how often a response is preferred to one of '
+        'them by gold, and how often it would be if it were as long, by a logistic regression on '
+        'the difference in length; "-" where hardly any are shorter, or longer.\n',
         tables.markdown(beside),
         '\n## By the bounds that the config states\n',
         f'Yes: intervals above {settings["yes.gain"]:g}; no: else, one below '

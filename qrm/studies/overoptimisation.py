@@ -10,9 +10,9 @@ no truth: a reward model that learnt from other pairs stands in for it.
     W/sft, W/policy                 a reference that learnt here, as a run, and exported
     W/reward-PROXY-SEED             a proxy, and the best of n by it
     W/dpo-SEED, W/ppo-..., W/grpo-...   a policy
-    W/candidates.npz                answers of the reference
+    W/candidates.npz, W/rivals.npz  answers of the reference
     W/features                      hidden states that proxies share, if they are heads alone
-    W/identity.json                 by which reference and gold reward are known again
+    W/identity.json                 by which reference, gold reward and prompts are known again
 
 Each folder keeps what was measured in it (`paths.json`), so that a second run only tabulates.
 
@@ -29,8 +29,8 @@ What counts as an answer stands in the config, `yes.*`.
 Axes: P prompts, N candidates to each, I evaluations of a policy, S seeds, r bootstrap replicates.
 """
 
-import dataclasses
 import functools
+import hashlib
 import itertools
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -42,26 +42,32 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from qrm.analysis import figures as analysis_figures
-from qrm.data import demo, sources
-from qrm.data.comparisons import Comparison, DataError, DataReport
-from qrm.models.network import Params, params_digest
+from qrm.data import demo
+from qrm.data.comparisons import Comparison
+from qrm.models.network import params_digest
 from qrm.policy import config as policy_config
-from qrm.policy import dpo, export, language_model, objectives, optimise, rollouts, scoring, sft
-from qrm.policy.batches import Plan
-from qrm.policy.language_model import LanguageModel
+from qrm.policy import (
+    dpo,
+    export,
+    language_model,
+    objectives,
+    optimise,
+    rollouts,
+    runs,
+    scoring,
+    sft,
+)
 from qrm.policy.monitor import Row
-from qrm.policy.network import PolicyNetwork
-from qrm.policy.rollouts import Answers, Prompts
-from qrm.policy.sampling import Sampling
-from qrm.policy.scoring import Judge, Judged
 from qrm.rewards import distributions, resampling, selection
 from qrm.rewards.distributions import Atoms
 from qrm.rewards.selection import Rule
 from qrm.studies import arms, compare, figures, paths
-from qrm.studies.arms import BEST_OF_N, DEMO, DPO, ENSEMBLE, SCALAR, Arm, Paths, Statistics
+from qrm.studies import bench as bench_lib
+from qrm.studies.arms import BEST_OF_N, DPO, ENSEMBLE, SCALAR, Arm, Paths, Statistics
+from qrm.studies.bench import DEMO, Bench
 from qrm.studies.paths import Path
 from qrm.training import config as config_lib
-from qrm.training import reward_model, schema, workdir
+from qrm.training import reward_model, saved, schema, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.reward_model import RewardModel
 from qrm.training.schema import (
@@ -77,12 +83,11 @@ from qrm.training.schema import (
     Range,
     Table,
 )
-from qrm.training.train import train
+from qrm.training.train import read_data, train
 from qrm.training.workdir import WorkdirError
 
 ONLINE = ('ppo', 'grpo')
 _KEPT = 'paths.json'
-_TOO_FEW = f'expected prompts of at least {resampling.MIN_GROUPS} questions for intervals'
 
 # Name -> what a proxy has in its `head` and `loss` sections, as in `compare`.
 PROXIES = {name: compare.MODELS[name] for name in (
@@ -167,6 +172,8 @@ KEYS: Table = {
     'evaluation.prompts': Key(
         96, Range(4), 'prompts with openings that nobody learnt from; they are the same for all'),
     'evaluation.samples': Key(4, AT_LEAST_ONE, 'responses to each, of policies'),
+    'evaluation.rivals': Key(
+        4, AT_LEAST_ONE, 'other responses of the reference to each, which all are compared with'),
     'evaluation.max_new_tokens': Key(48, AT_LEAST_ONE, 'of the longest response'),
     'evaluation.rows': Key(128, AT_LEAST_ONE, 'responses that grow at once'),
     'evaluation.seed': Key(0, NOT_NEGATIVE, 'of prompts and responses'),
@@ -215,38 +222,6 @@ _KINDS = {
 }
 
 
-class Bench(NamedTuple):
-    """What all policies are judged by.
-
-    Attributes:
-      prompts: P of them.
-      tokenizer: of the policies.
-      sampling, rows, seed: how they answer.
-      plan: see `rollouts.read`.
-      reference: the network and its parameters.
-      candidates: N answers of the reference to each prompt, as texts.
-      lengths: [P, N] their tokens.
-      judge: of gold rewards.
-      gold: what it says of the candidates.
-    """
-
-    prompts: Prompts
-    tokenizer: Any
-    sampling: Sampling
-    rows: int
-    seed: int
-    plan: Plan
-    reference: tuple[PolicyNetwork, Params]
-    candidates: list[Comparison]
-    lengths: np.ndarray
-    judge: Judge
-    gold: Judged
-
-    def wins(self, answers: Judged) -> np.ndarray:
-        """[P, K] how often answers would be preferred to a candidate, by gold."""
-        return self.judge.wins(answers, self.gold).mean(axis=-1)
-
-
 def run(config: Any, folder: str) -> str:
     """Trains reference, proxies and policies, measures them, and tabulates in `folder`.
 
@@ -265,11 +240,9 @@ def run(config: Any, folder: str) -> str:
         # What is measured is kept, so that all it depends on has to stay.
         workdir.check_claim(folder, config, free=(
             'analysis.bootstrap', 'analysis.level', 'evaluation.rows'))
-        workdir.claim(folder, config)
         bench = prepare(config, folder)
         found = measure(config, folder, bench)
-        result = arms.summarise(found, [one.group for one in bench.prompts.comparisons],
-                                bench.gold.rewards, bench.lengths, config)
+        result = arms.summarise(found, bench, config)
         text = arms.format_result(result)
         workdir.write_json(os.path.join(folder, 'overoptimisation.json'), result)
         workdir.write_text(os.path.join(folder, 'overoptimisation.md'), text)
@@ -314,17 +287,20 @@ def check(config: Any) -> None:
                         known.get(proxy, {}).get('head', {}), text)
         except ValueError as error:
             problems.append(f'config.online.{algorithm}: {error}')
+    if not config.gold:
+        problems.append("config.gold='', expected who says what policies are worth")
     if config.data != DEMO:
         if not config.data:
             problems.append(f'config.data={config.data!r}, expected pairs')
         if not config.reference:
             problems.append(f"config.reference='' with config.data={config.data!r}, expected a "
                             'language model')
-        if config.gold in ('', scoring.GOLD):
+        if config.gold == scoring.GOLD:
             problems.append(f'config.gold={config.gold!r} with config.data={config.data!r}, '
                             'expected a reward model: the truth is known of the demo alone')
-    elif len({one.group for one in _of_demo(config)}) < resampling.MIN_GROUPS:
-        problems.append(f'config.evaluation.prompts={config.evaluation.prompts}, {_TOO_FEW}')
+    elif len({one.group for one in bench_lib.of_demo(config)}) < resampling.MIN_GROUPS:
+        problems.append(f'config.evaluation.prompts={config.evaluation.prompts}, '
+                        f'{bench_lib.TOO_FEW}')
     schema.raise_all(problems)
     for kind in _KINDS:
         if kind != 'sft' or not config.reference:
@@ -333,7 +309,8 @@ def check(config: Any) -> None:
     for name in names:
         _build(config, 'reward', _changes_of(config, name))
     if not config.reference:
-        _room(config, _build(config, 'sft', {}).model.sizes.max_positions)
+        positions = _build(config, 'sft', {}).model.sizes.max_positions
+        bench_lib.room(config, _build(config, 'reward', {}).data, positions)
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -342,6 +319,8 @@ def check(config: Any) -> None:
 def prepare(config: Any, folder: str) -> Bench:
     """Trains the reference, if it is to be trained, and lets it answer.
 
+    The folder is claimed when all that is given has been found to be of use.
+
     Args:
       config: of the study.
       folder: of the study.
@@ -349,26 +328,22 @@ def prepare(config: Any, folder: str) -> Bench:
     Raises:
       ConfigError, DataError, WorkdirError: see `run`.
     """
+    gold = scoring.load_judge(config.gold, workload=config.workload)
     path = _reference(config, folder)
-    if path != config.reference and not os.path.isdir(path):
+    if config.reference:
+        _check_networks(config)
+    elif not os.path.isdir(path):
+        workdir.claim(folder, config)
         own = os.path.join(folder, 'sft')
         _run(config, 'sft', own, {'data.demo.train': config.demonstrations})
         export.export(language_model.load_run(own), path)
     model = language_model.load(path)
-    network, params = PolicyNetwork(model.transformer.architecture), {'backbone': model.params}
-    judge = scoring.load_judge(config.gold, workload=config.workload)
-    _check_same(folder, {'reference': params_digest(params), 'gold': judge.digest})
-    prompts = _prompts(config, model)
-    settings = config.evaluation
-    sampling = Sampling(samples=settings.samples, max_new_tokens=settings.max_new_tokens,
-                        stops=model.stops)
-    answers = _candidates(config, folder, network, params, prompts, sampling)
-    texts = rollouts.answered(prompts, answers, model.tokenizer)
-    plan = rollouts.plan(
-        prompts.tokens, settings.samples, settings.max_new_tokens,
-        row_length=config.runs.common.train.row_length, rows=config.runs.common.train.rows)
-    return Bench(prompts, model.tokenizer, sampling, settings.rows, settings.seed, plan,
-                 (network, params), texts, answers.sizes, judge, judge.read(texts))
+    prompts = bench_lib.held_out(config, model, _build(config, 'reward', {}).data)
+    digest = hashlib.sha256(b''.join(one.text_digest() for one in prompts.comparisons))
+    _check_same(folder, {'reference': params_digest(bench_lib.policy_of(model)[1]),
+                         'gold reward': gold.digest, 'prompts': digest.hexdigest()})
+    workdir.claim(folder, config)
+    return bench_lib.make(config, folder, model, prompts, gold)
 
 
 def measure(config: Any, folder: str, bench: Bench) -> dict[tuple[Arm, int], Path]:
@@ -441,7 +416,7 @@ def best_of_n(bench: Bench, rewards: Atoms, name: str, config: Any) -> dict[Arm,
                 found[arm] = Path(np.array(ns), kl, *(
                     np.einsum('spn,pn->sp', chosen, values)
                     for values in (bench.gold.rewards, mean, wins, bench.lengths)),
-                    float(mean.std()))
+                    bench.rival_length, float(mean.std()))
     return found
 
 
@@ -462,7 +437,7 @@ def follow(bench: Bench, folder: str, model: RewardModel, candidates: np.ndarray
         steps = checkpoints.evaluated  # not where the run was interrupted
     for step in steps:
         policy = language_model.load_run(folder, step=step)
-        answers = _answers(bench, policy.network, policy.params)
+        answers = bench.answer(policy.network, policy.params)
         dialogues = rollouts.dialogues(bench.prompts, answers)
         own, reference = (rollouts.read(
             network, params, dialogues, bench.plan, answers.tokens.shape[-1],
@@ -474,7 +449,8 @@ def follow(bench: Bench, folder: str, model: RewardModel, candidates: np.ndarray
         found.append((step, *(values.mean(axis=1) for values in (
             kl.sum(axis=-1), gold.rewards, np.asarray(judge(model, texts).mean, np.float64),
             bench.wins(gold), answers.sizes))))
-    return Path(*map(np.array, zip(*found, strict=True)), float(candidates.std()))
+    return Path(*map(np.array, zip(*found, strict=True)), bench.rival_length,
+                float(candidates.std()))
 
 
 def judge(model: RewardModel, texts: Sequence[Comparison]) -> Atoms:
@@ -545,54 +521,18 @@ def _reference(config: Any, folder: str) -> str:
     return config.reference or os.path.join(folder, 'policy')
 
 
-def _of_demo(config: Any) -> list[Comparison]:
-    settings = config.evaluation
-    return demo.prompts(config.workload, 'test', settings.prompts, settings.seed)
-
-
-def _prompts(config: Any, model: LanguageModel) -> Prompts:
-    """The prompts that policies are judged on: of the demo, or of the held-out rows of the data.
+def _check_networks(config: Any) -> None:
+    """Checks what is to be learnt from the reference, and from what, before anything is computed.
 
     Raises:
-      ConfigError: see `_room`.
-      DataError: see `sources.held_out`; or there are too few.
+      ConfigError, DataError: it cannot be.
     """
-    settings, data = config.evaluation, _build(config, 'reward', {}).data
-    longest = _room(config, model.transformer.architecture.max_positions)
-    if config.data == DEMO:
-        drawn, report = _of_demo(config), DataReport(f'demo {config.workload}', 'test')
-    else:
-        drawn, report = sources.held_out(data, config.workload)
-    found = rollouts.prompts_of(drawn, report, model.tokenizer, longest, as_chats=data.as_chats)
-    if len(found) < settings.prompts:
-        raise DataError(f'{config.data}: {len(found)} different prompts are held out, expected the '
-                        f'{settings.prompts} of config.evaluation.prompts')
-    order = np.random.default_rng(settings.seed).permutation(len(found))
-    found = found.pick(sorted(order[:settings.prompts].tolist()))
-    if len({one.group for one in found.comparisons}) < resampling.MIN_GROUPS:
-        raise DataError(f'{config.data}: {settings.prompts} held-out prompts, {_TOO_FEW}')
-    if report.truncated:
-        print(f'note: {report.truncated} of {report.kept} held-out prompts lose their left end, to '
-              f'leave room for {settings.max_new_tokens} tokens', flush=True)
-    return found
-
-
-def _room(config: Any, positions: int) -> int:
-    """Tokens of the longest prompt.
-
-    Args:
-      config: of the study.
-      positions: of the policy.
-
-    Raises:
-      ConfigError: there is none.
-    """
-    new, length = config.evaluation.max_new_tokens, _build(config, 'dpo', {}).data.max_length
-    longest = min(length or positions, positions)
-    if new >= longest:
-        raise ConfigError(f'config.evaluation.max_new_tokens={new}, expected less than the '
-                          f'{longest} tokens of prompt and response')
-    return longest - new
+    if saved.is_run(config.reference):
+        raise ConfigError(f'config.reference={config.reference!r}, a run; expected a model, such '
+                          'as `qrm export` makes of it')
+    for name in config.proxies.names:
+        read_data(_build(config, 'reward', _changes_of(config, name)))
+    runs.describe_network(_build(config, 'dpo', {}))
 
 
 def _check_same(folder: str, identity: dict[str, str]) -> None:
@@ -602,13 +542,12 @@ def _check_same(folder: str, identity: dict[str, str]) -> None:
       WorkdirError: it is something else.
     """
     path = os.path.join(folder, 'identity.json')
-    if not os.path.exists(path):
-        workdir.write_json(path, identity)
-    known = workdir.read_json(path)
+    known = workdir.read_json(path) if os.path.exists(path) else identity
     for name, digest in identity.items():
         if known.get(name) != digest:
-            raise WorkdirError(f'{path}: the {name} is not the one this study started with, '
-                               'expected another workdir')
+            raise WorkdirError(f'{path}: not the {name} that this study started with, expected '
+                               'another workdir')
+    workdir.write_json(path, identity)
 
 
 def _absolute(config: Any) -> Any:
@@ -645,24 +584,6 @@ def _kept(folder: str, compute: Callable[[], dict[Arm, Path]]) -> dict[Arm, Path
                            'is measured again') from error
 
 
-def _candidates(config: Any, folder: str, network: PolicyNetwork, params: Params,
-                prompts: Prompts, sampling: Sampling) -> Answers:
-    """N answers of the reference, kept in a file."""
-    path = os.path.join(folder, 'candidates.npz')
-    if not os.path.exists(path):
-        many = dataclasses.replace(sampling, samples=config.best_of_n.candidates)
-        answers = rollouts.answer(
-            network, params, prompts.tokens, many, seed=config.evaluation.seed,
-            numbers=range(len(prompts)), rows=config.evaluation.rows)
-        workdir.write_arrays(path, answers._asdict())
-    return Answers(**workdir.read_arrays(path))
-
-
-def _answers(bench: Bench, network: PolicyNetwork, params: Params) -> Answers:
-    return rollouts.answer(network, params, bench.prompts.tokens, bench.sampling, seed=bench.seed,
-                           numbers=range(len(bench.prompts)), rows=bench.rows)
-
-
 def _scores(rule: Rule, rewards: Atoms) -> np.ndarray:
     """[P, N] scores by a rule; members of an ensemble are atoms, too."""
     mean, std = np.asarray(rewards.mean), np.asarray(rewards.std)
@@ -675,8 +596,7 @@ def _scores(rule: Rule, rewards: Atoms) -> np.ndarray:
 
 def draw(folder: str, found: Paths, bench: Bench, config: Any) -> None:
     """Draws proxy and gold of each mean against the KL, and the gold of all arms."""
-    statistics = Statistics(found, [one.group for one in bench.prompts.comparisons],
-                            float(bench.gold.rewards.std()), config.analysis)
+    statistics = Statistics(found, bench.groups, float(bench.gold.rewards.std()), config.analysis)
     rows = {arm: statistics.rows(arm) for arm in statistics.arms}
     drawn = {str(arm): own for arm, own in rows.items() if not arm.risky}
     by_algorithm: dict[str, dict[tuple[str, str], list[Row]]] = {}

@@ -28,8 +28,9 @@ class Path(NamedTuple):
       kl: [I, P] nats a response, an estimate for each prompt; 0 of the reference.
       gold: [I, P] mean gold reward of the responses.
       proxy: [I, P] mean of the proxy's reward, whatever rule is optimised, in its units.
-      win: [I, P] mean probability, by gold, of being preferred to a response of the reference.
+      win: [I, P] mean probability, by gold, of being preferred to a rival.
       length: [I, P] mean tokens of the responses.
+      rival_length: [P] mean tokens of the rivals, other responses of the reference.
       unit: standard deviation of the proxy's reward over responses of the reference.
     """
 
@@ -39,6 +40,7 @@ class Path(NamedTuple):
     proxy: np.ndarray
     win: np.ndarray
     length: np.ndarray
+    rival_length: np.ndarray
     unit: float
 
 
@@ -75,7 +77,7 @@ def curves(path: Path, weights: np.ndarray) -> Curves:
 
 
 def win_controlled(path: Path, weights: np.ndarray) -> np.ndarray:
-    """[B] how often the last responses would win if they were as long as the reference's.
+    """[B] how often the last responses would win if they were as long as their rivals.
 
     See `statistics.length_controlled_wins`; a prompt counts with means over its responses. It is
     nan where it is not defined.
@@ -84,7 +86,7 @@ def win_controlled(path: Path, weights: np.ndarray) -> np.ndarray:
       path, weights: see `curves`.
     """
     return statistics.length_controlled_wins(
-        path.win[-1], path.length[-1] - path.length[0], _shares(weights))
+        path.win[-1], path.length[-1] - path.rival_length, _shares(weights))
 
 
 def crossing(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> np.ndarray:

@@ -92,8 +92,15 @@ def test_prompts_count_as_one_and_equal_differences_define_nothing():
     wins = [np.array([[0.2, 0.4]]), np.array([[0.9]])]
     found = winrate.length_controlled(wins, [np.zeros((1, 2)), np.zeros((1, 1))], None, 0.9)
     assert found == {'value': pytest.approx(0.6, abs=1e-5), 'low': None, 'high': None}
-    found = winrate.length_controlled(wins, [np.full((1, 2), 4.0), np.full((1, 1), 4.0)], None, 0.9)
+    weights = np.array([[2, 0], [1, 1]])
+    found = winrate.length_controlled(wins, [np.full((1, 2), 4.0), np.full((1, 1), 3.0)], weights,
+                                      0.9)
     assert found == {'value': None, 'low': None, 'high': None}
+    # A resample without the prompt that is shorter leaves no interval.
+    found = winrate.length_controlled(wins, [np.full((1, 2), 4.0), np.full((1, 1), -3.0)], weights,
+                                      0.9)
+    assert 0.2 < found['value'] < 0.9
+    assert (found['low'], found['high']) == (None, None)
 
 
 def test_scores_of_references_are_computed_once_for_a_model(model, files, tmp_path, monkeypatch):

@@ -252,9 +252,14 @@ def test_length_controlled_wins_where_little_is_known():
     # Equal lengths: nothing to control for.
     found = statistics.length_controlled_wins(wins, np.zeros(4), shares)
     np.testing.assert_allclose(found, 0.75, atol=1e-5)
-    # One difference that is not 0 is part of every win.
-    found = statistics.length_controlled_wins(wins, np.full(4, 3.0), shares)
-    assert np.isnan(found).all()
+    # Where all are longer, or all shorter, nothing is known of equal lengths.
+    for longer in (np.full(4, 3.0), np.array([3.0, 3.0, 3.0, 4.0]), np.array([-1, -9, -2, -3])):
+        assert np.isnan(statistics.length_controlled_wins(wins, longer, shares)).all()
+    # By the weights that count.
+    longer = np.array([3.0, 3.0, -4.0, 5.0])
+    found = statistics.length_controlled_wins(
+        wins, longer, np.array([[0.25, 0.25, 0.25, 0.25], [0.5, 0.25, 0.0, 0.25]]))
+    assert np.isnan(found).tolist() == [False, True]
     # Length says all: odds at 0 are even by symmetry, and nothing overflows.
     found = statistics.length_controlled_wins(
         np.array([1.0, 1.0, 0.0, 0.0]), np.array([2.0, 1.0, -1.0, -2.0]), shares)

@@ -10,14 +10,17 @@ from ml_collections import ConfigDict
 from safetensors.numpy import load_file, save_file
 from scipy.special import expit
 
+from qrm.data import sources
 from qrm.data.comparisons import DataError
+from qrm.policy import language_model, rollouts
+from qrm.policy.rollouts import Answers
 from qrm.rewards import distributions, resampling
 from qrm.rewards.selection import Rule
-from qrm.studies import arms
+from qrm.studies import arms, bench
 from qrm.studies import overoptimisation as study
 from qrm.studies.arms import NO, OPEN, UNSEEN, YES, Arm, Statistics
 from qrm.studies.paths import Path
-from qrm.training import reward_model
+from qrm.training import reward_model, workdir
 from qrm.training.schema import ConfigError
 from qrm.training.train import train
 from qrm.training.workdir import WorkdirError
@@ -37,7 +40,7 @@ def path(gold, kl=(0.0, 2.0, 4.0), noise=0.1, seed=0):
     shape = len(gold), len(GROUPS)
     table = np.array(gold, float)[:, None] + noise * rng.normal(size=shape)
     return Path(np.arange(len(gold)), np.broadcast_to(np.array(kl, float)[:, None], shape), table,
-                table, np.full(shape, 0.5), np.arange(shape[0])[:, None] * np.ones(shape), 1.0)
+                table, np.full(shape, 0.5), np.ones(shape), np.ones(shape[1]), 1.0)
 
 
 def statistics(**golds):
@@ -182,6 +185,7 @@ def test_what_cannot_be_used_is_named(changes, message):
     ({'data': ''}, "config.data='', expected pairs"),
     ({'reference': ''}, "config.reference='' with config.data='pairs.jsonl', expected a language"),
     ({'gold': 'gold'}, 'expected a reward model: the truth is known of the demo alone'),
+    ({'gold': ''}, "config.gold='', expected who says what policies are worth"),
 ])
 def test_real_text_needs_what_the_demo_has(changes, message):
     given = {'data': 'pairs.jsonl', 'reference': 'model', 'gold': 'judge'}
@@ -214,8 +218,8 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
     config, folder = load_config('optimise', **TINY), str(tmp_path)
     text = study.run(config, folder)
     names = {'sft', 'policy', 'reward-scalar-0', 'reward-distributional-0', 'dpo-0',
-             'grpo-scalar-mean-0', 'figures', 'candidates.npz', 'identity.json', 'config.json',
-             '.lock', 'overoptimisation.json', 'overoptimisation.md'}
+             'grpo-scalar-mean-0', 'figures', 'candidates.npz', 'rivals.npz', 'identity.json',
+             'config.json', '.lock', 'overoptimisation.json', 'overoptimisation.md'}
     assert {path.name for path in tmp_path.iterdir()} == names
     result = json.loads((tmp_path / 'overoptimisation.json').read_text())
     assert (tmp_path / 'overoptimisation.md').read_text() == text
@@ -305,30 +309,81 @@ def test_a_reward_model_stands_in_for_the_truth(words, tmp_path, monkeypatch):
     # What the judge itself says of the candidates, chosen one by one.
     judge, proxy = (reward_model.load(path, raw=True)
                     for path in (words['gold'], str(folder / 'reward-scalar-0')))
-    candidates = study.prepare(config, str(folder)).candidates
-    texts = [[getattr(one, name) for one in candidates] for name in ('prompt', 'responses')]
+    own = study.prepare(config, str(folder))
+    texts = [[getattr(one, name) for one in own.candidates] for name in ('prompt', 'responses')]
     gold, scored = (np.array(model.score(*texts).rewards) for model in (judge, proxy))
+    rivals = judge.score(texts[0], [one.responses for one in rollouts.answered(
+        own.prompts, Answers(**workdir.read_arrays(str(folder / 'rivals.npz'))),
+        own.tokenizer)])
     best = np.take_along_axis(gold, scored.argmax(axis=1)[:, None], axis=1)
     assert rows['best of n scalar mean']['gold']['value'] == pytest.approx(
         (best.mean() - gold.mean()) / gold.std(), abs=1e-4)
-    wins = expit(best - gold).mean()
+    wins = expit(best - np.array(rivals.rewards)).mean()
     assert rows['best of n scalar mean']['win']['value'] == pytest.approx(wins, abs=1e-4)
     monitored = json.loads((folder / 'grpo-scalar-mean-0/monitor.json').read_text())
     assert monitored['judge'] == words['gold']
     assert monitored['rows'][-1]['win'] is not None
     # What is behind the paths is known again.
     path = folder / 'identity.json'
-    path.write_text(path.read_text().replace(judge.digest, 'another'))
-    with pytest.raises(WorkdirError, match='the gold is not the one this study started with'):
+    known = path.read_text()
+    path.write_text(known.replace(judge.digest, 'another'))
+    with pytest.raises(WorkdirError, match='not the gold reward that this study started with'):
+        study.run(config, str(folder))
+    path.write_text(known)
+    data = tmp_path / 'proxy/test.jsonl'
+    data.write_text(data.read_text().replace('"w0', '"w9'))
+    with pytest.raises(WorkdirError, match='not the prompts that this study started with'):
         study.run(config, str(folder))
 
 
-def test_too_few_held_out_prompts_are_named(words, tmp_path):
-    for count, message in ((41, '40 different prompts are held out, expected the 41 of'),
-                           (12, '12 held-out prompts, expected prompts of at least 30 questions')):
-        config = load_config('optimise', 'text', **words | {'evaluation.prompts': count})
-        with pytest.raises(DataError, match=message):
-            study.run(config, str(tmp_path / str(count)))
-    config = load_config('optimise', 'text', **words | {'evaluation.max_new_tokens': 24})
-    with pytest.raises(ConfigError, match='expected less than the 24 tokens of prompt and resp'):
-        study.run(config, str(tmp_path / 'none'))
+def prompts_of(words, **changes):
+    """Those that policies are judged on."""
+    config = load_config('optimise', 'text', **words | changes)
+    data = study._build(config, 'reward', {}).data
+    return bench.held_out(config, language_model.load(words['reference']), data)
+
+
+def test_prompts_open_with_nothing_that_is_learnt_from(words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(resampling, 'MIN_GROUPS', 2)
+    # A test split of which some rows open as training rows do.
+    learnt = [json.loads(row) for row in (tmp_path / 'proxy/train.jsonl').read_text().splitlines()]
+    path = tmp_path / 'proxy/test.jsonl'
+    path.write_text(path.read_text() + ''.join(
+        json.dumps(row | {'chosen': ' w1', 'rejected': ' w2'}) + '\n' for row in learnt[:7]))
+    found = prompts_of(words)
+    assert not {one.prompt for one in found.comparisons} & {row['prompt'] for row in learnt}
+    told = capsys.readouterr().out
+    assert 'dropped 7: opening question of rows that are learnt from' in told
+    assert 'dropped 28: beyond evaluation.prompts' in told
+    # A single file: what runs take from it for a test split, and nothing else.
+    pairs = str(tmp_path / 'pairs.jsonl')
+    found = prompts_of(words, data=pairs, **{'evaluation.prompts': 2})
+    section = study._build(load_config('optimise', 'text', **words | {'data': pairs}), 'reward', {})
+    splits = sources.load_splits(section.data, 'helpful')
+    assert {one.prompt for one in found.comparisons} <= {one.prompt for one in splits['test'][0]}
+
+
+def test_what_cannot_be_used_claims_no_folder(words, tmp_path, monkeypatch):
+    """One line, before anything is computed; the right command follows in the same folder."""
+    monkeypatch.setattr(bench, 'make', lambda *unused: None)
+    folder = str(tmp_path / 'study')
+
+    def refused(error, message, **changes):
+        with pytest.raises(error, match=message):
+            study.run(load_config('optimise', 'text', **words | changes), folder)
+
+    refused(DataError, 'nowhere', gold=str(tmp_path / 'nowhere'))
+    refused(DataError, 'neither the folder of a run', gold=str(tmp_path / 'gold/features'))
+    refused(DataError, 'nowhere', reference=str(tmp_path / 'nowhere'))
+    refused(ConfigError, 'a run; expected a model, such as `qrm export`', reference=words['gold'])
+    refused(ConfigError, 'reads after block 9, expected less than the 3', **{'runs.reward': words['runs.reward'] | {
+        'head': {'reads': ('mean@9',)}}})
+    refused(DataError, '40 different prompts are held out, expected the 41',
+            **{'evaluation.prompts': 41})
+    refused(DataError, '12 held-out prompts, expected prompts of at least 30 questions')
+    refused(ConfigError, 'expected less than the 24 tokens of prompt and resp',
+            **{'evaluation.max_new_tokens': 24})
+    monkeypatch.setattr(resampling, 'MIN_GROUPS', 2)
+    study.prepare(load_config('optimise', 'text', **words), folder)
+    assert {path.name for path in (tmp_path / 'study').iterdir()} == {
+        '.lock', 'config.json', 'identity.json'}

@@ -376,8 +376,8 @@ def test_what_cannot_be_used_claims_no_folder(words, tmp_path, monkeypatch):
     refused(DataError, 'neither the folder of a run', gold=str(tmp_path / 'gold/features'))
     refused(DataError, 'nowhere', reference=str(tmp_path / 'nowhere'))
     refused(ConfigError, 'a run; expected a model, such as `qrm export`', reference=words['gold'])
-    refused(ConfigError, 'reads after block 9, expected less than the 3', **{'runs.reward': words['runs.reward'] | {
-        'head': {'reads': ('mean@9',)}}})
+    own = words['runs.reward'] | {'head': {'reads': ('mean@9',)}}
+    refused(ConfigError, 'reads after block 9, expected less than the 3', **{'runs.reward': own})
     refused(DataError, '40 different prompts are held out, expected the 41',
             **{'evaluation.prompts': 41})
     refused(DataError, '12 held-out prompts, expected prompts of at least 30 questions')

@@ -195,6 +195,29 @@ KEYS: Table = {
     'analysis.seed': Key(0, NOT_NEGATIVE, 'of the resampling, and of shuffled spreads'),
 }
 
+_ADAPTERS = {'optimizer': {'learning_rate': 5e-4, 'warmup_fraction': 0.1}}
+# For a pretrained chat model of the size of SmolLM2-135M, on two cores.
+TEXT = {
+    'data': '', 'reference': '', 'gold': '', 'seeds': (0,),
+    'proxies.names': ('scalar', 'quantile'),
+    'runs.common': {'data': {'as_chats': True, 'max_length': 352, 'validation_fraction': 0.1},
+                    'train': {'row_length': 1024, 'rows': 1, 'keep': 100}},
+    'runs.reward': {
+        'head': {'reads': ('last', 'mean', 'mean@10', 'mean@20')},
+        'optimizer': {'learning_rate': 1e-3},
+        'train': {'tune': 'head', 'epochs': 5.0, 'checkpoint_every': 5}},
+    'runs.dpo': _ADAPTERS | {
+        'dpo': {'beta': 0.05}, 'train': {'tune': 'lora', 'batch_size': 16, 'checkpoint_every': 12}},
+    'runs.grpo': _ADAPTERS | {
+        'algorithm': {'beta': 0.0, 'kl_reward': '', 'kl_loss': 'k2', 'truncated': 'keep'},
+        'rollouts': {'prompts': 8, 'samples': 4, 'rows': 32, 'max_new_tokens': 96},
+        'evaluation': {'prompts': 16, 'samples': 4}, 'monitor': {'stop': ()},
+        'train': {'tune': 'lora', 'batch_size': 8, 'max_steps': 18, 'checkpoint_every': 6}},
+    'best_of_n.candidates': 16, 'best_of_n.rules': ('cvar:0.2',),
+    'online.ppo': (), 'online.grpo': ('scalar mean', 'quantile mean'),
+    'evaluation.prompts': 64, 'evaluation.samples': 2, 'evaluation.max_new_tokens': 96,
+    'evaluation.rows': 64}
+
 # Of each kind of run its keys, what checks a config of it, and what runs it.
 class Kind(NamedTuple):
     """A kind of run.

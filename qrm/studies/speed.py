@@ -207,7 +207,7 @@ def measure(config: Any, workload: Workload) -> dict[str, Any]:
     settings, network = config.speed, workload.network
     training = _Training(config, workload)
     startup = training.start()
-    memory = {'after_first_step': peak_memory()}
+    memory = training.memory() | {'after_first_step': peak_memory()}
     scored = scoring_items(config, workload.encoded)
     score = _scoring(config, workload, scored)
     product, product_info = _product(config.model.dtype)
@@ -299,6 +299,12 @@ class _Training:
         return {'lower_seconds': lowering - begin, 'compile_seconds': compiled - lowering,
                 'first_step_seconds': time.perf_counter() - compiled,
                 'process_to_first_step_seconds': process_seconds()}
+
+    def memory(self) -> dict[str, int]:
+        """Bytes that the compiled step plans with, if it says so: what it is given, and more."""
+        plan = self._step.memory_analysis()
+        return {} if plan is None else {
+            'arguments': plan.argument_size_in_bytes, 'temporary': plan.temp_size_in_bytes}
 
     def run(self, numbers: range) -> float:
         """Seconds of these steps; the host prepares a batch while the device computes."""
@@ -545,6 +551,9 @@ def format_table(result: dict[str, Any]) -> str:
         ('compilation: trace and lower', startup['lower_seconds'], 's'),
         ('compilation: compile', startup['compile_seconds'], 's'),
         ('process start to first step', startup['process_to_first_step_seconds'], 's'),
+        *((f'memory, step: {label}', result['memory'][name], 'B') for name, label in (
+            ('arguments', 'state and batch'), ('temporary', 'temporary'))
+          if name in result['memory']),
         ('memory, peak to first step', result['memory']['after_first_step'], 'B'),
         ('memory, peak of the run', result['memory']['whole_run'], 'B'),
         ('tokens: distinct of repeated', saved['distinct_of_repeated'], ''),

@@ -74,6 +74,9 @@ def test_everything_is_written_with_its_repeats(measured, result):
     assert len(result['matmul']['flops_per_second']['repeats']) == 4  # before both, twice
     assert all(value > 0 for value in result['startup'].values())
     assert 0 < result['memory']['after_first_step'] <= result['memory']['whole_run']
+    # Parameters and two moments, float32, and the batch.
+    assert result['memory']['arguments'] > 12 * result['model']['parameters']
+    assert result['memory']['temporary'] > 0
     assert result['config']['speed']['repeats'] == 2
     assert result['machine']['cores'] == os.cpu_count()
     assert result['training']['model_flops_utilization'] is None

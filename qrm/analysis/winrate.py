@@ -25,6 +25,7 @@ from qrm.rewards.losses import LossConfig
 from qrm.training import workdir
 from qrm.training.reward_model import RewardModel
 
+_AT_ONCE = 2_000_000  # weights of pairs in all resamples that are fitted together
 _WINS = ('win_rate', 'win_probability')  # that are also controlled for length
 
 
@@ -139,9 +140,11 @@ def length_controlled(
     rows = np.ones((1, len(wins)))
     if weights is not None:
         rows = np.concatenate([rows, weights])
-    shares = np.repeat(rows / rows.sum(axis=1, keepdims=True) / sizes, sizes, axis=1)
-    value, *replicates = statistics.length_controlled_wins(
-        *(np.concatenate([one.ravel() for one in side]) for side in (wins, longer)), shares)
+    rows = rows / rows.sum(axis=1, keepdims=True) / sizes
+    pairs = [np.concatenate([one.ravel() for one in side]) for side in (wins, longer)]
+    value, *replicates = np.concatenate([
+        statistics.length_controlled_wins(*pairs, np.repeat(some, sizes, axis=1))
+        for some in np.array_split(rows, -(-len(rows) * sum(sizes) // _AT_ONCE))])
     if np.isnan(value):
         return {'value': None, 'low': None, 'high': None}
     if not replicates or np.isnan(replicates).any():

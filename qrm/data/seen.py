@@ -49,13 +49,17 @@ class Seen:
             name: np.frombuffer(found, np.uint8).reshape(-1, DIGEST.itemsize)
             for name, found in (('texts', self.texts), ('openings', self.openings))}
 
+    def opens(self, comparisons: Sequence[Comparison]) -> np.ndarray:
+        """Of each comparison whether its opening question is one of these, bool."""
+        _, openings, has_opening = _digests(Comparisons.of(comparisons))
+        return has_opening & _among(openings, self.openings)
+
     def note(self, comparisons: Sequence[Comparison], report: DataReport) -> None:
         """Notes how many comparisons the run has been trained on, and how many questions."""
-        texts, openings, has_opening = _digests(Comparisons.of(comparisons))
+        texts, *_ = _digests(Comparisons.of(comparisons))
         found = {
             'row this run was trained on': _among(texts, self.texts),
-            'opening question this run was trained on': has_opening & _among(
-                openings, self.openings)}
+            'opening question this run was trained on': self.opens(comparisons)}
         report.notes.update({note: int(hits.sum()) for note, hits in found.items() if hits.any()})
 
 

@@ -19,7 +19,7 @@ _KNOTS = 11  # of the broken line that predicts the spread from the reward: its 
 _CONSTANT = 1e-6
 # Keeps the coefficients of separable labels finite; see `length_controlled_accuracy`.
 _RIDGE = 1e-6
-_NEWTON_STEPS, _CONVERGED = 500, 1e-9
+_NEWTON_STEPS, _CONVERGED = 200, 1e-9
 _LARGEST_STEP = 1.0  # of a coefficient: where labels nearly separate, whole Newton steps run away
 _LARGEST_SLOPE = 1e6  # of the logit, 1 / T, times its mean size
 
@@ -304,8 +304,9 @@ def length_controlled_wins(
         gradient = (shares * (p - wins)) @ features.T + _RIDGE * beta
         hessian = np.einsum('bm,im,jm->bij', shares * p * (1.0 - p), features, features)
         step = np.linalg.solve(hessian + _RIDGE * np.eye(2), gradient[..., None])[..., 0]
-        beta -= np.clip(step, -_LARGEST_STEP, _LARGEST_STEP)
-        if np.abs(step).max() < _CONVERGED:
+        size = np.abs(step).max(axis=1, keepdims=True)
+        beta -= step * np.minimum(1.0, _LARGEST_STEP / np.maximum(size, _CONVERGED))
+        if size.max() < _CONVERGED:
             break
     counts = shares > 0
     known = (counts & (longer <= 0)).any(axis=1) & (counts & (longer >= 0)).any(axis=1)

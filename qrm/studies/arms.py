@@ -88,11 +88,11 @@ class Statistics:
                                 f'expected those of seed {self.seeds[0]}, {first.tolist()}; '
                                 'without paths.json in its folder it is measured again')
 
-    def cell(self, of_seed: Callable[[int], np.ndarray | None], tests: int = 1) -> dict[str, Any]:
+    def cell(self, of_seed: Callable[[int], np.ndarray], tests: int = 1) -> dict[str, Any]:
         """A mean over seeds with its interval, of several tests that of all together.
 
         Args:
-          of_seed: seed -> [1 + r]; None where it is not defined.
+          of_seed: seed -> [1 + r].
           tests: how many.
         """
         return resampling.over_seeds([of_seed(seed) for seed in self.seeds], self._picks,
@@ -117,6 +117,15 @@ class Statistics:
         return self.cell(lambda seed: paths.fall(
             self._found[arm, seed], self._weights, self._half) / self._std)
 
+    def win_controlled(self, arm: Arm) -> dict[str, Any]:
+        """How often its last responses would win at equal length, as far as that is defined."""
+        found = {seed: paths.win_controlled(self._found[arm, seed], self._weights)
+                 for seed in self.seeds}
+        if not any(np.isnan(one).any() for one in found.values()):
+            return self.cell(found.__getitem__)
+        value = float(np.mean([one[0] for one in found.values()]))
+        return {'value': None if np.isnan(value) else value, 'low': None, 'high': None}
+
     def row(self, arm: Arm) -> dict[str, Any]:
         """All of an arm."""
         std = self._std
@@ -128,15 +137,11 @@ class Statistics:
             gold = self.curve(arm, seed).gold
             return (gold[:, -1] - gold[:, 0]) / std
 
-        def controlled(seed: int) -> np.ndarray | None:
-            found = paths.win_controlled(self._found[arm, seed], self._weights)
-            return None if np.isnan(found).any() else found
-
         row = arm._asdict() | {
             'name': str(arm), 'kl': self.cell(last('kl')), 'gold': self.cell(gained),
             'peak': self.cell(lambda seed: paths.peak(self.curve(arm, seed))),
             'fall': self.fall(arm), 'win': self.cell(last('win')),
-            'win_controlled': self.cell(controlled), 'length': self.cell(last('length'))}
+            'win_controlled': self.win_controlled(arm), 'length': self.cell(last('length'))}
         scalar = Arm(arm.algorithm, SCALAR, 'mean')
         if scalar in self.arms and arm != scalar:
             row['over_scalar'] = self.gain(arm, scalar, at='along')
@@ -349,7 +354,8 @@ def format_result(result: Mapping[str, Any]) -> str:
         f'Compared with {settings["evaluation.rivals"]} other responses of the reference to each '
         f'prompt, of {reference["length"]:.1f} tokens: how often a response is preferred to one of '
         'them by gold, and how often it would be if it were as long, by a logistic regression on '
-        'the difference in length; "-" where hardly any are shorter, or longer.\n',
+        'the difference in length. That has no interval where in a resample all are longer, or all '
+        'shorter, and no value where all are.\n',
         tables.markdown(beside),
         '\n## By the bounds that the config states\n',
         f'Yes: intervals above {settings["yes.gain"]:g}; no: else, one below '

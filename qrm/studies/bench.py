@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from qrm.data import demo, records, sources
+from qrm.data import demo, sources
 from qrm.data.comparisons import Comparison, DataError, DataReport
+from qrm.data.seen import Seen
 from qrm.models.network import Params
 from qrm.policy import rollouts
 from qrm.policy.batches import Plan
@@ -23,7 +24,7 @@ from qrm.policy.rollouts import Answers, Prompts
 from qrm.policy.sampling import Sampling
 from qrm.policy.scoring import Judge, Judged
 from qrm.rewards import resampling
-from qrm.training import workdir
+from qrm.training import saved, workdir
 from qrm.training.schema import ConfigError
 
 DEMO = 'demo'
@@ -36,7 +37,8 @@ class Bench(NamedTuple):
     Attributes:
       prompts: P of them.
       tokenizer: of the policies.
-      sampling, rows, seed: how they answer.
+      sampling, seed: how they answer.
+      rows: answers that grow at once.
       plan: see `rollouts.read`.
       reference: the network and its parameters.
       candidates: N answers of the reference to each prompt, as texts.
@@ -119,6 +121,8 @@ def policy_of(model: LanguageModel) -> tuple[PolicyNetwork, Params]:
 def held_out(config: Any, model: LanguageModel, data: Any) -> Prompts:
     """The prompts that policies are judged on: none opens with a question that is learnt from.
 
+    Of a judge that is no run it is not known what it learnt from.
+
     Args:
       config: of the study.
       model: the reference.
@@ -134,20 +138,17 @@ def held_out(config: Any, model: LanguageModel, data: Any) -> Prompts:
         drawn: Sequence[Comparison] = of_demo(config)
         report = DataReport(f'demo {config.workload}', 'test', read=len(drawn))
     else:
-        drawn, report = _unlearnt(data, config.workload)
+        drawn, report = _unlearnt(data, config.workload, config.gold)
     found = rollouts.prompts_of(drawn, report, model.tokenizer, longest, as_chats=data.as_chats)
     if len(found) < settings.prompts:
         raise DataError(f'{config.data}: {len(found)} different prompts are held out, expected the '
                         f'{settings.prompts} of config.evaluation.prompts')
     order = np.random.default_rng(settings.seed).permutation(len(found))
     found = found.pick(sorted(order[:settings.prompts].tolist()))
-    if len({one.group for one in found.comparisons}) < resampling.MIN_GROUPS:
-        raise DataError(f'{config.data}: {settings.prompts} held-out prompts, {TOO_FEW}')
-    report.kept = len(found)
-    if beyond := len(order) - len(found):
-        report.dropped['beyond evaluation.prompts'] += beyond
-    print(f'prompts of the evaluation, of which {report.truncated} of {len(order)} lose their left '
-          f'end:\n{report.format()}', flush=True)
+    if (questions := len({one.group for one in found.comparisons})) < resampling.MIN_GROUPS:
+        raise DataError(f'{config.data}: {settings.prompts} held-out prompts of {questions} '
+                        f'questions (config.evaluation.prompts), {TOO_FEW}')
+    print(f'{len(found)} of these prompts are used in evaluations:\n{report.format()}', flush=True)
     return found
 
 
@@ -176,13 +177,14 @@ def room(config: Any, data: Any, positions: int) -> int:
     return longest - new
 
 
-def _unlearnt(data: Any, workload: str) -> tuple[Sequence[Comparison], DataReport]:
-    """The test rows whose opening questions are in no other split, and their report."""
+def _unlearnt(data: Any, workload: str, judge: str) -> tuple[Sequence[Comparison], DataReport]:
+    """The test rows whose opening questions nothing learns from, and their report."""
     splits = sources.divide(sources.read(data, workload), data)
-    opening = {split: records.sortable(comparisons.numbers('opening'))
-               for split, (comparisons, _) in splits.items()}
     comparisons, report = splits['test']
-    apart = ~np.isin(opening['test'], np.concatenate([opening['train'], opening['validation']]))
-    if learnt := int((~apart).sum()):
-        report.dropped['opening question of rows that are learnt from'] += learnt
-    return comparisons.pick(np.flatnonzero(apart)), report
+    learnt = [Seen.of('', splits[name][0]) for name in ('train', 'validation')]
+    if saved.is_run(judge):
+        learnt.append(workdir.read_seen(judge))
+    known = np.any([one.opens(comparisons) for one in learnt], axis=0)
+    if count := int(known.sum()):
+        report.dropped['opening question of rows that are learnt from'] += count
+    return comparisons.pick(np.flatnonzero(~known)), report

@@ -12,9 +12,9 @@ no truth: a reward model that learnt from other pairs stands in for it.
     W/dpo-SEED, W/ppo-..., W/grpo-...   a policy
     W/candidates.npz, W/rivals.npz  answers of the reference
     W/features                      hidden states that proxies share, if they are heads alone
-    W/identity.json                 by which reference, gold reward and prompts are known again
+    W/identity.json                 by what reference, gold, pairs and prompts are known again
 
-Each folder keeps what was measured in it (`paths.json`), so that a second run only tabulates.
+Each folder keeps what was measured in it (`paths.json`), so that a second run trains nothing.
 
 Risk rules score a response by less than the mean where its spread is large. A gain of a rule can
 have other causes than what the spread knows; the controls are
@@ -29,6 +29,7 @@ What counts as an answer stands in the config, `yes.*`.
 Axes: P prompts, N candidates to each, I evaluations of a policy, S seeds, r bootstrap replicates.
 """
 
+import datetime
 import functools
 import hashlib
 import itertools
@@ -42,7 +43,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from qrm.analysis import figures as analysis_figures
-from qrm.data import demo
+from qrm.data import demo, sources
 from qrm.data.comparisons import Comparison
 from qrm.models.network import params_digest
 from qrm.policy import config as policy_config
@@ -87,7 +88,7 @@ from qrm.training.train import read_data, train
 from qrm.training.workdir import WorkdirError
 
 ONLINE = ('ppo', 'grpo')
-_KEPT = 'paths.json'
+_KEPT, _IDENTITY = 'paths.json', 'identity.json'
 
 # Name -> what a proxy has in its `head` and `loss` sections, as in `compare`.
 PROXIES = {name: compare.MODELS[name] for name in (
@@ -327,8 +328,12 @@ def check(config: Any) -> None:
     schema.raise_all(problems)
     for kind in _KINDS:
         if kind != 'sft' or not config.reference:
-            _build(config, kind, _online_changes(config, kind, 'a reward') if kind in ONLINE
-                   else {})
+            built = _build(config, kind, _online_changes(config, kind, 'a reward')
+                           if kind in ONLINE else {})
+            if kind != 'reward' and {built.model.dtype, built.train.frozen_dtype} != {'float32'}:
+                raise ConfigError(f'config.runs.{kind}: dtypes {built.model.dtype} and '
+                                  f"{built.train.frozen_dtype}, expected 'float32', in which the "
+                                  'reference is computed that KLs are to')
     for name in names:
         _build(config, 'reward', _changes_of(config, name))
     if not config.reference:
@@ -353,19 +358,28 @@ def prepare(config: Any, folder: str) -> Bench:
     """
     gold = scoring.load_judge(config.gold, workload=config.workload)
     path = _reference(config, folder)
-    if config.reference:
+    if config.reference and not os.path.exists(os.path.join(folder, 'config.json')):
         _check_networks(config)
-    elif not os.path.isdir(path):
+    elif not config.reference and not os.path.isdir(path):
         workdir.claim(folder, config)
         own = os.path.join(folder, 'sft')
         _run(config, 'sft', own, {'data.demo.train': config.demonstrations})
         export.export(language_model.load_run(own), path)
-    model = language_model.load(path)
-    prompts = bench_lib.held_out(config, model, _build(config, 'reward', {}).data)
-    digest = hashlib.sha256(b''.join(one.text_digest() for one in prompts.comparisons))
-    _check_same(folder, {'reference': params_digest(bench_lib.policy_of(model)[1]),
-                         'gold reward': gold.digest, 'prompts': digest.hexdigest()})
+    known = _known(folder)
+    model = language_model.load(path, date=known['date'])
+    data = _build(config, 'reward', {}).data
+    prompts = bench_lib.held_out(config, model, data)
+    digest = hashlib.sha256(b''.join(ids.tobytes() for ids in prompts.tokens))
+    identity = known | {
+        'reference': params_digest(bench_lib.policy_of(model)[1]), 'gold reward': gold.digest,
+        'pairs': '' if config.data == DEMO else sources.read(data, config.workload).digest,
+        'prompts': digest.hexdigest()}
+    for name, found in identity.items():
+        if known.get(name, found) != found:
+            raise WorkdirError(f'{folder}/{_IDENTITY}: other {name} than this study started with, '
+                               'expected another workdir')
     workdir.claim(folder, config)
+    workdir.write_json(os.path.join(folder, _IDENTITY), identity)
     return bench_lib.make(config, folder, model, prompts, gold)
 
 
@@ -373,8 +387,7 @@ def measure(config: Any, folder: str, bench: Bench) -> dict[tuple[Arm, int], Pat
     """What all arms did, with all seeds; trains what is not trained yet."""
     found: dict[tuple[Arm, int], Path] = {}
     pairs = {'data.demo.train': config.pairs} if config.data == DEMO else {}
-    kept = ({'train.features': os.path.join(folder, 'features')}
-            if _build(config, 'reward', {}).train.tune == 'head' else {})
+    features = os.path.join(folder, 'features')
 
     @functools.cache
     def candidates_by(own: str) -> Atoms:
@@ -384,7 +397,10 @@ def measure(config: Any, folder: str, bench: Bench) -> dict[tuple[Arm, int], Pat
         own = _reward_folder(folder, name, seed)
 
         def choose(own: str = own, name: str = name, seed: int = seed) -> dict[Arm, Path]:
-            _run(config, 'reward', own, _changes_of(config, name) | pairs | kept | {'seed': seed})
+            changes = _changes_of(config, name) | pairs | {'seed': seed}
+            if _build(config, 'reward', changes).train.tune == 'head':
+                changes['train.features'] = features
+            _run(config, 'reward', own, changes)
             return best_of_n(bench, candidates_by(own), name, config)
 
         found |= {(arm, seed): path for arm, path in _kept(own, choose).items()}
@@ -558,19 +574,11 @@ def _check_networks(config: Any) -> None:
     runs.describe_network(_build(config, 'dpo', {}))
 
 
-def _check_same(folder: str, identity: dict[str, str]) -> None:
-    """Checks that what all was measured by is what it was; of a new folder it is noted.
-
-    Raises:
-      WorkdirError: it is something else.
-    """
-    path = os.path.join(folder, 'identity.json')
-    known = workdir.read_json(path) if os.path.exists(path) else identity
-    for name, digest in identity.items():
-        if known.get(name) != digest:
-            raise WorkdirError(f'{path}: not the {name} that this study started with, expected '
-                               'another workdir')
-    workdir.write_json(path, identity)
+def _known(folder: str) -> dict[str, str]:
+    """By what a study is known again, and the day that chat templates print; of a new one that."""
+    path = os.path.join(folder, _IDENTITY)
+    return (workdir.read_json(path) if os.path.exists(path) else
+            {'date': datetime.date.today().isoformat()})
 
 
 def _absolute(config: Any) -> Any:

@@ -327,12 +327,12 @@ def test_a_reward_model_stands_in_for_the_truth(words, tmp_path, monkeypatch):
     path = folder / 'identity.json'
     known = path.read_text()
     path.write_text(known.replace(judge.digest, 'another'))
-    with pytest.raises(WorkdirError, match='not the gold reward that this study started with'):
+    with pytest.raises(WorkdirError, match='other gold reward than this study started with'):
         study.run(config, str(folder))
     path.write_text(known)
     data = tmp_path / 'proxy/test.jsonl'
     data.write_text(data.read_text().replace('"w0', '"w9'))
-    with pytest.raises(WorkdirError, match='not the prompts that this study started with'):
+    with pytest.raises(WorkdirError, match='other pairs than this study started with'):
         study.run(config, str(folder))
 
 
@@ -354,7 +354,12 @@ def test_prompts_open_with_nothing_that_is_learnt_from(words, tmp_path, monkeypa
     assert not {one.prompt for one in found.comparisons} & {row['prompt'] for row in learnt}
     told = capsys.readouterr().out
     assert 'dropped 7: opening question of rows that are learnt from' in told
-    assert 'dropped 28: beyond evaluation.prompts' in told
+    assert '12 of these prompts are used' in told
+    # Nor with what the judge has learnt.
+    taken = json.loads((tmp_path / 'judge/train.jsonl').read_text().splitlines()[0])
+    path.write_text(path.read_text() + json.dumps(taken) + '\n')
+    prompts_of(words)
+    assert 'dropped 8: opening question of rows that are learnt from' in capsys.readouterr().out
     # A single file: what runs take from it for a test split, and nothing else.
     pairs = str(tmp_path / 'pairs.jsonl')
     found = prompts_of(words, data=pairs, **{'evaluation.prompts': 2})
@@ -380,7 +385,9 @@ def test_what_cannot_be_used_claims_no_folder(words, tmp_path, monkeypatch):
     refused(ConfigError, 'reads after block 9, expected less than the 3', **{'runs.reward': own})
     refused(DataError, '40 different prompts are held out, expected the 41',
             **{'evaluation.prompts': 41})
-    refused(DataError, '12 held-out prompts, expected prompts of at least 30 questions')
+    refused(DataError, r'12 held-out prompts of 12 questions .*, expected prompts of at least 30')
+    refused(ConfigError, "dtypes bfloat16 and float32, expected 'float32'", **{
+        'runs.dpo': words['runs.dpo'] | {'model': {'dtype': 'bfloat16'}}})
     refused(ConfigError, 'expected less than the 24 tokens of prompt and resp',
             **{'evaluation.max_new_tokens': 24})
     monkeypatch.setattr(resampling, 'MIN_GROUPS', 2)

@@ -200,9 +200,10 @@ def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> J
         return Judge(source, functools.partial(_read_gold, workload), _gold_wins)
     if source:
         model = reward_model.load(source, raw=True)
-        if model.network.head.pairwise:
-            raise DataError(f'{source}: a pairwise reward model, which scores no response alone; '
-                            'expected a judge that does')
+        try:
+            reward_model.check_alone(model)
+        except DataError as error:
+            raise DataError(f'{source}: {error}') from error
         if reward and (source == reward.source
                        or network.params_digest(model.params) == reward.weights):
             raise ConfigError(f'config.reward.judge={source!r} is what is optimised, expected '

@@ -200,3 +200,6 @@ def test_a_reward_model_tells_of_its_spread_and_a_pairwise_one_needs_a_judge(mon
     assert reward.compares
     with pytest.raises(ConfigError, match='expected a judge'):
         scoring.load_judge('', workload='', reward=reward)
+    monkeypatch.setattr(reward_model, 'load', lambda path, raw: pairwise)
+    with pytest.raises(DataError, match='somewhere: a pairwise model compares two responses'):
+        scoring.load_judge('somewhere', workload='')

@@ -158,7 +158,8 @@ def policy_row(step, **changes):
         'step': step, 'prompts': 100, 'responses': 100, 'proxy': 1.0, 'proxy_error': 0.1,
         'proxy_spread': 1.0, 'predicted_std': 0.5, 'gold': 2.0, 'gold_error': 0.1,
         'gold_spread': 1.0, 'win': 0.5, 'win_error': 0.02, 'kl': 5.0, 'kl_error': 0.3,
-        'kl_bound': None, 'length': 50.0, 'length_error': 2.0, 'entropy': 2.0,
+        'kl_bound': None, 'kl_estimate': None, 'kl_estimate_error': None, 'unread': None,
+        'unread_error': None, 'length': 50.0, 'length_error': 2.0, 'entropy': 2.0,
         'entropy_error': 0.05, 'repeated': 0.05, 'repeated_error': 0.01, 'refused': 0.1,
         'refused_error': 0.03, 'truncated': 0.02, 'truncated_error': 0.01, 'disagreement': None,
         'perplexity': 3.0}

@@ -88,6 +88,12 @@ class Gold(NamedTuple):
     surplus: Amount
     unread: Amount
 
+    @property
+    def unread_share(self) -> float:
+        """Of its characters, in [0, 1]; 0 of a response without any."""
+        total = sum(amount.characters for amount in self[2:])
+        return self.unread.characters / max(total, 1)
+
 
 def judge(workload: str, response: str) -> Gold:
     """The gold reward of a response, see above; a pure function of its arguments.

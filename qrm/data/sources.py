@@ -29,6 +29,8 @@ from qrm.data.records import FACTS, SAID, Comparisons
 from qrm.data.rows import parse_row
 from qrm.data.tables import Cache, Entry, Table, Writer
 
+DEMO = 'demo'  # a path that says that data are generated
+
 # Workload -> folder (`data_dir`) of the HH release (Bai et al. 2022, arXiv 2204.05862).
 HH_FOLDERS = {
     'helpful': 'helpful-base',
@@ -80,7 +82,7 @@ class _Found(NamedTuple):
 
 def workloads_of(path: str) -> tuple[str, ...]:
     """The workloads that `data.path` holds; () if any name will do, as it is one set of rows."""
-    if path == 'demo':
+    if path == DEMO:
         return demo.WORKLOADS
     if os.path.isdir(path):
         return () if any(_files(path, split) for split in _NAMES) else tuple(HH_FOLDERS)
@@ -105,7 +107,7 @@ def read(data: Any, workload: str) -> Source:
     names = workloads_of(data.path)
     if names and workload not in names:
         raise DataError(f'workload {workload!r} is not in {data.path}, expected one of {names}')
-    if data.path == 'demo':
+    if data.path == DEMO:
         found = {split: _Found(
             f'demo {workload}', functools.partial(_demo_rows, data, workload, split),
             lambda split=split: [data.demo[split], data.demo.seed, data.demo.annotators])

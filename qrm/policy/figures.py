@@ -16,7 +16,7 @@ from qrm.policy.monitor import Row, Rules
 
 _ERRORS = 2.0  # standard errors that upright lines reach
 _SHARES = {'repeated': f'{monitor.NGRAM}-grams repeated', 'refused': 'refused',
-           'truncated': 'truncated', 'blank': 'blank'}
+           'truncated': 'truncated', 'blank': 'blank', 'unread': 'unread by gold'}
 
 
 def draw_overoptimisation(runs: Mapping[str, Sequence[Row]], *, root: bool = False) -> Figure:
@@ -55,8 +55,9 @@ def draw_monitor(rows: Sequence[Row], rules: Rules | None = None) -> Figure:
     axes.set_ylabel('mean reward')
     curve(axes := next(places), rows, {'win': 'held-out judge'}, errors=True)
     axes.set_ylabel('win probability')
-    curve(axes := next(places), rows, {'kl': 'k1', 'kl_k3': 'k3', 'kl_bound': 'bound, best of n'},
-          errors=True)
+    curve(axes := next(places), rows, {
+        'kl': 'k1', 'kl_k3': 'k3', 'kl_estimate': 'estimate, best of n',
+        'kl_bound': 'bound, best of n'}, errors=True)
     axes.set_ylabel('KL (nats a response)')
     curve(axes := next(places), rows, {'length': 'mean'}, errors=True)
     curve(axes, rows, {'length_p10': '10%', 'length_p50': '50%', 'length_p90': '90%'}, style=':')

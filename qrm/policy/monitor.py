@@ -12,7 +12,7 @@ opening questions. They are of what these prompts and draws say of others. The s
 evaluation, as they should be, make changes between evaluations more certain than the rules take
 them to be.
 
-Axes: C prompts, K responses to each, T tokens of a response, E members of an ensemble.
+Axes: C prompts, K responses to each, T tokens of a response.
 """
 
 import dataclasses
@@ -69,13 +69,15 @@ class Evaluation(NamedTuple):
       proxy: the reward that is optimised, with leading axes [C, K].
       sampled_log_probs: [C, K, T] nats, under what the tokens were drawn from; None: `log_probs`.
       entropies: [C, K, T] nats, of the policy's next token; None: estimated by -log_probs.
-      members: [C, K, E] mean rewards by the members of an ensemble; None: there is none.
+      disagreements: [C, K] standard deviation of the reward between the members of an ensemble;
+        None: there is none.
       gold: [C, K] gold reward; None: unknown.
+      unread: [C, K] share of the characters that the gold reward could not read; None: unknown.
       wins: [C, K] probability of being preferred to the reference's responses, by a judge that is
         not optimised, means of `winrate.win_probabilities` and `demo.Population`; None: unknown.
       best_of: n, where a response is the best of n draws of the reference by the proxy; the
-        distance from the reference is then `Row.kl_bound`, as the choice has no log-probabilities,
-        and neither KL nor entropy is estimated.
+        distance from the reference is then at most `Row.kl_bound`, as the choice has no
+        log-probabilities, and `Row.kl_estimate` by those of the draw.
     """
 
     step: int
@@ -90,8 +92,9 @@ class Evaluation(NamedTuple):
     proxy: Distribution
     sampled_log_probs: np.ndarray | None = None
     entropies: np.ndarray | None = None
-    members: np.ndarray | None = None
+    disagreements: np.ndarray | None = None
     gold: np.ndarray | None = None
+    unread: np.ndarray | None = None
     wins: np.ndarray | None = None
     best_of: int = 1
 
@@ -117,6 +120,8 @@ class Row(NamedTuple):
       kl_k3: the same by k3, which is never negative.
       kl_token, kl_token_k3: both in nats a token.
       kl_bound: upper bound in nats a response where responses are the best of n; of one draw None.
+      kl_estimate: of such a choice, `selection.estimated_kl_best_of_n`, which is below the bound
+        where a response is likely to be drawn more than once; of one draw None.
       length: tokens a response.
       length_p10, length_p50, length_p90: quantiles of that.
       entropy: of the next token, nats a token.
@@ -128,6 +133,7 @@ class Row(NamedTuple):
       refused: share in which one of `REFUSALS` is found.
       truncated: share without a stop.
       blank: share without any text.
+      unread: share of the characters of a response that the gold reward could not read.
       disagreement: standard deviation between members of an ensemble, a response.
       perplexity: of the responses under the reference: exp of the nats a token.
       mismatch: |log_probs - sampled_log_probs|, nats a token; 0 of draws of the policy itself.
@@ -154,6 +160,8 @@ class Row(NamedTuple):
     kl_token_k3: float | None
     kl_token_k3_error: float | None
     kl_bound: float | None
+    kl_estimate: float | None
+    kl_estimate_error: float | None
     length: float
     length_error: float
     length_p10: float
@@ -171,6 +179,8 @@ class Row(NamedTuple):
     truncated_error: float
     blank: float
     blank_error: float
+    unread: float | None
+    unread_error: float | None
     disagreement: float | None
     perplexity: float
     mismatch: float
@@ -308,9 +318,9 @@ def measure(evaluation: Evaluation) -> Row:
     entropies = -log_probs if e.entropies is None else _numbers('entropies', e.entropies, mask)
     proxy, predicted = (_numbers('proxy', values, present)
                         for values in (e.proxy.mean, e.proxy.std))
-    gold, wins, members = (
+    gold, wins, unread, disagreements = (
         None if getattr(e, name) is None else _numbers(name, getattr(e, name), present)
-        for name in ('gold', 'wins', 'members'))
+        for name in ('gold', 'wins', 'unread', 'disagreements'))
     k1, k3 = (np.asarray(objectives.kl_estimates(log_probs, reference, mask, name),
                          np.float64).sum(axis=-1) for name in ('k1', 'k3'))
     lengths = mask.sum(axis=-1)
@@ -319,11 +329,13 @@ def measure(evaluation: Evaluation) -> Row:
     of_responses = {
         'proxy': proxy, 'gold': gold, 'win': wins, 'kl': k1, 'kl_k3': k3, 'length': lengths,
         'repeated': repetition(e.tokens, mask), 'refused': refused, 'truncated': e.truncated,
-        'blank': blank}
+        'blank': blank, 'unread': unread, 'kl_estimate': None}
     of_tokens = {'kl_token': k1, 'kl_token_k3': k3, 'entropy': entropies.sum(axis=-1)}
     if e.best_of > 1:
         for of in (of_responses, of_tokens):
             of |= dict.fromkeys(of.keys() & {'kl', 'kl_k3', 'kl_token', 'kl_token_k3', 'entropy'})
+        of_responses['kl_estimate'] = selection.estimated_kl_best_of_n(
+            np.minimum(log_probs.sum(axis=-1), 0.0), e.best_of)
     numbers: dict[str, float | None] = {}
     for counts, values_of in ((present, of_responses), (lengths, of_tokens)):
         for name, values in values_of.items():
@@ -336,8 +348,7 @@ def measure(evaluation: Evaluation) -> Row:
         kl_bound=None if e.best_of == 1 else float(selection.kl_best_of_n(e.best_of)),
         **{name: float(np.quantile(lengths[present], level)) for name, level in _LEVELS.items()},
         **{f'distinct_{n}': distinct(e.tokens, mask, n) for n in (1, 2)},
-        disagreement=(None if members is None else
-                      float(members.std(axis=-1)[present].mean())),
+        disagreement=None if disagreements is None else float(disagreements[present].mean()),
         perplexity=math.exp(_mean(-reference.sum(axis=-1), lengths, clusters)[0]),
         mismatch=_mean(np.abs(log_probs - sampled).sum(axis=-1), lengths, clusters)[0],
         **numbers)
@@ -513,7 +524,7 @@ def format_rows(rows: Sequence[Row]) -> str:
         'gold': lambda row: _shown(row, 'gold'),
         'win': lambda row: _shown(row, 'win'),
         'KL (nats)': lambda row: (_shown(row, 'kl') if row.kl_bound is None else
-                                  f'<= {row.kl_bound:.3f}'),
+                                  f'{_shown(row, "kl_estimate")}, <= {row.kl_bound:.3f}'),
         'KL a token': lambda row: _shown(row, 'kl_token', 4),
         'tokens': lambda row: _shown(row, 'length', 1),
         'entropy (nats)': lambda row: _shown(row, 'entropy'),
@@ -522,6 +533,7 @@ def format_rows(rows: Sequence[Row]) -> str:
         'refused': lambda row: f'{row.refused:.1%}',
         'truncated': lambda row: f'{row.truncated:.1%}',
         'blank': lambda row: f'{row.blank:.1%}',
+        'unread': lambda row: '-' if row.unread is None else f'{row.unread:.1%}',
         'predicted std': lambda row: f'{row.predicted_std:.3f}',
         'perplexity': lambda row: f'{row.perplexity:.2f}',
     }
@@ -539,15 +551,13 @@ def _check_shapes(e: Evaluation) -> None:
     if len(shape) != 2:
         raise ValueError(f'present: shape {shape}, expected [C, K]')
     of_tokens = (*shape, *np.shape(e.mask)[-1:])
-    of_members = shape if e.members is None else (*shape, *np.shape(e.members)[-1:])
     sizes = {len(row) for row in e.texts}
     for name, found, expected in (
             ('groups', (len(e.groups),), shape[:1]),
             ('texts', (len(e.texts), *sizes), shape),
             ('proxy', np.shape(e.proxy.mean), shape),
-            *((name, np.shape(value), of_tokens if name in _OF_TOKENS else
-               of_members if name == 'members' else shape)
-              for name in (*_OF_TOKENS, 'truncated', 'gold', 'wins', 'members')
+            *((name, np.shape(value), of_tokens if name in _OF_TOKENS else shape)
+              for name in (*_OF_TOKENS, 'truncated', 'gold', 'wins', 'unread', 'disagreements')
               if (value := getattr(e, name)) is not None)):
         if found != expected:
             raise ValueError(f'{name}: shape {found}, expected {expected}')

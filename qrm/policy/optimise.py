@@ -156,6 +156,10 @@ CHANGES: dict[str, dict[str, Any]] = {
     'best_of_n': {'evaluation.samples': 16},
 }
 _GROUPED = ('grpo', 'rloo', 'expert_iteration')
+# Settings that not all algorithms read.
+_OF_ALGORITHMS = dict.fromkeys(('clip_low', 'clip_high'), ('ppo', 'grpo', 'rloo')) | dict.fromkeys(
+    ('whiten', 'gamma', 'gae_lambda', 'value_weight', 'value_clip'), ('ppo',)) | {
+    'divide_by_std': ('grpo',)}
 
 
 class Prepared(NamedTuple):
@@ -208,6 +212,11 @@ def check(values: Any) -> None:
     if values.algorithm.name in _GROUPED and values.rollouts.samples < 2:
         problems.append(f'config.rollouts.samples={values.rollouts.samples}, expected at least 2 '
                         f'of {values.algorithm.name}, which compares the answers to a prompt')
+    if values.data.path != sources.DEMO:
+        problems += [f'config.reward.{key}={scoring.GOLD!r} with config.data.path='
+                     f'{values.data.path!r}, expected another: the truth is known of the demo alone'
+                     for key in ('source', 'judge') if values.reward[key] == scoring.GOLD]
+    problems += _unread(values)
     responses = values.rollouts.prompts * values.rollouts.samples
     if values.algorithm.kl_target and values.algorithm.kl_horizon <= 0.2 * responses:
         problems.append(f'config.algorithm.kl_horizon={values.algorithm.kl_horizon}, expected more '
@@ -217,6 +226,24 @@ def check(values: Any) -> None:
         problems.append(f"config.train.sharding={values.train.sharding!r}, expected 'replicated': "
                         'a policy that is split answers nothing')
     raise_all(problems)
+
+
+def _unread(values: Any) -> list[str]:
+    """Settings of the algorithm that were changed and that nothing reads."""
+    section, name = values.algorithm, values.algorithm.name
+    read = {key: name in names for key, names in _OF_ALGORITHMS.items()} | {
+        key: bool(section[other]) for key, other in (
+            ('kl_corrected', 'kl_loss'), ('kl_horizon', 'kl_target'))} | {
+        'truncation_penalty': section.truncated == 'penalty'}
+    if name == 'best_of_n':
+        read = dict.fromkeys(set(section) - {'name'}, False)
+    found = []
+    for key in sorted(key for key, use in read.items() if not use):
+        default = CHANGES[name].get(f'algorithm.{key}', KEYS[f'algorithm.{key}'].default)
+        if section[key] != default:
+            found.append(f'config.algorithm.{key}={section[key]!r}, expected {default!r}: nothing '
+                         f'reads it with the other settings of algorithm {name!r}')
+    return found
 
 
 def algorithm(values: Any) -> Algorithm:
@@ -439,7 +466,7 @@ class Online:
             network, params, prompts.tokens, self._sampling, seed=_seed(values, 0),
             numbers=range(first, first + len(prompts)), rows=values.rollouts.rows)
         texts = rollouts.answered(prompts, answers, prepared.tokenizer)
-        scores = prepared.reward(*scoring.flat(texts))
+        scores = prepared.reward(*scoring.flat(texts), draw=iteration)
         dialogues = rollouts.dialogues(prompts, answers)
         shape = {'plan': self._reading, 'tokens': answers.tokens.shape[-1],
                  'chunk': values.train.batch_size}
@@ -502,12 +529,9 @@ def _course(values: Any, prepared: Prepared, watch: Watch) -> Course:
 
 def _bench(values: Any, prepared: Prepared) -> Bench:
     """What evaluations are made with."""
-    held_out, workload = prepared.prompts['validation'], values.workload
-    gold = None
-    if values.data.path == 'demo':
-        def gold(texts: Any) -> np.ndarray:
-            return np.array([one.reward.mean() for one in scoring.golds(workload, texts)])
-
+    held_out = prepared.prompts['validation']
+    gold = (scoring.load_judge(scoring.GOLD, workload=values.workload).read
+            if values.data.path == sources.DEMO else None)
     samples = values.evaluation.samples
     return Bench(
         held_out, prepared.reward, prepared.judge, gold, prepared.tokenizer,

@@ -38,10 +38,21 @@ class Scores(NamedTuple):
     Attributes:
       rewards: [n] float64.
       stds: [n] float64, standard deviation that is predicted for each; 0 where nothing predicts it.
+      disagreements: [n] float64, standard deviation between the members of an ensemble; None: it is
+        none.
     """
 
     rewards: np.ndarray
     stds: np.ndarray
+    disagreements: np.ndarray | None = None
+
+    def reshape(self, *shape: int) -> 'Scores':
+        """The same in another shape."""
+        return Scores(*(None if one is None else one.reshape(shape) for one in self))
+
+    def pick(self, at: Any) -> 'Scores':
+        """Those at an index, as of arrays."""
+        return Scores(*(None if one is None else one[at] for one in self))
 
 
 class Reward(NamedTuple):
@@ -51,7 +62,7 @@ class Reward(NamedTuple):
       source: what was asked for, as messages name it.
       function: as `functions.RewardFunction`, of prompts and completions by these names.
       compares: rewards depend on the other completions of a prompt.
-      predicts: the function tells of standard deviations.
+      predicts: the function tells of standard deviations, and numbers what it draws.
       digest: of the reward model, by which a run knows it again; '' of any other reward.
       weights: digest of its parameters; ''.
     """
@@ -63,12 +74,14 @@ class Reward(NamedTuple):
     digest: str = ''
     weights: str = ''
 
-    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any]) -> Scores:
+    def __call__(self, prompts: Sequence[Any], completions: Sequence[Any], draw: int = 0
+                 ) -> Scores:
         """Rewards of completions.
 
         Args:
           prompts: n texts or chats.
           completions: n texts, or after chats lists of one message.
+          draw: number of the draw of a rule that samples.
 
         Raises:
           DataError: the function fails, or gives something else than n finite numbers.
@@ -76,15 +89,18 @@ class Reward(NamedTuple):
         told: dict[str, list[float]] = {}
         try:
             found = self.function(prompts=list(prompts), completions=list(completions),
-                                  **({'log_extra': told.__setitem__} if self.predicts else {}))
+                                  **({'log_extra': told.__setitem__, 'draw': draw}
+                                     if self.predicts else {}))
         except (DataError, NonFiniteLoss):
             raise
         except Exception as error:  # of whatever a function of one's own does
             raise DataError(f'{self.source}: the reward function failed ('
                             f'{type(error).__name__}: {in_a_line(error)})') from error
-        return Scores(_checked(found, len(completions), self.source), next(
-            (np.asarray(values, np.float64) for name, values in told.items()
-             if name.endswith('_std')), np.zeros(len(completions))))
+        stds, disagreements = (next((np.asarray(values, np.float64) for name, values in told.items()
+                                     if name.endswith(end)), None)
+                               for end in ('_std', '_disagreement'))
+        return Scores(_checked(found, len(completions), self.source),
+                      np.zeros(len(completions)) if stds is None else stds, disagreements)
 
 
 def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str = '',
@@ -159,10 +175,12 @@ class Judged(NamedTuple):
     Attributes:
       rewards: [C, K] float64, the mean reward of each.
       known: what else the judge has to know of them to compare them.
+      unread: [C, K] share of the characters that it could not read; None: it reads all.
     """
 
     rewards: np.ndarray
     known: Any
+    unread: np.ndarray | None = None
 
 
 class Judge(NamedTuple):
@@ -229,8 +247,10 @@ def flat(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[Any]]:
 
 
 def _read_gold(workload: str, texts: Sequence[Comparison]) -> Judged:
-    found = [[one.reward for one in golds(workload, map(text_of, row.responses))] for row in texts]
-    return Judged(np.array([[one.mean() for one in row] for row in found]), found)
+    found = [golds(workload, map(text_of, row.responses)) for row in texts]
+    return Judged(np.array([[one.reward.mean() for one in row] for row in found]),
+                  [[one.reward for one in row] for row in found],
+                  np.array([[one.unread_share for one in row] for row in found]))
 
 
 def _gold_wins(own: Judged, others: Judged) -> np.ndarray:

@@ -47,7 +47,7 @@ class Bench(NamedTuple):
     Attributes:
       prompts: that are held out.
       reward, judge: see `scoring`.
-      gold: texts -> gold rewards; None: unknown.
+      gold: comparisons -> gold rewards of the responses; None: unknown.
       tokenizer: of the policy.
       sampling, rows: how it answers.
       plan, chunk: see `rollouts.read`.
@@ -60,7 +60,7 @@ class Bench(NamedTuple):
     prompts: Prompts
     reward: Reward
     judge: Judge
-    gold: Callable[[Sequence[str]], np.ndarray] | None
+    gold: Callable[[Sequence[Comparison]], Judged] | None
     tokenizer: Tokenizer
     sampling: Sampling
     rows: int
@@ -141,8 +141,7 @@ class Watch:
         bench = self._bench
         answers = self._answers(*bench.reference, bench.seeds[0])
         texts = rollouts.answered(bench.prompts, answers, bench.tokenizer)
-        scores = Scores(*(x.reshape(answers.sizes.shape) for x in bench.reward(
-            *scoring.flat(texts))))
+        scores = bench.reward(*scoring.flat(texts)).reshape(*answers.sizes.shape)
         log_probs = self._reference_log_probs(answers)
         self.rows, self._wins = [], {}
         for n in counts:
@@ -157,8 +156,8 @@ class Watch:
                       for one, k in zip(texts, best, strict=True)]
             wins = self._judged(picked)
             self._add(_row(bench, n, own, picked, chosen(log_probs), chosen(log_probs),
-                           Scores(*(chosen(x).ravel() for x in scores)), wins, best_of=n), wins)
-        self.write(texts, answers, Scores(*(x.ravel() for x in scores)), 0)
+                           scores.pick(at), wins, best_of=n), wins)
+        self.write(texts, answers, scores, 0)
         return self.rows
 
     def reasons(self) -> str:
@@ -238,17 +237,19 @@ def _row(bench: Bench, step: int, answers: Answers, texts: Sequence[Comparison],
          *, entropies: np.ndarray | None = None, best_of: int = 1) -> Row:
     shape = answers.sizes.shape
     plain = [[text_of(response) for response in one.responses] for one in texts]
-    gold = None
+    gold, unread = None, None
     if bench.gold is not None:
-        gold = bench.gold([text for row in plain for text in row]).reshape(shape)
+        gold, _, unread = bench.gold(texts)
+    scores = scores.reshape(*shape)
     # Two atoms that have this mean and standard deviation.
     atoms = np.stack([scores.rewards - scores.stds, scores.rewards + scores.stds], axis=-1)
-    proxy = distributions.uniform_atoms(atoms.reshape(*shape, 2))
+    proxy = distributions.uniform_atoms(atoms)
     try:
         return monitor.measure(monitor.Evaluation(
             step, [one.group for one in texts], plain, answers.tokens, answers.mask,
             np.ones(shape, bool), answers.truncated, log_probs, reference, proxy,
-            entropies=entropies, gold=gold, wins=wins if bench.judge.source else None,
+            entropies=entropies, gold=gold, unread=unread,
+            disagreements=scores.disagreements, wins=wins if bench.judge.source else None,
             best_of=best_of))
     except ValueError as error:
         if 'not finite' in str(error):

@@ -205,19 +205,21 @@ def scores(rule: Rule, rewards: Distribution, scale: Scale | None = None) -> jax
 
 
 def reward(
-    rule: Rule, rewards: Rewards, scale: Scale | None = None, texts: np.ndarray | None = None
+    rule: Rule, rewards: Rewards, scale: Scale | None = None, texts: np.ndarray | None = None,
+    draw: int = 0,
 ) -> jax.Array:
     """The reward of each response by any rule, from what a head says of it.
 
-    'sample' draws one reward for each text, by random numbers of the seed and of the text: the same
-    text gets the same draw in any batch and process, also twice in one group, and another seed
-    another one.
+    'sample' draws one reward for each text, by random numbers of the seed, of the number of the
+    draw and of the text: the same text gets the same reward in any batch and process, also twice in
+    one group, and another one by another seed or in another draw.
 
     Args:
       rule: the rule.
       rewards: of R responses.
       scale: for 'mean-std', see `scores`.
       texts: for 'sample', [R, 2] from `text_digest`.
+      draw: for 'sample', its number.
 
     Returns:
       [R].
@@ -233,13 +235,13 @@ def reward(
         return jnp.mean(means, axis=-1) - rule.parameter * jnp.std(means, axis=-1)
     if texts is None:
         raise ValueError(f'rule {rule.name!r} needs the texts')
-    seed = jax.random.key(np.uint32(rule.parameter))
+    seed = jax.random.fold_in(jax.random.key(np.uint32(rule.parameter)), draw)
 
-    def draw(one: Distribution, text: jax.Array) -> jax.Array:
+    def sample(one: Distribution, text: jax.Array) -> jax.Array:
         key = jax.random.fold_in(jax.random.fold_in(seed, text[0]), text[1])
         return one.sample(key, 1)[0]
 
-    return jax.vmap(draw)(rewards.distribution, jnp.asarray(texts))
+    return jax.vmap(sample)(rewards.distribution, jnp.asarray(texts))
 
 
 def text_digest(tokens: np.ndarray) -> np.ndarray:

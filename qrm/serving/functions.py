@@ -63,6 +63,7 @@ class RewardFunction:
         *unused: Any,
         log_extra: Callable[[str, list[Any]], Any] | None = None,
         log_metric: Callable[[str, float], Any] | None = None,
+        draw: int = 0,
         **columns: Any,
     ) -> list[float]:
         """Rewards of completions.
@@ -72,8 +73,11 @@ class RewardFunction:
           completions: n texts, or chats of what is said in answer.
           unused, columns: what engines pass on and a reward model does not read.
           log_extra: TRL's, called with a name and a value for each completion: the standard
-            deviation and the outer quantiles of the distribution, if the model has one.
+            deviation and the outer quantiles of the distribution, if the model has one, and of an
+            ensemble the disagreement, the standard deviation between its members.
           log_metric: TRL's, called with a name and the mean standard deviation.
+          draw: number of the draw, for the rule 'sample'; the same texts get another reward in
+            another one.
 
         Returns:
           n numbers.
@@ -97,13 +101,16 @@ class RewardFunction:
                                    for one in wins])[order].tolist()
         encoded, _ = self.model.encode(comparisons)
         found = self.model.read(jnp.asarray(np.concatenate(self.model.predict(encoded))[order]))
+        if log_extra and self.model.network.head.members > 1:
+            log_extra(f'{self.__name__}_disagreement', np.std(
+                np.asarray(found.members.mean, np.float64), axis=-1).tolist())
         if (spread := np.asarray(found.distribution.std)).any():
             self._log(found, spread, log_extra, log_metric)
         texts = None
         if self.rule.kind == 'sample':
             texts = np.stack([selection.text_digest(np.concatenate([one.prompt, response]))
                               for one in encoded for response in one.responses])[order]
-        rewards = selection.reward(self.rule, found, self.model.scale, texts)
+        rewards = selection.reward(self.rule, found, self.model.scale, texts, draw)
         return np.asarray(rewards, np.float64).tolist()
 
     def _log(self, found: Rewards, spread: np.ndarray, log_extra: Callable[..., Any] | None,

@@ -12,11 +12,12 @@ import numpy as np
 
 from qrm.analysis import tables
 from qrm.data.comparisons import DataError
+from qrm.data.sources import DEMO
 from qrm.policy.monitor import Row
 from qrm.policy.scoring import GOLD
 from qrm.rewards import resampling
 from qrm.studies import paths
-from qrm.studies.bench import DEMO, Bench
+from qrm.studies.bench import Bench
 from qrm.studies.paths import Curves, Path
 from qrm.training import schema
 
@@ -25,6 +26,7 @@ BEST_OF_N, DPO = 'best_of_n', 'dpo'
 YES, NO, OPEN = 'yes', 'no', 'cannot tell'
 UNSEEN = 'cannot tell, no over-optimisation seen'
 UNLIKE = 'not compared, one KL is an estimate and the other a bound'
+CONTROLS = ('constant', 'shuffled', 'ensemble')
 
 
 class Arm(NamedTuple):
@@ -141,7 +143,9 @@ class Statistics:
             'name': str(arm), 'kl': self.cell(last('kl')), 'gold': self.cell(gained),
             'peak': self.cell(lambda seed: paths.peak(self.curve(arm, seed))),
             'fall': self.fall(arm), 'win': self.cell(last('win')),
-            'win_controlled': self.win_controlled(arm), 'length': self.cell(last('length'))}
+            'win_controlled': self.win_controlled(arm), 'length': self.cell(last('length')),
+            'unread': (None if self.curve(arm, self.seeds[0]).unread is None
+                       else self.cell(last('unread')))}
         scalar = Arm(arm.algorithm, SCALAR, 'mean')
         if scalar in self.arms and arm != scalar:
             row['over_scalar'] = self.gain(arm, scalar, at='along')
@@ -191,7 +195,9 @@ def summarise(found: Paths, bench: Bench, config: Any) -> dict[str, Any]:
                      for row in over_scalar(statistics, config.yes, name)],
         'dpo': over_scalar(statistics, config.yes, ''),
         'reference': {'gold': float(gold.mean()), 'gold_std': std, 'prompts': len(gold),
-                      'candidates': gold.shape[1], 'length': float(bench.rival_length.mean())},
+                      'candidates': gold.shape[1], 'length': float(bench.rival_length.mean()),
+                      'unread': (None if bench.gold.unread is None
+                                 else float(bench.gold.unread.mean()))},
         'settings': dict(schema.flatten(config, {})),
     }
     return result | {'verdict': verdict(result)}
@@ -202,7 +208,7 @@ def delays(statistics: Statistics, bounds: Any) -> list[dict[str, Any]]:
 
     Gold reward is compared at the farthest KL that the rule and a control both reach, with
     intervals of all rules together. A rule of a proxy whose mean was not optimised is a control
-    alone.
+    alone, and one that was not compared with all `CONTROLS` gets no yes.
 
     Args:
       statistics: of all arms.
@@ -221,6 +227,8 @@ def delays(statistics: Statistics, bounds: Any) -> list[dict[str, Any]]:
             controls['ensemble'] = others[0]
         against = {name: statistics.gain(arm, other, tests=len(judged))
                    for name, other in controls.items()}
+        missing = [name for name in CONTROLS
+                   if name not in against and (name, arm.proxy) != ('ensemble', ENSEMBLE)]
         fall = statistics.fall(mean)
 
         def later(seed: int, arm: Arm = arm, mean: Arm = mean) -> np.ndarray:
@@ -231,9 +239,16 @@ def delays(statistics: Statistics, bounds: Any) -> list[dict[str, Any]]:
             'name': str(arm), 'fall_of_mean': fall, 'against': against,
             'equal_proxy': statistics.gain(arm, mean, at='proxy', tests=len(judged)),
             'later': statistics.cell(later, len(judged)),
-            'answer': (answer(against.values(), bounds) if fall['low'] > bounds.fall
-                       else UNSEEN)})
+            'answer': (_controlled(answer(against.values(), bounds), missing)
+                       if fall['low'] > bounds.fall else UNSEEN)})
     return rows
+
+
+def _controlled(found: str, missing: Sequence[str]) -> str:
+    """An answer that is no yes as long as controls are missing."""
+    if found == YES and missing:
+        return f'{OPEN}, as it has no control {" and ".join(missing)}'
+    return found
 
 
 def over_scalar(statistics: Statistics, bounds: Any, proxy: str) -> list[dict[str, Any]]:
@@ -326,16 +341,18 @@ def format_result(result: Mapping[str, Any]) -> str:
     settings, reference = result['settings'], result['reference']
     lines = [['policy', 'KL at the end', 'gold gained there', 'KL of the peak', 'fall from it',
               'over the scalar at equal KL']]
-    beside = [['policy', 'tokens', 'preferred to the reference', 'the same at equal length']]
+    known = settings['gold'] == GOLD
+    beside = [['policy', 'tokens', 'preferred to the reference', 'the same at equal length',
+               *(['characters unread'] if known else [])]]
     for row in result['rows']:
         other = row.get('over_scalar')
         lines.append([row['name'], tables.enclosed(row['kl']),
                       tables.enclosed(row['gold'], sign='+'), tables.enclosed(row['peak']),
                       tables.enclosed(row['fall'], sign='+'),
                       '-' if other is None else tables.enclosed(other, sign='+')])
-        beside.append([row['name'], *(tables.enclosed(row[name])
-                                      for name in ('length', 'win', 'win_controlled'))])
-    known = settings['gold'] == GOLD
+        beside.append([row['name'], *(
+            tables.enclosed(row[name]) for name in (
+                'length', 'win', 'win_controlled', *(['unread'] if known else [])))])
     count = len(settings['seeds'])
     learnt = f'{settings["pairs"]} pairs' if settings['data'] == DEMO else settings['data']
     return '\n'.join([
@@ -355,7 +372,9 @@ def format_result(result: Mapping[str, Any]) -> str:
         f'prompt, of {reference["length"]:.1f} tokens: how often a response is preferred to one of '
         'them by gold, and how often it would be if it were as long, by a logistic regression on '
         'the difference in length. That has no interval where in a resample all are longer, or all '
-        'shorter, and no value where all are.\n',
+        'shorter, and no value where all are.' + (
+            f' Unread is the share of characters in no sentence that the gold reward knows, '
+            f'{reference["unread"]:.3f} of the candidates.' if known else '') + '\n',
         tables.markdown(beside),
         '\n## By the bounds that the config states\n',
         f'Yes: intervals above {settings["yes.gain"]:g}; no: else, one below '

@@ -15,6 +15,7 @@ import numpy as np
 from qrm.data import demo, sources
 from qrm.data.comparisons import Comparison, DataError, DataReport
 from qrm.data.seen import Seen
+from qrm.data.sources import DEMO
 from qrm.models.network import Params
 from qrm.policy import rollouts
 from qrm.policy.batches import Plan
@@ -27,7 +28,6 @@ from qrm.rewards import resampling
 from qrm.training import saved, workdir
 from qrm.training.schema import ConfigError
 
-DEMO = 'demo'
 TOO_FEW = f'expected prompts of at least {resampling.MIN_GROUPS} questions for intervals'
 
 

@@ -452,7 +452,7 @@ def _minus(a: list[np.ndarray | None], b: list[np.ndarray | None]) -> list[np.nd
 
 def _against_truth(config: Any, runs: Runs) -> list[dict[str, Any]]:
     """How the distributions of each model compare with the true ones, if the data are generated."""
-    if config.data.path != 'demo':
+    if config.data.path != sources.DEMO:
         return []
     settings, first = config.data.demo, next(iter(runs.values())).own
     generated = demo.generate(config.workload, 'test', settings.test, settings.seed,

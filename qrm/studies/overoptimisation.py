@@ -45,6 +45,7 @@ from ml_collections import ConfigDict
 from qrm.analysis import figures as analysis_figures
 from qrm.data import demo, sources
 from qrm.data.comparisons import Comparison
+from qrm.data.sources import DEMO
 from qrm.models.network import params_digest
 from qrm.policy import config as policy_config
 from qrm.policy import (
@@ -65,7 +66,7 @@ from qrm.rewards.selection import Rule
 from qrm.studies import arms, compare, figures, paths
 from qrm.studies import bench as bench_lib
 from qrm.studies.arms import BEST_OF_N, DPO, ENSEMBLE, SCALAR, Arm, Paths, Statistics
-from qrm.studies.bench import DEMO, Bench
+from qrm.studies.bench import Bench
 from qrm.studies.paths import Path
 from qrm.training import config as config_lib
 from qrm.training import reward_model, saved, schema, workdir
@@ -147,12 +148,13 @@ KEYS: Table = {
          'train': {'epochs': 6.0, 'checkpoint_every': 9}}, ANY, 'of DPO'),
     'runs.ppo': Key(
         _ROLLOUTS | {
-            'algorithm': {'beta': 0.0, 'kl_reward': 'k1', 'scale': 'running', 'centre': True},
+            'algorithm': {'beta': 0.0, 'kl_reward': 'k1', 'scale': 'running', 'centre': True,
+                          'truncated': 'keep'},
             'train': {'batch_size': 32, 'epochs': 20.0, 'max_steps': 48, 'checkpoint_every': 8}},
         ANY, 'of PPO'),
     'runs.grpo': Key(
         _ROLLOUTS | {
-            'algorithm': {'beta': 0.0, 'kl_reward': '', 'kl_loss': 'k2'},
+            'algorithm': {'beta': 0.0, 'kl_reward': '', 'kl_loss': 'k2', 'truncated': 'keep'},
             'train': {'batch_size': 32, 'epochs': 20.0, 'max_steps': 24, 'checkpoint_every': 4}},
         ANY, 'of GRPO'),
 
@@ -330,6 +332,9 @@ def check(config: Any) -> None:
         if kind != 'sft' or not config.reference:
             built = _build(config, kind, _online_changes(config, kind, 'a reward')
                            if kind in ONLINE else {})
+            if kind in ONLINE and built.monitor.stop:
+                raise ConfigError(f'config.runs.{kind}: config.monitor.stop={built.monitor.stop}, '
+                                  'expected (): seeds are compared at the same steps')
             if kind != 'reward' and {built.model.dtype, built.train.frozen_dtype} != {'float32'}:
                 raise ConfigError(f'config.runs.{kind}: dtypes {built.model.dtype} and '
                                   f"{built.train.frozen_dtype}, expected 'float32', in which the "
@@ -453,8 +458,9 @@ def best_of_n(bench: Bench, rewards: Atoms, name: str, config: Any) -> dict[Arm,
             if control == 'none' or arm.risky:
                 chosen = selection.choice_probabilities(_scores(rule, own), ns)
                 found[arm] = Path(np.array(ns), kl, *(
-                    np.einsum('spn,pn->sp', chosen, values)
-                    for values in (bench.gold.rewards, mean, wins, bench.lengths)),
+                    None if values is None else np.einsum('spn,pn->sp', chosen, values)
+                    for values in (bench.gold.rewards, mean, wins, bench.lengths,
+                                   bench.gold.unread)),
                     bench.rival_length, float(mean.std()))
     return found
 
@@ -470,8 +476,9 @@ def follow(bench: Bench, folder: str, model: RewardModel, candidates: np.ndarray
     """
     # What the reference answers with the same random numbers.
     first = np.s_[:, :bench.sampling.samples]
-    found = [(0, np.zeros(len(candidates)), *(values[first].mean(axis=1) for values in (
-        bench.gold.rewards, candidates, bench.wins(bench.gold), bench.lengths)))]
+    gold = bench.gold
+    found = [(0, np.zeros(len(candidates)), *(_means(values, first) for values in (
+        gold.rewards, candidates, bench.wins(gold), bench.lengths, gold.unread)))]
     with Checkpoints(folder, read_only=True) as checkpoints:
         steps = checkpoints.evaluated  # not where the run was interrupted
     for step in steps:
@@ -485,11 +492,17 @@ def follow(bench: Bench, folder: str, model: RewardModel, candidates: np.ndarray
         kl = np.asarray(objectives.kl_estimates(own, reference, answers.mask, 'k1'), np.float64)
         texts = rollouts.answered(bench.prompts, answers, bench.tokenizer)
         gold = bench.judge.read(texts)
-        found.append((step, *(values.mean(axis=1) for values in (
+        found.append((step, *(_means(values) for values in (
             kl.sum(axis=-1), gold.rewards, np.asarray(judge(model, texts).mean, np.float64),
-            bench.wins(gold), answers.sizes))))
-    return Path(*map(np.array, zip(*found, strict=True)), bench.rival_length,
-                float(candidates.std()))
+            bench.wins(gold), answers.sizes, gold.unread))))
+    return Path(*(None if column[0] is None else np.array(column)
+                  for column in zip(*found, strict=True)),
+                bench.rival_length, float(candidates.std()))
+
+
+def _means(values: np.ndarray | None, first: Any = ...) -> np.ndarray | None:
+    """[P] over responses, of what is known."""
+    return None if values is None else values[first].mean(axis=1)
 
 
 def judge(model: RewardModel, texts: Sequence[Comparison]) -> Atoms:

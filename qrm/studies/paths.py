@@ -30,6 +30,7 @@ class Path(NamedTuple):
       proxy: [I, P] mean of the proxy's reward, whatever rule is optimised, in its units.
       win: [I, P] mean probability, by gold, of being preferred to a rival.
       length: [I, P] mean tokens of the responses.
+      unread: [I, P] mean share of the characters that gold could not read; None: it reads all.
       rival_length: [P] mean tokens of the rivals, other responses of the reference.
       unit: standard deviation of the proxy's reward over responses of the reference.
     """
@@ -40,6 +41,7 @@ class Path(NamedTuple):
     proxy: np.ndarray
     win: np.ndarray
     length: np.ndarray
+    unread: np.ndarray | None
     rival_length: np.ndarray
     unit: float
 
@@ -52,17 +54,19 @@ class Curves(NamedTuple):
     proxy: np.ndarray
     win: np.ndarray
     length: np.ndarray
+    unread: np.ndarray | None
 
 
 def as_json(path: Path) -> dict[str, Any]:
     """The path, ready for JSON."""
-    return {name: np.asarray(values).tolist() for name, values in path._asdict().items()}
+    return {name: values if values is None else np.asarray(values).tolist()
+            for name, values in path._asdict().items()}
 
 
 def from_json(values: Mapping[str, Any]) -> Path:
     """The path that `as_json` wrote."""
     *arrays, unit = (values[name] for name in Path._fields)
-    return Path(*map(np.array, arrays), unit)
+    return Path(*(one if one is None else np.array(one) for one in arrays), unit)
 
 
 def curves(path: Path, weights: np.ndarray) -> Curves:
@@ -73,7 +77,8 @@ def curves(path: Path, weights: np.ndarray) -> Curves:
       weights: [r, P] multiplicities of the prompts.
     """
     rows = _shares(weights)
-    return Curves(*(rows @ getattr(path, name).T for name in Curves._fields))
+    return Curves(*(None if values is None else rows @ values.T for values in (
+        getattr(path, name) for name in Curves._fields)))
 
 
 def win_controlled(path: Path, weights: np.ndarray) -> np.ndarray:

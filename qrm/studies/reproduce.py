@@ -8,10 +8,9 @@ import jax
 
 from qrm.analysis import figures, report, tables
 from qrm.analysis.evaluate import evaluate
-from qrm.data import demo
+from qrm.data import demo, sources
 from qrm.data.comparisons import DataError
 from qrm.data.files import is_rows
-from qrm.data.sources import workloads_of
 from qrm.rewards import resampling
 from qrm.training import config as config_lib
 from qrm.training import features, workdir
@@ -53,7 +52,7 @@ def reproduce(config: Any, folder: str) -> str:
     table = tables.build_table(
         runs, replicates=settings.bootstrap, null_draws=settings.null_draws, level=settings.level,
         seed=settings.seed, source=describe_source(config))
-    if config.data.path == 'demo':
+    if config.data.path == sources.DEMO:
         table['bayes'] = {
             workload: demo.bayes(demo.generate(
                 workload, 'test', config.data.demo.test, config.data.demo.seed,
@@ -77,7 +76,7 @@ def run_configs(config: Any) -> dict[tuple[str, str], Any]:
       ConfigError: a value that cannot be used, or nothing to train.
     """
     config_lib.check(config)
-    names = workloads_of(config.data.path)
+    names = sources.workloads_of(config.data.path)
     workloads = tuple(config.reproduce.workloads)
     if not names:  # One set of rows: one workload, named after the file or data set.
         stem = os.path.basename(os.path.normpath(config.data.path))
@@ -111,5 +110,5 @@ def describe_source(config: Any) -> str:
     """What the models start from and what they learn, in words, for the statement."""
     start = (f'models that start from {config.model.checkpoint}' if config.model.checkpoint
              else 'small models with random initial weights')
-    data = ('generated dialogues' if config.data.path == 'demo' else config.data.path)
+    data = ('generated dialogues' if config.data.path == sources.DEMO else config.data.path)
     return f'{start}, trained and tested on {data} (one seed, {config.seed})'

@@ -137,6 +137,12 @@ def test_repetition_costs_without_end(workload):
     assert _mean(workload, text * 1000) == pytest.approx(mean - 0.01 * 999 * size)
 
 
+@pytest.mark.parametrize(('text', 'share'), [
+    ('Sure. zebra', 5 / 10), ('zebra', 1.0), ('Sure. Sure.', 0.0), ('', 0.0)])
+def test_the_share_that_is_not_read(text, share):
+    assert gold.judge('helpful', text).unread_share == pytest.approx(share)
+
+
 def test_shares_of_characters():
     golds = [gold.judge('helpful', text) for text in ('Sure. Sure. zebra', '', 'Good question!')]
     # 5 and 14 counted, 5 repeated, 5 unread, of 29.

@@ -10,7 +10,7 @@ import pytest
 from qrm.data import phrases
 from qrm.policy import monitor
 from qrm.policy.monitor import Evaluation, Row, Rules
-from qrm.rewards import distributions, resampling
+from qrm.rewards import distributions, resampling, selection
 from tests.helpers import policy_row
 
 NAN = np.nan
@@ -77,7 +77,7 @@ def test_a_row_by_hand():
     assert (row.refused, row.truncated, row.blank) == pytest.approx((1 / 3,) * 3)
     assert row.mismatch == 0.0
     for name in ('gold', 'gold_error', 'gold_spread', 'win', 'win_error', 'disagreement',
-                 'kl_bound'):
+                 'unread', 'kl_bound', 'kl_estimate'):
         assert getattr(row, name) is None
 
 
@@ -95,22 +95,26 @@ def test_what_may_be_known_besides():
     sampled[1, 0] -= 0.1
     row = monitor.measure(_small(
         sampled_log_probs=sampled, entropies=np.where(_small().mask, 0.7, NAN),
-        members=np.array([[[1.0, 3.0], [2.0, 2.0]], [[0.0, 4.0], [NAN, NAN]]]),
+        disagreements=np.array([[1.0, 0.0], [2.0, NAN]]), unread=np.array([[0.1, 0.5], [0.9, NAN]]),
         gold=np.array([[1.0, 2.0], [6.0, NAN]]), wins=np.array([[0.5, 0.1], [0.9, NAN]])))
     assert row.mismatch == pytest.approx(0.5 / 13)
     assert row.entropy == pytest.approx(0.7)
     assert row.disagreement == pytest.approx((1.0 + 0.0 + 2.0) / 3)
-    assert (row.gold, row.win) == pytest.approx((3.0, 0.5))
+    assert (row.gold, row.win, row.unread) == pytest.approx((3.0, 0.5, 0.5))
     assert row.gold_spread == pytest.approx(math.sqrt(14 / 3))
     assert (row.kl_bound, row.kl is None) == (None, False)
 
 
-def test_of_a_choice_neither_kl_nor_entropy_is_estimated():
+def test_the_kl_of_a_choice_is_estimated_from_the_draw():
     row = monitor.measure(_small(best_of=4))
     assert row.kl_bound == pytest.approx(math.log(4) - 3 / 4)
+    # By what the draws were worth, -6, -4 and -2.5 nats, at most the bound each.
+    of_draws = selection.estimated_kl_best_of_n(np.array([-6.0, -4.0, -2.5]), 4)
+    assert row.kl_estimate == pytest.approx(of_draws.mean())
+    assert row.kl_estimate < row.kl_bound
     unknown = [name for name, value in row._asdict().items() if value is None]
     assert {'kl', 'kl_error', 'kl_k3', 'kl_token', 'kl_token_k3', 'entropy'} <= set(unknown)
-    assert '| <= 0.636 ' in monitor.format_rows([row])
+    assert ', <= 0.636 ' in monitor.format_rows([row])
     later = [policy_row(0), *(row._replace(step=step) for step in (1, 2, 3))]
     found = {one.rule for one in monitor.suspicions(later, Rules(kl_most=0.0, entropy_share=0.9))}
     assert not found & {'kl', 'kl growth', 'entropy'}
@@ -202,7 +206,7 @@ def test_of_the_demo_only_refusals_are_refusals():
     ({'texts': [['a', 'b'], ['c']]}, 'texts: shape'),
     ({'present': np.ones(2, bool)}, r'present: shape \(2,\), expected \[C, K\]'),
     ({'gold': np.zeros((2, 3))}, r'gold: shape \(2, 3\), expected \(2, 2\)'),
-    ({'members': np.zeros((2, 3, 4))}, r'members: shape \(2, 3, 4\), expected \(2, 2, 4\)'),
+    ({'unread': np.zeros((2, 3))}, r'unread: shape \(2, 3\), expected \(2, 2\)'),
     ({'tokens': np.zeros((2, 2, 5), int)}, r'tokens: shape \(2, 2, 5\), expected \(2, 2, 6\)'),
     ({'log_probs': np.full((2, 2, 6), NAN)}, 'log_probs: 13 numbers that are not finite.*prompt 0'),
     ({'gold': np.array([[1.0, 1.0], [np.inf, NAN]])}, 'gold: 1 numbers .*prompt 1'),
@@ -241,7 +245,7 @@ def test_constant_rows_are_not_suspect():
 
 
 def test_noise_of_the_stated_size_is_not_suspect():
-    names = [name for name in Row._fields if f'{name}_error' in Row._fields]
+    names = [name for name in Row._fields if getattr(policy_row(0), f'{name}_error', None)]
     for seed in range(50):
         rng = np.random.default_rng(seed)
         rows = []
@@ -425,6 +429,6 @@ def test_rows_as_a_table():
         'KL (nats)': '5.000 ± 0.300', 'KL a token': '0.0000 ± 0.0000', 'tokens': '50.0 ± 2.0',
         'entropy (nats)': '2.000 ± 0.050', 'repeated': '5.0%', 'distinct-2': '0.000',
         'refused': '10.0%', 'truncated': '2.0%', 'blank': '0.0%', 'predicted std': '0.500',
-        'perplexity': '3.00'}
+        'unread': '-', 'perplexity': '3.00'}
     cells = dict(zip(header, second, strict=True))
     assert (cells['step'], cells['gold'], cells['repeated']) == ('10', '-', '50.0%')

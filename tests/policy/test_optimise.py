@@ -170,13 +170,15 @@ def test_a_run_ends_where_a_rule_says_so_and_is_left_ended(folder, tmp_path, cap
 
 @pytest.mark.usefixtures('drawn')
 def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
-    optimise.train(config(folder, 'best_of_n', **{'evaluation.samples': 6}), str(tmp_path))
+    plain = {'algorithm.truncated': 'penalty'}  # as it is where nothing is trained
+    optimise.train(config(folder, 'best_of_n', **plain | {'evaluation.samples': 6}), str(tmp_path))
     rows = rows_of(tmp_path)
     assert [row['step'] for row in rows] == [1, 2, 4, 6]
     assert (rows[0]['kl_bound'], rows[0]['kl']) == (None, 0.0)
     assert {row['kl'] for row in rows[1:]} == {None}
     assert [row['kl_bound'] for row in rows[1:]] == pytest.approx(
         [float(selection.kl_best_of_n(n)) for n in (2, 4, 6)])
+    assert all(0 < row['kl_estimate'] <= row['kl_bound'] for row in rows[1:])
     proxies = [row['proxy'] for row in rows]
     assert proxies == sorted(proxies)
     assert proxies[-1] > proxies[0]
@@ -185,7 +187,7 @@ def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
     answers = read_lines(tmp_path / 'responses/0.jsonl')
     assert np.mean([max(row['rewards']) for row in answers]) == pytest.approx(proxies[-1])
     # It is done, and no other run takes its place.
-    for name, changes in (('best_of_n', {'evaluation.samples': 3}), ('grpo', {})):
+    for name, changes in (('best_of_n', plain | {'evaluation.samples': 3}), ('grpo', {})):
         with pytest.raises(WorkdirError, match='holds a run with another config'):
             optimise.train(config(folder, name, **changes), str(tmp_path))
     assert rows_of(tmp_path) == rows
@@ -234,6 +236,12 @@ def test_two_devices_do_as_one(folder, tmp_path):
      'config.rollouts.samples=1, expected at least 2 of rloo'),
     ({'algorithm.kl_target': 6.0, 'algorithm.kl_horizon': 12.8},
      'config.algorithm.kl_horizon=12.8, expected more than 12.8'),
+    ({'reward.source': 'gold'}, 'the truth is known of the demo alone'),
+    ({'reward.judge': 'gold'}, "config.reward.judge='gold' with config.data.path="),
+    ({'algorithm.divide_by_std': False}, 'config.algorithm.divide_by_std=False, expected True: '),
+    ({'algorithm.truncation_penalty': 2.0}, 'config.algorithm.truncation_penalty=2.0, expec'),
+    ({'algorithm.kl_corrected': True}, "reads it with the other settings of algorithm 'ppo'"),
+    ({'algorithm.kl_horizon': 99.0}, 'config.algorithm.kl_horizon=99.0, expected 10000.0: nothing'),
 ])
 def test_values_that_cannot_be_used_are_named(changes, message, folder, tmp_path):
     with pytest.raises(ConfigError) as caught:

@@ -1,5 +1,6 @@
 """Rewards of any source by one interface, and who says what is better."""
 
+import dataclasses
 import http.server
 import json
 import threading
@@ -11,10 +12,12 @@ from qrm.data import gold
 from qrm.data.comparisons import Comparison, DataError, text_of
 from qrm.models.network import params_digest
 from qrm.policy import scoring
+from qrm.rewards.heads import HeadConfig
+from qrm.rewards.selection import Rule
 from qrm.serving import functions
 from qrm.training import reward_model
 from qrm.training.schema import ConfigError
-from tests.helpers import small_pairwise_model, small_reward_model
+from tests.helpers import init, small_pairwise_model, small_reward_model
 
 PROMPTS = ['a', 'b']
 REPLY = 'I am happy to help.'
@@ -183,6 +186,36 @@ def test_gold_and_models_as_judges(monkeypatch):
     for own in (same, reward._replace(source='somewhere')):
         with pytest.raises(ConfigError, match="judge='somewhere' is what is optimised"):
             scoring.load_judge('somewhere', workload='', reward=own)
+
+
+def test_gold_tells_what_it_could_not_read():
+    judge = scoring.load_judge('gold', workload='helpful')
+    found = judge.read(comparisons(('Sure. zebra', ''), ('Good question!', 'zebra')))
+    np.testing.assert_allclose(found.unread, [[0.5, 0.0], [0.0, 1.0]])
+
+
+def test_members_of_an_ensemble_disagree(monkeypatch):
+    model = small_reward_model([*OWN, *OTHERS])
+    alone = scoring.Reward('one', functions.RewardFunction(model, Rule('mean')), predicts=True)
+    assert alone(*scoring.flat(OWN)).disagreements is None
+    network = dataclasses.replace(model.network, head=HeadConfig('scalar', members=3))
+    model = dataclasses.replace(model, network=network, params=init(network))
+    reward = scoring.Reward('three', functions.RewardFunction(model, Rule('mean')), predicts=True)
+    found = reward(*scoring.flat(OWN))
+    means = model.read(np.concatenate(model.predict(model.encode(OWN)[0]))).members.mean
+    np.testing.assert_allclose(found.disagreements, np.std(np.float64(means), axis=-1), atol=1e-6)
+    assert (found.disagreements > 0).all()
+    best = found.reshape(2, 2).pick((np.arange(2), np.array([1, 0])))
+    np.testing.assert_array_equal(best.disagreements, found.disagreements[[1, 2]])
+
+
+def test_a_rule_that_samples_draws_anew_by_number(monkeypatch):
+    model = small_reward_model([*OWN, *OTHERS])
+    reward = scoring.Reward('one', functions.RewardFunction(model, Rule('sample', 3)),
+                            predicts=True)
+    first, again, other = (reward(*scoring.flat(OWN), draw=draw).rewards for draw in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert (np.abs(first - other) > 1e-6).any()
 
 
 def test_a_reward_model_tells_of_its_spread_and_a_pairwise_one_needs_a_judge(monkeypatch):

@@ -40,7 +40,8 @@ def path(gold, kl=(0.0, 2.0, 4.0), noise=0.1, seed=0):
     shape = len(gold), len(GROUPS)
     table = np.array(gold, float)[:, None] + noise * rng.normal(size=shape)
     return Path(np.arange(len(gold)), np.broadcast_to(np.array(kl, float)[:, None], shape), table,
-                table, np.full(shape, 0.5), np.ones(shape), np.ones(shape[1]), 1.0)
+                table, np.full(shape, 0.5), np.ones(shape), np.full(shape, 0.25), np.ones(shape[1]),
+                1.0)
 
 
 def statistics(**golds):
@@ -90,6 +91,12 @@ def test_a_rule_delays_if_it_beats_all_controls():
     # Where the control does as well, it is not the spread.
     rows = arms.delays(statistics(mean=falls, risky=stays, shuffled=stays, ensemble=falls), BOUNDS)
     assert rows[0]['answer'] == NO
+    # Where a control was not run, nothing shows that it is the spread.
+    rows = arms.delays(statistics(mean=falls, risky=stays, ensemble=falls), BOUNDS)
+    assert rows[0]['answer'] == f'{OPEN}, as it has no control shuffled'
+    rows = arms.delays(statistics(mean=falls, risky=stays), BOUNDS)
+    assert rows[0]['answer'] == f'{OPEN}, as it has no control shuffled and ensemble'
+    assert arms.verdict({'delay': rows, 'quantile': [], 'dpo': []})[0].endswith(f'{OPEN}.')
 
 
 def test_nothing_is_delayed_that_is_not_seen():
@@ -174,6 +181,7 @@ def test_sizes_are_powers_of_two():
     ({'runs.grpo': {'algorithm': {'kl_loss': 'k2', 'kl_reward': ''}, 'rollouts': {'samples': 1}}},
      'runs.grpo: config.rollouts.samples=1, expected at least 2 of grpo'),
     ({'runs.grpo': {'algorithm': {'beta': -1.0}}}, 'runs.grpo: config.algorithm.beta=-1.0'),
+    ({'runs.ppo': {'monitor': {'stop': ('kl',)}}}, r"runs.ppo: config.monitor.stop=\('kl'"),
     ({'runs.sft': {'train': {'epoch': 1.0}}}, 'did you mean config.train.epochs'),
 ])
 def test_what_cannot_be_used_is_named(changes, message):
@@ -231,6 +239,9 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
     assert of_best['kl']['value'] == pytest.approx(np.log(4.0) - 0.75)
     assert 0.0 < of_best['win']['value'] < 1.0
     assert 0.0 < of_best['length']['value'] <= 2.0
+    # Two tokens are no sentence of the demo.
+    assert 0.5 < of_best['unread']['value'] <= 1.0
+    assert 'characters unread' in text
     # Sampled from a policy that has taken a step.
     assert result['rows'][-1]['kl']['value'] != 0.0
     for name in ('overoptimisation', 'gold'):
@@ -299,6 +310,7 @@ def test_a_reward_model_stands_in_for_the_truth(words, tmp_path, monkeypatch):
     text = study.run(config, str(folder))
     assert text.startswith('# Over-optimisation as another reward model sees it')
     assert f'Gold rewards are those of {words["gold"]}' in text
+    assert 'unread' not in text  # by a model that reads all
     assert not (folder / 'sft').exists()
     assert len(list((folder / 'features').iterdir())) == 1  # which proxies share
     result = json.loads((folder / 'overoptimisation.json').read_text())

@@ -1,5 +1,7 @@
 """Paths of optimisation: curves at equal KL, peaks and falls, by hand."""
 
+import json
+
 import numpy as np
 import pytest
 
@@ -12,27 +14,29 @@ def one(kl, gold, proxy=None):
     """Curves of the prompts as they are alone."""
     gold = np.array([gold], float)
     return Curves(np.array([kl], float), gold, gold if proxy is None else np.array([proxy], float),
-                  gold, gold)
+                  gold, gold, None)
 
 
 def test_curves_are_weighted_means_over_prompts():
     path = Path(np.array([0, 5]), np.array([[0.0, 0.0], [1.0, 3.0]]),
                 np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([[0.0, 4.0], [8.0, 0.0]]),
                 np.array([[0.5, 0.5], [0.2, 0.8]]), np.array([[4.0, 4.0], [5.0, 9.0]]),
-                np.array([4.0, 4.0]), 1.0)
+                np.array([[0.0, 0.4], [0.2, 0.0]]), np.array([4.0, 4.0]), 1.0)
     found = paths.curves(path, np.array([[2, 0], [3, 1]]))
     np.testing.assert_allclose(found.kl, [[0.0, 2.0], [0.0, 1.0], [0.0, 1.5]])
     np.testing.assert_allclose(found.gold, [[1.5, 4.5], [1.0, 3.0], [1.25, 3.75]])
     np.testing.assert_allclose(found.proxy, [[2.0, 4.0], [0.0, 8.0], [1.0, 6.0]])
     np.testing.assert_allclose(found.win, [[0.5, 0.5], [0.5, 0.2], [0.5, 0.35]])
     np.testing.assert_allclose(found.length, [[4.0, 7.0], [4.0, 5.0], [4.0, 6.0]])
+    np.testing.assert_allclose(found.unread, [[0.2, 0.1], [0.0, 0.2], [0.1, 0.15]])
+    assert paths.curves(path._replace(unread=None), np.ones((1, 2))).unread is None
 
 
 def test_wins_at_equal_length_are_of_the_last_responses():
     rng = np.random.default_rng(0)
     length = np.array([np.full(30, 22.0), rng.integers(10, 90, 30)])
     win = np.array([np.full(30, 0.5), rng.random(30)])
-    path = Path(np.array([0, 5]), *np.zeros((3, 2, 30)), win, length, np.full(30, 20.0), 1.0)
+    path = Path(np.array([0, 5]), *np.zeros((3, 2, 30)), win, length, None, np.full(30, 20.0), 1.0)
     weights = rng.multinomial(30, np.full(30, 1 / 30), size=3)
     found = paths.win_controlled(path, weights)
     shares = np.concatenate([np.ones((1, 30)), weights]) / 30
@@ -42,12 +46,13 @@ def test_wins_at_equal_length_are_of_the_last_responses():
 
 
 def test_a_path_comes_back_from_json():
-    path = Path(np.array([0, 5]), *np.random.default_rng(0).normal(size=(5, 2, 4)), np.arange(4.0),
+    path = Path(np.array([0, 5]), *np.random.default_rng(0).normal(size=(6, 2, 4)), np.arange(4.0),
                 0.5)
-    back = paths.from_json(paths.as_json(path))
-    assert back.unit == 0.5
-    for name in Path._fields:
-        np.testing.assert_array_equal(getattr(back, name), getattr(path, name))
+    for own in (path, path._replace(unread=None)):
+        back = paths.from_json(json.loads(json.dumps(paths.as_json(own))))
+        assert back.unit == 0.5
+        for name in Path._fields:
+            np.testing.assert_array_equal(getattr(back, name), getattr(own, name))
 
 
 def test_a_level_is_taken_where_it_is_first_reached():
@@ -96,7 +101,7 @@ def test_the_peak_is_the_kl_of_the_highest_gold():
 def test_a_fall_is_measured_on_the_other_half():
     half = np.array([True, True, False, False])
     gold = np.array([[0.0, 0.0, 0.0, 0.0], [4.0, 2.0, 1.0, 5.0], [1.0, 3.0, 2.0, 2.0]])
-    path = Path(np.arange(3), np.zeros((3, 4)), *[gold] * 4, gold[0], 1.0)
+    path = Path(np.arange(3), np.zeros((3, 4)), *[gold] * 4, None, gold[0], 1.0)
     # Both halves have their peak at the second one: falls of (3, -1) and (-1, 3).
     found = paths.fall(path, np.array([[2, 0, 1, 1], [1, 1, 0, 2]]), half)
     np.testing.assert_allclose(found, [1.0, 0.5 * (3.0 + 1.0), 0.5 * (1.0 + 3.0)])
@@ -110,6 +115,6 @@ def test_noise_alone_has_no_fall_on_average():
     found = []
     for _ in range(300):
         gold = rng.normal(size=(8, 40))
-        path = Path(np.arange(8), np.zeros((8, 40)), *[gold] * 4, gold[0], 1.0)
+        path = Path(np.arange(8), np.zeros((8, 40)), *[gold] * 4, None, gold[0], 1.0)
         found.append(paths.fall(path, np.ones((1, 40), int), half)[0])
     assert abs(np.mean(found)) < 3.0 * np.std(found) / np.sqrt(300)

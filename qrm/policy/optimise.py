@@ -84,14 +84,14 @@ KEYS: Table = config.KEYS | {
     # --- Reward ----------------------------------------------------------------------------------
     'reward.source': Key(
         '', ANY, "what is optimised: a run or reward model, 'module:function', http(s)://... of a "
-        "server, or 'gold' (of the demo)"),
+        "server, a judge as `qrm label` takes one, or 'gold' (of the demo)"),
     'reward.token_variable': Key(
         '', ANY, "environment variable with the bearer token of a server; '': it wants none"),
     'reward.rule': Key('mean', ANY, 'what of the distribution of a reward model is the reward'),
     'reward.aggregate': Key('', ANY, "of a pairwise model, see `qrm.reward`; '': its default"),
     'reward.judge': Key(
         '', ANY, "who says whether held-out answers are better than the reference's: a reward "
-        "model, or 'gold'; '': the reward itself"),
+        "model, a judge as `qrm label` takes one, or 'gold'; '': the reward itself"),
 
     # --- Algorithm -------------------------------------------------------------------------------
     'algorithm.name': Key(
@@ -350,6 +350,9 @@ def prepare(values: Any, folder: str) -> Prepared:
     reward = scoring.load(
         values.reward.source, rule=values.reward.rule, aggregate=values.reward.aggregate,
         workload=values.workload, token_variable=values.reward.token_variable)
+    if reward.compares and values.rollouts.samples < 2:
+        raise ConfigError(f'config.rollouts.samples={values.rollouts.samples}, expected at least 2 '
+                          f'with {reward.source}, which compares the answers to a prompt')
     judge = scoring.load_judge(values.reward.judge, workload=values.workload, reward=reward)
     found = initial.start(values, network, settings)
     if found.pretrained and found.pretrained.head is not None:

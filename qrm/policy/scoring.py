@@ -2,10 +2,13 @@
 
 A reward is a function that takes prompts and completions, texts or chats, and gives a number for
 each completion, as `qrm.reward` makes one: a run, a reward model of other libraries, the gold
-reward of the demo, a function of one's own, or a server.
+reward of the demo, a function of one's own, or a server. Of a judge, who says which of two
+responses is better, it is how often a completion is preferred to the others of its prompt.
 """
 
+import collections
 import functools
+import itertools
 import math
 import os
 import re
@@ -17,9 +20,10 @@ import numpy as np
 
 from qrm.analysis import winrate
 from qrm.data import demo, gold
-from qrm.data.comparisons import Comparison, DataError, in_a_line, text_of
+from qrm.data.comparisons import Comparison, DataError, Text, in_a_line, text_of
 from qrm.models import network
-from qrm.policy import programs, servers
+from qrm.policy import judges, programs, servers
+from qrm.policy.questions import Options
 from qrm.rewards import statistics
 from qrm.rewards.losses import LossConfig
 from qrm.serving import functions
@@ -29,6 +33,7 @@ from qrm.training.schema import ConfigError
 
 GOLD = 'gold'
 _FUNCTION = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*')
+_JUDGE = re.compile(r'(?:language-model|endpoint|function:[^:]+):.+', re.DOTALL)
 _SECONDS = 600  # for a server to answer
 
 
@@ -111,8 +116,9 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
       source: 'gold', the gold reward of a demo workload; 'module:function', which is called with
         `prompts` and `completions` and gives a list of numbers, and is looked for where the
         command runs too; an address http(s)://..., which is asked as OpenRLHF asks a reward server
-        (`query`, `prompts`, `labels`; `rewards` come back), so that prompts have to be texts; or a
-        reward model, as `qrm.reward` takes it.
+        (`query`, `prompts`, `labels`; `rewards` come back), so that prompts have to be texts; a
+        judge, 'language-model:...', 'endpoint:...' or 'function:...', see `judges`; or a reward
+        model, as `qrm.reward` takes it.
       rule, aggregate: of a reward model, see `functions.reward`.
       workload: of the demo.
       token_variable: environment variable that holds the token of a server; '': none is sent.
@@ -122,8 +128,9 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
       DataError, WorkdirError: see `reward_model.load`.
     """
     address = source.startswith(('http://', 'https://'))
+    asked = _JUDGE.fullmatch(source)
     own = _FUNCTION.fullmatch(source) and not os.path.exists(source)
-    if (source == GOLD or address or own) and (rule, aggregate) != ('mean', ''):
+    if (source == GOLD or address or asked or own) and (rule, aggregate) != ('mean', ''):
         raise ConfigError(f'config.reward.rule={rule!r} and aggregate={aggregate!r} with source='
                           f"{source!r}, expected 'mean' and '': only reward models have others")
     if source == GOLD:
@@ -134,6 +141,10 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
             judged.reward.mean() for judged in golds(workload, map(text_of, completions))])
     if address:
         return _of_server(source, token_variable)
+    if asked and (source.startswith('endpoint:') or not token_variable):
+        judge = judges.load(judges.parse(source), Options(token_variable=token_variable))
+        return Reward(source, functools.partial(_tournament, judge), compares=True,
+                      digest=judge.identity)
     if token_variable:
         raise ConfigError(f'config.reward.token_variable={token_variable!r} with source={source!r},'
                           " expected '': only servers are told a token")
@@ -173,12 +184,12 @@ class Judged(NamedTuple):
     """Answers to C prompts, K each, as a judge has read them.
 
     Attributes:
-      rewards: [C, K] float64, the mean reward of each.
+      rewards: [C, K] float64, the mean reward of each; None: there are only preferences.
       known: what else the judge has to know of them to compare them.
       unread: [C, K] share of the characters that it could not read; None: it reads all.
     """
 
-    rewards: np.ndarray
+    rewards: np.ndarray | None
     known: Any
     unread: np.ndarray | None = None
 
@@ -191,20 +202,24 @@ class Judge(NamedTuple):
       read: comparisons of C prompts with K responses each -> those as they were judged.
       wins: (answers, references) to the same prompts, K and J each -> [C, K, J] float64 probability
         of being preferred.
-      digest: of the reward model; '' of any other judge.
+      digest: by which a run knows it again; '' of one that is a function of the text alone.
+      scores: it gives rewards, not only preferences.
     """
 
     source: str
     read: Callable[[Sequence[Comparison]], Judged]
     wins: Callable[[Judged, Judged], np.ndarray]
     digest: str = ''
+    scores: bool = True
 
 
 def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> Judge:
     """A judge by its name.
 
     Args:
-      source: 'gold'; a reward model that scores each response alone; '': by the reward itself.
+      source: 'gold'; a reward model that scores each response alone; a judge that compares two,
+        'language-model:...', 'endpoint:...' (one that wants no token) or 'function:...', see
+        `judges`; '': by the reward itself.
       workload: of the demo.
       reward: that is optimised, which a judge must not be; None: it is not known yet.
 
@@ -216,14 +231,20 @@ def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> J
     if source == GOLD:
         load(GOLD, workload=workload)  # there is such a workload
         return Judge(source, functools.partial(_read_gold, workload), _gold_wins)
+    if reward and source and source == reward.source:
+        raise ConfigError(f'config.reward.judge={source!r} is what is optimised, expected another '
+                          "one, or ''")
+    if _JUDGE.fullmatch(source):
+        asked = judges.load(judges.parse(source), Options())
+        return Judge(source, lambda texts: Judged(None, texts), functools.partial(
+            _asked_wins, asked), asked.identity, scores=False)
     if source:
         model = reward_model.load(source, raw=True)
         try:
             reward_model.check_alone(model)
         except DataError as error:
             raise DataError(f'{source}: {error}') from error
-        if reward and (source == reward.source
-                       or network.params_digest(model.params) == reward.weights):
+        if reward and network.params_digest(model.params) == reward.weights:
             raise ConfigError(f'config.reward.judge={source!r} is what is optimised, expected '
                               "another one, or ''")
         return Judge(source, functools.partial(_read_by_model, model), functools.partial(
@@ -278,6 +299,68 @@ def _read_by_reward(reward: Reward, texts: Sequence[Comparison]) -> Judged:
 
 def _reward_wins(own: Judged, others: Judged) -> np.ndarray:
     return statistics.halved_ties(own.rewards[:, :, None] - others.rewards[:, None, :])
+
+
+def _tournament(judge: judges.Judge, prompts: Sequence[Any], completions: Sequence[Any]
+                ) -> list[float]:
+    """Of each completion, how often it is preferred to the others of its prompt.
+
+    Raises:
+      DataError: a prompt has one completion; or see `judges.Judge`.
+    """
+    places, pairs = [], []
+    for members in functions.grouped(prompts):
+        if len(members) < 2:
+            raise DataError(f'prompts[{members[0]}]: one completion, expected several, which '
+                            'are compared')
+        row = functions.comparison(members[0], prompts[members[0]],
+                                   [completions[i] for i in members])
+        for one, other in itertools.combinations(range(len(members)), 2):
+            places.append((members[one], members[other]))
+            pairs.append((row, row.responses[one], row.responses[other]))
+    wins, count = np.zeros((2, len(completions)))
+    for (one, other), first in zip(places, _asked(judge, pairs), strict=True):
+        wins[one] += first
+        wins[other] += 1.0 - first
+        count[[one, other]] += 1
+    return (wins / count).tolist()
+
+
+def _asked_wins(judge: judges.Judge, own: Judged, others: Judged) -> np.ndarray:
+    pairs = [(row, response, other) for row, beside in zip(own.known, others.known, strict=True)
+             for response, other in itertools.product(row.responses, beside.responses)]
+    return _asked(judge, pairs).reshape(len(own.known), len(own.known[0].responses), -1)
+
+
+def _asked(judge: judges.Judge, pairs: Sequence[tuple[Comparison, Text, Text]]) -> np.ndarray:
+    """How likely the first of two responses is preferred, the mean of both orders.
+
+    Where a judge has no answer it is 1/2, and the number of these is printed.
+
+    Args:
+      judge: who is asked.
+      pairs: n of a comparison, whose prompt it is, and two responses.
+
+    Returns:
+      [n] in [0, 1].
+
+    Raises:
+      DataError: see `judges.Judge`.
+    """
+    questions = [Comparison(row.id, row.prompt, order, row.group, tools=row.tools)
+                 for row, one, other in pairs for order in ((one, other), (other, one))]
+    found, failures = np.full(len(questions), np.nan), collections.Counter()
+    for place, answer in judge(questions):
+        if answer.probability is None:
+            failures[answer.failure] += 1
+        else:
+            found[place] = answer.probability
+    if failures:
+        (why, _), = failures.most_common(1)
+        print(f'{judge.name}: no answer to {failures.total()} of {len(questions)} questions, '
+              f'which counts as undecided (mostly: {why})', flush=True)
+    both = (found[0::2] + 1.0 - found[1::2]) / 2.0
+    return np.where(np.isnan(both), 0.5, np.clip(both, 0.0, 1.0))
 
 
 def _ask(url: httpx.URL, token: str, prompts: Sequence[Any], completions: Sequence[Any]

@@ -91,8 +91,8 @@ class RewardFunction:
             raise DataError(f'{len(prompts)} prompts and {len(completions)} completions')
         if not len(prompts):
             return []
-        groups = _grouped(prompts)
-        comparisons = [_comparison(members[0], prompts[members[0]],
+        groups = grouped(prompts)
+        comparisons = [comparison(members[0], prompts[members[0]],
                                    [completions[i] for i in members]) for members in groups]
         order = np.argsort([i for members in groups for i in members])
         if self.aggregate:
@@ -146,16 +146,25 @@ def reward(path: str, rule: str = 'mean', *, name: str = '', aggregate: str = ''
     return RewardFunction(reward_model.load(path, **options), parsed, name, aggregate)
 
 
-def _grouped(prompts: Sequence[Any]) -> list[list[int]]:
-    """Indices of equal prompts, in the order in which each comes first."""
+def grouped(prompts: Sequence[Any]) -> list[list[int]]:
+    """Indices of equal prompts, texts or chats, in the order in which each comes first."""
     groups: dict[str, list[int]] = {}
     for i, prompt in enumerate(prompts):
         groups.setdefault(json.dumps(_plain(prompt), sort_keys=True, default=repr), []).append(i)
     return list(groups.values())
 
 
-def _comparison(number: int, prompt: Any, completions: Sequence[Any]) -> Comparison:
-    """Completions of a prompt, in which nothing is taken for anything else."""
+def comparison(number: int, prompt: Any, completions: Sequence[Any]) -> Comparison:
+    """Completions of a prompt, in which nothing is taken for anything else.
+
+    Args:
+      number: of the prompt, as errors name it.
+      prompt: a text or a chat.
+      completions: texts, or chats of what is said in answer.
+
+    Raises:
+      DataError: something that is neither text nor chat.
+    """
     return parse_row({'prompt': _plain(prompt), 'responses': list(map(_plain, completions))},
                      f'prompts[{number}]', literal=True)
 

@@ -362,6 +362,9 @@ def prepare(config: Any, folder: str) -> Bench:
       ConfigError, DataError, WorkdirError: see `run`.
     """
     gold = scoring.load_judge(config.gold, workload=config.workload)
+    if not gold.scores:
+        raise ConfigError(f'config.gold={config.gold!r} compares two responses, expected a reward '
+                          'model, which says what each is worth')
     path = _reference(config, folder)
     if config.reference and not os.path.exists(os.path.join(folder, 'config.json')):
         _check_networks(config)

@@ -102,6 +102,32 @@ def test_every_algorithm_raises_a_trivial_reward(name, folder, tmp_path):
     assert [share([], row['responses']) for row in answers] == [row['rewards'] for row in answers]
 
 
+def fewer(prompts, firsts, seconds):
+    """Prefers the answer with more words below w10."""
+    return [0.5 + 0.5 * float(np.sign(one - other))
+            for one, other in zip(share([], firsts), share([], seconds), strict=True)]
+
+
+def test_a_judge_of_pairs_is_optimised_and_another_one_says_who_wins(folder, tmp_path):
+    optimise.train(config(folder, 'grpo', **{
+        'reward.source': 'function:tests.policy.test_optimise:fewer',
+        'reward.judge': 'function:tests.policy.test_optimise:fewer_too'}), str(tmp_path))
+    first, last = rows_of(tmp_path)
+    # Among answers of one policy half are preferred.
+    assert first['proxy'] == pytest.approx(0.5)
+    assert last['proxy'] == pytest.approx(0.5)
+    assert last['win'] > first['win'] + 3 * (first['win_error'] + last['win_error'])
+    with pytest.raises(ConfigError, match=r'rollouts.samples=1, expected at least 2 with function'):
+        optimise.train(config(folder, 'ppo', **{
+            'reward.source': 'function:tests.policy.test_optimise:fewer', 'rollouts.samples': 1,
+            'reward.judge': 'function:tests.policy.test_optimise:fewer_too'}),
+            str(tmp_path / 'ppo'))
+
+
+def fewer_too(prompts, firsts, seconds):
+    return fewer(prompts, firsts, seconds)
+
+
 RESUMED = {'train.tune': 'lora', 'algorithm.kl_target': 1.0, 'algorithm.kl_horizon': 100.0,
            'algorithm.scale': 'running', 'train.checkpoint_every': 3, 'train.log_every': 1}
 

@@ -188,6 +188,59 @@ def test_gold_and_models_as_judges(monkeypatch):
             scoring.load_judge('somewhere', workload='', reward=own)
 
 
+def longer(prompts, firsts, seconds):
+    """The longer one with .9, first or second, and what stands first by .2 more; not of 'z'."""
+    return [None if 'z' in (one, other) else
+            min(1.0, 0.5 + 0.4 * np.sign(len(one) - len(other)) + 0.1)
+            for one, other in zip(firsts, seconds, strict=True)]
+
+
+LONGER = 'function:tests.policy.test_scoring:longer'
+
+
+def test_a_judge_of_pairs_is_asked_in_both_orders(capsys):
+    reward = scoring.load('tests.policy.test_scoring:lengths')
+    judge = scoring.load_judge(LONGER, workload='', reward=reward)
+    assert not judge.scores
+    assert judge.digest
+    # (1.0 + 1 - .2) / 2 = .9; equal lengths .6 both ways, which is .5.
+    found = judge.wins(judge.read(OWN), judge.read(comparisons(('xxx', 'u'), ('', 'zz'))))
+    np.testing.assert_allclose(found, [[[0.1, 0.9], [0.9, 0.9]], [[0.5, 0.1], [0.5, 0.5]]])
+    assert capsys.readouterr().out == (
+        'tests.policy.test_scoring:longer: no answer to 4 of 16 questions, which counts as '
+        'undecided (mostly: none by the function)\n')
+    for source in (LONGER, 'tests.policy.test_scoring:lengths'):
+        with pytest.raises(ConfigError, match=f"judge='{source}' is what is optimised"):
+            scoring.load_judge(source, workload='', reward=scoring.load(source))
+    with pytest.raises(DataError, match='function:no_such:f: no such function'):
+        scoring.load_judge('function:no_such:f', workload='')
+
+
+def test_a_judge_of_pairs_rewards_what_it_prefers_to_the_others():
+    reward = scoring.load(LONGER)
+    assert reward.compares
+    found = reward(['a', 'b', 'a', 'b', 'a'], ['xx', 'x', 'yyyy', 'y', ''])
+    np.testing.assert_allclose(found.rewards, [(0.9 + 0.1) / 2, 0.5, 0.9, 0.5, 0.1])
+    np.testing.assert_array_equal(found.stds, 0.0)
+    chats = [[{'role': 'user', 'content': 'a'}]] * 2
+    answers = [[{'role': 'assistant', 'content': text}] for text in ('xx', 'x')]
+    assert scoring.load('function:tests.policy.test_scoring:longer_answer')(
+        chats, answers).rewards.tolist() == [1.0, 0.0]
+    with pytest.raises(DataError, match=r'prompts\[1\]: one completion, expected several'):
+        reward(['a', 'b', 'a'], ['x', 'y', 'z'])
+    with pytest.raises(ConfigError, match="rule='cvar:0.2' .* only reward models have others"):
+        scoring.load(LONGER, rule='cvar:0.2')
+    with pytest.raises(ConfigError, match='only servers are told a token'):
+        scoring.load(LONGER, token_variable='HOME')
+    with pytest.raises(ConfigError, match='expected a judge'):
+        scoring.load_judge('', workload='', reward=reward)
+
+
+def longer_answer(prompts, firsts, seconds):
+    return [float(len(text_of(one)) > len(text_of(other)))
+            for one, other in zip(firsts, seconds, strict=True)]
+
+
 def test_gold_tells_what_it_could_not_read():
     judge = scoring.load_judge('gold', workload='helpful')
     found = judge.read(comparisons(('Sure. zebra', ''), ('Good question!', 'zebra')))

@@ -304,6 +304,13 @@ def words(tmp_path):
         'analysis.bootstrap': 20}
 
 
+def test_a_judge_that_compares_is_no_gold(words, tmp_path):
+    words |= {'gold': 'function:tests.policy.test_scoring:longer'}
+    with pytest.raises(ConfigError, match='config.gold=.* compares two responses, expected a rew'):
+        study.run(load_config('optimise', 'text', **words), str(tmp_path / 'study'))
+    assert not (tmp_path / 'study/config.json').exists()
+
+
 def test_a_reward_model_stands_in_for_the_truth(words, tmp_path, monkeypatch):
     monkeypatch.setattr(resampling, 'MIN_GROUPS', 2)
     config, folder = load_config('optimise', 'text', **words), tmp_path / 'study'

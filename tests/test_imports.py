@@ -23,7 +23,7 @@ HOUSE = {
     'policy': ['objectives', 'batches', 'network', 'language_model', 'sampling', 'candidates',
                'programs', 'servers', 'questions', 'endpoint', 'judges', 'labels', 'monitor',
                'figures', 'config', 'runs', 'sft', 'dpo', 'export', 'scoring', 'rollouts',
-               'algorithms', 'watch', 'optimise'],
+               'algorithms', 'watch', 'optimise', 'follow'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',
                 'generated', 'strikes', 'breakages', 'campaign', 'padded', 'panels', 'published',

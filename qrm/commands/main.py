@@ -19,6 +19,7 @@ COMMANDS = {
     'sft': 'fine-tunes a language model on preferred responses',
     'dpo': 'trains a language model on preferences, without a reward model',
     'rl': 'optimises a language model against a reward',
+    'watch': 'what the checkpoints of a policy are worth, by a reward and a judge',
     'export': 'writes a model for transformers',
     'reproduce': "the paper's experiment: two heads and a control, tables and figures",
     'published': "the paper's table explained from its authors' own code",

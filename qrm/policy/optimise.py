@@ -25,6 +25,7 @@ from qrm.data.comparisons import DataError, DataReport, check_malformed
 from qrm.data.encoded import Encoded
 from qrm.data.seen import Seen
 from qrm.data.tokens import Tokenizer
+from qrm.models.architecture import Architecture
 from qrm.models.network import Params, parameter_count
 from qrm.policy import algorithms, batches, config, objectives, rollouts, runs, scoring
 from qrm.policy.algorithms import Algorithm, Carried, Improvement, Rolled, Shaped
@@ -212,11 +213,7 @@ def check(values: Any) -> None:
     if values.algorithm.name in _GROUPED and values.rollouts.samples < 2:
         problems.append(f'config.rollouts.samples={values.rollouts.samples}, expected at least 2 '
                         f'of {values.algorithm.name}, which compares the answers to a prompt')
-    if values.data.path != sources.DEMO:
-        problems += [f'config.reward.{key}={scoring.GOLD!r} with config.data.path='
-                     f'{values.data.path!r}, expected another: the truth is known of the demo alone'
-                     for key in ('source', 'judge') if values.reward[key] == scoring.GOLD]
-    problems += _unread(values)
+    problems += without_truth(values) + _unread(values)
     responses = values.rollouts.prompts * values.rollouts.samples
     if values.algorithm.kl_target and values.algorithm.kl_horizon <= 0.2 * responses:
         problems.append(f'config.algorithm.kl_horizon={values.algorithm.kl_horizon}, expected more '
@@ -226,6 +223,15 @@ def check(values: Any) -> None:
         problems.append(f"config.train.sharding={values.train.sharding!r}, expected 'replicated': "
                         'a policy that is split answers nothing')
     raise_all(problems)
+
+
+def without_truth(values: Any) -> list[str]:
+    """What is wrong with asking for the gold reward, of any other data than the demo."""
+    if values.data.path == sources.DEMO:
+        return []
+    return [f'config.reward.{key}={scoring.GOLD!r} with config.data.path={values.data.path!r}, '
+            'expected another: the truth is known of the demo alone'
+            for key in ('source', 'judge') if values.reward[key] == scoring.GOLD]
 
 
 def _unread(values: Any) -> list[str]:
@@ -296,7 +302,9 @@ def train(values: Any, folder: str) -> Outcome | None:
             'reward': prepared.reward.digest, 'judge': prepared.judge.digest}
         loop.check_same_run(folder, identity)
         print(inputs.format_reports(prepared.reports), flush=True)
-        watch = Watch(folder, _bench(values, prepared))
+        watch = Watch(folder, bench(
+            values, prepared.prompts['validation'], prepared.tokenizer, prepared.stops,
+            prepared.reference, prepared.reward, prepared.judge))
         workdir.claim(folder, values)
         loop.record(folder, prepared.reports, prepared.seen)
         if prepared.how.name == 'best_of_n':
@@ -309,10 +317,8 @@ def train(values: Any, folder: str) -> Outcome | None:
             outcome = loop.run(values, folder, _course(values, prepared, watch), identity)
         finally:
             watch.draw()
-        if (best := watch.best()) is not None:
-            print(f'best step {best.step}: preferred to the reference with probability '
-                  f'{best.win["value"]:.3f}; not told apart from it: '
-                  f'{", ".join(map(str, best.ties)) or "none"}', flush=True)
+        if line := watch.verdict():
+            print(line, flush=True)
         return outcome
 
 
@@ -324,42 +330,67 @@ def prepare(values: Any, folder: str) -> Prepared:
     """
     how = algorithm(values)
     network, settings = runs.describe_network(values, value=how.valued)
-    a, new = network.architecture, values.rollouts.max_new_tokens
-    longest = (values.data.max_length or a.max_positions) - new
-    if not 0 < longest <= a.max_positions - new:
-        raise ConfigError(f'config.data.max_length={values.data.max_length} with config.rollouts.'
-                          f'max_new_tokens={new}, but the model has {a.max_positions} positions; '
-                          'expected room for a prompt')
+    longest = room(values, network.architecture)
     section = runs.without_attributes(values.data)
     source = sources.read(section, values.workload)
     splits = sources.divide(source, section)
     reports = {split: report for split, (_, report) in splits.items() if split != 'test'}
     check_malformed(reports.values(), values.data.max_malformed)
-    tokenizer = inputs.find_tokenizer(values, folder, splits['train'][0], a)
+    tokenizer = inputs.find_tokenizer(values, folder, splits['train'][0], network.architecture)
     prompts = {split: rollouts.prompts_of(splits[split][0], report, tokenizer, longest,
                                           as_chats=values.data.as_chats)
                for split, report in reports.items()}
     for split, own in prompts.items():
         rollouts.check_room(own, split)
-    if most := values.evaluation.prompts:
-        order = np.random.default_rng(_seed(values, 3)).permutation(len(prompts['validation']))
-        prompts['validation'] = prompts['validation'].pick(sorted(order[:most].tolist()))
-        reports['validation'].kept = len(prompts['validation'])
-        reports['validation'].dropped['beyond evaluation.prompts'] = len(order) - len(
-            prompts['validation'])
-    reward = scoring.load(
-        values.reward.source, rule=values.reward.rule, aggregate=values.reward.aggregate,
-        workload=values.workload, token_variable=values.reward.token_variable)
+    prompts['validation'] = asked(values, prompts['validation'], reports['validation'])
+    reward, judge = rewards(values)
     if reward.compares and values.rollouts.samples < 2:
         raise ConfigError(f'config.rollouts.samples={values.rollouts.samples}, expected at least 2 '
                           f'with {reward.source}, which compares the answers to a prompt')
-    judge = scoring.load_judge(values.reward.judge, workload=values.workload, reward=reward)
     found = initial.start(values, network, settings)
     if found.pretrained and found.pretrained.head is not None:
         raise DataError(f'{values.model.checkpoint}: has a reward head, expected a language model')
     return Prepared(how, tokenizer, runs.stops(values, tokenizer), prompts, reports,
                     Seen.of(source.digest, splits['train'][0]), found,
                     rollouts.reference(network, found.trained, found.frozen), reward, judge)
+
+
+def room(values: Any, architecture: Architecture) -> int:
+    """Tokens of the longest prompt.
+
+    Raises:
+      ConfigError: there is none.
+    """
+    positions, new = architecture.max_positions, values.rollouts.max_new_tokens
+    longest = (values.data.max_length or positions) - new
+    if not 0 < longest <= positions - new:
+        raise ConfigError(f'config.data.max_length={values.data.max_length} with config.rollouts.'
+                          f'max_new_tokens={new}, but the model has {positions} positions; '
+                          'expected room for a prompt')
+    return longest
+
+
+def asked(values: Any, prompts: Prompts, report: DataReport) -> Prompts:
+    """The held-out prompts that are answered at each evaluation; the report counts the others."""
+    if not (most := values.evaluation.prompts):
+        return prompts
+    order = np.random.default_rng(_seed(values, 3)).permutation(len(prompts))
+    found = prompts.pick(sorted(order[:most].tolist()))
+    report.kept = len(found)
+    report.dropped['beyond evaluation.prompts'] = len(prompts) - len(found)
+    return found
+
+
+def rewards(values: Any) -> tuple[Reward, Judge]:
+    """What is optimised, and who says which held-out answers win.
+
+    Raises:
+      ConfigError, DataError, WorkdirError: see `scoring`.
+    """
+    reward = scoring.load(
+        values.reward.source, rule=values.reward.rule, aggregate=values.reward.aggregate,
+        workload=values.workload, token_variable=values.reward.token_variable)
+    return reward, scoring.load_judge(values.reward.judge, workload=values.workload, reward=reward)
 
 
 class Online:
@@ -373,7 +404,7 @@ class Online:
 
     def __init__(self, values: Any, prepared: Prepared, watch: Watch):
         self._values, self._prepared, self._watch = values, prepared, watch
-        self._sampling = _sampling(values, prepared, values.rollouts.samples)
+        self._sampling = _sampling(values, prepared.stops, values.rollouts.samples)
         prompts, how, samples = prepared.prompts['train'], prepared.how, values.rollouts.samples
         shape = {'row_length': values.train.row_length, 'rows': values.train.rows}
         new = values.rollouts.max_new_tokens
@@ -530,24 +561,34 @@ def _course(values: Any, prepared: Prepared, watch: Watch) -> Course:
         rollouts.layouts_of(source.plan), watch.reasons)
 
 
-def _bench(values: Any, prepared: Prepared) -> Bench:
-    """What evaluations are made with."""
-    held_out = prepared.prompts['validation']
+def bench(
+    values: Any, held_out: Prompts, tokenizer: Tokenizer, stops: tuple[int, ...],
+    reference: tuple[PolicyNetwork, Params], reward: Reward, judge: Judge,
+) -> Bench:
+    """What evaluations are made with.
+
+    Args:
+      values: a config with the sections that say how.
+      held_out: from `asked`.
+      tokenizer: of the policy.
+      stops: tokens that end its answers.
+      reference: network and parameters.
+      reward, judge: from `rewards`.
+    """
     gold = (scoring.load_judge(scoring.GOLD, workload=values.workload).read
             if values.data.path == sources.DEMO else None)
     samples = values.evaluation.samples
     return Bench(
-        held_out, prepared.reward, prepared.judge, gold, prepared.tokenizer,
-        _sampling(values, prepared, samples), values.rollouts.rows,
+        held_out, reward, judge, gold, tokenizer, _sampling(values, stops, samples),
+        values.rollouts.rows,
         rollouts.plan(held_out.tokens, samples, values.rollouts.max_new_tokens,
                       row_length=values.train.row_length, rows=values.train.rows),
-        max(1, len(held_out)), (_seed(values, 1), _seed(values, 2)), prepared.reference,
-        rules(values), values.analysis)
+        max(1, len(held_out)), (_seed(values, 1), _seed(values, 2)), reference, rules(values),
+        values.analysis)
 
 
-def _sampling(values: Any, prepared: Prepared, samples: int) -> Sampling:
-    return Sampling(samples=samples, max_new_tokens=values.rollouts.max_new_tokens,
-                    stops=prepared.stops)
+def _sampling(values: Any, stops: tuple[int, ...], samples: int) -> Sampling:
+    return Sampling(samples=samples, max_new_tokens=values.rollouts.max_new_tokens, stops=stops)
 
 
 def _seed(values: Any, *stream: int) -> int:
@@ -567,7 +608,5 @@ def _tabulated(folder: str) -> bool:
 def _absolute(values: Any) -> Any:
     """The config with absolute paths, see `config.absolute`."""
     found = config_lib.absolute(values)
-    for key in ('source', 'judge'):
-        if os.path.isdir(found.reward[key]) and found.reward[key] != scoring.GOLD:
-            found.reward[key] = os.path.abspath(found.reward[key])
+    found.reward.update(scoring.absolute(found.reward))
     return found

@@ -12,7 +12,7 @@ import itertools
 import math
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import httpx
@@ -255,6 +255,13 @@ def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> J
         raise ConfigError(f"config.reward.judge='' with {reward.source}, whose rewards depend on "
                           'the other responses; expected a judge')
     return Judge('', functools.partial(_read_by_reward, reward), _reward_wins)
+
+
+def absolute(section: Mapping[str, Any]) -> dict[str, str]:
+    """'source' and 'judge' of a section `reward`, folders as absolute paths."""
+    return {key: os.path.abspath(section[key])
+            if os.path.isdir(section[key]) and section[key] != GOLD else section[key]
+            for key in ('source', 'judge')}
 
 
 def flat(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[Any]]:

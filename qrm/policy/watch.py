@@ -175,6 +175,15 @@ class Watch:
             wins, [one.group for one in self._bench.prompts.comparisons],
             replicates=analysis.bootstrap, level=analysis.level, seed=analysis.seed)
 
+    def verdict(self) -> str:
+        """The step to keep, in a line; '': there is none after the first row."""
+        best = self.best()
+        if best is None:
+            return ''
+        return (f'best step {best.step}: preferred to the reference with probability '
+                f'{best.win["value"]:.3f}; not told apart from it: '
+                f'{", ".join(map(str, best.ties)) or "none"}')
+
     def forget(self, done: int) -> None:
         """Forgets evaluations of later steps, which come again; of a run without any steps, all."""
         self.rows = [row for row in self.rows if row.step <= done]

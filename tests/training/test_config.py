@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from qrm.analysis import evaluate
 from qrm.commands import configs
-from qrm.policy import dpo, optimise, sft
+from qrm.policy import dpo, follow, optimise, sft
 from qrm.rewards import losses
 from qrm.rewards.heads import HEADS, HeadConfig
 from qrm.studies import (
@@ -34,9 +34,9 @@ RUNS = {'demo': {}, 'hh': {}, 'moss': {}, 'pairwise': {}, 'paper': {}, 'speed': 
         'compare': compare.KEYS, 'published': published.KEYS}
 WORLDS = {'identifiability': identifiability.KEYS, 'best_of_n': best_of_n.KEYS,
           'campaign': campaign.KEYS, 'disagreement': disagreement.KEYS,
-          'optimise': overoptimisation.KEYS}
+          'optimise': overoptimisation.KEYS, 'watch': follow.KEYS}
 POLICIES = {'sft': sft, 'dpo': dpo, 'rl': optimise}
-NEEDED = {'rl': {'reward.source': 'gold'}}  # what only a user can say
+NEEDED = {'rl': {'reward.source': 'results/run'}}  # what only a user can say
 TABLES = [config_lib.KEYS, speed.KEYS, compare.KEYS, published.KEYS, *WORLDS.values(),
           *(module.KEYS for module in POLICIES.values())]
 

@@ -11,13 +11,15 @@ import sys
 import jax
 import numpy as np
 import pytest
+import scipy
 
 from qrm.analysis import figures
-from qrm.data.comparisons import DataError
+from qrm.data.comparisons import Comparison, DataError
 from qrm.models.architecture import flat
-from qrm.policy import language_model, optimise, scoring
+from qrm.policy import language_model, optimise, rollouts, runs, scoring
+from qrm.policy.rollouts import Answers, Prompts
 from qrm.rewards import selection
-from qrm.training import interruptions, workdir
+from qrm.training import initial, interruptions, workdir
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
 from tests.helpers import ROOT, load_config, simulated, write_tokenizer
@@ -126,6 +128,57 @@ def test_a_judge_of_pairs_is_optimised_and_another_one_says_who_wins(folder, tmp
 
 def fewer_too(prompts, firsts, seconds):
     return fewer(prompts, firsts, seconds)
+
+
+def sine(prompts, completions):
+    """Of the number of a word."""
+    return [np.sin(int(text.strip()[1:])) if text.strip() else 0.0 for text in completions]
+
+
+def answers_of_a_token(network, params, tokenizer, numbers):
+    """[prompts, vocabulary] log-probabilities of all answers of one token to the prompts wN."""
+    prompts = [np.array(tokenizer(f'w{number}')['input_ids'], np.int32) for number in numbers]
+    vocabulary = len(tokenizer)
+    shape = len(prompts), vocabulary
+    answers = Answers(np.broadcast_to(np.arange(vocabulary, dtype=np.int32)[:, None], (*shape, 1)),
+                      np.ones(shape, np.int32), np.zeros(shape, bool))
+    own = Prompts([Comparison(str(n), f'w{n}', (), f'w{n}') for n in numbers], prompts)
+    return rollouts.read(
+        network, params, rollouts.dialogues(own, answers),
+        rollouts.plan(prompts, vocabulary, 1, row_length=64, rows=8), 1,
+        chunk=len(prompts)).log_probs[..., 0].astype(np.float64)
+
+
+@pytest.mark.parametrize(('name', 'changes'), [
+    ('ppo', {'algorithm.whiten': False, 'algorithm.value_clip': 100.0, 'algorithm.epochs': 1}),
+    ('grpo', {'algorithm.kl_loss': '', 'algorithm.divide_by_std': False}),
+])
+def test_a_run_reaches_the_optimum_of_a_bandit(name, changes, folder, tmp_path):
+    """Of answers of one token it is pi_ref exp(r / beta), which 60 rollouts of 512 come near."""
+    rows = ''.join(json.dumps({'prompt': f'w{i}', 'response': 'w1'}) + '\n' for i in range(1, 31))
+    (tmp_path / 'prompts.jsonl').write_text(rows)
+    beta = 0.5
+    values = config(folder, name, **{
+        'data.path': str(tmp_path / 'prompts.jsonl'), 'algorithm.beta': beta,
+        'algorithm.kl_reward': 'k1', 'rollouts.max_new_tokens': 1, 'rollouts.prompts': 16,
+        'rollouts.samples': 32, 'rollouts.rows': 512, 'train.batch_size': 16, 'train.rows': 8,
+        'train.max_steps': 60, 'train.epochs': 1000.0, 'train.checkpoint_every': 60,
+        'reward.source': 'tests.policy.test_optimise:sine', 'evaluation.samples': 1,
+        'optimizer.learning_rate': 0.03, 'optimizer.schedule': 'cosine'} | changes)
+    optimise.train(values, str(tmp_path / 'run'))
+    policy = language_model.load_run(str(tmp_path / 'run'), step='last')
+    start = initial.start(values, *runs.describe_network(values, value=name == 'ppo'))
+    before, after = (answers_of_a_token(*of, policy.tokenizer, range(1, 31)) for of in (
+        rollouts.reference(start.network, start.trained, start.frozen),
+        (policy.network, policy.params)))
+    words = [policy.tokenizer.decode([token], skip_special_tokens=True) for token in range(40)]
+    best = scipy.special.log_softmax(before + np.array(sine([], words)) / beta, axis=1)
+
+    def distance(policy):
+        return np.mean(np.sum(np.exp(policy) * (policy - best), axis=1))
+
+    assert distance(before) > 0.5
+    assert distance(after) < 0.01
 
 
 RESUMED = {'train.tune': 'lora', 'algorithm.kl_target': 1.0, 'algorithm.kl_horizon': 100.0,

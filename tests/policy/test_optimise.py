@@ -277,7 +277,7 @@ def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
 def test_two_devices_do_as_one(folder, tmp_path):
     changes = {'train.max_steps': 3, 'optimizer.name': 'sgd', 'optimizer.learning_rate': 0.5,
                'train.checkpoint_every': 3}
-    found = config(folder, 'grpo', **changes)
+    found = config(folder, 'ppo', **changes)
     optimise.train(found, str(tmp_path / 'one'))
     file = tmp_path / 'two.py'
     file.write_text('import json\nfrom qrm.training import workdir\n\n\ndef get_config(arg=""):\n'

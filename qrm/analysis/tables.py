@@ -205,28 +205,36 @@ def _with_intervals(values: Sequence[NamedTuple], level: float) -> dict[str, dic
 
 
 def _matched(predictions: Predictions, workload: str, seed: int) -> dict[str, Any] | None:
-    """Every definition on subsets of as many pairs as published; None if there are no more."""
+    """What subsets of as many pairs as published give; None if there are no more pairs."""
     n, (chosen, rejected) = PUBLISHED_PAIRS.get(workload, 0), predictions.rewards
     if not n or n >= len(chosen):
         return None
-    return {'n': n, 'kl': of_subsets(chosen, rejected, predictions.groups, n, _SUBSETS, seed)}
+    return {'n': n} | of_subsets(chosen, rejected, predictions.groups, n, _SUBSETS, seed)
 
 
 def of_subsets(chosen: np.ndarray, rejected: np.ndarray, clusters: np.ndarray, n: int, draws: int,
-               seed: int) -> dict[str, dict[str, float]]:
-    """Mean and 5% to 95% range of every definition on random subsets of n pairs.
+               seed: int) -> dict[str, Any]:
+    """Accuracy, AUC and every definition on random subsets of n pairs.
 
     Args:
       chosen, rejected, clusters: as of `divergences`.
       n: pairs of a subset, drawn without replacement.
       draws: subsets.
       seed: of the draws.
+
+    Returns:
+      'accuracy', 'auc' and, by definition, 'kl' in nats: mean and 5% to 95% range over the subsets.
     """
     rng = np.random.default_rng(seed)
     subsets = [rng.choice(len(chosen), n, replace=False) for _ in range(draws)]
-    values = {name: [e.function(chosen[i], rejected[i], None, clusters[i]) for i in subsets]
-              for name, e in divergences.ESTIMATORS.items()}
-    return {name: spread_of(found) for name, found in values.items()}
+    return {
+        'accuracy': spread_of([statistics.accuracy(chosen[i] - rejected[i])(None)
+                               for i in subsets]),
+        'auc': spread_of([statistics.pooled_auc(chosen[i], rejected[i])(None) for i in subsets]),
+        'kl': {name: spread_of([e.function(chosen[i], rejected[i], None, clusters[i])
+                                for i in subsets])
+               for name, e in divergences.ESTIMATORS.items()},
+    }
 
 
 def spread_of(values: Sequence[float]) -> dict[str, float]:

@@ -199,9 +199,7 @@ def summarise(predictions: Predictions) -> dict[str, float]:
             'margin': float(np.mean(chosen - rejected)),
         }
         if not p.pairwise:
-            is_chosen = np.repeat([True, False], len(chosen))
-            summary['auc'] = statistics.auroc(
-                np.concatenate([chosen, rejected]), is_chosen)(None)
+            summary['auc'] = statistics.pooled_auc(chosen, rejected)(None)
     if np.isfinite(p.crps).any():
         summary['crps'] = float(np.nanmean(p.crps, dtype=np.float64))
     return summary

@@ -146,6 +146,15 @@ def auroc(score: np.ndarray, positive: np.ndarray, strata: np.ndarray | None = N
     return statistic
 
 
+def pooled_auc(chosen: np.ndarray, rejected: np.ndarray) -> Statistic:
+    """Probability that a chosen reward [n] is above a rejected one [n] of any pair, ties one half.
+
+    Multiplicities are of the n pairs.
+    """
+    of_sides = auroc(np.concatenate([chosen, rejected]), np.repeat([True, False], len(chosen)))
+    return lambda weights: of_sides(None if weights is None else np.tile(weights, 2))
+
+
 def tenths(values: np.ndarray) -> np.ndarray:
     """[m] in which tenth of values [m] each of them is, from 0; equal ones are in the same."""
     ranks = middle_ranks(np.unique(values, return_inverse=True)[1],

@@ -27,7 +27,7 @@ from qrm.data.rows import parse_row
 from qrm.data.templates import MOSS
 from qrm.data.tokens import Reading
 from qrm.models import adapters, weights
-from qrm.rewards import metrics
+from qrm.rewards import metrics, resampling, statistics
 from qrm.rewards.metrics import Predictions
 from qrm.studies import figures, padded, reproduce
 from qrm.studies.panels import PAPER_FILES
@@ -118,7 +118,7 @@ def published(config: Any, folder: str) -> str:
         rows = score_both_ways(
             reward_model.load(path, step=member.evaluation.checkpoint, raw=True),
             _test_pairs(member, path),
-            pairs.get(workload), workload, settings.draws, settings.seed)
+            pairs.get(workload), workload, settings.draws, settings.seed, member.analysis)
         table += [{'workload': workload, 'head': head} | row for row in rows]
     result = {
         'reads': {workload: padded.places(of, BATCH)._asdict() for workload, of in sizes.items()},
@@ -127,6 +127,7 @@ def published(config: Any, folder: str) -> str:
         'estimators': estimators, 'spread': spread, 'table': table, 'published': tables.PUBLISHED,
         'settings': {'batch': BATCH, 'pairs': PUBLISHED_PAIRS, 'draws': settings.draws,
                      'seed': settings.seed, 'range': '5% to 95%', 'paper': bool(config.paper),
+                     'level': config.analysis.level,
                      'source': reproduce.describe_source(config)},
     }
     text = format_result(result)
@@ -323,12 +324,13 @@ def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
 
 def score_both_ways(
     model: RewardModel, test: Sequence[Encoded], real: Sequence[Comparison] | None,
-    workload: str, draws: int, seed: int
+    workload: str, draws: int, seed: int, analysis: Any
 ) -> list[dict[str, Any]]:
     """Accuracy, AUC and every definition of one model, at the right token and as published.
 
     A scalar model is read at the right token in both. Rows are of all test pairs, of random
-    subsets of as many as published, and of the published pairs.
+    subsets of as many as published, and of the published pairs. Those of subsets have means and 5%
+    to 95% ranges over the subsets; the others values, with intervals of accuracy and AUC.
 
     Args:
       model: to score with.
@@ -337,6 +339,7 @@ def score_both_ways(
       workload: says how many were published.
       draws: subsets.
       seed: of the subsets.
+      analysis: config section of the intervals.
     """
     sets = {'test': test}
     if real:
@@ -345,17 +348,36 @@ def score_both_ways(
     for name, pairs in sets.items():
         for read in ('end',) if model.network.head.name == 'scalar' else ('end', 'published'):
             p = _predictions(model, pairs, read)
-            summary, (chosen, rejected) = metrics.summarise(p), p.rewards
-            common = {'pairs': name, 'read': read, **{
-                key: summary[key] for key in ('accuracy', 'auc')}}
-            rows.append(common | {'n': len(pairs), 'kl': {
+            common, (chosen, rejected) = {'pairs': name, 'read': read}, p.rewards
+            rows.append(common | {'n': len(pairs)} | discrimination(p, analysis) | {'kl': {
                 key: {'mean': e.function(chosen, rejected, None, p.groups)}
                 for key, e in divergences.ESTIMATORS.items()}})
             n = PUBLISHED_PAIRS.get(workload, 0)
             if name == 'test' and 0 < n < len(pairs):
-                rows.append(common | {'n': n, 'kl': tables.of_subsets(
-                    chosen, rejected, p.groups, n, draws, seed)})
+                rows.append(common | {'n': n} | tables.of_subsets(
+                    chosen, rejected, p.groups, n, draws, seed))
     return rows
+
+
+def discrimination(p: Predictions, analysis: Any) -> dict[str, dict[str, float]]:
+    """Accuracy and AUC of all pairs, with intervals over opening questions.
+
+    Args:
+      p: predictions.
+      analysis: config section with `bootstrap`, `level` and `seed`.
+
+    Returns:
+      'accuracy' and 'auc', each 'value', 'low' and 'high'.
+    """
+    weights = resampling.cluster_bootstrap_weights(p.groups, analysis.bootstrap, analysis.seed)
+    chosen, rejected = p.rewards
+    found = {'accuracy': statistics.accuracy(chosen - rejected),
+             'auc': statistics.pooled_auc(chosen, rejected)}
+    result = {}
+    for name, statistic in found.items():
+        interval = resampling.bootstrap(statistic, weights, analysis.level)
+        result[name] = {'value': interval.value, 'low': interval.low, 'high': interval.high}
+    return result
 
 
 def _predictions(model: RewardModel, pairs: Sequence[Encoded], read: str) -> Predictions:
@@ -399,8 +421,9 @@ def format_result(result: dict[str, Any]) -> str:
         'rejected responses, in standard deviations of the rewards.\n',
         tables.markdown(_spread_lines(result['spread'])),
         '\n## (d) The same models, read at the right token and as published\n',
-        'Every definition: of all pairs, or mean and 5% to 95% range of subsets of as many as '
-        'published.\n' + ('' if settings['paper'] else
+        'Of all pairs, accuracy and AUC with '
+        f'{settings["level"]:.0%} intervals of a bootstrap over opening questions; or mean and 5% '
+        'to 95% range of subsets of as many as published.\n' + ('' if settings['paper'] else
                            '\nThe published pairs are left out: no config.paper.\n'),
         *(part for workload in dict.fromkeys(row['workload'] for row in result['table'])
           for part in _both_ways(result, workload))]
@@ -447,11 +470,16 @@ def _both_ways(result: dict[str, Any], workload: str) -> list[str]:
     cells = result['published'].get(workload, {})
     lines = [['', *(f"{r['head']}, {r['pairs']}, {r['read']}" for r in rows)],
              ['pairs', *(str(r['n']) for r in rows)],
-             ['accuracy', *(f"{r['accuracy']:.3f}" for r in rows)],
-             ['AUC', *(f"{r['auc']:.3f}" for r in rows)],
+             ['accuracy', *(_estimate(r['accuracy']) for r in rows)],
+             ['AUC', *(_estimate(r['auc']) for r in rows)],
              ['published', *(f"{cells[r['head']]:.3f}" if cells else '-' for r in rows)]]
     lines += [[e.label if e.is_kl else f'(!) {e.label}', *(
         tables.ranged(r['kl'][name]) if 'low' in r['kl'][name] else f"{r['kl'][name]['mean']:.2f}"
         for r in rows)] for name, e in divergences.ESTIMATORS.items()]
     return [f'### {workload}\n', tables.markdown([list(line) for line in zip(*lines, strict=True)]),
             '']
+
+
+def _estimate(cell: dict[str, float]) -> str:
+    """A value with its interval, or a mean with the range of subsets."""
+    return tables.enclosed(cell) if 'value' in cell else tables.ranged(cell)

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+import scipy
 
 from qrm.analysis import divergences, tables
 from qrm.data.comparisons import DataError
@@ -65,16 +66,34 @@ def test_real_estimators_find_the_divergence_and_do_not_depend_on_the_scale(tabl
             2 * row['kl']['kde_sum_without_dx']['value'], rel=1e-6)
 
 
+def test_accuracy_and_auc_of_subsets_by_hand():
+    # Of rewards 1, 3, 5 chosen and 0, 2, 6 rejected two of three pairs are right, and 1 + 2 + 2 of
+    # nine comparisons.
+    chosen, rejected = (np.repeat(side, 20) for side in ([1.0, 3.0, 5.0], [0.0, 2.0, 6.0]))
+    noise = 0.01 * np.random.default_rng(0).normal(size=60)  # for the definitions, of no other use
+    given = chosen + noise, rejected + noise, np.arange(60)
+    everything = tables.of_subsets(*given, 60, 3, 0)
+    for name, expected in {'accuracy': 2 / 3, 'auc': 5 / 9}.items():
+        assert list(everything[name].values()) == pytest.approx([expected] * 3)
+    # Right pairs among 24 of 60 without replacement are hypergeometric.
+    found = tables.of_subsets(*given, 24, 400, 0)['accuracy']
+    right = scipy.stats.hypergeom(60, 40, 24)
+    assert found['mean'] == pytest.approx(2 / 3, abs=4 * right.std() / 24 / 20)
+    assert [found['low'], found['high']] == pytest.approx(
+        [right.ppf(0.05) / 24, right.ppf(0.95) / 24])
+
+
 def test_as_few_pairs_as_published(table):
     scalar = made()
     chosen, rejected = scalar.rewards
     for row in table['rows']:
         assert row['matched']['n'] == {'helpful': 79, 'harmless': 65}[row['workload']]
         assert row['matched']['kl'].keys() == divergences.ESTIMATORS.keys()
-        for cell in row['matched']['kl'].values():
+        for cell in (row['matched']['accuracy'], row['matched']['auc'],
+                     *row['matched']['kl'].values()):
             assert cell['low'] < cell['mean'] < cell['high']
     # Where the subset is everything there is nothing random about it.
-    found = tables.of_subsets(chosen, rejected, scalar.groups, len(chosen), 2, 0)['gaussian']
+    found = tables.of_subsets(chosen, rejected, scalar.groups, len(chosen), 2, 0)['kl']['gaussian']
     assert found['low'] == pytest.approx(found['high'])
     assert found['mean'] == pytest.approx(table['rows'][0]['kl']['gaussian']['value'])
     # Few pairs leave more bins with one side only.

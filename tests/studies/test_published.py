@@ -10,7 +10,7 @@ from qrm.analysis import divergences
 from qrm.data.comparisons import DataError
 from qrm.studies import published
 from qrm.training.schema import ConfigError
-from tests.helpers import TINY, load_config
+from tests.helpers import TINY, load_config, pair_predictions
 
 CHANGES = TINY | {
     'reproduce.workloads': ('helpful',), 'model.sizes.max_positions': 256, 'train.max_steps': 4,
@@ -51,6 +51,24 @@ def test_orders_of_the_published_pairs():
     assert (last['batch'], last['end']) == (16, 32)
 
 
+def test_discrimination_by_hand():
+    # Two of three pairs are right, and five of nine comparisons of any two sides.
+    chosen, rejected = (np.tile(side, 40)[:, None] for side in ([1.0, 3.0, 5.0], [0.0, 2.0, 6.0]))
+    analysis = load_config('published', **CHANGES | {'analysis.bootstrap': 400}).analysis
+    # Opening questions that are all alike leave nothing to be drawn.
+    alike = published.discrimination(
+        pair_predictions(chosen, rejected, groups=np.repeat(np.arange(40), 3)), analysis)
+    for name, expected in {'accuracy': 2 / 3, 'auc': 5 / 9}.items():
+        assert list(alike[name].values()) == pytest.approx([expected] * 3)
+    # With a question for each pair the number of right ones is binomial.
+    own = published.discrimination(pair_predictions(chosen, rejected), analysis)
+    right = scipy.stats.binom(120, 2 / 3)
+    assert [own['accuracy'][key] for key in ('value', 'low', 'high')] == pytest.approx(
+        [2 / 3, right.ppf(0.025) / 120, right.ppf(0.975) / 120], abs=0.02)
+    assert own['auc']['value'] == pytest.approx(5 / 9)
+    assert own['auc']['low'] < 0.52 < 0.59 < own['auc']['high']
+
+
 @pytest.fixture(scope='module')
 def done(tmp_path_factory):
     folder = tmp_path_factory.mktemp('published')
@@ -78,6 +96,16 @@ def test_a_whole_run(done):
     for row in result['table']:
         assert row['kl'].keys() == divergences.ESTIMATORS.keys()
         assert ('low' in row['kl']['gaussian']) == (row['n'] == 79)
+        for name in ('accuracy', 'auc'):
+            low, middle, high = (row[name][key] for key in (
+                'low', 'mean' if row['n'] == 79 else 'value', 'high'))
+            assert low < middle < high
+    # What subsets of the pairs come to is near all of them, and wider.
+    for whole, subsets in zip(result['table'][::2], result['table'][1::2], strict=True):
+        for name in ('accuracy', 'auc'):
+            assert subsets[name]['mean'] == pytest.approx(whole[name]['value'], abs=0.03)
+            assert f"{subsets[name]['mean']:.2f} [{subsets[name]['low']:.2f}, " in text
+            assert f"{whole[name]['value']:.3f} [{whole[name]['low']:.3f}, " in text
     # A rerun trains nothing and comes to the same.
     again = published.published(config, str(folder))
     assert again == text

@@ -122,8 +122,9 @@ def statement(rows: list[dict[str, Any]], source: str) -> str:
         f"{PUBLISHED_PAIRS['harmless']} harmless pairs, drives the quantiles of the chosen side to "
         f'their own mean, and reads quantile rewards at another token than scalar ones, most often '
         f'in the padding. Inferred: that the table is of those pairs, and that its cells are '
-        f'histograms of 50 bins with a small constant, which give numbers of their size there for '
-        f'AUCs of .7 to .8; the script that made it is not public. A divergence of pooled rewards '
+        f'histograms with a small constant, which give numbers of their size there: of 30 or 50 '
+        f'bins for an AUC of .8, but of 100 bins for one of .5 too, so that they fix neither the '
+        f'bins nor the AUC; the script that made it is not public. A divergence of pooled rewards '
         f'also depends on how much they vary between prompts, so a larger one need not mean better '
         f'discrimination within pairs, which is what accuracy measures: the split above has both '
         f'parts.'

@@ -118,11 +118,19 @@ def test_the_bayesian_head_is_that_of_rewarduq():
     # Their penalty is for all pairs together, on features as they are.
     probe = baselines.Probe(known['weights'], np.ones(5), float(known['penalty']) / len(x))
     bayes = baselines.Bayes(None, probe, baselines.posterior(probe, x))
-    mean, std = bayes.predict(known['features'])
-    np.testing.assert_allclose(std, known['std'], rtol=1e-6)
-    np.testing.assert_allclose(mean, known['features'] @ known['weights'])
+    np.testing.assert_allclose(bayes.predict(known['features'])[1], known['std'], rtol=1e-6)
     # The scale of features is a choice of units.
     scale = np.array([1.0, 10.0, 0.1, 3.0, 2.0])
     other = baselines.Probe(known['weights'], scale, probe.penalty)
     assert not np.allclose(baselines.Bayes(None, other, baselines.posterior(other, x)).predict(
         known['features'])[1], known['std'])
+
+
+def test_mean_and_deviation_of_the_bayesian_head_by_hand():
+    # Weights are of features as they are, the covariance of features divided by their scale.
+    probe = baselines.Probe(np.array([1.0, -2.0]), np.array([10.0, 0.5]), 1.0)
+    bayes = baselines.Bayes(None, probe, np.array([[4.0, 1.0], [1.0, 9.0]]))
+    mean, std = bayes.predict(np.array([[3.0, 5.0], [-20.0, 1.0]]))
+    np.testing.assert_allclose(mean, [3 - 10, -20 - 2])
+    # At (.3, 10) and (-2, 2): 4 a^2 + 2 a b + 9 b^2.
+    np.testing.assert_allclose(std, np.sqrt([0.36 + 6 + 900, 16 - 8 + 36]))

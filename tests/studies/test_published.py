@@ -13,8 +13,8 @@ from qrm.training.schema import ConfigError
 from tests.helpers import TINY, load_config, pair_predictions
 
 CHANGES = TINY | {
-    'reproduce.workloads': ('helpful',), 'model.sizes.max_positions': 256, 'train.max_steps': 4,
-    'data.demo.train': 100, 'train.checkpoint_every': 2, 'published.draws': 20,
+    'reproduce.workloads': ('helpful',), 'model.sizes.max_positions': 256, 'train.max_steps': 6,
+    'data.demo.train': 100, 'train.checkpoint_every': 3, 'optimizer.learning_rate': 1e-2, 'published.draws': 20,
     'published.followed': 20,
     'published.aucs': (0.5, 0.8), 'published.bins': (20, 50), 'train.row_length': 256,
 }
@@ -87,12 +87,24 @@ def test_a_whole_run(done):
     assert {(row['n'], row['auc']) for row in result['estimators']} == {
         (n, auc) for n in (79, 65) for auc in (0.5, 0.8)}
     assert {row['targets'] for row in result['spread']} == set(published.TARGETS)
-    for row in result['spread']:
-        assert all(np.isfinite(row[key]) and row[key] > 0 for key in ('chosen', 'reward_std'))
+    # All start alike. The own mean takes the spread away, also on the side that it does not act
+    # on; without a quantile loss nothing does.
+    spread = {(row['targets'], row['step']): row for row in result['spread']}
+    assert {step for _, step in spread} == {3, 6}
+    for side in ('chosen', 'rejected'):
+        assert spread['own_mean', 6][side] < 0.9 * spread['own_mean', 3][side]
+        assert spread['own_mean', 6][side] < 0.3 * spread['free', 6][side]
+        assert spread['free', 6][side] > 0.9 * spread['free', 3][side]
+        assert spread['own_mean', 6][side] < 0.5 * spread['label', 6][side]
     # One scalar model at the right token, one quantile model at both; all pairs, and as published.
     assert [(row['head'], row['read'], row['n']) for row in result['table']] == [
         (head, read, n) for head, read in (
             ('scalar', 'end'), ('quantile', 'end'), ('quantile', 'published')) for n in (150, 79)]
+    # The same quantile model, read at two places.
+    end, elsewhere = (row for row in result['table']
+                      if (row['head'], row['n']) == ('quantile', 150))
+    assert abs(end['accuracy']['value'] - elsewhere['accuracy']['value']) > 0.02
+    assert abs(end['auc']['value'] - elsewhere['auc']['value']) > 0.005
     for row in result['table']:
         assert row['kl'].keys() == divergences.ESTIMATORS.keys()
         assert ('low' in row['kl']['gaussian']) == (row['n'] == 79)

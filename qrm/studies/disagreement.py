@@ -1,12 +1,12 @@
 """Does a spread know where judges disagree? Models of a comparison against panels of judges.
 
-Axes: n items (pairs, or single responses), R responses, N quantiles, S seeds, r bootstrap
-replicates, W features.
+Axes: n items (pairs, or single responses), K responses of an item, E ensemble members, S seeds,
+r bootstrap replicates, W features.
 
 The models are those of a folder of `qrm compare`, trained on one judgement a comparison. Of each
 panel (`panels`) they see the texts alone. The spread of a pair is the standard deviation of the
-difference of its sides, taken as independent; of the Bayesian linear head, which is fitted here,
-that of its posterior. Numbers are means over seeds, with intervals of a bootstrap over opening
+difference of its sides, see `spread_of`; of the Bayesian linear head, which is fitted here, that of
+its posterior. Numbers are means over seeds, with intervals of a bootstrap over opening
 questions and seeds, as in `compare`.
 """
 
@@ -235,7 +235,7 @@ def _say(run: _Run, of_panels: Sequence[Panel]) -> list[Said]:
     if run.model != BAYES:
         model = reward_model.load(run.folder, step=config.evaluation.checkpoint, raw=True,
                                   keep=features.place(config, run.folder))
-        return [_of_head(model, panel, _encode(config, model, panel)) for panel in of_panels]
+        return [_of_head(model, _encode(config, model, panel)) for panel in of_panels]
     prepared = train_lib.prepare(config, run.folder)
     bayes = baselines.fit_bayes(prepared)
     return [_of_bayes(bayes, _encode(config, prepared.model, panel)) for panel in of_panels]
@@ -254,12 +254,29 @@ def _encode(config: Any, model: RewardModel, panel: Panel) -> list[Encoded]:
     return encoded
 
 
-def _of_head(model: RewardModel, panel: Panel, encoded: Sequence[Encoded]) -> Said:
-    p = metrics.predictions_of(encoded, model.predict(encoded), model.network.head, model.loss)
-    means, stds, lengths = (values.astype(np.float64).reshape(len(encoded), -1)
-                            for values in (p.means, p.stds, np.log(np.maximum(p.lengths, 1))))
+def _of_head(model: RewardModel, encoded: Sequence[Encoded]) -> Said:
+    head, outputs = model.network.head, model.predict(encoded)
+    p = metrics.predictions_of(encoded, outputs, head, model.loss)
+    means, lengths = (values.astype(np.float64).reshape(len(encoded), -1)
+                      for values in (p.means, np.log(np.maximum(p.lengths, 1))))
+    members = head.read(np.stack(outputs)).members
     return Said(p.comparison_ids, p.comparison_groups, _first_less_second(means),
-                np.sqrt(np.sum(stds**2, axis=1)), _first_less_second(lengths), p)
+                spread_of(*(np.asarray(values, np.float64) for values in (
+                    members.mean, members.std))), _first_less_second(lengths), p)
+
+
+def spread_of(means: np.ndarray, stds: np.ndarray) -> np.ndarray:
+    """Standard deviation [n] of the margin of pairs, and of the reward of single responses.
+
+    The sides of a pair are independent in the distribution of one member, and its margin is its
+    own: preferences leave the offset of each member open, so that it takes no part. Of single
+    responses the mean over items is taken from each member.
+
+    Args:
+      means, stds: [n, K, E] of the reward by each member, with K of 1 or 2.
+    """
+    centred = _first_less_second(means - means.mean(axis=(0, 1)))
+    return np.sqrt(np.sum(stds**2, axis=1).mean(axis=-1) + np.var(centred, axis=-1))
 
 
 def _of_bayes(bayes: baselines.Bayes, encoded: Sequence[Encoded]) -> Said:
@@ -496,6 +513,11 @@ def format_result(result: Mapping[str, Any]) -> str:
             parts += ['Share of judges that a rule gains over the mean, on disputed pairs:\n',
                       tables.markdown(lines), '']
     parts += ['\n## By the bounds that the config states\n',
+              f'Yes: an interval above {settings["yes.auroc"]:g}, of the AUROC for what is '
+              'disputed (among pairs of about equal margin); above '
+              f'{settings["yes.correlation"]:g}, of the rank correlation with the judges\' spread '
+              f'(given the margin); above {settings["yes.gain"]:g}, of what a rule gains over the '
+              'mean. No: an interval below the first or the second. Not shown: else.\n',
               *(f'- {line}' for line in result['verdict'])]
     return '\n'.join(parts) + '\n'
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import types
 
 import numpy as np
 import pytest
@@ -10,13 +11,15 @@ import scipy.stats
 from qrm.commands import configs
 from qrm.data.comparisons import Comparison, DataError
 from qrm.rewards import selection
+from qrm.rewards.heads import HeadConfig
+from qrm.rewards.losses import LossConfig
 from qrm.studies import baselines, compare, disagreement
 from qrm.studies.disagreement import Said
 from qrm.studies.panels import Panel
 from qrm.training import train, workdir
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
-from tests.helpers import TINY, load_config, pair_predictions
+from tests.helpers import TINY, encoded, load_config, pair_predictions
 from tests.studies.test_panels import votes
 
 N = 400
@@ -134,6 +137,45 @@ def test_answers_are_by_the_bounds_of_the_config():
         result, stricter)[0]
 
 
+def test_the_spread_of_a_pair_is_that_of_the_margins_of_members():
+    # Margins 1 and 3 of two members, and 4 and 4; the second ranks responses as it likes.
+    means = np.array([[[1.0, 5.0], [0.0, 2.0]], [[3.0, 1.0], [-1.0, -3.0]]])
+    none = np.zeros_like(means)
+    np.testing.assert_allclose(disagreement.spread_of(means, none), [1.0, 0.0], atol=1e-12)
+    # Sides of 3 and 4 by one member and of nothing by the other: (25 + 0) / 2 on top.
+    stds = none + np.array([[[3.0, 0.0], [4.0, 0.0]], [[0.0, 0.0], [0.0, 0.0]]])
+    expected = [np.sqrt(13.5), 0.0]
+    np.testing.assert_allclose(disagreement.spread_of(means, stds), expected, atol=1e-12)
+    offsets = np.array([0.0, 100.0])
+    np.testing.assert_allclose(
+        disagreement.spread_of(means + offsets, stds), expected, atol=1e-9)
+    # One member: the sides are independent.
+    np.testing.assert_allclose(
+        disagreement.spread_of(means[..., :1], stds[..., :1]), [5.0, 0.0], atol=1e-12)
+    # Single responses: 1 and 3 by one member, 2 and 8 by the other, less their means.
+    single = np.array([[[1.0, 2.0]], [[3.0, 8.0]]])
+    for members in (single, single + offsets):
+        np.testing.assert_allclose(
+            disagreement.spread_of(members, np.zeros_like(single)), [1.0, 1.0], atol=1e-9)
+
+
+def test_an_ensemble_says_the_spread_of_its_margins():
+    outputs = [np.array([[1.0, 5.0], [0.0, 2.0]], np.float32),
+               np.array([[3.0, 1.0], [-1.0, -3.0]], np.float32)]
+    items = [encoded(i, 2, [1, 1]) for i in range(2)]
+
+    def saying(shift):
+        return types.SimpleNamespace(
+            predict=lambda _: [values + np.float32([0.0, shift]) for values in outputs],
+            network=types.SimpleNamespace(head=HeadConfig('scalar', members=2)),
+            loss=LossConfig('bradley_terry'))
+
+    for shift in (0.0, 10.0):
+        found = disagreement._of_head(saying(shift), items)
+        np.testing.assert_allclose(found.spread, [1.0, 0.0], atol=1e-5)
+        np.testing.assert_allclose(found.margin, [2.0, 4.0], atol=1e-5)
+
+
 @pytest.fixture(scope='module')
 def compared(tmp_path_factory):
     """Folder of a comparison of tiny heads, and of files of panels."""
@@ -168,7 +210,7 @@ def test_a_study_of_tiny_models(compared):
     settings = config(**{
         'runs': str(compared / 'runs'), 'pandalm': str(compared / 'testset.json'),
         'paper': str(compared), 'prometheus': str(compared / 'eval.json'),
-        'analysis.bootstrap': 20})
+        'analysis.bootstrap': 20, 'yes.auroc': 0.45, 'yes.correlation': 0.1, 'yes.gain': 0.02})
     text = disagreement.disagreement(settings, str(compared / 'out'))
     assert (compared / 'out' / 'disagreement.md').read_text() == text
     result = json.loads((compared / 'out' / 'disagreement.json').read_text())
@@ -186,6 +228,9 @@ def test_a_study_of_tiny_models(compared):
     assert set(rows['quantile']['choices']) == {'quantile:0.1', 'cvar:0.2', 'mean-std:1'}
     assert 'rated' in result['results']['prometheus'][1]
     assert result['verdict']
+    assert 'Yes: an interval above 0.45, of the AUROC' in text
+    assert "above 0.1, of the rank correlation with the judges' spread" in text
+    assert 'above 0.02, of what a rule gains' in text
     for line in text.splitlines():
         assert not line.startswith('|') or line.endswith('|')
 

@@ -14,8 +14,8 @@ from tests.helpers import TINY, load_config, pair_predictions
 
 CHANGES = TINY | {
     'reproduce.workloads': ('helpful',), 'model.sizes.max_positions': 256, 'train.max_steps': 6,
-    'data.demo.train': 100, 'train.checkpoint_every': 3, 'optimizer.learning_rate': 1e-2, 'published.draws': 20,
-    'published.followed': 20,
+    'data.demo.train': 100, 'train.checkpoint_every': 3, 'optimizer.learning_rate': 1e-2,
+    'published.draws': 20, 'published.followed': 20,
     'published.aucs': (0.5, 0.8), 'published.bins': (20, 50), 'train.row_length': 256,
 }
 

@@ -12,7 +12,8 @@ pairs, of which there are twice as many; and baselines stand beside them:
     qrm compare --config=compare:frozen --workdir=results/heads --config.data.path=DIR \\
       --config.model.checkpoint=DIR
 
-`scalar_chats` and `quantile_chats` in `compare.models` read the texts by the chat template.
+`scalar_chats` and `quantile_chats` in `compare.models` read the texts by the chat template;
+`own_mean` has the quantile loss of the paper's own code.
 """
 
 from ml_collections import ConfigDict

@@ -242,7 +242,7 @@ def proxies(config: Any) -> dict[str, Proxy]:
         'label_scalar': Proxy('scalar with targets of +1 and -1',
                               Model(HeadConfig('scalar'), to_labels(own.quantiles))),
         'label_quantiles': Proxy(
-            "quantiles with targets of +1 and -1 (the paper's)",
+            'quantiles with targets of +1 and -1',
             Model(HeadConfig('quantile', num_quantiles=own.quantiles), to_labels(1))),
         'distributional': Proxy('quantiles, distributional Bradley-Terry',
                                 Model(monotone, LossConfig('distributional_bradley_terry'))),

@@ -45,10 +45,13 @@ MODELS = {
     'scalar': {'head': {'name': 'scalar'}},
     # Pulled towards 0 as ten quantiles with lambda = .1 are, see `config.centre_weight`.
     'scalar_centred': {'head': {'name': 'scalar'}, 'loss': {'centre_weight': 0.125}},
-    # The paper's objective; lambda = 0 is Bradley-Terry on the mean of free quantiles.
+    # Targets of +1 and -1; lambda = 0 is Bradley-Terry on the mean of free quantiles.
     'quantile': {'head': {'name': 'quantile'}},
     'quantile_0': {'head': {'name': 'quantile'}, 'loss': {'huber_weight': 0.0}},
     'quantile_1': {'head': {'name': 'quantile'}, 'loss': {'huber_weight': 1.0}},
+    # The quantile loss of the paper's own code, see configs/paper.py: its spread collapses.
+    'own_mean': {'head': {'name': 'quantile'}, 'loss': {
+        'targets': 'own_mean', 'huber_sides': 'chosen', 'huber_weight': 1.0}},
     # The distributional likelihood, by four families.
     'distributional': {'head': {'name': 'monotone_quantile'}},
     'implicit': {'head': {'name': 'implicit_quantile'}},
@@ -60,8 +63,10 @@ MODELS = {
     'scalar_chats': {'head': {'name': 'scalar'}, 'data': _CHATS},
     'quantile_chats': {'head': {'name': 'quantile'}, 'data': _CHATS},
 }
-# Those that need no chat template, which a tokenizer trained on the data does not have.
-DEFAULT = tuple(name for name, sections in MODELS.items() if 'data' not in sections)
+# But for those that need a chat template, which a tokenizer trained on the data does not have, and
+# the objective whose spread says nothing.
+DEFAULT = tuple(name for name, sections in MODELS.items()
+                if 'data' not in sections and name != 'own_mean')
 RATED = ('ratings',)  # those that learn from ratings, where responses have them
 
 KEYS: Table = {  # beside those of every run
@@ -358,7 +363,7 @@ def measure(runs: Runs, *, reference: str, replicates: int, level: float,
 
 
 def mechanism(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """What changes with lambda: the rows of the paper's objective with one head, by its weight."""
+    """What changes with lambda: rows with one head and targets of +1 and -1, by the weight."""
     found = [row for row in rows
              if row['objective'] == _PAPER and row['targets'] == 'label'
              and row['head'] == 'quantile' and row['as_chats'] == rows[0]['as_chats']]
@@ -488,7 +493,8 @@ def _model_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     for row in rows:
         objective = row['objective']
         if objective == _PAPER:
-            objective += f', lambda {row["huber_weight"]:g}'
+            objective += f', lambda {row["huber_weight"]:g}' + (
+                '' if row['targets'] == 'label' else f', targets {row["targets"]}')
         head = row['head'] if row['members'] == 1 else f'{row["members"]} x {row["head"]}'
         seconds = row['seconds_per_step']
         lines.append([row['model'], head, objective, f'{row["parameters"]:,}',

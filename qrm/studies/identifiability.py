@@ -176,7 +176,7 @@ def kinds(config: Any) -> dict[str, dict[str, Kind]]:
 
     paper, whole = 'bradley_terry_quantile_huber', 'distributional_bradley_terry'
     scalar = Kind('BT, scalar', quantile('bradley_terry', 'scalar'))
-    label = Kind('BT + QH, target ±1 (the paper)', quantile(paper))
+    label = Kind('BT + QH, target ±1', quantile(paper))
     monotone = Kind('distributional BT, monotone', quantile(whole, 'monotone_quantile'))
     gaussian = Kind('distributional BT, Gaussian', quantile(whole, 'gaussian'))
     thurstone = Kind('Thurstone, Gaussian', quantile('thurstone', 'gaussian'))

@@ -93,8 +93,7 @@ _KEPT, _IDENTITY = 'paths.json', 'identity.json'
 
 # Name -> what a proxy has in its `head` and `loss` sections, as in `compare`.
 PROXIES = {name: compare.MODELS[name] for name in (
-    SCALAR, 'quantile', 'distributional', 'ratings', ENSEMBLE)} | {
-    'own_mean': {'head': {'name': 'quantile'}, 'loss': {'targets': 'own_mean'}}}
+    SCALAR, 'quantile', 'own_mean', 'distributional', 'ratings', ENSEMBLE)}
 
 _SIZES = {'vocab_size': 512, 'max_positions': 128, 'hidden_size': 96, 'num_layers': 2,
           'num_heads': 4}

@@ -7,7 +7,7 @@ import pytest
 
 from qrm.data import templates
 from qrm.data.comparisons import DataError
-from qrm.studies import compare, figures
+from qrm.studies import compare, figures, overoptimisation
 from qrm.studies.columns import Judged
 from qrm.training import inference, workdir
 from qrm.training.schema import ConfigError
@@ -116,6 +116,18 @@ def test_some_models_read_texts_as_chats():
     assert plain == chats
 
 
+def test_the_own_mean_is_that_of_the_paper_config():
+    published = load_config('paper').loss
+    members = compare.member_configs(load_config('compare', **{
+        'compare.models': ('scalar', 'quantile', 'own_mean')}))
+    plain, own = (members['helpful', name, '', 0].to_dict() for name in ('quantile', 'own_mean'))
+    changed = {key for key in own['loss'] if own['loss'][key] != plain['loss'][key]}
+    assert changed == {'targets', 'huber_sides', 'huber_weight'}
+    assert {key: own['loss'][key] for key in changed} == {key: published[key] for key in changed}
+    assert own | {'loss': None} == plain | {'loss': None}
+    assert overoptimisation.PROXIES['own_mean'] == compare.MODELS['own_mean']
+
+
 def test_models_that_set_anything_else_are_refused():
     config = load_config('compare')
     for section, key in (('train', 'epochs'), ('data', 'max_length')):
@@ -148,7 +160,7 @@ def compared(tmp_path_factory):
     folder = tmp_path_factory.mktemp('compare')
     config = load_config('compare', **TINY | {
         'train.max_steps': 5, 'compare.seeds': (0,), 'analysis.bootstrap': 20,
-        'compare.models': ('scalar', 'quantile', 'quantile_1')})
+        'compare.models': ('scalar', 'quantile', 'quantile_1', 'own_mean')})
     return folder, config, compare.compare(config, str(folder))
 
 
@@ -158,8 +170,10 @@ def test_a_small_comparison_leaves_tables_and_figures(compared):
     assert (folder / 'compare.md').read_text() == text
     of_workload, = result['results']
     assert [row['model'] for row in of_workload['rows']] == [
-        'scalar', 'quantile', 'quantile_1', 'longer']
+        'scalar', 'quantile', 'quantile_1', 'own_mean', 'longer']
+    # That of another target is no row of what lambda does.
     assert [row['lambda'] for row in of_workload['mechanism']] == [0.1, 1.0]
+    assert 'bradley_terry_quantile_huber, lambda 1, targets own_mean |' in text
     *trained, longer = of_workload['rows']
     for row in trained:
         assert row['seconds_per_step'] > 0

@@ -202,7 +202,7 @@ def test_hh_is_the_described_experiment():
 
 def test_compare_on_hh_leaves_out_what_learns_from_ratings():
     on_demo, on_hh = (load_config('compare', arg).compare.models for arg in ('', 'hh'))
-    assert set(compare.MODELS) - set(on_demo) == {'scalar_chats', 'quantile_chats'}
+    assert set(compare.MODELS) - set(on_demo) == {'own_mean', 'scalar_chats', 'quantile_chats'}
     assert set(on_demo) - set(on_hh) == {'ratings'}
     assert load_config('compare', 'hh').data.path == 'Anthropic/hh-rlhf'
     with pytest.raises(ValueError, match="argument 'x', expected 'demo', 'hh' or 'frozen'"):

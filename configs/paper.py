@@ -8,23 +8,12 @@ heads have a bias; turns are joined by "</s>"; AdamW at 2e-6 in steps of 4 pairs
 with a warm-up of 20,000 from a tenth of the rate, then inverse-square-root decay; gradients are
 clipped at norm 1.
 
-What differs, as far as known:
-
-- Rewards are read at the last token: their quantile model counts tokens from the left of a row that
-  is padded there, see `published`.
-- Positions count from the start of a dialogue, theirs from the edge of the padded row; and EOS, at
-  which rewards are read, is seen there, while their mask hides it with the padding.
-- They start from a GPT-2 that was fine-tuned on HH, and train on fnlp's relabelling of it: give
-  these with `--config.model.checkpoint` and `--config.data.path`.
-- No dropout: theirs is the .1 of GPT-2's own config, which nothing changes (`model.dropout=0.1`).
-- Ten quantiles are those of their last commit; it was 50 until then (`head.num_quantiles=50`), and
-  which of them the paper's numbers are of is not known.
-- Both heads have a bias; their scalar head has none, which no difference of rewards notices.
-- Computed in float32, theirs in mixed precision (`model.dtype=bfloat16`).
-- A checkpoint is chosen by the negative log-likelihood, not by the whole loss.
-- A prompt too long is cut from the left, not by turns.
-
-Not measured. Heads are scalar or quantile.
+What differs (docs/table1.md has it all): rewards are read at the last token, with EOS seen there;
+they start from a GPT-2 fine-tuned on HH and train on fnlp's relabelling of it: give these with
+`--config.model.checkpoint` and `--config.data.path`. They have `model.dropout=0.1`, as in GPT-2's
+config, `model.dtype=bfloat16`, no scalar bias, and before their last commit 50 quantiles.
+A checkpoint is chosen by the negative log-likelihood, not by the whole loss. A prompt too long is
+cut from the left, not by turns. Not measured. Heads are scalar or quantile.
 """
 
 from ml_collections import ConfigDict

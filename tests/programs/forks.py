@@ -53,6 +53,16 @@ class Process:
         """The exit code, None while it runs."""
         return self._process.exitcode
 
+    @property
+    def returncode(self) -> int | None:
+        """The same."""
+        return self.poll()
+
+    def send_signal(self, number: int) -> None:
+        """Sends it a signal, if it runs."""
+        if self.poll() is None:
+            os.kill(self._process.pid, number)
+
     def kill(self) -> None:
         """Ends it at once, if it runs."""
         self._process.kill()

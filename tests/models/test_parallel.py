@@ -2,8 +2,6 @@
 
 import dataclasses
 import json
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -15,8 +13,8 @@ from qrm.models.network import RewardNetwork
 from qrm.rewards.heads import HeadConfig
 from qrm.training import train
 from qrm.training.schema import ConfigError
-from tests.helpers import ARCHITECTURE, ROOT, architecture, load_config, simulated
-from tests.programs import on_devices
+from tests.helpers import ARCHITECTURE, architecture, load_config, simulated
+from tests.programs import forks, on_devices
 
 # Biases and joined queries, keys and values; heads that share keys, and clipping; adapters of
 # either, and norms of each head; windows, caps and norms on both sides; an encoder with a pooler.
@@ -30,10 +28,9 @@ KEYS = [(mode, what) for mode, whats in STEPS.items() for what in whats]
 
 def on_eight(module, *args):
     """What a program of tests prints on eight devices."""
-    done = subprocess.run([sys.executable, '-m', f'tests.programs.{module}', *args], cwd=ROOT,
-                          check=True, env=simulated(8), stdout=subprocess.PIPE, text=True,
-                          timeout=300)
-    return json.loads(done.stdout)
+    code, out, err = forks.run(f'tests.programs.{module}', args, simulated(8))
+    assert code == 0, err
+    return json.loads(out)
 
 
 @pytest.fixture(scope='module')

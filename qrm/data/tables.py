@@ -31,6 +31,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from qrm.data.comparisons import DataError, in_a_line
+
 AUTO = 'auto'  # the user's cache folder
 
 _PACKAGES = ('jinja2', 'numpy', 'pyarrow', 'tokenizers', 'transformers')
@@ -121,15 +123,30 @@ class Writer:
 
     @contextlib.contextmanager
     def table(self, name: str, schema: pa.Schema) -> Iterator[Callable[[pa.RecordBatch], None]]:
-        """A function that appends a batch to a new table."""
+        """A function that appends a batch to a new table.
+
+        Raises:
+          DataError: the file cannot be written.
+        """
         if not self._folder:
             batches: list[pa.RecordBatch] = []
             yield batches.append
             self._tables[name] = Table(batches, schema)
             return
         path = _table(self._folder, name)
-        with pa.OSFile(path, 'wb') as file, pa.ipc.new_file(file, schema) as stream:
-            yield stream.write_batch
+        with _writing(path):
+            file = pa.OSFile(path, 'wb')
+            stream = pa.ipc.new_file(file, schema)
+
+        def write(batch: pa.RecordBatch) -> None:
+            with _writing(path):
+                stream.write_batch(batch)
+
+        try:  # Not in `_writing`, as what makes the batches has errors of its own.
+            yield write
+        finally:
+            with _writing(path), file:
+                stream.close()
         self._tables[name] = Table(path)
 
     def __getitem__(self, name: str) -> Table:
@@ -175,13 +192,16 @@ class Cache:
     def keep(self, kind: str, about: Mapping[str, Any], build: Build) -> Entry:
         """An entry, which is made if there is none.
 
-        Of several processes that ask for one, one makes it and the others wait. Where nothing can
-        be written, it is made in memory, and a line says so.
+        Of several processes that ask for one, one makes it and the others wait. Where the folder
+        cannot be written into, it is made in memory, and a line says so.
 
         Args:
           kind: what it is called.
           about: everything that it depends on, but for code and libraries; ready for JSON.
           build: writes its tables, and gives what else there is, ready for JSON.
+
+        Raises:
+          DataError: writing began, and cannot go on, as on a full disk.
         """
         about = {'kind': kind, **about, 'code': _code(), 'packages': _versions()}
         if not self._folder:
@@ -192,8 +212,8 @@ class Cache:
         def in_memory() -> Entry:
             return _in_memory(about, build)
 
-        def without_folder(error: OSError) -> Entry:
-            print(f'note: {place}: cannot be written into ({error.strerror or error}), so that '
+        def without_folder(problem: _Unusable) -> Entry:
+            print(f'note: {place}: cannot be written into ({problem}), so that '
                   f'{kind} are kept in memory', flush=True)
             return in_memory()
 
@@ -203,14 +223,16 @@ class Cache:
                 print(f'note: {path}: {problem}; made anew', flush=True)
                 try:
                     files.update(self._make(place, about, build, damaged=files))
-                except OSError as error:
-                    return without_folder(error).table(name)
+                except _Unusable as unusable:
+                    return without_folder(unusable).table(name)
             return Table(path)
 
         try:
-            files = self._find(place) or self._make(place, about, build)
-        except OSError as error:
-            return without_folder(error)
+            with _using():
+                found = self._find(place)
+            files = found or self._make(place, about, build)
+        except _Unusable as unusable:
+            return without_folder(unusable)
         return Entry(about, files['value'], table)
 
     def _find(self, place: str, *, quiet: bool = False) -> dict[str, Any] | None:
@@ -233,38 +255,68 @@ class Cache:
     def _make(self, place: str, about: Mapping[str, Any], build: Build,
               damaged: dict[str, Any] | None = None) -> dict[str, Any]:
         """Makes an entry, unless another process has meanwhile."""
-        os.makedirs(os.path.dirname(place), exist_ok=True)
-        with _held(place) as alone:
-            found = self._find(place, quiet=True)
+        with contextlib.ExitStack() as until:
+            with _using():
+                os.makedirs(os.path.dirname(place), exist_ok=True)
+                alone = until.enter_context(_held(place))
+                found = self._find(place, quiet=True)
             if found and (damaged is None or not any(
                     _fault(_table(place, name), known)
                     for name, known in found['tables'].items())):
                 return found
             parent, name = os.path.split(place)
-            for left in os.listdir(parent):  # by processes that were killed
-                if alone and left.startswith(f'{name}.') and left.endswith('.tmp'):
-                    shutil.rmtree(os.path.join(parent, left), ignore_errors=True)
             temporary = f'{place}.{uuid.uuid4().hex}.tmp'
-            os.mkdir(temporary)
-            try:
-                writer = Writer(temporary)
-                value = build(writer)
-                files = {'value': value, 'tables': {
-                    name: _described(_table(temporary, name)) for name in writer.names}}
-                rest = json.dumps(files)
-                for file, text in (('about.json', json.dumps(about, indent=2)),
-                                   ('entry.json', f'{_digest(rest)}\n{rest}')):
-                    with open(os.path.join(temporary, file), 'w', encoding='utf-8') as opened:
-                        opened.write(text)
-                shutil.rmtree(place, ignore_errors=True)
-                try:
-                    os.rename(temporary, place)
-                except OSError as error:  # another has, where files cannot be locked
-                    if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-                        raise
-                return json.loads(rest)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
+            with _using():
+                for left in os.listdir(parent):  # by processes that were killed
+                    if alone and left.startswith(f'{name}.') and left.endswith('.tmp'):
+                        shutil.rmtree(os.path.join(parent, left), ignore_errors=True)
+                os.mkdir(temporary)
+            until.callback(shutil.rmtree, temporary, ignore_errors=True)
+            return _made(temporary, place, about, build)
+
+
+def _made(temporary: str, place: str, about: Mapping[str, Any], build: Build) -> dict[str, Any]:
+    """Makes an entry in an empty folder, and gives it its name."""
+    writer = Writer(temporary)
+    value = build(writer)
+    with _writing(place):
+        files = {'value': value, 'tables': {
+            name: _described(_table(temporary, name)) for name in writer.names}}
+        rest = json.dumps(files)
+        for file, text in (('about.json', json.dumps(about, indent=2)),
+                           ('entry.json', f'{_digest(rest)}\n{rest}')):
+            with open(os.path.join(temporary, file), 'w', encoding='utf-8') as opened:
+                opened.write(text)
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            os.rename(temporary, place)
+        except OSError as error:  # another has, where files cannot be locked
+            if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+                raise
+    return json.loads(rest)
+
+
+class _Unusable(Exception):
+    """Why nothing can be kept in a folder, found out before anything was made."""
+
+
+@contextlib.contextmanager
+def _using() -> Iterator[None]:
+    """What cannot be done within is a reason to do without the folder."""
+    try:
+        yield
+    except OSError as error:
+        raise _Unusable(error.strerror or error) from error
+
+
+@contextlib.contextmanager
+def _writing(path: str) -> Iterator[None]:
+    """What cannot be written within ends in a line."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f'{path}: cannot be written ({error.strerror or in_a_line(error)}); '
+                        'expected room for it, or another folder: data.cache') from error
 
 
 def _in_memory(about: Mapping[str, Any], build: Build) -> Entry:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import pickle
+import re
 import shutil
 import threading
 
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 from qrm.data import tables
+from qrm.data.comparisons import DataError
 from qrm.data.tables import Cache, Table
 
 SCHEMA = pa.schema([('x', pa.int32()), ('digest', pa.binary(2))])
@@ -190,6 +192,46 @@ def test_where_nothing_can_be_written_tables_are_in_memory(tmp_path, capsys):
     _check(Cache(str(tmp_path / 'file')).keep('numbers', {}, Making()))
     assert 'cannot be written into (Not a directory), so that numbers are kept in memory' in (
         capsys.readouterr().out)
+
+
+@pytest.fixture
+def full(monkeypatch):
+    """A disk without room for tables."""
+    plain = pa.OSFile
+    monkeypatch.setattr(tables.pa, 'OSFile', lambda path, mode='rb': plain(
+        '/dev/full' if mode == 'wb' else path, mode))
+
+
+def test_a_disk_that_is_full_is_said_and_nothing_is_made_again(full, tmp_path, capsys):
+    making = Making()
+    with pytest.raises(DataError) as error:
+        Cache(str(tmp_path)).keep('numbers', {}, making)
+    assert re.fullmatch(
+        r'.*/numbers\.arrow: cannot be written \(.*No space left on device.*\); expected room for '
+        r'it, or another folder: data\.cache', str(error.value))
+    assert making.times == 1
+    assert capsys.readouterr().out == ''
+    assert [path.suffix for path in (tmp_path / 'numbers').iterdir()] == ['.lock']
+
+
+def test_a_disk_that_is_full_at_the_end_is_said(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOSPC, 'No space left on device')
+
+    making = Making()
+    monkeypatch.setattr(tables.os, 'rename', refuse)
+    with pytest.raises(DataError, match=r'cannot be written \(No space left on device\)'):
+        Cache(str(tmp_path)).keep('numbers', {}, making)
+    assert making.times == 1
+
+
+def test_what_makes_a_table_has_errors_of_its_own(tmp_path):
+    def fail(writer):
+        with writer.table('numbers', SCHEMA):
+            raise ConnectionError('no hub')
+
+    with pytest.raises(ConnectionError, match='no hub'):
+        Cache(str(tmp_path)).keep('numbers', {}, fail)
 
 
 def test_the_folder_of_the_user(tmp_path, monkeypatch):

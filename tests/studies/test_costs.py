@@ -504,6 +504,14 @@ def test_a_benchmark_is_predicted_from_its_product():
     assert scaling.predicted(config, 1e9) == pytest.approx(2 * 4 * 1e9 / sum(work))
 
 
+@pytest.mark.parametrize(('sharded', 'memory', 'fits'), [
+    (False, 1000.0, True), (False, 999.0, False), (True, 1280.0, True), (True, 1279.0, False)])
+def test_steps_under_fsdp_must_leave_room_for_what_is_held_longer(sharded, memory, fits):
+    setting = scaling.Setting(1, sharded, 1, 1, False, costs.Memory(400, 300, 200, 100),
+                              costs.Seconds(1.0, 0.0, 0.0, 0.0, 0.0))
+    assert (scaling.fastest([setting], memory) is setting) == fits
+
+
 def test_the_tables_of_the_documentation_are_those_printed():
     text = (ROOT / 'docs' / 'scaling.md').read_text(encoding='utf-8')
     for title, table in scaling.tables().items():

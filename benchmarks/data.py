@@ -4,11 +4,14 @@
 
 Pairs of realistic lengths are made of those of a folder in the layout of the HH release: a tenth of
 their words are exchanged with others of it. A process reads them as `qrm train` does, from nothing
-to its first batches, and keeps what it makes; a second one finds it. Each prints seconds, pairs a
-second, seconds of processors, and the most memory that it held, what is mapped included, and the
-largest of the processes that it started. The pairs and what is kept are deleted at the end.
+to its first batches, the fingerprint that a run is recognised by included, and keeps what it makes;
+a second one finds it. Each prints seconds from its start on, those of its imports, pairs a second,
+seconds of processors, and the most memory that it held, what is mapped included, alone and together
+with the processes that it started, where what they share counts once. The pairs and what is kept
+are deleted at the end.
 """
 
+import contextlib
 import json
 import os
 import random
@@ -17,18 +20,21 @@ import resource
 import shutil
 import subprocess
 import sys
-import time
-from typing import Any
+import threading
+from pathlib import Path
+from typing import Any, Self
 
 from absl import app, flags
 
 from qrm.commands import configs
 from qrm.data import packing
 from qrm.data.files import read_rows
-from qrm.training import train
+from qrm.studies import speed
+from qrm.training import loop, train
 
 _EXCHANGED = 0.1
 _STEPS = 20
+_BETWEEN = 0.2  # seconds from one look at the memory to the next
 
 
 def generate(texts: str, path: str, pairs: int) -> None:
@@ -56,26 +62,70 @@ def generate(texts: str, path: str, pairs: int) -> None:
 
 
 def measure(path: str, tokenizer: str, cache: str) -> dict[str, Any]:
-    """Reads the pairs as a run does, and makes its first batches."""
-    began = time.time()
-    config = configs.module('hh').get_config()
-    config.update_from_flattened_dict({
-        'data.path': path, 'data.cache': cache, 'model.tokenizer': tokenizer,
-        'model.checkpoint': ''})
-    data = train.read_data(config)
-    examples, size = data.encoded['train'], config.train.batch_size
-    layouts = packing.plan_layouts(examples, row_length=config.train.row_length,
-                                   rows=config.train.rows)
-    for step in range(_STEPS):
-        packing.make_batch([examples[i] for i in packing.batch_indices(
-            step, seed=0, examples=len(examples), batch_size=size, total=len(examples))],
-            layouts, size)
-    seconds, pairs = time.time() - began, sum(r.read for r in data.reports.values())
+    """Reads the pairs as a run does, and makes its first batches; what the process took so far."""
+    imports = speed.process_seconds()
+    with Together() as together:
+        config = configs.module('hh').get_config()
+        config.update_from_flattened_dict({
+            'data.path': path, 'data.cache': cache, 'model.tokenizer': tokenizer,
+            'model.checkpoint': ''})
+        data = train.read_data(config)
+        loop.identify(config, None, data.encoded)
+        examples, size = data.encoded['train'], config.train.batch_size
+        layouts = packing.plan_layouts(examples, row_length=config.train.row_length,
+                                       rows=config.train.rows)
+        for step in range(_STEPS):
+            packing.make_batch([examples[i] for i in packing.batch_indices(
+                step, seed=0, examples=len(examples), batch_size=size, total=len(examples))],
+                layouts, size)
+    seconds, pairs = speed.process_seconds(), sum(r.read for r in data.reports.values())
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    own, other = (round(one.ru_maxrss / 2**20, 2) for one in used)
-    return {'pairs': pairs, 'seconds': round(seconds, 1), 'pairs a second': round(pairs / seconds),
+    return {'pairs': pairs, 'seconds': round(seconds, 1), 'of these imports': round(imports, 1),
+            'pairs a second': round(pairs / seconds),
             'seconds of processors': round(sum(one.ru_utime + one.ru_stime for one in used), 1),
-            'GiB': own, 'GiB of a process it started': other}
+            'GiB': round(used[0].ru_maxrss / 2**20, 2),
+            'GiB with those it started': round(together.most / 2**30, 2)}
+
+
+class Together:
+    """Looks at the memory of this process and of those that it started, while it is entered.
+
+    Attributes:
+      most: bytes, the most that was seen.
+    """
+
+    def __init__(self):
+        self.most = together()
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._look)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self._done.set()
+        self._thread.join()
+
+    def _look(self) -> None:
+        while not self._done.wait(_BETWEEN):
+            self.most = max(self.most, together())
+
+
+def together() -> int:
+    """Bytes of memory of this process and of all that it started, what they share counted once.
+
+    Of Linux, see proc_pid_smaps(5) for `Pss`.
+    """
+    found, left = 0, ['self']
+    while left:
+        folder = Path('/proc') / left.pop()
+        with contextlib.suppress(OSError):  # one that has ended
+            text = (folder / 'smaps_rollup').read_text()
+            found += 1024 * int(re.search(r'^Pss: +(\d+) kB$', text, re.MULTILINE)[1])
+            for task in (folder / 'task').iterdir():
+                left += (task / 'children').read_text().split()
+    return found
 
 
 def main(_: list[str]) -> None:

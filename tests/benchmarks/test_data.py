@@ -2,6 +2,8 @@
 
 import json
 import os
+import subprocess
+import sys
 
 from benchmarks import data
 from qrm.data.files import read_rows
@@ -40,3 +42,26 @@ def test_both_starts_read_all_pairs(tmp_path):
              for _ in range(2)]
     assert [one['pairs'] for one in found] == [40, 40]
     assert len(list((tmp_path / 'kept' / 'tokens').glob('*/entry.json'))) == 3
+    # What a run is recognised by is made, too, and kept.
+    assert len(list((tmp_path / 'kept' / 'fingerprints').glob('*/entry.json'))) == 1
+    for one in found:
+        assert 0 < one['of these imports'] <= one['seconds']
+        assert one['GiB with those it started'] > 0
+
+
+def test_memory_is_that_of_all_processes_together():
+    """Two that hold 32 MiB each beside this one, of which one was started by the other."""
+    hold = 'held = bytearray(b"x") * 2**25; print("held", flush=True); input()'
+    program = f"""
+import subprocess, sys
+child = subprocess.Popen([sys.executable, '-c', {hold!r}], stdin=subprocess.PIPE,
+                         stdout=subprocess.PIPE, text=True)
+child.stdout.readline()
+{hold}"""
+    before = data.together()
+    with subprocess.Popen([sys.executable, '-c', program], stdin=subprocess.PIPE,
+                          stdout=subprocess.PIPE, text=True) as process:
+        process.stdout.readline()
+        added = data.together() - before
+        process.communicate('\n')
+    assert 2**26 < added < 2**27

@@ -32,7 +32,7 @@ HOUSE = {
 }
 ORDER = [f'{wing}.{room}' for wing, rooms in HOUSE.items() for room in rooms]
 # Tests of a wing as a whole, or of what is outside of the wings.
-OTHERS = {'training': ['processes'], 'commands': ['commands'],
+OTHERS = {'training': ['processes'], 'commands': ['commands', 'launching'],
           'benchmarks': ['ahead', 'data', 'device', 'dpo', 'precision', 'sampling', 'serving',
                          'trl']}
 LINEN = {'models.transformer', 'rewards.heads'}

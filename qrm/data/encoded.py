@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from qrm.data.records import named
 from qrm.data.tables import Cache, Table
 
 Ids = np.ndarray  # [length] int32
@@ -199,12 +200,13 @@ class EncodedTable(Sequence[Encoded]):
       key: digest by which they are known; '': by none.
       cache: where what is made of them is kept.
       rows: numbers of those that these are; None: all.
+      files: names of the files that ids may name, see `records.marked`.
     """
 
     def __init__(self, table: Table, key: str = '', cache: Cache | None = None,
-                 rows: np.ndarray | None = None):
+                 rows: np.ndarray | None = None, files: Sequence[str] = ()):
         self._table, self._rows = table, np.arange(len(table)) if rows is None else rows
-        self.key, self.cache = key, cache or Cache('')
+        self.key, self.cache, self._files = key, cache or Cache(''), files
         self._seen: dict[int, _Views] = {}
 
     def __len__(self) -> int:
@@ -212,7 +214,7 @@ class EncodedTable(Sequence[Encoded]):
 
     def __getitem__(self, at: Any) -> Any:
         if isinstance(at, slice):
-            return EncodedTable(self._table, '', self.cache, self._rows[at])
+            return EncodedTable(self._table, '', self.cache, self._rows[at], self._files)
         number, place = self._table.place(int(self._rows[at]))
         return self._views(number).item(place)
 
@@ -221,7 +223,7 @@ class EncodedTable(Sequence[Encoded]):
             yield from map(self.__getitem__, range(len(self)))
             return
         for batch in self._table.in_turn():
-            views = _Views(batch)
+            views = _Views(batch, self._files)
             yield from map(views.item, range(len(batch)))
 
     @functools.cached_property
@@ -248,7 +250,7 @@ class EncodedTable(Sequence[Encoded]):
 
     def _views(self, number: int) -> '_Views':
         if number not in self._seen:
-            self._seen[number] = _Views(self._table.batch(number))
+            self._seen[number] = _Views(self._table.batch(number), self._files)
         return self._seen[number]
 
 
@@ -259,8 +261,8 @@ class _Views:
       lists: name of a column -> offsets [rows + 1] and values.
     """
 
-    def __init__(self, batch: pa.RecordBatch):
-        self._batch = batch
+    def __init__(self, batch: pa.RecordBatch, files: Sequence[str]):
+        self._batch, self._files = batch, files
         self.lists = {
             name: (batch.column(name).offsets.to_numpy(), batch.column(name).values.to_numpy())
             for name in ('tokens', *_LISTS, *_CANDIDATES)}
@@ -275,7 +277,8 @@ class _Views:
         margin, weight, annotator = (
             self._numbers[name][row].item() for name in ('margin', 'weight', 'annotator'))
         return Encoded(
-            self._batch.column('id')[row].as_py(), self._batch.column('group')[row].as_py(),
+            named(self._batch.column('id')[row].as_py(), self._files),
+            self._batch.column('group')[row].as_py(),
             tokens[:ends[0]], tuple(map(tokens.__getitem__, map(slice, ends[:-1], ends[1:]))),
             preference.reshape(k, k), ratings.reshape(k, -1),
             margin, weight, annotator, tuple(prompt_sizes.tolist()),

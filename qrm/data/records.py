@@ -1,18 +1,22 @@
 """Comparisons as rows of tables, decoded when they are used.
 
 Two tables make them: what each says, as JSON, which is most of the bytes, and facts by which
-comparisons are chosen, divided and recognised without reading that.
+comparisons are chosen, divided and recognised without reading that. Places of rows stand there
+without the name of their file, see `marked`, so that files that were copied or moved have the same
+tables.
 """
 
+import bisect
 import hashlib
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from qrm.data.comparisons import Comparison, Text, digest
+from qrm.data.comparisons import Comparison, DataReport, Text, digest
 from qrm.data.tables import Cache, Table
 
 CHUNK = 2048  # comparisons of a batch
@@ -26,9 +30,38 @@ DIGEST = np.dtype('S16')  # in which NumPy sorts digests
 # What is told of a comparison once all rows are known.
 _LATE = ('id', 'remarks')
 
+_MARK = re.compile('\0(\\d+)\0')
+
 # Templates print chats and tools in the order of their keys.
 _encode = json.JSONEncoder(default=str).encode
 _encode_sorted = json.JSONEncoder(sort_keys=True, default=str).encode
+
+
+def marked(text: str, files: Sequence[str]) -> str:
+    """A place, or a message that begins with one, with a mark instead of the name of its file.
+
+    Args:
+      text: begins with the name of a file.
+      files: their names, ascending, none of which begins with another.
+    """
+    number = bisect.bisect_right(files, text) - 1
+    if number < 0 or not text.startswith(files[number]):
+        return text
+    return f'\0{number}\0{text[len(files[number]):]}'
+
+
+def named(text: str, files: Sequence[str]) -> str:
+    """A text with the names of files in place of their marks."""
+    if not files or '\0' not in text:
+        return text
+    return _MARK.sub(
+        lambda found: files[int(found[1])] if int(found[1]) < len(files) else found[0], text)
+
+
+def named_report(stored: Mapping[str, Any], files: Sequence[str], source: str = '') -> DataReport:
+    """The report of a split that `DataReport.stored` gave, with the names of its files."""
+    report = DataReport.of(stored)
+    return report.copy(source=source, first_malformed=named(report.first_malformed, files))
 
 
 def said(comparison: Comparison) -> bytes:
@@ -84,11 +117,13 @@ class Comparisons(Sequence[Comparison]):
       facts: table of `FACTS`, or what gives it once it is needed.
       texts: of `SAID`, likewise.
       rows: numbers of those that these are, ascending; None: all.
+      files: names of the files that their places are in, see `marked`.
     """
 
     def __init__(self, key: str, cache: Cache, facts: Callable[[], Table],
-                 texts: Callable[[], Table], rows: np.ndarray | None = None):
-        self.key, self.cache = key, cache
+                 texts: Callable[[], Table], rows: np.ndarray | None = None,
+                 files: Sequence[str] = ()):
+        self.key, self.cache, self.files = key, cache, files
         self._facts, self._texts = facts, texts
         self.rows = np.arange(len(facts())) if rows is None else rows
 
@@ -115,11 +150,11 @@ class Comparisons(Sequence[Comparison]):
         number, place = texts.place(row)
         facts = self._facts()
         of_row = facts.batch(facts.place(row)[0]).slice(facts.place(row)[1], 1)
-        return next(_decoded(texts.batch(number).slice(place, 1), of_row))
+        return next(_decoded(texts.batch(number).slice(place, 1), of_row, self.files))
 
     def __iter__(self) -> Iterator[Comparison]:
         for chunk in self.chunks():
-            yield from decoded(chunk)
+            yield from _decoded(chunk, chunk, self.files)
 
     @property
     def digest(self) -> str:
@@ -135,10 +170,10 @@ class Comparisons(Sequence[Comparison]):
         rows = self.rows[places]
         if (np.diff(rows) <= 0).any():
             raise ValueError('expected places that ascend')
-        return Comparisons(self.key, self.cache, self._facts, self._texts, rows)
+        return Comparisons(self.key, self.cache, self._facts, self._texts, rows, self.files)
 
     def fact(self, name: str) -> pa.ChunkedArray:
-        """A column of `FACTS`."""
+        """A column of `FACTS`; places and ids with marks."""
         column = self._facts().column(name)
         return column if len(column) == len(self) else column.take(pa.array(self.rows))
 
@@ -163,15 +198,17 @@ class Comparisons(Sequence[Comparison]):
 
 
 def decoded(chunk: pa.RecordBatch) -> Iterator[Comparison]:
-    """The comparisons of one of `Comparisons.chunks`."""
-    return _decoded(chunk, chunk)
+    """The comparisons of one of `Comparisons.chunks`; places and ids with marks."""
+    return _decoded(chunk, chunk, ())
 
 
-def _decoded(texts: pa.RecordBatch, facts: pa.RecordBatch) -> Iterator[Comparison]:
-    names = ('id', 'where', 'remarks')
-    columns = [texts.column('said').to_pylist(), *(facts.column(n).to_pylist() for n in names)]
-    for text, *known in zip(*columns, strict=True):
-        yield comparison_of(text, **dict(zip(names, known, strict=True)))
+def _decoded(texts: pa.RecordBatch, facts: pa.RecordBatch,
+             files: Sequence[str]) -> Iterator[Comparison]:
+    columns = [texts.column('said').to_pylist(),
+               *(facts.column(name).to_pylist() for name in ('id', 'where', 'remarks'))]
+    for text, name, where, remarks in zip(*columns, strict=True):
+        yield comparison_of(text, id=named(name, files), where=named(where, files),
+                            remarks=remarks)
 
 
 def sortable(digests: np.ndarray) -> np.ndarray:

@@ -71,12 +71,14 @@ class _Found(NamedTuple):
       name: of the file, or of the data set.
       rows: gives the rows, from the first one on.
       content: gives what the rows are known by, ready for JSON; None: nothing.
+      files: names that places of rows begin with, see `records.marked`.
       unread: what stands beside them and is not read.
     """
 
     name: str
     rows: Callable[[], Iterable[Row]]
     content: Callable[[], Any]
+    files: tuple[str, ...] = ()
     unread: tuple[str, ...] = ()
 
 
@@ -110,20 +112,21 @@ def read(data: Any, workload: str) -> Source:
     if data.path == DEMO:
         found = {split: _Found(
             f'demo {workload}', functools.partial(_demo_rows, data, workload, split),
-            lambda split=split: [data.demo[split], data.demo.seed, data.demo.annotators])
+            lambda split=split: [
+                'demo', workload, data.demo[split], data.demo.seed, data.demo.annotators])
             for split in ('train', 'test')}
     else:
         found = _sources(data.path, workload)
     contents = {split: one.content() for split, one in found.items()}
     cache = Cache('' if None in contents.values() else data.cache)
     entry = cache.keep('comparisons', {
-        'path': data.path, 'workload': workload, 'format': data.format,
-        'columns': list(data.columns), 'votes': data.votes, 'strengths': data.strengths,
-        'attributes': list(data.attributes),
-        'rows': {split: [one.name, contents[split], one.unread] for split, one in found.items()},
+        'format': data.format, 'columns': list(data.columns), 'votes': data.votes,
+        'strengths': data.strengths, 'attributes': list(data.attributes),
+        'rows': {split: [contents[split], one.unread] for split, one in found.items()},
     }, functools.partial(_collect_all, found, contents, data))
-    splits = {split: (_comparisons(entry, cache, split), DataReport.of(report))
-              for split, report in entry.value['reports'].items()}
+    splits = {split: (_comparisons(entry, cache, split, one.files),
+                      records.named_report(entry.value['reports'][split], one.files, one.name))
+              for split, one in found.items()}
     for _, report in splits.values():
         check_malformed([report], data.max_malformed)
     return Source(splits, entry.value['digest'], entry, cache)
@@ -147,8 +150,11 @@ def divide(source: Source, data: Any) -> dict[str, Split]:
         'validation': data.validation_fraction}, functools.partial(_divide_all, source, data))
     splits = {}
     for split, (origin, report) in divided.value.items():
-        splits[split] = (_comparisons(source.entry, source.cache, origin,
-                                      divided.table(split).numbers('row')), DataReport.of(report))
+        comparisons, whole_report = source.splits[origin]
+        splits[split] = (
+            _comparisons(source.entry, source.cache, origin, comparisons.files,
+                         divided.table(split).numbers('row')),
+            records.named_report(report, comparisons.files, whole_report.source))
     return splits
 
 
@@ -236,16 +242,20 @@ def _sources(path: str, workload: str) -> dict[str, _Found]:
 def _found(names: Sequence[str], unread: tuple[str, ...] = ()) -> _Found:
     """The rows of files."""
     return _Found(names[0], lambda: itertools.chain.from_iterable(map(read_rows, names)),
-                  functools.partial(_content, names), unread)
+                  functools.partial(_content, names), tuple(names), unread)
 
 
-def _content(paths: Sequence[str]) -> list[str] | None:
-    """Digests of files; None if there are none, or one cannot be read, which its rows will tell."""
+def _content(paths: Sequence[str]) -> list[list[str]] | None:
+    """Ends of names, by which files are read, and digests of files, in order.
+
+    None if there are none, or one cannot be read, which its rows will tell.
+    """
     found = []
     for path in paths:
+        kind = next((end for end in SUFFIXES if path.endswith(end)), '')
         try:
             with open(path, 'rb') as file:
-                found.append(hashlib.file_digest(file, 'sha256').hexdigest())
+                found.append([kind, hashlib.file_digest(file, 'sha256').hexdigest()])
         except OSError:
             return None
     return found or None
@@ -290,7 +300,8 @@ def _hub_sources(name: str, data_dir: str | None) -> dict[str, _Found]:
         where, functools.partial(numbered, f'{where}[{given}]', loaded[given]),
         functools.partial(_content, [
             file['filename'] for file in getattr(loaded[given], 'cache_files', ())]),
-        beside if number == 0 else ()) for number, (split, given) in enumerate(found.items())}
+        (f'{where}[{given}]',), beside if number == 0 else ())
+        for number, (split, given) in enumerate(found.items())}
 
 
 def numbered(where: str, rows: Iterable[Any]) -> Iterator[Row]:
@@ -330,11 +341,11 @@ def _files(folder: str, split: str) -> list[str]:
 
 
 def _comparisons(
-    entry: Entry, cache: Cache, split: str, rows: np.ndarray | None = None
+    entry: Entry, cache: Cache, split: str, files: Sequence[str], rows: np.ndarray | None = None
 ) -> Comparisons:
     """Comparisons of a split of a source as it divides them, all or some."""
     return Comparisons(f'{entry.key} {split}', cache, lambda: entry.table(f'{split}-facts'),
-                       lambda: entry.table(f'{split}-texts'), rows)
+                       lambda: entry.table(f'{split}-texts'), rows, files)
 
 
 def _collect_all(found: Mapping[str, _Found], contents: Mapping[str, Any], data: Any,
@@ -348,8 +359,8 @@ def _collect_all(found: Mapping[str, _Found], contents: Mapping[str, Any], data:
     reports, whole = {}, hashlib.sha256()
     for split, one in found.items():
         report = _collect(one, data, split, writer)
-        check_malformed([report], data.max_malformed)
         reports[split] = report.stored()
+        check_malformed([records.named_report(reports[split], one.files)], data.max_malformed)
         _add_to_digest(whole, split, writer)
     for split, one in found.items():
         if one.content() != contents[split]:
@@ -360,12 +371,12 @@ def _collect_all(found: Mapping[str, _Found], contents: Mapping[str, Any], data:
 
 def _collect(found: _Found, data: Any, split: str, writer: Writer) -> DataReport:
     """Parses rows, counts those that are malformed, and tells apart those of one id."""
-    report = DataReport(found.name, split)
+    report = DataReport('', split)
     report.notes.update(f'{one} not read' for one in found.unread)
     name, rows = understood(found.rows(), data)
     if name != 'rows':
         report.notes[f'read as of the format {name!r}'] += 1
-    parse = functools.partial(_parse, attributes=tuple(data.attributes),
+    parse = functools.partial(_parse, files=found.files, attributes=tuple(data.attributes),
                               literal=name not in ('rows', 'columns'))
     facts: list[pa.RecordBatch] = []
     with writer.table(f'{split}-texts', SAID) as write:
@@ -390,12 +401,13 @@ def _chunks(rows: Iterable[Row]) -> Iterator[list[Row]]:
 
 
 def _parse(
-    rows: Sequence[Row], *, attributes: Sequence[str], literal: bool
+    rows: Sequence[Row], *, files: Sequence[str], attributes: Sequence[str], literal: bool
 ) -> tuple[pa.RecordBatch, pa.RecordBatch, DataReport]:
-    """Rows as those of `SAID` and `FACTS`, and what became of them."""
+    """Rows as those of `SAID` and `FACTS`, and what became of them; places with marks."""
     report, comparisons = DataReport('', ''), []
     for where, row in rows:
         report.read += 1
+        where = records.marked(where, files)
         try:
             if isinstance(row, MalformedRow):
                 raise row
@@ -404,7 +416,7 @@ def _parse(
         except translate.NotJudged:
             report.dropped['not judged'] += 1
         except MalformedRow as error:
-            report.drop_malformed(error)
+            report.drop_malformed(MalformedRow(records.marked(str(error), files)))
     return *records.rows_of(comparisons), report
 
 
@@ -526,19 +538,19 @@ def _remarks(comparisons: Comparisons) -> collections.Counter[str]:
 
 def _divide_all(source: Source, data: Any, writer: Writer) -> dict[str, Any]:
     """Writes which rows each of the three splits has; of each, whose rows, and its report."""
-    parts = {split: (split, np.arange(len(comparisons)), report.copy())
-             for split, (comparisons, report) in source.splits.items()}
+    parts = {split: (split, np.arange(len(comparisons)),
+                     DataReport.of(source.entry.value['reports'][split]))
+             for split, (comparisons, _) in source.splits.items()}
     if 'train' not in parts:  # A folder with test rows alone can still be evaluated on.
-        origin, _, report = next(iter(parts.values()))
-        parts['train'] = origin, np.zeros(0, np.int64), DataReport(report.source, 'train')
+        origin, *_ = next(iter(parts.values()))
+        parts['train'] = origin, np.zeros(0, np.int64), DataReport('', 'train')
     for name, fraction in (('test', data.test_fraction), ('validation', data.validation_fraction)):
         if name not in parts:
             origin, rows, report = parts['train']
             moved = _moved(source.splits[origin][0].pick(rows), fraction, name)
             report.read -= int(moved.sum())
             parts['train'] = origin, rows[~moved], report
-            parts[name] = origin, rows[moved], DataReport(report.source, name,
-                                                          read=int(moved.sum()))
+            parts[name] = origin, rows[moved], DataReport('', name, read=int(moved.sum()))
     groups, found = np.zeros(0, records.DIGEST), {}
     for split in _NAMES:
         origin, rows, report = parts[split]

@@ -305,9 +305,9 @@ def encode(
         'comparisons': comparisons.key, 'rows': comparisons.digest, 'tokenizer': what,
         'reading': dataclasses.asdict(reading), 'wanted': dataclasses.asdict(wanted),
     }, functools.partial(_encode_all, comparisons, tokenizer, reading, wanted))
-    report.add(DataReport.of(entry.value))
+    report.add(records.named_report(entry.value, comparisons.files))
     return EncodedTable(entry.table('tokens'), entry.key if cache is comparisons.cache else '',
-                        cache)
+                        cache, files=comparisons.files)
 
 
 def encode_to_score(
@@ -409,15 +409,22 @@ class _Wanted:
 
 def _encode_all(comparisons: Comparisons, tokenizer: Tokenizer, reading: Reading, wanted: _Wanted,
                 writer: Writer) -> dict[str, Any]:
-    """Writes the comparisons that are kept; what became of all of them."""
+    """Writes the comparisons that are kept; what became of all of them.
+
+    Raises:
+      DataError: see `encode`.
+    """
     report = DataReport('', '')
     columns = encoded_lib.schema(max(tokenizer.get_vocab().values(), default=0) + 1)
     encode_some = functools.partial(_encode_some, tokenizer=tokenizer, reading=reading,
                                     wanted=wanted, columns=columns)
-    with writer.table('tokens', columns) as write:
-        for rows, counts in workers.in_order(encode_some, comparisons.chunks()):
-            write(rows)
-            report.add(counts)
+    try:
+        with writer.table('tokens', columns) as write:
+            for rows, counts in workers.in_order(encode_some, comparisons.chunks()):
+                write(rows)
+                report.add(counts)
+    except DataError as error:
+        raise DataError(records.named(str(error), comparisons.files)) from error
     return report.stored()
 
 

@@ -3,6 +3,7 @@
 import gzip
 import json
 import math
+import shutil
 
 import datasets
 import pytest
@@ -213,6 +214,62 @@ def test_rows_that_change_while_they_are_read_are_not_kept(tmp_path, monkeypatch
     _write(path, [_pair(f'old {i}') for i in range(4)])
     comparisons, _ = data_lib.read(settings, 'any').splits['train']
     assert [one.group for one in comparisons] == [f'old {i}' for i in range(4)]
+
+
+def _two_parts(folder):
+    """Rows without ids, of one id, malformed and repeated, in two parts; and a test file."""
+    rows = [[_pair(f'question {i}') for i in range(6)] + [_pair('A', id=1)],
+            [_pair('B', id=1), '{"torn": ', _pair('question 2'), _pair('Q', id='bad') | {
+                'chosen': None}] + [_pair(f'more {i}') for i in range(6)]]
+    for i, part in enumerate(rows):
+        _write(folder / f'train-0000{i}-of-00002.jsonl', part)
+    _write(folder / 'test.jsonl.gz', [_pair(f'test {i}') for i in range(3)])
+
+
+def test_data_that_was_copied_has_the_same_tables_and_names_its_own_files(tmp_path):
+    settings = {'cache': str(tmp_path / 'cache'), 'max_malformed': 0.5}
+    _two_parts(tmp_path / 'one')
+    shutil.copytree(tmp_path / 'one', tmp_path / 'some where' / 'two')
+    seen = []
+    for folder in (tmp_path / 'one', tmp_path / 'some where' / 'two'):
+        kept = _settings(folder, **settings)
+        source = data_lib.read(kept, 'any')
+        splits = data_lib.divide(source, kept)
+        # As if nothing were kept.
+        anew = data_lib.load_splits(_settings(folder, **settings | {'cache': ''}), 'any')
+        for split, (comparisons, report) in splits.items():
+            assert list(comparisons) == list(anew[split][0])
+            assert [c.where for c in comparisons] == [c.where for c in anew[split][0]]
+            assert report == anew[split][1]
+        assert source.digest == data_lib.read(_settings(folder, **settings | {'cache': ''}),
+                                              'any').digest
+        comparisons, report = source.splits['train']
+        second = folder / 'train-00001-of-00002.jsonl'
+        assert report.source == str(folder / 'train-00000-of-00002.jsonl')
+        assert report.first_malformed.startswith(f'{second}:2: not JSON')
+        assert [c.id for c in comparisons][5:9] == [
+            f'{folder}/train-00000-of-00002.jsonl:6', '1', f'{second}:1 id=1', f'{second}:3']
+        assert [c.where for c in comparisons][6:8] == [
+            f'{folder}/train-00000-of-00002.jsonl:7', f'{second}:1']
+        assert comparisons[7].id == f'{second}:1 id=1'
+        seen.append((source.entry.key, source.digest))
+    assert seen[0] == seen[1]
+    for kind in ('comparisons', 'splits'):
+        assert len([path for path in (tmp_path / 'cache' / kind).iterdir() if path.is_dir()]) == 1
+
+
+def test_what_stands_in_another_kind_of_file_is_read_anew(tmp_path):
+    keys = {data_lib.read(_settings(_write(tmp_path / name, [_pair('A'), _pair('B')]),
+                                    cache=str(tmp_path / 'cache')), 'any').entry.key
+            for name in ('a.jsonl', 'b.jsonl', 'c.json')}
+    assert len(keys) == 2
+
+
+def test_demos_of_two_workloads_are_kept_apart(tmp_path):
+    groups = [_questions(data_lib.load_splits(
+        _settings('demo', cache=str(tmp_path)), workload)['test'])
+        for workload in ('helpful', 'harmless', 'helpful')]
+    assert groups[0] == groups[2] != groups[1]
 
 
 def test_what_a_model_is_judged_on_that_was_not_trained_on_it(tmp_path):
@@ -445,7 +502,8 @@ def test_hub_rows_name_their_split_and_number(tmp_path, offline):
     sources = data_lib._hub_sources(folder, 'helpful-base')
     assert list(sources) == ['train', 'test']
     for split, count in (('train', 6), ('test', 2)):
-        source, rows, content, _ = sources[split]
+        source, rows, content, files, _ = sources[split]
+        assert files == (f'{folder}/helpful-base[{split}]',)
         assert len(content()) == 1
         assert source == f'{folder}/helpful-base'
         assert list(rows()) == [(f'{folder}/helpful-base[{split}]:{i}',

@@ -1125,3 +1125,32 @@ def test_demonstrations_are_single_responses_cut_as_pairs_are(tokenizer):
     assert report.truncated == 1
     assert report.dropped == {'a response alone is longer than 40 tokens': 1,
                               'no response preferred to all others, or weight 0': 1}
+
+
+def test_data_that_was_copied_has_the_same_tokens_and_names_its_own_files(tmp_path, tokenizer):
+    """Also of rows that are told apart by line, refused, or too long, as errors say."""
+    rows = [{'prompt': f'Q{i}', 'chosen': ' yes', 'rejected': ' no'} for i in range(4)]
+    rows += [{'prompt': 'Q', 'chosen': ' yes', 'rejected': text, 'id': 'a'} for text in 'xy']
+    chat = [{'role': 'user', 'content': 'Q'}]
+    rows.insert(0, {'prompt': chat, 'chosen': [{'role': 'assistant', 'content': 'yes'}],
+                    'rejected': [{'role': 'assistant', 'content': 'no'}]})
+    templated = _tokenizer(template="{{ raise_exception('no chats') }}")
+    found = []
+    for name in ('one.jsonl', 'two.jsonl'):
+        path = tmp_path / name
+        path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
+        settings = ConfigDict({
+            'path': str(path), 'validation_fraction': 0.0, 'test_fraction': 0.0,
+            'max_malformed': 0.0, 'cache': str(tmp_path / 'cache'), 'attributes': (),
+            'format': 'auto', 'columns': (), 'votes': 'share', 'strengths': 'ignored'})
+        comparisons, report = load_splits(settings, 'any')['train']
+        encoded = encode(comparisons, templated, report, Reading(64))
+        ids = [f'{path}:{line}' for line in range(2, 6)] + ['a', f'{path}:7 id=a']
+        assert [item.id for item in encoded] == [encoded[i].id for i in range(6)] == ids
+        assert [item.id for item in encoded[4:]] == ids[4:]
+        assert report.first_malformed.startswith(f'{path}:1: the chat template refuses it')
+        with pytest.raises(DataError, match=rf'^{path}:2: a dialogue of \d+ tokens, expected at'):
+            encode(comparisons[1:], templated, report, Reading(2), overlong='error')
+        found.append((encoded.key, fingerprint(encoded)))
+    assert found[0] == found[1]
+    assert len(list((tmp_path / 'cache' / 'tokens').glob('*/entry.json'))) == 1

@@ -71,6 +71,14 @@ def test_one_and_eight_devices_take_the_same_steps(results, mode, what):
     assert np.abs(np.subtract(one['params'], one['initial'])).max() > 1e-2
 
 
+@pytest.mark.parametrize('mode', ['replicated', 'fsdp'])
+def test_devices_of_those_steps_go_round_two_loops_differently_often(results, mode):
+    trips = np.array(results[8][f'{mode},sgd,quantile']['trips'])  # [step, device, layout]
+    assert trips.shape == (3, 8, 2)
+    # In one step each, there are devices that have nothing to do in the loop, and others that do.
+    assert ((trips.min(axis=1) == 0) & (trips.max(axis=1) > 0)).any(axis=0).all()
+
+
 def test_shards_take_the_same_steps_under_adamw_with_clipping(results):
     one, eight = (results[1]['replicated,adamw,scalar'], results[8]['fsdp,adamw,scalar'])
     for row, other in zip(one['metrics'], eight['metrics'], strict=True):

@@ -76,8 +76,7 @@ def take_steps(
 ) -> dict:
     items = random_comparisons(25, seed=2, responses=(2, 4))
     net = grouped(head, tuning, family) if family else network(head, tuning=TUNINGS[tuning])
-    length = 24 if net.architecture.causal else 48
-    layouts = packing.plan_layouts(items, row_length=length, rows=2)
+    layouts = packing.plan_layouts(items, row_length=64, rows=2)
     # A factor on all gradients shows under SGD without clipping only.
     settings = {} if optimizer == 'sgd' else {
         'name': optimizer, 'learning_rate': 0.01, 'weight_decay': 0.1, 'clip_norm': 0.5}
@@ -94,13 +93,14 @@ def take_steps(
     own_bytes = local_bytes((state.params, state.opt_state))
     whole_bytes = sum(x.nbytes for x in jax.tree.leaves((state.params, state.opt_state)))
     run_step = spread.compile(reward_step(net, loss_config(head), optimizer))
-    state, everywhere, metrics = spread.start(state), spread.start(frozen), []
+    state, everywhere, metrics, trips = spread.start(state), spread.start(frozen), [], []
     for number in range(3):
         indices = packing.batch_indices(number, seed=0, examples=25, batch_size=9, total=25)
         shares = spread.shares
         parts = packing.share(np.array([items[i].size for i in indices]), shares)
         batches = [packing.make_batch([items[i] for i in indices[part]], layouts, -(-9 // shares))
                    for part in parts]
+        trips.append([[int(stack.count) for stack in batch] for batch in batches])
         placed = spread.put([(batch, np.int32(i == number)) for i, batch in enumerate(batches)])
         with jax.transfer_guard('disallow'):
             state, values, stop = run_step(state, placed, everywhere)
@@ -110,11 +110,16 @@ def take_steps(
         assert local_bytes((state.params, state.opt_state)) == own_bytes
         assert alike((state, frozen))
     params = spread.one(state.params)
-    rewards = inference.predict(net, net.tuning.join(params, frozen), items, row_length=length,
+    rewards = inference.predict(net, net.tuning.join(params, frozen), items, row_length=64,
                                 rows=2, mesh=mesh)
-    params = parallel.restore(params, net.architecture, mesh)
+    params, frozen = (parallel.restore(part, net.architecture, mesh) for part in (params, frozen))
+    if tuning == 'lora' and mesh is not None:  # whose rewards tell apart what is rounded otherwise
+        alone = inference.predict(net, jax.device_get(net.tuning.join(params, frozen)), items,
+                                  row_length=64, rows=2)
+        for own, expected in zip(rewards, alone, strict=True):
+            np.testing.assert_allclose(own, expected, rtol=0, atol=1e-5)
     return {
-        'devices': jax.device_count(), 'metrics': metrics, 'initial': initial,
+        'devices': jax.device_count(), 'metrics': metrics, 'trips': trips, 'initial': initial,
         'params': flat(params),
         'rewards': np.concatenate([q.ravel() for q in rewards]).tolist(),
         'share_of_bytes': own_bytes / whole_bytes, 'own_bytes': own_bytes,

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 ROOT = Path(__file__).resolve().parents[1]
-ATTENTION = ('pallas', 'dense', 'tiled')
+ATTENTION = ('pallas', 'dense', 'tiled')  # those that are checked
 
 
 class Shape(NamedTuple):
@@ -43,7 +43,7 @@ class Shape(NamedTuple):
       scored: comparisons scored in a repeat.
       per_device: pairs of TRL's forward pass; each is tried.
       rest: settings of TRL's checkpoint beside the sizes; none of them takes time.
-      second: the shape that is measured with what time is left; '': none.
+      second: a shape that is measured too; '': none.
     """
 
     family: str
@@ -69,7 +69,11 @@ _TINY = {'max_length': 128, 'row_length': 128, 'settings': ((1, 4), (2, 8)), 're
          'steps': 1, 'scored': 8, 'per_device': (4,)}
 SHAPES = {
     'gpt2-small': Shape('gpt2', _sizes(50257, 1024, 768, 12, 12), 512, 1024,
-                        second='smollm2-135m'),
+                        second='llama-1b'),
+    'llama-1b': Shape(
+        'llama', _sizes(128256, 131072, 2048, 16, 32, num_kv_heads=8, intermediate_size=8192), 512,
+        1024, settings=((8, 128), (16, 256)), repeats=2, steps=2, scored=256,
+        rest={'rope_theta': 500000.0, 'tie_word_embeddings': True}),
     'smollm2-135m': Shape(
         'llama', _sizes(49152, 8192, 576, 30, 9, num_kv_heads=3, intermediate_size=1536), 512, 1024,
         rest={'rope_theta': 100000.0, 'tie_word_embeddings': True}),
@@ -79,9 +83,10 @@ SHAPES = {
         'llama', _sizes(50257, 128, 32, 2, 4, num_kv_heads=2, intermediate_size=64), **_TINY),
 }
 # Part -> seconds that it may need of the 8.5 minutes, in the order of importance. What a part
-# leaves over is shared among those after it in this proportion.
-PARTS = {'correctness': 75, 'sweep-pallas': 120, 'sweep-dense': 85, 'trl': 165, 'sweep-tiled': 25}
-_SECOND = 40  # the same, of the sweep of a second shape, which comes last
+# leaves over is shared among those after it in this proportion. 'second' is the sweep of the second
+# shape.
+PARTS = {'correctness': 70, 'sweep-pallas': 80, 'sweep-dense': 45, 'attention': 30, 'trl': 140,
+         'second': 85, 'lengths': 60}
 
 _LEAST = 10  # seconds; starting Python and the libraries alone takes about as long
 _RESERVE = 3  # seconds, to end the last part and write the table
@@ -145,9 +150,10 @@ def _positive(text: str) -> float:
 
 
 def parts(shape: str) -> dict[str, float]:
-    """`PARTS`, and that of the second shape, if there is one."""
+    """`PARTS`, with the second shape by its name, if there is one."""
     second = SHAPES[shape].second
-    return PARTS | ({f'sweep-{second}': _SECOND} if second else {})
+    return {f'sweep-{second}' if part == 'second' else part: seconds
+            for part, seconds in PARTS.items() if second or part != 'second'}
 
 
 def part_command(args: argparse.Namespace, part: str, seconds: float) -> list[str]:

@@ -35,6 +35,7 @@ from qrm.models import attention, families
 from qrm.models.network import Params, RewardNetwork
 from qrm.rewards.heads import HeadConfig
 from qrm.studies import speed
+from qrm.training import config as config_lib
 from qrm.training import workdir
 
 
@@ -84,6 +85,9 @@ _ROWS = 4  # of the checks
 _FILL = 0.85  # of those rows, so that a part is padding
 _WINDOW = 8  # a window is this part of the longest dialogue, as few reach what is published
 _LEAST_SHARE = 1e-3  # of the gradient's norm; a leaf with less, perhaps 0, is compared with that
+_LONGER, _LONG = 16, 8  # long dialogues, in those of a shape; and how many a step
+_BEST_OF = 64
+_LAYERS, _TRIES = 8, 10  # of attention that is timed
 _MARGIN = 1.3  # the next setting may take longer than the last one
 _NO_PAIRS = 'not measured: no pairs (device.sh prepare --tokenizer --pairs)'
 # TRL takes long for a step, and its share of the time is short.
@@ -98,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     began = time.monotonic()
     parser = argparse.ArgumentParser(description='Measures one part; see benchmarks/device.py.')
     parser.add_argument('--part', required=True, choices=[
-        *device.PARTS, *(f'sweep-{name}' for name in device.SHAPES)])
+        *(part for part in device.PARTS if part != 'second'),
+        *(f'sweep-{name}' for name in device.SHAPES)])
     parser.add_argument('--shape', choices=device.SHAPES, required=True)
     parser.add_argument('--seconds', type=float, required=True)
     parser.add_argument('--rows', required=True)
@@ -106,14 +111,20 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     shape, deadline = device.SHAPES[args.shape], began + args.seconds
     emit, swept = functools.partial(append, args.rows, args.part), args.part.removeprefix('sweep-')
+    # What another shape trained fastest with says nothing of this one.
+    rows = [row for row in device.read_rows(Path(args.rows))
+            if row.get('part') != f'sweep-{shape.second}']
     if args.part == 'correctness':
         correctness(shape, emit, deadline)
+    elif args.part == 'attention':
+        attention_times(shape, emit, deadline)
     elif args.part == 'trl':
-        trl(shape, emit, Path(args.carried), device.read_rows(Path(args.rows)), deadline)
+        trl(shape, emit, Path(args.carried), rows, deadline)
+    elif args.part == 'lengths':
+        lengths(shape, best(rows, shape)['attention'], emit, deadline)
     elif swept in device.SHAPES:
         second = device.SHAPES[swept]
-        fastest = best(device.read_rows(Path(args.rows)), second)
-        sweep(second, fastest['attention'], emit, deadline)
+        sweep(second, best(rows, second)['attention'], emit, deadline)
     else:
         sweep(shape, swept, emit, deadline)
 
@@ -174,32 +185,51 @@ def mixed_batch(shape: Shape, *, share_prompt: bool) -> MicroBatch:
 
 
 def mixed_comparisons(shape: Shape, *, share_prompt: bool) -> list[Encoded]:
-    """Comparisons of random tokens with two, three and four responses, for most of `_ROWS` rows.
+    """Comparisons as of `ragged`, for most of `_ROWS` rows.
 
     Args:
       shape: sizes of dialogues and rows.
       share_prompt: see `tokens.split_prompt`.
     """
     room = _FILL * _ROWS * shape.row_length
-    pairs = speed.synthetic(2 * _ROWS * shape.row_length, max_length=shape.max_length,
-                                vocab_size=_SIZES['vocab_size'], seed=0)
     found: list[Encoded] = []
+    for item in ragged(shape, _ROWS * shape.row_length, share_prompt=share_prompt):
+        room -= item.size
+        if room < 0:
+            break
+        found.append(item)
+    return found
+
+
+def ragged(shape: Shape, count: int, *, share_prompt: bool) -> Iterator[Encoded]:
+    """Comparisons of random tokens with two, three and four responses in turn, of HH's lengths.
+
+    Args:
+      shape: sizes of dialogues and rows; those that fit neither are left out.
+      count: at most.
+      share_prompt: see `tokens.split_prompt`.
+    """
+    pairs = speed.synthetic(2 * count, max_length=shape.max_length,
+                            vocab_size=_SIZES['vocab_size'], seed=0)
+    found = 0
     for item, other in zip(pairs[::2], pairs[1::2], strict=True):
-        prompt, responses = item.prompt, (item.responses + other.responses)[:2 + len(found) % 3]
+        prompt, responses = item.prompt, (item.responses + other.responses)[:2 + found % 3]
         if not share_prompt:
             prompt, responses = tokens.split_prompt(
                 [np.concatenate([prompt, response]) for response in responses], share=False)
-        joined = dataclasses.replace(
-            item, prompt=prompt, responses=responses,
-            ratings=np.full((len(responses), 1), np.nan, np.float32),
-            preference=np.triu(np.ones((len(responses),) * 2, np.float32), 1))
-        if joined.longest > shape.max_length or joined.size > shape.row_length:
-            continue
-        room -= joined.size
-        if room < 0:
-            break
-        found.append(joined)
-    return found
+        joined = compared(item, prompt, responses)
+        if joined.longest <= shape.max_length and joined.size <= shape.row_length:
+            found += 1
+            yield joined
+
+
+def compared(item: Encoded, prompt: np.ndarray, responses: Sequence[np.ndarray]) -> Encoded:
+    """A comparison of these responses, of which an earlier one is preferred to a later one."""
+    k = len(responses)
+    return dataclasses.replace(
+        item, prompt=prompt, responses=tuple(responses),
+        ratings=np.full((k, 1), np.nan, np.float32),
+        preference=np.triu(np.ones((k, k), np.float32), 1))
 
 
 def attention_checks(heads: Heads, batch: MicroBatch, window: int) -> Iterator[Check]:
@@ -398,7 +428,7 @@ def setting(implementation: str, rows: int, batch_size: int) -> str:
 
 
 def table_rows(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The numbers of `speed.measure` that the table shows, for training and scoring."""
+    """The numbers of `speed.measure` that the table shows, of training, scoring and the loader."""
     found = {
         phase: {
             'comparisons_per_second': result[phase]['comparisons_per_second']['median'],
@@ -411,7 +441,189 @@ def table_rows(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
         # Of the process so far: settings are in the order of memory.
         'peak_gib': result['memory']['whole_run'] / 2**30,
         'compile_seconds': result['startup']['compile_seconds'], 'measured': result}
+    loader = result['loader']
+    found['loader'] = {
+        'comparisons_per_second': loader['comparisons_per_second']['median'],
+        # The host prepares a step while the device takes the one before.
+        'result': f'{100 / loader["times_training"]:.2g}% of the time of a step: '
+                  f'{"never waited for" if loader["times_training"] > 1 else "waited for"}'}
     return found
+
+
+def lengths(shape: Shape, implementation: str, emit: Emit, deadline: float) -> None:
+    """Measures comparisons of several responses, best of many, and long prompts."""
+    few = {'speed.repeats': 2, 'speed.steps': 2, 'model.attention': implementation}
+    rows, batch_size = shape.settings[0]
+    long = shape._replace(
+        max_length=_LONGER * shape.max_length, row_length=_LONGER * shape.max_length,
+        sizes=dict(shape.sizes) | {'max_positions': max(
+            shape.sizes['max_positions'], _LONGER * shape.max_length)})
+    cases = (
+        ('two to four responses', shape, few | {
+            'train.rows': rows, 'train.batch_size': batch_size, 'speed.responses': _BEST_OF,
+            'speed.prompt': shape.max_length * 25 // 32,
+            'speed.response': shape.max_length * 6 // 32},
+         lambda: list(ragged(shape, 2 * batch_size, share_prompt=True))),
+        (f'dialogues of {long.max_length}', long, few | {
+            'train.rows': 1, 'train.batch_size': _LONG, 'speed.scored': _LONG},
+         lambda: long_pairs(long, 4 * _LONG)),
+    )
+    took = 0.0
+    for words, of, changes, make in cases:
+        row = {'setting': f'{implementation}, {words}', 'attention': implementation}
+        begin = time.monotonic()
+        if problem := late(deadline, took):
+            emit(row | {'result': problem})
+            continue
+        print(row['setting'], flush=True)
+        config = make_config(of, **changes)
+        try:
+            result = speed.measure(config, speed.prepare(config)._replace(encoded=make()))
+        except Exception as error:  # Such as memory that is full; the other may fit.
+            emit(row | failed(error))
+            continue
+        for phase, rates in (table_rows(result) | best_of_row(result)).items():
+            emit(row | {'phase': phase, 'result': 'measured'} | rates)
+        took = time.monotonic() - begin
+
+
+def long_pairs(shape: Shape, count: int) -> list[Encoded]:
+    """Pairs that fill a dialogue each: a long prompt, and two short responses to it in a row."""
+    rng, response = np.random.default_rng(0), shape.max_length // 32
+
+    def ids(size: int) -> np.ndarray:
+        return rng.integers(0, _SIZES['vocab_size'], size).astype(np.int32)
+
+    return [compared(item, ids(shape.max_length - 2 * response), (ids(response), ids(response)))
+            for item in speed.synthetic(count, max_length=1, vocab_size=2, seed=0)]
+
+
+def best_of_row(result: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What the table shows of the best of N, if it was measured."""
+    if not (best_of := result['best_of_n']):
+        return {}
+    together = best_of['together_seconds']['median']
+    return {f'best of {best_of["responses"]}': {
+        'comparisons_per_second': 1 / together,
+        'result': f'{best_of["ratio"]["median"]:.3g} times as fast as each alone'}}
+
+
+# Attention beside the card's own.
+
+
+def attention_times(shape: Shape, emit: Emit, deadline: float) -> None:
+    """Times the kernel, and cuDNN's attention on the same visible pairs, forward and both ways.
+
+    cuDNN's is given the mask of the packed rows, and rows of whole dialogues without padding or
+    shared prompts that have as many visible pairs, which it need not compute others beside.
+    """
+    took, seconds = 0.0, {}
+    for words, phase, run in timed_attention(shape):
+        row = {'setting': words, 'phase': f'attention, {phase}'}
+        begin = time.monotonic()
+        if problem := late(deadline, took):
+            emit(row | {'result': problem})
+            continue
+        print(f'{words}, {phase}', flush=True)
+        try:
+            seconds[words, phase] = found = run()
+        except Exception as error:  # What it does not take says nothing about the others.
+            emit(row | failed(error))
+            continue
+        took = time.monotonic() - begin
+        own = seconds.get(('pallas', phase))
+        beside = f'; the kernel takes {own / found:.3g} times as long' if (
+            own and words != 'pallas') else ''
+        emit(row | {'seconds': found, 'result': f'{1e3 * found:.3g} ms a layer{beside}'})
+
+
+def timed_attention(shape: Shape) -> Iterator[tuple[str, str, Callable[[], float]]]:
+    """Names and phases of attention, and what gives the seconds of a layer and the same pairs."""
+    batch, layers = pairs_batch(shape), attention_layers(shape)
+    mask = attention.attention_mask(batch.segments, batch.responses, batch.positions)
+    pairs = int(np.sum(mask & (batch.segments > 0)[..., None]))
+    whole = -(-pairs // (shape.max_length * (shape.max_length + 1) // 2))
+    share = pairs / (whole * shape.max_length * (shape.max_length + 1) // 2)
+    rows = batch.segments.shape
+    for phase in ('forward', 'forward and backward'):
+        for words, sizes, factor in (
+                ('pallas', rows, 1.0), (f'{layers.library}, mask', rows, 1.0),
+                (f'{layers.library}, whole dialogues', (whole, shape.max_length), share)):
+            yield words, phase, functools.partial(
+                lambda *args, factor: factor * timed_layers(*args), layers, batch, words, phase,
+                sizes, factor=factor)
+
+
+class Layers(NamedTuple):
+    """Attention of a shape, and whose it is compared with.
+
+    Attributes:
+      heads, kv_heads, size: H, G and E.
+      library: 'cudnn', or where there is none XLA's own, by `jax.nn.dot_product_attention`.
+    """
+
+    heads: int
+    kv_heads: int
+    size: int
+    library: str
+
+
+def attention_layers(shape: Shape) -> Layers:
+    """`Layers` of a shape on the device there is."""
+    a = config_lib.architecture(make_config(shape))
+    return Layers(a.num_heads, a.num_kv_heads, a.head_dim,
+                  'cudnn' if jax.default_backend() == 'gpu' else 'xla')
+
+
+def pairs_batch(shape: Shape) -> MicroBatch:
+    """Packed rows of pairs of HH's lengths, as many as the smallest setting of a shape has."""
+    rows = shape.settings[0][0]
+    items = speed.synthetic(16 * rows, max_length=shape.max_length,
+                            vocab_size=_SIZES['vocab_size'], seed=0)
+    layouts = packing.plan_layouts(items, row_length=shape.row_length, rows=rows)
+    return packing.pack(items, layouts)[0].micro_batch
+
+
+def layered(layers: Layers, batch: MicroBatch, words: str) -> Callable[..., jax.Array]:
+    """A function of queries, keys and values: some layers, each of which reads the one before.
+
+    What is planned of a micro-batch is planned once, as in a network.
+    """
+    def run(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        if words == 'pallas':
+            plan = attention.plan(batch.segments, batch.responses, batch.positions, 'pallas')
+            once = functools.partial(attention.attend, plan=plan)
+        elif words.endswith('mask'):
+            mask = attention.attention_mask(batch.segments, batch.responses, batch.positions)
+            once = functools.partial(jax.nn.dot_product_attention, mask=mask[:, None],
+                                     implementation=layers.library)
+        else:
+            once = functools.partial(jax.nn.dot_product_attention, is_causal=True,
+                                     implementation=layers.library)
+        for _ in range(_LAYERS):
+            q = once(q, k, v)
+        return q
+
+    return run
+
+
+def timed_layers(layers: Layers, batch: MicroBatch, words: str, phase: str,
+                 sizes: tuple[int, int]) -> float:
+    """Seconds of a layer in bfloat16, the median of some tries."""
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(*sizes, count, layers.size)), jnp.bfloat16)
+               for count in (layers.heads, layers.kv_heads, layers.kv_heads))
+    run = layered(layers, batch, words)
+    if phase != 'forward':
+        run = jax.grad(lambda *args, run=run: jnp.sum(run(*args).astype(jnp.float32)), (0, 1, 2))
+    run = jax.jit(run)
+    jax.block_until_ready(run(q, k, v))  # compiles
+    seconds = []
+    for _ in range(_TRIES):
+        begin = time.perf_counter()
+        jax.block_until_ready(run(q, k, v))
+        seconds.append(time.perf_counter() - begin)
+    return float(np.median(seconds)) / _LAYERS
 
 
 # Beside TRL.

@@ -34,7 +34,8 @@ RATES = {'comparisons_per_second': {'median': 8.0}, 'tokens_per_second': {'media
          'useful_flops_per_second': {'median': 1e12}, 'fraction_of_matmul_rate': 0.5,
          'model_flops_utilization': 0.25}
 RESULT = {'training': RATES, 'scoring': RATES, 'memory': {'whole_run': 2**30},
-          'startup': {'compile_seconds': 1.0}}
+          'startup': {'compile_seconds': 1.0},
+          'loader': {'comparisons_per_second': {'median': 400.0}, 'times_training': 50.0}}
 SCRIPT = str(ROOT / 'benchmarks' / 'device.sh')
 
 
@@ -276,19 +277,21 @@ def quick(monkeypatch):
 def test_a_sweep_writes_both_phases_of_each_setting(quick):
     rows, shape = [], SMALL._replace(settings=SMALL.settings[:1])
     device_parts.sweep(shape, 'dense', rows.append, time.monotonic() + 1e6)
-    assert [row['phase'] for row in rows] == ['training', 'scoring']
-    training, scoring = rows
+    assert [row['phase'] for row in rows] == ['training', 'scoring', 'loader']
+    training, scoring, loader = rows
+    assert loader['comparisons_per_second'] > 0
+    assert '% of the time of a step: ' in loader['result']
     assert training['setting'] == 'dense, rows 1, steps of 2'
     config = training['measured']['config']
     assert (config['model']['dtype'], config['model']['attention']) == ('bfloat16', 'dense')
     assert not config['model']['remat']
-    for row in rows:
+    for row in (training, scoring):
         assert all(row[key] > 0 for key in ('comparisons_per_second', 'tokens_per_second',
                                             'teraflops', 'fraction_of_matmul_rate'))
         assert row['model_flops_utilization'] is None  # of a CPU no peak is known
     assert training['peak_gib'] > 0
     assert training['compile_seconds'] > 0
-    assert len(cells(device.format_report(HEADER, rows_of('sweep-dense', rows)))) == 3
+    assert len(cells(device.format_report(HEADER, rows_of('sweep-dense', rows)))) == 4
     assert 'measured' not in scoring
 
 
@@ -321,7 +324,8 @@ def clocked(monkeypatch):
 def test_a_sweep_stops_when_too_little_time_is_left(clocked, deadline, results):
     rows = []
     device_parts.sweep(SMALL, 'dense', rows.append, deadline)
-    assert [row['result'] for row in rows if row.get('phase') != 'scoring'] == results
+    assert [row['result'] for row in rows
+            if row.get('phase') not in ('scoring', 'loader')] == results
 
 
 def test_after_a_setting_that_fails_larger_ones_are_left_out(clocked, monkeypatch):
@@ -337,7 +341,8 @@ def test_after_a_setting_that_fails_larger_ones_are_left_out(clocked, monkeypatc
     rows = []
     device_parts.sweep(SMALL, 'dense', rows.append, 1e6)
     assert [row['result'] for row in rows] == [
-        'measured', 'measured', 'failed: RuntimeError: RESOURCE_EXHAUSTED: Out of memory',
+        'measured', 'measured', '2% of the time of a step: never waited for',
+        'failed: RuntimeError: RESOURCE_EXHAUSTED: Out of memory',
         'not measured: a smaller setting failed']
 
 
@@ -355,6 +360,102 @@ def test_a_second_shape_is_measured_with_the_attention_that_was_fastest(
     assert calls == [(device.SHAPES['tiny-llama'], name)]
 
 
+def test_what_the_second_shape_trained_fastest_with_is_not_taken_for_the_first(
+    tmp_path, monkeypatch
+):
+    path, calls = tmp_path / 'rows.jsonl', []
+    path.write_text(''.join(json.dumps(
+        {'part': part, 'attention': name, 'rows': 8, 'batch_size': 256, 'phase': 'training',
+         'result': 'measured', 'comparisons_per_second': rate}) + '\n' for part, name, rate in (
+             ('sweep-dense', 'dense', 1.0), ('sweep-tiny-llama', 'pallas', 9.0))))
+    monkeypatch.setattr(device_parts, 'lengths', lambda shape, name, *_: calls.append(name))
+    device_parts.main(['--part=lengths', '--shape=tiny', '--seconds=9', f'--rows={path}',
+                       '--carried=x'])
+    assert calls == ['dense']
+
+
+def test_several_responses_best_of_many_and_long_prompts_have_rows(quick, monkeypatch):
+    monkeypatch.setattr(device_parts, '_LONGER', 3)
+    monkeypatch.setattr(device_parts, '_LONG', 2)
+    monkeypatch.setattr(device_parts, '_BEST_OF', 3)
+    rows = []
+    device_parts.lengths(SMALL._replace(row_length=128), 'dense', rows.append,
+                         time.monotonic() + 1e6)
+    assert [(row['setting'], row['phase']) for row in rows] == [
+        *(('dense, two to four responses', phase)
+          for phase in ('training', 'scoring', 'loader', 'best of 3')),
+        *(('dense, dialogues of 144', phase) for phase in ('training', 'scoring', 'loader'))]
+    assert all(row['comparisons_per_second'] > 0 for row in rows)
+    assert rows[3]['result'].endswith('times as fast as each alone')
+    # A dialogue of the last ones is a row.
+    config = rows[4]['measured']['config']
+    assert config['train']['row_length'] == config['model']['sizes']['max_positions'] == 144
+
+
+def test_long_pairs_fill_a_row_with_a_prompt():
+    items = device_parts.long_pairs(SMALL._replace(max_length=8192), 3)
+    assert [(len(item.prompt), item.lengths, item.size) for item in items] == [
+        (7680, (256, 256), 8192)] * 3
+
+
+# Attention beside the card's own.
+
+
+def test_what_is_timed_is_the_attention_of_the_same_pairs():
+    batch = device_parts.pairs_batch(SMALL)
+    layers = device_parts.attention_layers(SMALL)
+    assert layers == (2, 2, 8, 'xla')
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, *batch.segments.shape, 2, 8)).astype(np.float32)
+    kernel, mask = (np.asarray(device_parts.layered(layers, batch, words)(q, k, v))
+                    for words in ('pallas', 'xla, mask'))
+    real = batch.segments > 0
+    assert real.any()
+    np.testing.assert_allclose(kernel[real], mask[real], atol=1e-5)
+    found = list(device_parts.timed_attention(SMALL))
+    assert [(words, phase) for words, phase, _ in found] == [
+        (words, phase) for phase in ('forward', 'forward and backward')
+        for words in ('pallas', 'xla, mask', 'xla, whole dialogues')]
+
+
+def test_seconds_of_whole_dialogues_are_those_of_as_many_visible_pairs(monkeypatch):
+    calls = []
+    monkeypatch.setattr(device_parts, 'timed_layers', lambda layers, batch, words, phase, sizes: (
+        calls.append((words, sizes)) or 2.0))
+    seconds = [run() for *_, run in device_parts.timed_attention(SMALL)][:3]
+    batch = device_parts.pairs_batch(SMALL)
+    # Each token sees its prompt and those before it: positions are counted from 0.
+    pairs = int(np.sum((batch.positions + 1)[batch.segments > 0]))
+    rows = -(-pairs // (48 * 49 // 2))
+    packed = batch.segments.shape
+    assert calls[:3] == [('pallas', packed), ('xla, mask', packed),
+                         ('xla, whole dialogues', (rows, 48))]
+    assert seconds == [2.0, 2.0, pytest.approx(2.0 * pairs / (rows * 48 * 49 // 2))]
+
+
+@pytest.mark.parametrize('words', ['xla, mask', 'xla, whole dialogues'])
+def test_layers_are_timed_both_ways(monkeypatch, words):
+    monkeypatch.setattr(device_parts, '_LAYERS', 2)
+    layers, batch = device_parts.attention_layers(SMALL), device_parts.pairs_batch(SMALL)
+    assert device_parts.timed_layers(layers, batch, words, 'forward and backward',
+                                     batch.segments.shape) > 0
+
+
+def test_attention_says_how_long_the_kernel_takes_beside_others(monkeypatch):
+    def fail():
+        raise ValueError('no such head')
+
+    monkeypatch.setattr(device_parts, 'timed_attention', lambda shape: [
+        ('pallas', 'forward', lambda: 0.003), ('cudnn, mask', 'forward', lambda: 0.002),
+        ('cudnn, whole dialogues', 'forward', fail)])
+    rows = []
+    device_parts.attention_times(SMALL, rows.append, time.monotonic() + 1e6)
+    assert [row['result'] for row in rows] == [
+        '3 ms a layer', '2 ms a layer; the kernel takes 1.5 times as long',
+        'failed: ValueError: no such head']
+    assert not any('rows' in row for row in rows)  # none of them is a setting to train in
+
+
 # Shapes.
 
 
@@ -364,7 +465,8 @@ def test_shapes_are_models(name):
     found = config.architecture(device_parts.make_config(shape))
     assert found.max_positions >= shape.max_length
     count = sum(math.prod(leaf.shape) for leaf in leaves(found).values())
-    published = {'gpt2-small': 124_439_808, 'smollm2-135m': 134_515_008}
+    published = {'gpt2-small': 124_439_808, 'smollm2-135m': 134_515_008,
+                 'llama-1b': 1_235_814_400}  # meta-llama/Llama-3.2-1B
     assert count == published.get(name, count)
     assert shape.second in ('', *device.SHAPES)
 
@@ -453,12 +555,12 @@ def test_without_time_nothing_is_started(tmp_path):
     assert [row['result'] for row in rows] == ['not measured: no time left'] * 2
 
 
-def test_parts_fill_the_time_and_a_second_shape_comes_last():
+def test_parts_fill_the_time_in_the_order_of_importance():
     found = device.parts('gpt2-small')
     assert sum(found.values()) == 8.5 * 60
-    assert [*found] == ['correctness', 'sweep-pallas', 'sweep-dense', 'trl', 'sweep-tiled',
-                        'sweep-smollm2-135m']
-    assert device.parts('smollm2-135m') == device.PARTS
+    assert [*found] == ['correctness', 'sweep-pallas', 'sweep-dense', 'attention', 'trl',
+                        'sweep-llama-1b', 'lengths']
+    assert [*device.parts('smollm2-135m')] == [part for part in device.PARTS if part != 'second']
     assert set(device.ATTENTION) == set(attention.IMPLEMENTATIONS) - {'auto'}
 
 
@@ -545,11 +647,12 @@ def test_trl_is_given_the_best_setting(tmp_path, monkeypatch):
     assert [(row.get('phase'), row.get('comparisons_per_second'), row['result'])
             for row in found] == [
         ('training, qrm', 8.0, 'measured'), ('scoring, qrm', 8.0, 'measured'),
+        ('loader, qrm', 400.0, '2% of the time of a step: never waited for'),
         ('training, TRL', 2.0, 'qrm: 4.00 times as fast'),
         ('scoring, TRL', 2.0, 'qrm: 4.00 times as fast'),
         ('scoring, sorted, TRL', 2.0, 'qrm: 4.00 times as fast'),
         (None, None, 'failed: ConfigError: trl failed: out of memory')]
-    assert found[2]['peak_gib'] == 2.0
+    assert found[3]['peak_gib'] == 2.0
 
 
 # The script.

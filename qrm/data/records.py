@@ -173,9 +173,13 @@ class Comparisons(Sequence[Comparison]):
         return Comparisons(self.key, self.cache, self._facts, self._texts, rows, self.files)
 
     def fact(self, name: str) -> pa.ChunkedArray:
-        """A column of `FACTS`; places and ids with marks."""
+        """A column of `FACTS`."""
         column = self._facts().column(name)
-        return column if len(column) == len(self) else column.take(pa.array(self.rows))
+        column = column if len(column) == len(self) else column.take(pa.array(self.rows))
+        if name not in ('id', 'where') or not self.files:
+            return column
+        return pa.chunked_array([[named(text, self.files) for text in chunk.to_pylist()]
+                                 for chunk in column.chunks], column.type)
 
     def numbers(self, name: str) -> np.ndarray:
         """[rows], a column of `FACTS` that is numbers; of digests [rows, 16] uint8."""

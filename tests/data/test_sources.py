@@ -252,6 +252,9 @@ def test_data_that_was_copied_has_the_same_tables_and_names_its_own_files(tmp_pa
         assert [c.where for c in comparisons][6:8] == [
             f'{folder}/train-00000-of-00002.jsonl:7', f'{second}:1']
         assert comparisons[7].id == f'{second}:1 id=1'
+        for some in (comparisons, comparisons.pick([1, 7])):
+            assert some.fact('id').to_pylist() == [c.id for c in some]
+            assert some.fact('where').to_pylist() == [c.where for c in some]
         seen.append((source.entry.key, source.digest))
     assert seen[0] == seen[1]
     for kind in ('comparisons', 'splits'):

@@ -61,6 +61,7 @@ setup(
             'pydantic>=2.10',
             'pytest>=9',
             'pytest-xdist>=3.7',
+            'pyyaml>=6',
             'ruff>=0.12',
             'scikit-learn>=1.6',
             'setuptools>=77',

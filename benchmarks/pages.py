@@ -371,6 +371,7 @@ def _invented(seed: int, comparisons: Sequence[Comparison]) -> metrics.Predictio
     unknown = np.full(2 * count, np.nan, np.float32)
     return metrics.Predictions(
         quantiles=quantiles, taus=taus, means=quantiles.mean(axis=1), stds=quantiles.std(axis=1),
+        pair_stds=np.hypot(*quantiles.std(axis=1).reshape(count, 2).T),
         crps=unknown, ratings=unknown, lengths=np.full(2 * count, 50, np.int32),
         comparisons=np.repeat(np.arange(count, dtype=np.int32), 2),
         comparison_ids=np.array([c.id for c in comparisons]), comparison_groups=np.arange(count),

@@ -134,7 +134,8 @@ def pair_predictions(chosen, rejected, *, label=1.0, log_win=-0.5, log_loss=-0.9
     quantiles = np.stack([chosen, rejected], axis=1).reshape(2 * n, number)
     values = dict(
         quantiles=quantiles, taus=heads.taus(number), means=quantiles.mean(axis=1),
-        stds=quantiles.std(axis=1), crps=np.full(2 * n, np.nan, np.float32),
+        stds=quantiles.std(axis=1), pair_stds=np.hypot(chosen.std(axis=1), rejected.std(axis=1)),
+        crps=np.full(2 * n, np.nan, np.float32),
         ratings=np.full(2 * n, np.nan, np.float32), lengths=np.full(2 * n, 5, np.int32),
         comparisons=np.repeat(np.arange(n, dtype=np.int32), 2),
         comparison_ids=np.array([f'pair {i}' for i in range(n)]),

@@ -65,7 +65,8 @@ class _Data(NamedTuple):
 
     `quantiles` [R, N] are sorted, `rewards`, `spread` and `ratings` are [R], `crossing` [R] is the
     share of a response's neighbouring quantiles in the wrong order, `pairs` [n, 2] the preferred
-    response first, `log_ratio` [n] the log of their lengths' ratio.
+    response first, `pair_spread` [n] the standard deviation of the difference of their rewards,
+    `log_ratio` [n] the log of their lengths' ratio.
     """
 
     taus: np.ndarray
@@ -75,6 +76,7 @@ class _Data(NamedTuple):
     spread: np.ndarray
     ratings: np.ndarray
     pairs: np.ndarray
+    pair_spread: np.ndarray
     log_ratio: np.ndarray
     label: np.ndarray
     log_win: np.ndarray
@@ -86,11 +88,6 @@ class _Data(NamedTuple):
     @property
     def margin(self) -> np.ndarray:
         return self.rewards[self.pairs[:, 0]] - self.rewards[self.pairs[:, 1]]
-
-    @property
-    def pair_spread(self) -> np.ndarray:
-        """[n] standard deviation of the difference of the sides, taken as independent."""
-        return np.hypot(*self.spread[self.pairs].T)
 
     @property
     def logit(self) -> np.ndarray:
@@ -190,6 +187,7 @@ def _prepare(p: Predictions, replicates: int, level: float, seed: int) -> _Data:
         crossing=np.mean(steps < 0.0, axis=1) if steps.size else np.zeros(len(steps)),
         rewards=p.means.astype(np.float64), spread=p.stds.astype(np.float64),
         ratings=p.ratings.astype(np.float64), pairs=p.pairs,
+        pair_spread=p.pair_stds.astype(np.float64),
         log_ratio=log_lengths[p.pairs[:, 0]] - log_lengths[p.pairs[:, 1]],
         label=p.label.astype(np.float64), log_win=p.log_win.astype(np.float64),
         log_loss=p.log_loss.astype(np.float64), response_weights=responses, pair_weights=pairs,

@@ -18,6 +18,8 @@ from qrm.data.encoded import Encoded
 from qrm.rewards import distributions, losses, pairwise, statistics
 from qrm.rewards.heads import HeadConfig
 
+Array = jax.Array | np.ndarray
+
 
 class Predictions(NamedTuple):
     """Rewards of held-out responses and the pairs among them; what `predictions.npz` holds.
@@ -30,6 +32,7 @@ class Predictions(NamedTuple):
         cross); N = 1 for one scalar.
       taus: [N] float32.
       means, stds: [R] float32 of the distribution; the mean is the reward.
+      pair_stds: [n] float32, standard deviation of the difference of rewards, see `margin_std`.
       crps: [R] float32, continuous ranked probability score of the rating, the mean over rated
         attributes; NaN where there is none, and of models that do not learn from ratings.
       ratings: [R] float32, NaN where there is none or there are several attributes.
@@ -49,6 +52,7 @@ class Predictions(NamedTuple):
     taus: np.ndarray
     means: np.ndarray
     stds: np.ndarray
+    pair_stds: np.ndarray
     crps: np.ndarray
     ratings: np.ndarray
     lengths: np.ndarray
@@ -149,6 +153,19 @@ def predictions_of(
     )
 
 
+def margin_std(means: Array, stds: Array) -> Array:
+    """Standard deviation [n] of the difference of the rewards of two responses.
+
+    The sides are independent in the distribution of one member of an ensemble. Between members the
+    differences vary and not the rewards: preferences leave the offset of each member open.
+
+    Args:
+      means, stds: [n, 2, E] of the reward by each of E members.
+    """
+    within = (stds ** 2).sum(axis=1).mean(axis=-1)
+    return (within + (means[:, 0] - means[:, 1]).var(axis=-1)) ** 0.5
+
+
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _read(head: HeadConfig, loss: losses.LossConfig, outputs: jax.Array, ratings: jax.Array,
           pairs: jax.Array) -> dict[str, jax.Array]:
@@ -163,6 +180,7 @@ def _read(head: HeadConfig, loss: losses.LossConfig, outputs: jax.Array, ratings
     crps = jnp.where(known, parts.crps(jnp.where(known, ratings, 0.0)), 0.0)
     return {
         'quantiles': head.quantiles(outputs), 'means': whole.mean, 'stds': whole.std,
+        'pair_stds': margin_std(reward.members.mean[pairs], reward.members.std[pairs]),
         'crps': jnp.where(known.any(axis=1), crps.sum(axis=1) / known.sum(axis=1), jnp.nan),
         'log_win': losses.log_win_probability(loss, *sides),
         'log_loss': losses.log_win_probability(loss, *reversed(sides)),

@@ -268,15 +268,16 @@ def _of_head(model: RewardModel, encoded: Sequence[Encoded]) -> Said:
 def spread_of(means: np.ndarray, stds: np.ndarray) -> np.ndarray:
     """Standard deviation [n] of the margin of pairs, and of the reward of single responses.
 
-    The sides of a pair are independent in the distribution of one member, and its margin is its
-    own: preferences leave the offset of each member open, so that it takes no part. Of single
-    responses the mean over items is taken from each member.
+    Of single responses the mean over items is taken from each member, whose offset preferences
+    leave open; of pairs see `metrics.margin_std`.
 
     Args:
       means, stds: [n, K, E] of the reward by each member, with K of 1 or 2.
     """
-    centred = _first_less_second(means - means.mean(axis=(0, 1)))
-    return np.sqrt(np.sum(stds**2, axis=1).mean(axis=-1) + np.var(centred, axis=-1))
+    if means.shape[1] == 1:  # beside something that is 0 of all members
+        means, stds = (np.concatenate([values, np.zeros_like(values)], axis=1)
+                       for values in (means - means.mean(axis=0), stds))
+    return metrics.margin_std(means, stds)
 
 
 def _of_bayes(bayes: baselines.Bayes, encoded: Sequence[Encoded]) -> Said:

@@ -52,6 +52,7 @@ def made(n=1000, *, seed=0, quantiles=10, spread='true', annotators=0, rated=Tru
         'quantiles': (m[..., None] + shown[..., None] * scipy.stats.norm.ppf(taus)
                       ).reshape(2 * n, -1),
         'taus': taus, 'means': m.ravel(), 'stds': shown.ravel(),
+        'pair_stds': np.hypot(*shown.T)[decided],
         'ratings': ratings.ravel() if rated else np.full(2 * n, np.nan),
         'label': np.maximum(votes, 1.0 - votes)[decided],
         'log_win': -np.logaddexp(0.0, -ahead), 'log_loss': -np.logaddexp(0.0, ahead),
@@ -201,7 +202,8 @@ def test_auroc_of_known_disagreement():
     stds = p.stds.copy()
     stds[p.pairs[:, 0]] = 10.0 + rng.normal(size=4000) + disagree
     stds[p.pairs[:, 1]] = 1e-3
-    p = p._replace(stds=stds, label=np.where(disagree, 0.6, 0.9).astype(np.float32))
+    p = p._replace(pair_stds=np.hypot(*stds[p.pairs].T),
+                   label=np.where(disagree, 0.6, 0.9).astype(np.float32))
     found = diagnose(p)['disagreement']
     assert (found['pairs'], found['others']) == (disagree.sum(), (~disagree).sum())
     for name in ('spread', 'spread_at_equal_margin'):
@@ -234,12 +236,11 @@ def test_a_true_spread_tells_which_margins_to_trust():
     p = made(4000)
     wide = np.arange(4000) % 2 == 0
     margin = np.where(wide, rng.normal(0.0, 3.0, 4000), np.abs(rng.normal(0.0, 3.0, 4000)))
-    means, stds = np.zeros(8000, np.float32), np.empty(8000, np.float32)
+    means, stds = np.zeros(8000, np.float32), np.where(wide, 42.0, 0.42).astype(np.float32)
     means[p.pairs[:, 0]] = margin
-    stds[p.pairs] = np.where(wide, 30.0, 0.3)[:, None]
-    p = p._replace(means=means, stds=stds)
+    p = p._replace(means=means, pair_stds=stds)
     assert diagnose(p)['label_noise']['gain']['low'] > 0.05
-    shuffled = p._replace(stds=rng.permutation(stds))
+    shuffled = p._replace(pair_stds=rng.permutation(stds))
     assert diagnose(shuffled)['label_noise']['gain']['high'] < 0.02
 
 
@@ -302,8 +303,8 @@ def test_intervals_are_over_opening_questions():
         comparison_ids=np.tile(p.comparison_ids, copies),
         comparison_groups=np.tile(p.comparison_groups, copies),
         **{name: np.concatenate([getattr(p, name)] * copies) for name in (
-            'quantiles', 'means', 'stds', 'crps', 'ratings', 'lengths', 'label', 'log_win',
-            'log_loss')})
+            'quantiles', 'means', 'stds', 'pair_stds', 'crps', 'ratings', 'lengths', 'label',
+            'log_win', 'log_loss')})
     one, many = diagnose(p), diagnose(repeated)
     for section, name in (('calibration', 'nll'), ('ratings', 'crps'), ('spread', 'mean'),
                           ('ratings', 'rank_correlation_with_error')):
@@ -345,7 +346,8 @@ def numbers(tree):
     (made(scale=-1.0), None, {
         'ratings/crps/': 'ratings do not rise with the reward, so no line maps its quantiles to '
                          'theirs'}),
-    (made()._replace(pairs=np.empty((0, 2), np.int32), label=NONE, log_win=NONE, log_loss=NONE),
+    (made()._replace(pairs=np.empty((0, 2), np.int32), pair_stds=NONE, label=NONE, log_win=NONE,
+                     log_loss=NONE),
      None, dict.fromkeys(
         ('accuracy/', 'per_tau/0/accuracy/', 'disagreement/margin/', 'label_noise/margin/',
          'calibration/ece/', 'calibration/reliability/4/observed/', 'length/accuracy_controlled/'),

@@ -133,7 +133,21 @@ def test_an_ensemble_of_pairwise_heads_has_a_spread():
     # Log odds of the pair 2 and .5.
     assert np.subtract(*p.rewards) == pytest.approx(1.25)
     np.testing.assert_allclose(p.stds, [0.375, 0.375], rtol=1e-6)
+    np.testing.assert_allclose(p.pair_stds, [0.75], rtol=1e-6)
     assert p.log_win[0] == pytest.approx(np.log(expit(1.25)), rel=1e-5)
+
+
+def test_offsets_of_members_are_no_spread_of_pairs():
+    # Margins 2 and 4 of two members, each of a response with quantiles 1 above and below its mean.
+    means = np.array([[3.0, 9.0], [1.0, 5.0]], np.float32)
+    item = encoded('a', 2, (1, 1), preference=[[0, 1], [0, 0]])
+    for offset in (0.0, 50.0):
+        shifted = means + np.float32([0.0, offset])
+        outputs = np.stack([shifted - 1, shifted + 1], axis=-1).reshape(2, 4)
+        p = metrics.predictions_of([item], [outputs], HeadConfig('quantile', 2, members=2),
+                                   LossConfig('bradley_terry'))
+        np.testing.assert_allclose(p.pair_stds, [math.sqrt(2.0 + 1.0)], rtol=1e-5)
+    assert p.stds.min() > 20.0
 
 
 def test_rankings_give_a_pair_for_each_decided_two_and_ties_none():

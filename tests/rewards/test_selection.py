@@ -293,7 +293,8 @@ def _predictions(comparisons, quantiles, ratings, groups):
     quantiles = np.float32(quantiles)
     return Predictions(
         quantiles=quantiles, taus=np.float32([0.25, 0.75]), means=quantiles.mean(axis=1),
-        stds=quantiles.std(axis=1), crps=np.full(len(quantiles), np.nan, np.float32),
+        stds=quantiles.std(axis=1), pair_stds=np.zeros(0, np.float32),
+        crps=np.full(len(quantiles), np.nan, np.float32),
         ratings=np.float32(ratings), lengths=np.ones(len(quantiles), np.int32),
         comparisons=np.int32(comparisons),
         comparison_ids=np.array([f'c{i}' for i in range(len(groups))]),

@@ -25,7 +25,8 @@ def made(seed, *, shift=0.5, spread=1.0, n=300):
     ahead = (chosen - rejected).mean(axis=1)
     made = pair_predictions(chosen, rejected, log_win=-np.log1p(np.exp(-ahead)),
                             log_loss=-np.log1p(np.exp(ahead)))
-    return made if spread else made._replace(stds=np.zeros_like(made.stds))
+    return made if spread else made._replace(
+        stds=np.zeros_like(made.stds), pair_stds=np.zeros_like(made.pair_stds))
 
 
 @pytest.fixture(scope='module')

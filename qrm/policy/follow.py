@@ -6,6 +6,7 @@ leaves of a run, its first row of the policy before the first step.
 """
 
 import os
+import shutil
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -72,6 +73,7 @@ def run(values: Any, folder: str) -> str:
         workdir.claim(folder, values)
         watch = Watch(folder, bench)
         watch.forget(-1)
+        shutil.rmtree(os.path.join(folder, 'responses'), ignore_errors=True)
         watch.evaluate(*bench.reference, 0)
         for step in steps:
             policy = language_model.load_run(values.run, step=step)
@@ -86,7 +88,9 @@ def prepare(values: Any) -> tuple[list[int], Bench]:
     Raises:
       ConfigError, DataError, WorkdirError: see `run`.
     """
-    own = workdir.load_config(values.run)
+    # However it was split over devices, a policy that answers is whole.
+    own = ConfigDict(workdir.load_config(values.run).to_dict())
+    own.train.update(sharding='replicated', tensor=1)
     with Checkpoints(values.run, read_only=True) as checkpoints:
         steps = checkpoints.evaluated
     if not steps:

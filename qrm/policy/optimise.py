@@ -38,7 +38,7 @@ from qrm.policy.sampling import Sampling
 from qrm.policy.scoring import Judge, Reward
 from qrm.policy.watch import CRITERION, FILE, TOLD, Bench, Watch
 from qrm.training import config as config_lib
-from qrm.training import initial, inputs, loop, saved, workdir
+from qrm.training import initial, inputs, loop, saved, schema, workdir
 from qrm.training.devices import Spread
 from qrm.training.initial import Initial
 from qrm.training.loop import Course, Fed, Outcome
@@ -85,14 +85,15 @@ KEYS: Table = config.KEYS | {
     # --- Reward ----------------------------------------------------------------------------------
     'reward.source': Key(
         '', ANY, "what is optimised: a run or reward model, 'module:function', http(s)://... of a "
-        "server, a judge as `qrm label` takes one, or 'gold' (of the demo)"),
+        "server, a judge of pairs, 'language-model:...', 'endpoint:...' or 'function:...', or "
+        "'gold' (of the demo)"),
     'reward.token_variable': Key(
         '', ANY, "environment variable with the bearer token of a server; '': it wants none"),
     'reward.rule': Key('mean', ANY, 'what of the distribution of a reward model is the reward'),
     'reward.aggregate': Key('', ANY, "of a pairwise model, see `qrm.reward`; '': its default"),
     'reward.judge': Key(
         '', ANY, "who says whether held-out answers are better than the reference's: a reward "
-        "model, a judge as `qrm label` takes one, or 'gold'; '': the reward itself"),
+        "model, a judge of pairs as above, or 'gold'; '': the reward itself"),
 
     # --- Algorithm -------------------------------------------------------------------------------
     'algorithm.name': Key(
@@ -117,7 +118,7 @@ KEYS: Table = config.KEYS | {
         'none', OneOf(algorithms.SCALES),
         "rewards are divided by a standard deviation: of the iteration's, 'batch', or of all so "
         "far, 'running'"),
-    'algorithm.centre': Key(False, ANY, 'the mean of the same rewards is subtracted'),
+    'algorithm.centre': Key(False, ANY, 'ppo: the mean of the same rewards is subtracted'),
     'algorithm.whiten': Key(True, ANY, 'ppo: advantages have mean 0 and std 1 over the iteration'),
     'algorithm.divide_by_std': Key(True, ANY, 'grpo: advantages are divided by the std of a group'),
     'algorithm.aggregation': Key(
@@ -159,7 +160,7 @@ CHANGES: dict[str, dict[str, Any]] = {
 _GROUPED = ('grpo', 'rloo', 'expert_iteration')
 # Settings that not all algorithms read.
 _OF_ALGORITHMS = dict.fromkeys(('clip_low', 'clip_high'), ('ppo', 'grpo', 'rloo')) | dict.fromkeys(
-    ('whiten', 'gamma', 'gae_lambda', 'value_weight', 'value_clip'), ('ppo',)) | {
+    ('centre', 'whiten', 'gamma', 'gae_lambda', 'value_weight', 'value_clip'), ('ppo',)) | {
     'divide_by_std': ('grpo',)}
 
 
@@ -243,12 +244,15 @@ def _unread(values: Any) -> list[str]:
         'truncation_penalty': section.truncated == 'penalty'}
     if name == 'best_of_n':
         read = dict.fromkeys(set(section) - {'name'}, False)
-    found = []
-    for key in sorted(key for key, use in read.items() if not use):
-        default = CHANGES[name].get(f'algorithm.{key}', KEYS[f'algorithm.{key}'].default)
-        if section[key] != default:
-            found.append(f'config.algorithm.{key}={section[key]!r}, expected {default!r}: nothing '
-                         f'reads it with the other settings of algorithm {name!r}')
+    unread = [f'algorithm.{key}' for key, use in read.items() if not use]
+    if name == 'best_of_n':  # of `evaluation.samples`
+        unread += ['rollouts.prompts', 'rollouts.samples']
+    found, given = [], dict(schema.flatten(values, {}))
+    for key in sorted(unread):
+        default = CHANGES[name].get(key, KEYS[key].default)
+        if given[key] != default:
+            found.append(f'config.{key}={given[key]!r}, expected {default!r}: nothing reads it '
+                         f'with the other settings of algorithm {name!r}')
     return found
 
 
@@ -344,9 +348,10 @@ def prepare(values: Any, folder: str) -> Prepared:
         rollouts.check_room(own, split)
     prompts['validation'] = asked(values, prompts['validation'], reports['validation'])
     reward, judge = rewards(values)
-    if reward.compares and values.rollouts.samples < 2:
-        raise ConfigError(f'config.rollouts.samples={values.rollouts.samples}, expected at least 2 '
-                          f'with {reward.source}, which compares the answers to a prompt')
+    compared = 'evaluation' if how.name == 'best_of_n' else 'rollouts'
+    if reward.compares and values[compared].samples < 2:
+        raise ConfigError(f'config.{compared}.samples={values[compared].samples}, expected at '
+                          f'least 2 with {reward.source}, which compares the answers to a prompt')
     found = initial.start(values, network, settings)
     if found.pretrained and found.pretrained.head is not None:
         raise DataError(f'{values.model.checkpoint}: has a reward head, expected a language model')

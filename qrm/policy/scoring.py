@@ -7,6 +7,7 @@ responses is better, it is how often a completion is preferred to the others of 
 """
 
 import collections
+import dataclasses
 import functools
 import itertools
 import math
@@ -34,6 +35,8 @@ from qrm.training.schema import ConfigError
 GOLD = 'gold'
 _FUNCTION = re.compile(r'[A-Za-z_][\w.]*:[A-Za-z_][\w.]*')
 _JUDGE = re.compile(r'(?:language-model|endpoint|function:[^:]+):.+', re.DOTALL)
+_OTHER_JUDGE = re.compile(
+    r'(?:[^=:]*=)?(?:language-model|reward-model|endpoint|gold|function:[^:]+):.*', re.DOTALL)
 _SECONDS = 600  # for a server to answer
 
 
@@ -68,7 +71,7 @@ class Reward(NamedTuple):
       function: as `functions.RewardFunction`, of prompts and completions by these names.
       compares: rewards depend on the other completions of a prompt.
       predicts: the function tells of standard deviations, and numbers what it draws.
-      digest: of the reward model, by which a run knows it again; '' of any other reward.
+      digest: of the reward model or the judge, by which a run knows it again; '' of any other.
       weights: digest of its parameters; ''.
     """
 
@@ -108,6 +111,31 @@ class Reward(NamedTuple):
                       np.zeros(len(completions)) if stds is None else stds, disagreements)
 
 
+    def beside(self, answers: Sequence[Comparison], others: Sequence[Comparison]) -> Scores:
+        """Rewards of answers [C, K], which mean the same whatever policy they are of.
+
+        Where answers are compared, each is so with those of another policy to the same prompt: with
+        each other half of them win, however good they are.
+
+        Args:
+          answers: K to each of C prompts.
+          others: J to each of these.
+
+        Raises:
+          DataError: see `__call__`.
+        """
+        count = len(answers[0].responses)
+        if not self.compares:
+            return self(*flat(answers)).reshape(len(answers), count)
+        found = []
+        for k in range(count):
+            rows = [dataclasses.replace(one, responses=(one.responses[k], *other.responses))
+                    for one, other in zip(answers, others, strict=True)]
+            found.append(self(*flat(rows)).reshape(len(rows), -1).pick(np.s_[:, 0]))
+        return Scores(*(None if column[0] is None else np.stack(column, axis=1)
+                        for column in zip(*found, strict=True)))
+
+
 def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str = '',
          token_variable: str = '') -> Reward:
     """A reward by its name.
@@ -133,6 +161,10 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
     if (source == GOLD or address or asked or own) and (rule, aggregate) != ('mean', ''):
         raise ConfigError(f'config.reward.rule={rule!r} and aggregate={aggregate!r} with source='
                           f"{source!r}, expected 'mean' and '': only reward models have others")
+    _check_judge(source, 'source')
+    if token_variable and not (address or source.startswith('endpoint:')):
+        raise ConfigError(f'config.reward.token_variable={token_variable!r} with source={source!r},'
+                          " expected '': only servers are told a token")
     if source == GOLD:
         if workload not in demo.WORKLOADS:
             raise ConfigError(f"config.reward.source={source!r} of workload {workload!r}, expected "
@@ -141,13 +173,10 @@ def load(source: str, *, rule: str = 'mean', aggregate: str = '', workload: str 
             judged.reward.mean() for judged in golds(workload, map(text_of, completions))])
     if address:
         return _of_server(source, token_variable)
-    if asked and (source.startswith('endpoint:') or not token_variable):
+    if asked:
         judge = judges.load(judges.parse(source), Options(token_variable=token_variable))
         return Reward(source, functools.partial(_tournament, judge), compares=True,
                       digest=judge.identity)
-    if token_variable:
-        raise ConfigError(f'config.reward.token_variable={token_variable!r} with source={source!r},'
-                          " expected '': only servers are told a token")
     if own:
         try:
             return Reward(source, programs.find(source)[0])
@@ -231,11 +260,15 @@ def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> J
     if source == GOLD:
         load(GOLD, workload=workload)  # there is such a workload
         return Judge(source, functools.partial(_read_gold, workload), _gold_wins)
+    optimised = ConfigError(f'config.reward.judge={source!r} is what is optimised, expected '
+                            "another one, or ''")
     if reward and source and source == reward.source:
-        raise ConfigError(f'config.reward.judge={source!r} is what is optimised, expected another '
-                          "one, or ''")
+        raise optimised
+    _check_judge(source, 'judge')
     if _JUDGE.fullmatch(source):
         asked = judges.load(judges.parse(source), Options())
+        if reward and asked.identity == reward.digest:
+            raise optimised
         return Judge(source, lambda texts: Judged(None, texts), functools.partial(
             _asked_wins, asked), asked.identity, scores=False)
     if source:
@@ -245,8 +278,7 @@ def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> J
         except DataError as error:
             raise DataError(f'{source}: {error}') from error
         if reward and network.params_digest(model.params) == reward.weights:
-            raise ConfigError(f'config.reward.judge={source!r} is what is optimised, expected '
-                              "another one, or ''")
+            raise optimised
         return Judge(source, functools.partial(_read_by_model, model), functools.partial(
             _model_wins, model.loss), model.digest)
     if reward is None:
@@ -259,9 +291,25 @@ def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> J
 
 def absolute(section: Mapping[str, Any]) -> dict[str, str]:
     """'source' and 'judge' of a section `reward`, folders as absolute paths."""
-    return {key: os.path.abspath(section[key])
-            if os.path.isdir(section[key]) and section[key] != GOLD else section[key]
-            for key in ('source', 'judge')}
+
+    def place(source: str) -> str:
+        kind = 'language-model:' if source.startswith('language-model:') else ''
+        path = source.removeprefix(kind)
+        return kind + os.path.abspath(path) if os.path.isdir(path) and path != GOLD else source
+
+    return {key: place(section[key]) for key in ('source', 'judge')}
+
+
+def _check_judge(source: str, key: str) -> None:
+    """Checks that what looks like a judge of `qrm label` is one of those that are taken here.
+
+    Raises:
+      ConfigError: it is not.
+    """
+    if _OTHER_JUDGE.fullmatch(source) and not (_JUDGE.fullmatch(source) or os.path.exists(source)):
+        raise ConfigError(f"config.reward.{key}={source!r}, expected 'language-model:...', "
+                          "'endpoint:...' or 'function:...' without a name of its own, the path of "
+                          f'a reward model, or {GOLD!r}')
 
 
 def flat(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[Any]]:

@@ -85,7 +85,7 @@ class Watch:
 
     def __init__(self, folder: str, bench: Bench):
         self._folder, self._bench = folder, bench
-        self._references: Judged | None = None
+        self._references: tuple[list[Comparison], Judged] | None = None
         self._drawn = -math.inf
         self.rows: list[Row] = []
         self._wins: dict[int, list[float]] = {}
@@ -117,8 +117,8 @@ class Watch:
         found = rollouts.read(network, params, rollouts.dialogues(bench.prompts, answers),
                               bench.plan, answers.tokens.shape[-1], chunk=bench.chunk)
         texts = rollouts.answered(bench.prompts, answers, bench.tokenizer)
-        scores = bench.reward(*scoring.flat(texts))
         wins = self._judged(texts)
+        scores = bench.reward.beside(texts, self._answers_of_reference()[0])
         row = _row(bench, step, answers, texts, found.log_probs, self._reference_log_probs(answers),
                    scores, wins, entropies=found.entropy)
         self._add(row, wins)
@@ -156,7 +156,7 @@ class Watch:
                       for one, k in zip(texts, best, strict=True)]
             wins = self._judged(picked)
             self._add(_row(bench, n, own, picked, chosen(log_probs), chosen(log_probs),
-                           scores.pick(at), wins, best_of=n), wins)
+                           scores.pick((*at, None)), wins, best_of=n), wins)
         self.write(texts, answers, scores, 0)
         return self.rows
 
@@ -227,13 +227,18 @@ class Watch:
                              bench.plan, answers.tokens.shape[-1], chunk=bench.chunk).log_probs
 
     def _judged(self, texts: Sequence[Comparison]) -> np.ndarray:
-        """[C, K] win probabilities against the reference's answers, which are drawn once."""
+        """[C, K] win probabilities against the reference's answers."""
+        judge = self._bench.judge
+        return judge.wins(judge.read(texts), self._answers_of_reference()[1]).mean(axis=-1)
+
+    def _answers_of_reference(self) -> tuple[list[Comparison], Judged]:
+        """What others are judged against, as texts and as the judge has read them; drawn once."""
         bench = self._bench
         if self._references is None:
             answers = self._answers(*bench.reference, bench.seeds[1])
-            self._references = bench.judge.read(
-                rollouts.answered(bench.prompts, answers, bench.tokenizer))
-        return bench.judge.wins(bench.judge.read(texts), self._references).mean(axis=-1)
+            texts = rollouts.answered(bench.prompts, answers, bench.tokenizer)
+            self._references = texts, bench.judge.read(texts)
+        return self._references
 
     def _add(self, row: Row, wins: np.ndarray) -> None:
         self.forget(row.step - 1)
@@ -249,7 +254,6 @@ def _row(bench: Bench, step: int, answers: Answers, texts: Sequence[Comparison],
     gold, unread = None, None
     if bench.gold is not None:
         gold, _, unread = bench.gold(texts)
-    scores = scores.reshape(*shape)
     # Two atoms that have this mean and standard deviation.
     atoms = np.stack([scores.rewards - scores.stds, scores.rewards + scores.stds], axis=-1)
     proxy = distributions.uniform_atoms(atoms)

@@ -55,10 +55,27 @@ def test_a_run_that_answered_nothing_is_watched(preferences, tmp_path, capsys):
     assert np.mean([row['rewards'] for row in rows]) == pytest.approx(last['proxy'])
     assert 'beyond evaluation.prompts' in capsys.readouterr().out
     # A second call does the same, and another one has another folder.
+    (tmp_path / 'responses/3.jsonl').write_text('')  # of a step that is not kept any more
     assert follow.run(config(preferences), str(tmp_path)) == text
     assert monitored(tmp_path) == found
+    assert {path.name for path in (tmp_path / 'responses').iterdir()} == {
+        '0.jsonl', '2.jsonl', '4.jsonl'}
     with pytest.raises(WorkdirError, match='config.evaluation.samples: 2 -> 1'):
         follow.run(config(preferences, **{'evaluation.samples': 1}), str(tmp_path))
+
+
+def test_a_run_that_was_split_over_devices_is_watched_whole(preferences, tmp_path):
+    values = workdir.read_json(str(preferences / 'config.json'))
+    values['train'] |= {'sharding': 'fsdp', 'tensor': 2}  # more than there are here
+    run = tmp_path / 'run'
+    run.mkdir()
+    for path in preferences.iterdir():
+        if path.name != 'config.json':
+            (run / path.name).symlink_to(path)
+    (run / 'config.json').write_text(json.dumps(values))
+    follow.run(config(run), str(tmp_path / 'split'))
+    follow.run(config(preferences), str(tmp_path / 'whole'))
+    assert monitored(tmp_path / 'split')['rows'] == monitored(tmp_path / 'whole')['rows']
 
 
 @pytest.mark.parametrize('name', ['ppo', 'grpo'])

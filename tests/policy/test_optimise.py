@@ -35,6 +35,8 @@ KEYS = {
     'reward.source': 'tests.policy.test_optimise:share', 'algorithm.truncated': 'keep',
     'analysis.bootstrap': 20,
 }
+# What nothing reads where nothing is trained.
+CHOSEN = {'algorithm.truncated': 'penalty', 'rollouts.prompts': 64, 'rollouts.samples': 4}
 CALLS = {'at': 0, 'do': None, 'count': 0}
 
 
@@ -115,15 +117,25 @@ def test_a_judge_of_pairs_is_optimised_and_another_one_says_who_wins(folder, tmp
         'reward.source': 'function:tests.policy.test_optimise:fewer',
         'reward.judge': 'function:tests.policy.test_optimise:fewer_too'}), str(tmp_path))
     first, last = rows_of(tmp_path)
-    # Among answers of one policy half are preferred.
-    assert first['proxy'] == pytest.approx(0.5)
-    assert last['proxy'] == pytest.approx(0.5)
+    # The judge is another function that says the same, and both compare with the reference.
+    for row in (first, last):
+        assert row['proxy'] == pytest.approx(row['win'], abs=1e-6)
     assert last['win'] > first['win'] + 3 * (first['win_error'] + last['win_error'])
+    # Which needs no second answer of the policy, as a rollout does.
+    judged = {'reward.source': 'function:tests.policy.test_optimise:fewer',
+              'reward.judge': 'function:tests.policy.test_optimise:fewer_too'}
+    optimise.train(config(folder, 'grpo', **judged | {
+        'evaluation.samples': 1, 'train.max_steps': 1}), str(tmp_path / 'one'))
     with pytest.raises(ConfigError, match=r'rollouts.samples=1, expected at least 2 with function'):
-        optimise.train(config(folder, 'ppo', **{
-            'reward.source': 'function:tests.policy.test_optimise:fewer', 'rollouts.samples': 1,
-            'reward.judge': 'function:tests.policy.test_optimise:fewer_too'}),
-            str(tmp_path / 'ppo'))
+        optimise.train(config(folder, 'ppo', **judged | {'rollouts.samples': 1}),
+                       str(tmp_path / 'ppo'))
+    with pytest.raises(ConfigError, match=r'evaluation.samples=1, expected at least 2 with func'):
+        optimise.train(config(folder, 'best_of_n', **judged | CHOSEN | {'evaluation.samples': 1}),
+                       str(tmp_path / 'best'))
+    optimise.train(config(folder, 'best_of_n', **judged | CHOSEN | {'evaluation.samples': 4}),
+                   str(tmp_path / 'best'))
+    wins = [row['win'] for row in rows_of(tmp_path / 'best')]
+    assert wins == sorted(wins)
 
 
 def fewer_too(prompts, firsts, seconds):
@@ -249,8 +261,7 @@ def test_a_run_ends_where_a_rule_says_so_and_is_left_ended(folder, tmp_path, cap
 
 @pytest.mark.usefixtures('drawn')
 def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
-    plain = {'algorithm.truncated': 'penalty'}  # as it is where nothing is trained
-    optimise.train(config(folder, 'best_of_n', **plain | {'evaluation.samples': 6}), str(tmp_path))
+    optimise.train(config(folder, 'best_of_n', **CHOSEN | {'evaluation.samples': 6}), str(tmp_path))
     rows = rows_of(tmp_path)
     assert [row['step'] for row in rows] == [1, 2, 4, 6]
     assert (rows[0]['kl_bound'], rows[0]['kl']) == (None, 0.0)
@@ -266,7 +277,7 @@ def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
     answers = read_lines(tmp_path / 'responses/0.jsonl')
     assert np.mean([max(row['rewards']) for row in answers]) == pytest.approx(proxies[-1])
     # It is done, and no other run takes its place.
-    for name, changes in (('best_of_n', plain | {'evaluation.samples': 3}), ('grpo', {})):
+    for name, changes in (('best_of_n', CHOSEN | {'evaluation.samples': 3}), ('grpo', {})):
         with pytest.raises(WorkdirError, match='holds a run with another config'):
             optimise.train(config(folder, name, **changes), str(tmp_path))
     assert rows_of(tmp_path) == rows
@@ -321,6 +332,9 @@ def test_two_devices_do_as_one(folder, tmp_path):
     ({'algorithm.truncation_penalty': 2.0}, 'config.algorithm.truncation_penalty=2.0, expec'),
     ({'algorithm.kl_corrected': True}, "reads it with the other settings of algorithm 'ppo'"),
     ({'algorithm.kl_horizon': 99.0}, 'config.algorithm.kl_horizon=99.0, expected 10000.0: nothing'),
+    (CHOSEN | {'algorithm.name': 'best_of_n', 'rollouts.samples': 16},
+     "config.rollouts.samples=16, expected 4: nothing reads it"),
+    ({'algorithm.name': 'rloo', 'algorithm.centre': True}, 'config.algorithm.centre=True, exp'),
 ])
 def test_values_that_cannot_be_used_are_named(changes, message, folder, tmp_path):
     with pytest.raises(ConfigError) as caught:

@@ -212,6 +212,9 @@ def test_a_judge_of_pairs_is_asked_in_both_orders(capsys):
     for source in (LONGER, 'tests.policy.test_scoring:lengths'):
         with pytest.raises(ConfigError, match=f"judge='{source}' is what is optimised"):
             scoring.load_judge(source, workload='', reward=scoring.load(source))
+    renamed = scoring.load(LONGER)._replace(source='another name')
+    with pytest.raises(ConfigError, match='is what is optimised'):
+        scoring.load_judge(LONGER, workload='', reward=renamed)
     with pytest.raises(DataError, match='function:no_such:f: no such function'):
         scoring.load_judge('function:no_such:f', workload='')
 
@@ -230,10 +233,36 @@ def test_a_judge_of_pairs_rewards_what_it_prefers_to_the_others():
         reward(['a', 'b', 'a'], ['x', 'y', 'z'])
     with pytest.raises(ConfigError, match="rule='cvar:0.2' .* only reward models have others"):
         scoring.load(LONGER, rule='cvar:0.2')
-    with pytest.raises(ConfigError, match='only servers are told a token'):
-        scoring.load(LONGER, token_variable='HOME')
+    for source in (LONGER, 'gold'):
+        with pytest.raises(ConfigError, match='only servers are told a token'):
+            scoring.load(source, token_variable='HOME', workload='helpful')
+    found = reward.beside(*(comparisons(*texts) for texts in (
+        (('xx', 'yyyy'), ('', 'x')), (('xxx', 'x'), ('', 'x')))))
+    np.testing.assert_allclose(found.rewards, [[0.5, 0.9], [0.3, 0.7]])
+    assert found.disagreements is None
+    lengths_of = scoring.load('tests.policy.test_scoring:lengths')
+    np.testing.assert_array_equal(lengths_of.beside(OWN, OTHERS).rewards, [[3.0, 5.0], [1.0, 2.0]])
     with pytest.raises(ConfigError, match='expected a judge'):
         scoring.load_judge('', workload='', reward=reward)
+
+
+@pytest.mark.parametrize('source', [
+    'gold:helpful', 'reward-model:somewhere', 'me=language-model:somewhere', 'me=gold:helpful'])
+def test_judges_of_other_kinds_are_told_how_they_are_called_here(source):
+    with pytest.raises(ConfigError, match="config.reward.source=.*, expected 'language-model:...'"):
+        scoring.load(source, workload='helpful')
+    with pytest.raises(ConfigError, match='config.reward.judge=.*the path of a reward model, or'):
+        scoring.load_judge(source, workload='helpful')
+
+
+def test_folders_of_rewards_are_known_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / 'model').mkdir()
+    (tmp_path / 'gold').mkdir()
+    monkeypatch.chdir(tmp_path)
+    found = scoring.absolute({'source': 'model', 'judge': 'language-model:model'})
+    assert found == {'source': f'{tmp_path}/model', 'judge': f'language-model:{tmp_path}/model'}
+    same = {'source': 'gold', 'judge': 'language-model:org/name'}
+    assert scoring.absolute(same) == same
 
 
 def longer_answer(prompts, firsts, seconds):
@@ -247,7 +276,7 @@ def test_gold_tells_what_it_could_not_read():
     np.testing.assert_allclose(found.unread, [[0.5, 0.0], [0.0, 1.0]])
 
 
-def test_members_of_an_ensemble_disagree(monkeypatch):
+def test_members_of_an_ensemble_disagree():
     model = small_reward_model([*OWN, *OTHERS])
     alone = scoring.Reward('one', functions.RewardFunction(model, Rule('mean')), predicts=True)
     assert alone(*scoring.flat(OWN)).disagreements is None
@@ -262,7 +291,7 @@ def test_members_of_an_ensemble_disagree(monkeypatch):
     np.testing.assert_array_equal(best.disagreements, found.disagreements[[1, 2]])
 
 
-def test_a_rule_that_samples_draws_anew_by_number(monkeypatch):
+def test_a_rule_that_samples_draws_anew_by_number():
     model = small_reward_model([*OWN, *OTHERS])
     reward = scoring.Reward('one', functions.RewardFunction(model, Rule('sample', 3)),
                             predicts=True)

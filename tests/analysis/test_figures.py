@@ -246,8 +246,8 @@ def test_diagnostics_of_every_kind_of_run_are_drawn():
         'no spread': ({'stds': np.zeros(2 * N_PAIRS)}, [True, False, True, True]),
         'one quantile': ({'quantiles': 1, 'stds': np.zeros(2 * N_PAIRS)},
                          [True, False, False, True]),
-        'no pairs': ({'pairs': np.empty((0, 2), np.int32), 'label': none, 'log_win': none,
-                      'log_loss': none}, [False, True, True, True]),
+        'no pairs': ({'pairs': np.empty((0, 2), np.int32), 'pair_stds': none, 'label': none,
+                      'log_win': none, 'log_loss': none}, [False, True, True, True]),
         'few opening questions': ({'comparison_groups': np.arange(N_PAIRS) % 5}, [True] * 4),
     }
     for name, (fields, visible) in cases.items():

@@ -28,7 +28,7 @@ from qrm.policy.questions import Options
 from qrm.rewards import statistics
 from qrm.rewards.losses import LossConfig
 from qrm.serving import functions
-from qrm.training import reward_model
+from qrm.training import reward_model, saved, workdir
 from qrm.training.interruptions import NonFiniteLoss
 from qrm.training.schema import ConfigError
 
@@ -279,6 +279,10 @@ def load_judge(source: str, *, workload: str, reward: Reward | None = None) -> J
             raise DataError(f'{source}: {error}') from error
         if reward and network.params_digest(model.params) == reward.weights:
             raise optimised
+        if reward and (seed := seed_of(source)) is not None and seed == seed_of(reward.source):
+            print(f'note: {source} and {reward.source} began with the random weights of one seed, '
+                  f'{seed}, and agree by what is left of them; a judge of another seed does not',
+                  flush=True)
         return Judge(source, functools.partial(_read_by_model, model), functools.partial(
             _model_wins, model.loss), model.digest)
     if reward is None:
@@ -310,6 +314,11 @@ def _check_judge(source: str, key: str) -> None:
         raise ConfigError(f"config.reward.{key}={source!r}, expected 'language-model:...', "
                           "'endpoint:...' or 'function:...' without a name of its own, the path of "
                           f'a reward model, or {GOLD!r}')
+
+
+def seed_of(source: str) -> int | None:
+    """The seed by which the head of a run began; None of anything else."""
+    return workdir.load_config(source).seed if saved.is_run(source) else None
 
 
 def flat(comparisons: Sequence[Comparison]) -> tuple[list[Any], list[Any]]:

@@ -364,6 +364,7 @@ def prepare(config: Any, folder: str) -> Bench:
     if not gold.scores:
         raise ConfigError(f'config.gold={config.gold!r} compares two responses, expected a reward '
                           'model, which says what each is worth')
+    _check_apart(config)
     path = _reference(config, folder)
     if config.reference and not os.path.exists(os.path.join(folder, 'config.json')):
         _check_networks(config)
@@ -587,6 +588,21 @@ def _check_networks(config: Any) -> None:
     for name in config.proxies.names:
         read_data(_build(config, 'reward', _changes_of(config, name)))
     runs.describe_network(_build(config, 'dpo', {}))
+
+
+def _check_apart(config: Any) -> None:
+    """Checks that the judge began as another random head than the proxies.
+
+    What a few steps leave of the same beginning a judge and a proxy of the same shape agree about,
+    whatever people prefer.
+
+    Raises:
+      ConfigError: it did not.
+    """
+    if (seed := scoring.seed_of(config.gold)) in config.seeds:
+        raise ConfigError(
+            f'config.gold={config.gold!r} began with the random weights of seed {seed}, one of '
+            f'config.seeds={tuple(config.seeds)}; expected a judge of another seed')
 
 
 def _known(folder: str) -> dict[str, str]:

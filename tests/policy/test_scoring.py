@@ -159,7 +159,7 @@ def test_the_reward_itself_as_judge_halves_ties():
         scoring.load_judge('', workload='')
 
 
-def test_gold_and_models_as_judges(monkeypatch):
+def test_gold_and_models_as_judges(monkeypatch, capsys):
     reward = scoring.load('tests.policy.test_scoring:lengths')
     judge = scoring.load_judge('gold', workload='helpful', reward=reward)
     own, others = comparisons((REPLY, ''), ('', 'zzz')), comparisons(('', REPLY), ('', ''))
@@ -186,6 +186,12 @@ def test_gold_and_models_as_judges(monkeypatch):
     for own in (same, reward._replace(source='somewhere')):
         with pytest.raises(ConfigError, match="judge='somewhere' is what is optimised"):
             scoring.load_judge('somewhere', workload='', reward=own)
+    # What began as the same random weights is no judge of another mind.
+    monkeypatch.setattr(scoring, 'seed_of', {'somewhere': 3, 'other': 3, 'third': 4}.get)
+    scoring.load_judge('somewhere', workload='', reward=reward._replace(source='third'))
+    assert 'note' not in capsys.readouterr().out
+    scoring.load_judge('somewhere', workload='', reward=reward._replace(source='other'))
+    assert 'began with the random weights of one seed, 3' in capsys.readouterr().out
 
 
 def longer(prompts, firsts, seconds):

@@ -284,7 +284,7 @@ def words(tmp_path):
     train(load_config('hh', 'helpful,scalar', **{
         'model.checkpoint': keys['model.checkpoint'], 'data.path': str(tmp_path / 'judge'),
         'data.max_length': 24, 'train.tune': 'head', 'train.max_steps': 2, 'train.row_length': 32,
-        'train.rows': 2}), str(tmp_path / 'gold'))
+        'train.rows': 2, 'seed': 1}), str(tmp_path / 'gold'))
     common = {'data': {'max_length': 24, 'validation_fraction': 0.3},
               'train': {'row_length': 32, 'rows': 2, 'keep': 9}}
     return {
@@ -302,6 +302,13 @@ def words(tmp_path):
         'best_of_n.candidates': 4, 'online.grpo': ('scalar mean',), 'evaluation.prompts': 12,
         'evaluation.samples': 4, 'evaluation.max_new_tokens': 4, 'evaluation.rows': 16,
         'analysis.bootstrap': 20}
+
+
+def test_a_judge_began_as_other_weights_than_the_proxies(words, tmp_path):
+    folder = tmp_path / 'study'
+    with pytest.raises(ConfigError, match='began with the random weights of seed 1, one of conf'):
+        study.run(load_config('optimise', 'text', **words | {'seeds': (0, 1)}), str(folder))
+    assert not (folder / 'config.json').exists()
 
 
 def test_a_judge_that_compares_is_no_gold(words, tmp_path):

@@ -9,7 +9,8 @@ there, too, `yes.*`. Needs no download.
 prompts: 105 policies in place of 24. How long it takes has not been measured.
 
 `--config=optimise:text` has settings for a pretrained chat model of the size of SmolLM2-135M, pairs
-of real text and, in place of the truth, a reward model that learnt from other pairs:
+of real text and, in place of the truth, a reward model that learnt from other pairs, from the
+random weights of another seed:
 
     qrm optimise --config=optimise:text --workdir=results/text --config.data=DIR \\
       --config.reference=smollm2-135m --config.gold=results/judge

@@ -110,7 +110,6 @@ class Reward(NamedTuple):
         return Scores(_checked(found, len(completions), self.source),
                       np.zeros(len(completions)) if stds is None else stds, disagreements)
 
-
     def beside(self, answers: Sequence[Comparison], others: Sequence[Comparison]) -> Scores:
         """Rewards of answers [C, K], which mean the same whatever policy they are of.
 

@@ -205,8 +205,7 @@ TEXT = {
     'runs.common': {'data': {'as_chats': True, 'max_length': 352, 'validation_fraction': 0.1},
                     'train': {'row_length': 1024, 'rows': 1, 'keep': 100}},
     'runs.reward': {
-        # So few steps leave most of where a head begins.
-        'head': {'reads': ('last', 'mean', 'mean@10', 'mean@20')}, 'model': {'initial_std': 0.01},
+        'head': {'reads': ('last', 'mean', 'mean@10', 'mean@20')},
         'optimizer': {'learning_rate': 1e-3},
         'train': {'tune': 'head', 'epochs': 5.0, 'checkpoint_every': 5}},
     'runs.dpo': _ADAPTERS | {

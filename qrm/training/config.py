@@ -119,8 +119,10 @@ KEYS: Table = {
     'model.remat': Key(False, ANY, 'recompute blocks in the backward pass: slower, less memory'),
     'model.dropout': Key(
         0.0, BELOW_ONE, 'on embeddings, attention and residual branches while training'),
+    # A scalar drawn with 1 has ten times the variance of a mean of ten quantiles drawn so, and a
+    # short run keeps much of it.
     'model.initial_std': Key(
-        1.0, NOT_NEGATIVE,
+        0.01, NOT_NEGATIVE,
         "of the head's outputs on some training responses, with mean 0, before the first step; 0: "
         'kernels are drawn whatever hidden states are like'),
     'model.family': Key(

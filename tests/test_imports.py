@@ -22,7 +22,7 @@ HOUSE = {
     'serving': ['normalise', 'score', 'export', 'functions', 'batching', 'protocols', 'server'],
     'policy': ['objectives', 'batches', 'network', 'language_model', 'sampling', 'candidates',
                'programs', 'servers', 'questions', 'endpoint', 'judges', 'labels', 'monitor',
-               'figures', 'config', 'runs', 'sft', 'dpo', 'export', 'scoring', 'rollouts',
+               'rules', 'figures', 'config', 'runs', 'sft', 'dpo', 'export', 'scoring', 'rollouts',
                'algorithms', 'watch', 'optimise', 'follow'],
     'studies': ['landscapes', 'figures', 'worlds', 'mlp', 'reproduce', 'columns', 'baselines',
                 'compare', 'identifiability', 'best_of_n', 'costs', 'speed', 'scaling',

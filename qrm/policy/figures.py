@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from qrm.analysis.figures import CHOSEN, COLORS, FAINT, INK, REJECTED, grid, hide_empty
 from qrm.policy import monitor
-from qrm.policy.monitor import Row, Rules
+from qrm.policy.monitor import Row
+from qrm.policy.rules import Rules, suspicions
 
 _ERRORS = 2.0  # standard errors that upright lines reach
 _SHARES = {'repeated': f'{monitor.NGRAM}-grams repeated', 'refused': 'refused',
@@ -153,7 +154,7 @@ def first_seen(rows: Sequence[Row], rules: Rules) -> dict[str, int]:
     """Rules that held at some row -> the step of the first one, in order of the steps."""
     found: dict[str, int] = {}
     for count in range(1, len(rows) + 1):
-        for one in monitor.suspicions(rows[:count], rules):
+        for one in suspicions(rows[:count], rules):
             found.setdefault(one.rule, rows[count - 1].step)
     return found
 

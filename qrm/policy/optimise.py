@@ -30,10 +30,11 @@ from qrm.models.network import Params, parameter_count
 from qrm.policy import algorithms, batches, config, objectives, rollouts, runs, scoring
 from qrm.policy.algorithms import Algorithm, Carried, Improvement, Rolled, Shaped
 from qrm.policy.batches import Extended, Plan
-from qrm.policy.monitor import RULES, Rules, format_rows
+from qrm.policy.monitor import format_rows
 from qrm.policy.network import PolicyNetwork
 from qrm.policy.objectives import Moments
 from qrm.policy.rollouts import Answers, Prompts
+from qrm.policy.rules import RULES, Rules
 from qrm.policy.sampling import Sampling
 from qrm.policy.scoring import Judge, Reward
 from qrm.policy.watch import CRITERION, FILE, TOLD, Bench, Watch
@@ -144,7 +145,7 @@ KEYS: Table = config.KEYS | {
     'evaluation.samples': Key(1, AT_LEAST_ONE, 'responses to each'),
     **{f'monitor.{field.name}': Key(
         field.default, Each(str, OneOf(RULES)) if field.name == 'stop' else ANY,
-        f'{_RULES[field.name]}, see `monitor.Rules`') for field in dataclasses.fields(Rules)},
+        f'{_RULES[field.name]}, see `rules.Rules`') for field in dataclasses.fields(Rules)},
     **{name: config_lib.KEYS[name] for name in _ANALYSIS},
 }
 

@@ -22,11 +22,12 @@ from qrm.data.comparisons import Comparison, DataError, text_of
 from qrm.data.rows import as_row
 from qrm.data.tokens import Tokenizer
 from qrm.models.network import Params
-from qrm.policy import figures, monitor, rollouts, scoring
+from qrm.policy import figures, monitor, rollouts, rules, scoring
 from qrm.policy.batches import Plan
-from qrm.policy.monitor import Row, Rules
+from qrm.policy.monitor import Row
 from qrm.policy.network import PolicyNetwork
 from qrm.policy.rollouts import Answers, Prompts
+from qrm.policy.rules import Rules
 from qrm.policy.sampling import Sampling
 from qrm.policy.scoring import Judge, Judged, Reward, Scores
 from qrm.rewards import distributions
@@ -53,7 +54,7 @@ class Bench(NamedTuple):
       plan, chunk: see `rollouts.read`.
       seeds: of the answers, and of those of the reference that they are judged against.
       reference: the network and its parameters.
-      rules: of the monitor.
+      rules: by which a run is suspect.
       analysis: the section of a config, for intervals.
     """
 
@@ -123,7 +124,7 @@ class Watch:
                    scores, wins, entropies=found.entropy)
         self._add(row, wins)
         self.write(texts, answers, scores, step)
-        for one in monitor.suspicions(self.rows, bench.rules):
+        for one in rules.suspicions(self.rows, bench.rules):
             print(f'suspect at step {step}: {one.rule}: {one.line}', flush=True)
         numbers = {name: float(value) for name, value in row._asdict().items()
                    if value is not None and name != 'step'}
@@ -163,7 +164,7 @@ class Watch:
     def reasons(self) -> str:
         """Why the run should end, in a line; '': it should not."""
         return '; '.join(f'{one.rule}: {one.line}' for one in
-                         monitor.reasons_to_stop(self.rows, self._bench.rules))
+                         rules.reasons_to_stop(self.rows, self._bench.rules))
 
     def best(self) -> monitor.Best | None:
         """The step to keep; None: there is none after the first row."""
@@ -198,7 +199,7 @@ class Watch:
             'reward': bench.reward.source, 'judge': bench.judge.source or bench.reward.source,
             'rows': [row._asdict() for row in self.rows],
             'wins': {str(step): wins for step, wins in self._wins.items()},
-            'suspicions': [one._asdict() for one in monitor.suspicions(self.rows, bench.rules)],
+            'suspicions': [one._asdict() for one in rules.suspicions(self.rows, bench.rules)],
             'best': None if best is None else best._asdict()})
         workdir.make(os.path.join(self._folder, 'responses'))
         rewards = scores.rewards.reshape(answers.sizes.shape)

@@ -5,7 +5,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from qrm.policy import figures
-from qrm.policy.monitor import Rules
+from qrm.policy.rules import Rules
 from tests.helpers import policy_row
 
 STEPS = (0, 10, 20, 30, 40)

@@ -169,7 +169,9 @@ KEYS: Table = {
         "of hidden states: 'last' token, 'mean' over the response, 'dialogue' (over all of it), "
         "'first' (CLS of an encoder), each also after a block, 'mean@20'; of several, all"),
     'head.members': Key(
-        1, Range(1, 2**10), 'heads with parameters of their own, an ensemble if several'),
+        1, Range(1, 2**10),
+        'heads with parameters of their own, an ensemble if several: on one backbone they differ '
+        'by where they begin alone, so give model.initial_std=1 if their disagreement is used'),
     # Objective of each head. From preferences: 'bradley_terry', 'bradley_terry_quantile_huber'
     # (the paper's), 'distributional_bradley_terry', 'posterior_quantile_regression',
     # 'plackett_luce', 'thurstone' and 'quantile_bradley_terry' (a control); from ratings:

@@ -13,7 +13,8 @@ pairs, of which there are twice as many; and baselines stand beside them:
       --config.model.checkpoint=DIR
 
 `scalar_chats` and `quantile_chats` in `compare.models` read the texts by the chat template;
-`own_mean` has the quantile loss of the paper's own code.
+`own_mean` has the quantile loss of the paper's own code. On frozen features the ensemble has no
+spread unless `model.initial_std` is 1.
 """
 
 from ml_collections import ConfigDict

@@ -94,6 +94,11 @@ class Gold(NamedTuple):
         total = sum(amount.characters for amount in self[2:])
         return self.unread.characters / max(total, 1)
 
+    @property
+    def price(self) -> float:
+        """What all text but the counted takes off the reward that each annotator gives."""
+        return COST * sum(amount.characters for amount in self[3:])
+
 
 def judge(workload: str, response: str) -> Gold:
     """The gold reward of a response, see above; a pure function of its arguments.

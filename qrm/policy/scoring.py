@@ -215,11 +215,13 @@ class Judged(NamedTuple):
       rewards: [C, K] float64, the mean reward of each; None: there are only preferences.
       known: what else the judge has to know of them to compare them.
       unread: [C, K] share of the characters that it could not read; None: it reads all.
+      price: [C, K] what text that does not count takes off the rewards; None: all text counts.
     """
 
     rewards: np.ndarray | None
     known: Any
     unread: np.ndarray | None = None
+    price: np.ndarray | None = None
 
 
 class Judge(NamedTuple):
@@ -334,7 +336,8 @@ def _read_gold(workload: str, texts: Sequence[Comparison]) -> Judged:
     found = [golds(workload, map(text_of, row.responses)) for row in texts]
     return Judged(np.array([[one.reward.mean() for one in row] for row in found]),
                   [[one.reward for one in row] for row in found],
-                  np.array([[one.unread_share for one in row] for row in found]))
+                  *(np.array([[getattr(one, name) for one in row] for row in found])
+                    for name in ('unread_share', 'price')))
 
 
 def _gold_wins(own: Judged, others: Judged) -> np.ndarray:

@@ -252,9 +252,7 @@ def _row(bench: Bench, step: int, answers: Answers, texts: Sequence[Comparison],
          *, entropies: np.ndarray | None = None, best_of: int = 1) -> Row:
     shape = answers.sizes.shape
     plain = [[text_of(response) for response in one.responses] for one in texts]
-    gold, unread = None, None
-    if bench.gold is not None:
-        gold, _, unread = bench.gold(texts)
+    gold = Judged(None, None) if bench.gold is None else bench.gold(texts)
     # Two atoms that have this mean and standard deviation.
     atoms = np.stack([scores.rewards - scores.stds, scores.rewards + scores.stds], axis=-1)
     proxy = distributions.uniform_atoms(atoms)
@@ -262,7 +260,7 @@ def _row(bench: Bench, step: int, answers: Answers, texts: Sequence[Comparison],
         return monitor.measure(monitor.Evaluation(
             step, [one.group for one in texts], plain, answers.tokens, answers.mask,
             np.ones(shape, bool), answers.truncated, log_probs, reference, proxy,
-            entropies=entropies, gold=gold, unread=unread,
+            entropies=entropies, gold=gold.rewards, unread=gold.unread,
             disagreements=scores.disagreements, wins=wins if bench.judge.source else None,
             best_of=best_of))
     except ValueError as error:

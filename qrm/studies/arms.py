@@ -119,6 +119,14 @@ class Statistics:
         return self.cell(lambda seed: paths.fall(
             self._found[arm, seed], self._weights, self._half) / self._std)
 
+    def risen_price(self, arm: Arm) -> dict[str, Any] | None:
+        """What of that fall is a higher price of text that does not count; None: all counts."""
+        if self.curve(arm, self.seeds[0]).price is None:
+            return None
+        return self.cell(lambda seed: paths.fall(
+            self._found[arm, seed], self._weights, self._half,
+            of=-self._found[arm, seed].price) / self._std)
+
     def win_controlled(self, arm: Arm) -> dict[str, Any]:
         """How often its last responses would win at equal length, as far as that is defined."""
         found = {seed: paths.win_controlled(self._found[arm, seed], self._weights)
@@ -145,7 +153,8 @@ class Statistics:
             'fall': self.fall(arm), 'win': self.cell(last('win')),
             'win_controlled': self.win_controlled(arm), 'length': self.cell(last('length')),
             'unread': (None if self.curve(arm, self.seeds[0]).unread is None
-                       else self.cell(last('unread')))}
+                       else self.cell(last('unread'))),
+            'risen_price': self.risen_price(arm)}
         scalar = Arm(arm.algorithm, SCALAR, 'mean')
         if scalar in self.arms and arm != scalar:
             row['over_scalar'] = self.gain(arm, scalar, at='along')
@@ -343,7 +352,7 @@ def format_result(result: Mapping[str, Any]) -> str:
               'over the scalar at equal KL']]
     known = settings['gold'] == GOLD
     beside = [['policy', 'tokens', 'preferred to the reference', 'the same at equal length',
-               *(['characters unread'] if known else [])]]
+               *(['characters unread', 'price in the fall'] if known else [])]]
     for row in result['rows']:
         other = row.get('over_scalar')
         lines.append([row['name'], tables.enclosed(row['kl']),
@@ -352,7 +361,8 @@ def format_result(result: Mapping[str, Any]) -> str:
                       '-' if other is None else tables.enclosed(other, sign='+')])
         beside.append([row['name'], *(
             tables.enclosed(row[name]) for name in (
-                'length', 'win', 'win_controlled', *(['unread'] if known else [])))])
+                'length', 'win', 'win_controlled', *(['unread'] if known else []))), *(
+            [tables.enclosed(row['risen_price'], sign='+')] if known else [])])
     count = len(settings['seeds'])
     learnt = f'{settings["pairs"]} pairs' if settings['data'] == DEMO else settings['data']
     return '\n'.join([
@@ -374,7 +384,9 @@ def format_result(result: Mapping[str, Any]) -> str:
         'the difference in length. That has no interval where in a resample all are longer, or all '
         'shorter, and no value where all are.' + (
             f' Unread is the share of characters in no sentence that the gold reward knows, '
-            f'{reference["unread"]:.3f} of the candidates.' if known else '') + '\n',
+            f'{reference["unread"]:.3f} of the candidates. These, and sentences that are repeated '
+            'or too many, have a price; the last column is by how much it rose from the peak to '
+            'the end, part of the fall above.' if known else '') + '\n',
         tables.markdown(beside),
         '\n## By the bounds that the config states\n',
         f'Yes: intervals above {settings["yes.gain"]:g}; no: else, one below '

@@ -463,7 +463,7 @@ def best_of_n(bench: Bench, rewards: Atoms, name: str, config: Any) -> dict[Arm,
                 found[arm] = Path(np.array(ns), kl, *(
                     None if values is None else np.einsum('spn,pn->sp', chosen, values)
                     for values in (bench.gold.rewards, mean, wins, bench.lengths,
-                                   bench.gold.unread)),
+                                   bench.gold.unread, bench.gold.price)),
                     bench.rival_length, float(mean.std()))
     return found
 
@@ -481,7 +481,8 @@ def follow(bench: Bench, folder: str, model: RewardModel, candidates: np.ndarray
     first = np.s_[:, :bench.sampling.samples]
     gold = bench.gold
     found = [(0, np.zeros(len(candidates)), *(_means(values, first) for values in (
-        gold.rewards, candidates, bench.wins(gold), bench.lengths, gold.unread)))]
+        gold.rewards, candidates, bench.wins(gold), bench.lengths, gold.unread,
+        gold.price)))]
     with Checkpoints(folder, read_only=True) as checkpoints:
         steps = checkpoints.evaluated  # not where the run was interrupted
     for step in steps:
@@ -497,7 +498,7 @@ def follow(bench: Bench, folder: str, model: RewardModel, candidates: np.ndarray
         gold = bench.judge.read(texts)
         found.append((step, *(_means(values) for values in (
             kl.sum(axis=-1), gold.rewards, np.asarray(judge(model, texts).mean, np.float64),
-            bench.wins(gold), answers.sizes, gold.unread))))
+            bench.wins(gold), answers.sizes, gold.unread, gold.price))))
     return Path(*(None if column[0] is None else np.array(column)
                   for column in zip(*found, strict=True)),
                 bench.rival_length, float(candidates.std()))

@@ -31,6 +31,7 @@ class Path(NamedTuple):
       win: [I, P] mean probability, by gold, of being preferred to a rival.
       length: [I, P] mean tokens of the responses.
       unread: [I, P] mean share of the characters that gold could not read; None: it reads all.
+      price: [I, P] mean of what text that does not count takes off gold; None: all counts.
       rival_length: [P] mean tokens of the rivals, other responses of the reference.
       unit: standard deviation of the proxy's reward over responses of the reference.
     """
@@ -42,6 +43,7 @@ class Path(NamedTuple):
     win: np.ndarray
     length: np.ndarray
     unread: np.ndarray | None
+    price: np.ndarray | None
     rival_length: np.ndarray
     unit: float
 
@@ -55,6 +57,7 @@ class Curves(NamedTuple):
     win: np.ndarray
     length: np.ndarray
     unread: np.ndarray | None
+    price: np.ndarray | None
 
 
 def as_json(path: Path) -> dict[str, Any]:
@@ -148,7 +151,8 @@ def peak(path: Curves) -> np.ndarray:
     return path.kl[np.arange(len(path.kl)), path.gold.argmax(axis=1)]
 
 
-def fall(path: Path, weights: np.ndarray, half: np.ndarray) -> np.ndarray:
+def fall(path: Path, weights: np.ndarray, half: np.ndarray, *,
+         of: np.ndarray | None = None) -> np.ndarray:
     """How far the gold reward falls from its peak to the last evaluation, [B].
 
     The highest of noisy means is too high. So the evaluation of the peak is chosen on one half of
@@ -159,6 +163,7 @@ def fall(path: Path, weights: np.ndarray, half: np.ndarray) -> np.ndarray:
       path: the path.
       weights: [r, P].
       half: [P] bool, True of one half, the same for all prompts of an opening question.
+      of: [I, P] what falls, from the peak of gold too; None: gold itself.
 
     Raises:
       ValueError: a half is empty.
@@ -167,10 +172,11 @@ def fall(path: Path, weights: np.ndarray, half: np.ndarray) -> np.ndarray:
         raise ValueError('one half of the prompts is empty, expected at least two opening '
                          'questions')
     rows = np.concatenate([np.ones((1, weights.shape[1])), weights])
+    values = path.gold if of is None else of
     total = 0.0
     for chosen, measured in ((half, ~half), (~half, half)):
         top = int(path.gold[:, chosen].mean(axis=1).argmax())
-        lost = (path.gold[top] - path.gold[-1])[measured]
+        lost = (values[top] - values[-1])[measured]
         count = rows[:, measured]
         total = total + count @ lost / np.maximum(count.sum(axis=1), 1)
     return 0.5 * total

@@ -276,10 +276,11 @@ def longer_answer(prompts, firsts, seconds):
             for one, other in zip(firsts, seconds, strict=True)]
 
 
-def test_gold_tells_what_it_could_not_read():
+def test_gold_tells_what_it_could_not_read_and_what_that_costs():
     judge = scoring.load_judge('gold', workload='helpful')
     found = judge.read(comparisons(('Sure. zebra', ''), ('Good question!', 'zebra')))
     np.testing.assert_allclose(found.unread, [[0.5, 0.0], [0.0, 1.0]])
+    np.testing.assert_allclose(found.price, [[0.05, 0.0], [0.0, 0.05]])
 
 
 def test_members_of_an_ensemble_disagree():

@@ -40,8 +40,8 @@ def path(gold, kl=(0.0, 2.0, 4.0), noise=0.1, seed=0):
     shape = len(gold), len(GROUPS)
     table = np.array(gold, float)[:, None] + noise * rng.normal(size=shape)
     return Path(np.arange(len(gold)), np.broadcast_to(np.array(kl, float)[:, None], shape), table,
-                table, np.full(shape, 0.5), np.ones(shape), np.full(shape, 0.25), np.ones(shape[1]),
-                1.0)
+                table, np.full(shape, 0.5), np.ones(shape), np.full(shape, 0.25), -table / 4.0,
+                np.ones(shape[1]), 1.0)
 
 
 def statistics(**golds):
@@ -106,6 +106,16 @@ def test_nothing_is_delayed_that_is_not_seen():
     lines = arms.verdict({'delay': rows, 'quantile': [], 'dpo': []})
     assert lines[0].endswith(f'{OPEN}.')
     assert UNSEEN in lines[1]
+
+
+def test_of_a_fall_the_risen_price_is_told():
+    found = statistics(mean=(0.0, 3.0, 1.0))
+    # A quarter of what gold falls, all of it after the peak.
+    row, cell = found.row(MEAN), found.risen_price(MEAN)
+    assert row['risen_price'] == cell
+    for name in ('value', 'low', 'high'):
+        assert cell[name] == pytest.approx(row['fall'][name] / 4.0)
+    assert cell['value'] == pytest.approx(0.25, abs=0.03)
 
 
 def test_policies_are_compared_along_the_kl():
@@ -242,6 +252,7 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
     # Two tokens are no sentence of the demo.
     assert 0.5 < of_best['unread']['value'] <= 1.0
     assert 'characters unread' in text
+    assert 'price in the fall' in text
     # Sampled from a policy that has taken a step.
     assert result['rows'][-1]['kl']['value'] != 0.0
     for name in ('overoptimisation', 'gold'):
@@ -324,7 +335,7 @@ def test_a_reward_model_stands_in_for_the_truth(words, tmp_path, monkeypatch):
     text = study.run(config, str(folder))
     assert text.startswith('# Over-optimisation as another reward model sees it')
     assert f'Gold rewards are those of {words["gold"]}' in text
-    assert 'unread' not in text  # by a model that reads all
+    assert not {'unread', 'price'} & set(text.split())  # by a model that reads all
     assert not (folder / 'sft').exists()
     assert len(list((folder / 'features').iterdir())) == 1  # which proxies share
     result = json.loads((folder / 'overoptimisation.json').read_text())

@@ -14,14 +14,15 @@ def one(kl, gold, proxy=None):
     """Curves of the prompts as they are alone."""
     gold = np.array([gold], float)
     return Curves(np.array([kl], float), gold, gold if proxy is None else np.array([proxy], float),
-                  gold, gold, None)
+                  gold, gold, None, None)
 
 
 def test_curves_are_weighted_means_over_prompts():
     path = Path(np.array([0, 5]), np.array([[0.0, 0.0], [1.0, 3.0]]),
                 np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([[0.0, 4.0], [8.0, 0.0]]),
                 np.array([[0.5, 0.5], [0.2, 0.8]]), np.array([[4.0, 4.0], [5.0, 9.0]]),
-                np.array([[0.0, 0.4], [0.2, 0.0]]), np.array([4.0, 4.0]), 1.0)
+                np.array([[0.0, 0.4], [0.2, 0.0]]), np.array([[0.5, 1.5], [2.0, 4.0]]),
+                np.array([4.0, 4.0]), 1.0)
     found = paths.curves(path, np.array([[2, 0], [3, 1]]))
     np.testing.assert_allclose(found.kl, [[0.0, 2.0], [0.0, 1.0], [0.0, 1.5]])
     np.testing.assert_allclose(found.gold, [[1.5, 4.5], [1.0, 3.0], [1.25, 3.75]])
@@ -29,6 +30,7 @@ def test_curves_are_weighted_means_over_prompts():
     np.testing.assert_allclose(found.win, [[0.5, 0.5], [0.5, 0.2], [0.5, 0.35]])
     np.testing.assert_allclose(found.length, [[4.0, 7.0], [4.0, 5.0], [4.0, 6.0]])
     np.testing.assert_allclose(found.unread, [[0.2, 0.1], [0.0, 0.2], [0.1, 0.15]])
+    np.testing.assert_allclose(found.price, [[1.0, 3.0], [0.5, 2.0], [0.75, 2.5]])
     assert paths.curves(path._replace(unread=None), np.ones((1, 2))).unread is None
 
 
@@ -36,7 +38,8 @@ def test_wins_at_equal_length_are_of_the_last_responses():
     rng = np.random.default_rng(0)
     length = np.array([np.full(30, 22.0), rng.integers(10, 90, 30)])
     win = np.array([np.full(30, 0.5), rng.random(30)])
-    path = Path(np.array([0, 5]), *np.zeros((3, 2, 30)), win, length, None, np.full(30, 20.0), 1.0)
+    path = Path(np.array([0, 5]), *np.zeros((3, 2, 30)), win, length, None, None,
+                np.full(30, 20.0), 1.0)
     weights = rng.multinomial(30, np.full(30, 1 / 30), size=3)
     found = paths.win_controlled(path, weights)
     shares = np.concatenate([np.ones((1, 30)), weights]) / 30
@@ -46,9 +49,9 @@ def test_wins_at_equal_length_are_of_the_last_responses():
 
 
 def test_a_path_comes_back_from_json():
-    path = Path(np.array([0, 5]), *np.random.default_rng(0).normal(size=(6, 2, 4)), np.arange(4.0),
+    path = Path(np.array([0, 5]), *np.random.default_rng(0).normal(size=(7, 2, 4)), np.arange(4.0),
                 0.5)
-    for own in (path, path._replace(unread=None)):
+    for own in (path, path._replace(unread=None, price=None)):
         back = paths.from_json(json.loads(json.dumps(paths.as_json(own))))
         assert back.unit == 0.5
         for name in Path._fields:
@@ -101,10 +104,14 @@ def test_the_peak_is_the_kl_of_the_highest_gold():
 def test_a_fall_is_measured_on_the_other_half():
     half = np.array([True, True, False, False])
     gold = np.array([[0.0, 0.0, 0.0, 0.0], [4.0, 2.0, 1.0, 5.0], [1.0, 3.0, 2.0, 2.0]])
-    path = Path(np.arange(3), np.zeros((3, 4)), *[gold] * 4, None, gold[0], 1.0)
+    path = Path(np.arange(3), np.zeros((3, 4)), *[gold] * 4, None, None, gold[0], 1.0)
     # Both halves have their peak at the second one: falls of (3, -1) and (-1, 3).
     found = paths.fall(path, np.array([[2, 0, 1, 1], [1, 1, 0, 2]]), half)
     np.testing.assert_allclose(found, [1.0, 0.5 * (3.0 + 1.0), 0.5 * (1.0 + 3.0)])
+    # What else falls, from the peak of gold: (1, 2) and (5, -4).
+    other = np.array([[9.0, 9.0, 9.0, 9.0], [3.0, 2.0, 6.0, 1.0], [2.0, 0.0, 1.0, 5.0]])
+    found = paths.fall(path, np.array([[2, 0, 1, 1], [1, 1, 0, 2]]), half, of=other)
+    np.testing.assert_allclose(found, [1.0, 0.5 * (1.0 + 0.5), 0.5 * (1.5 - 4.0)])
     with pytest.raises(ValueError, match='half'):
         paths.fall(path, np.ones((1, 4), int), np.ones(4, bool))
 
@@ -115,6 +122,6 @@ def test_noise_alone_has_no_fall_on_average():
     found = []
     for _ in range(300):
         gold = rng.normal(size=(8, 40))
-        path = Path(np.arange(8), np.zeros((8, 40)), *[gold] * 4, None, gold[0], 1.0)
+        path = Path(np.arange(8), np.zeros((8, 40)), *[gold] * 4, None, None, gold[0], 1.0)
         found.append(paths.fall(path, np.ones((1, 40), int), half)[0])
     assert abs(np.mean(found)) < 3.0 * np.std(found) / np.sqrt(300)

@@ -87,7 +87,8 @@ def draw_monitor(rows: Sequence[Row], rules: Rules | None = None) -> Figure:
     return figure
 
 
-def rewards_against_kl(axes: Axes, rows: Sequence[Row], *, root: bool = False) -> None:
+def rewards_against_kl(axes: Axes, rows: Sequence[Row], *, root: bool = False,
+                       legend: bool = True) -> None:
     """Gains of proxy and gold reward since the first row, in its standard deviations.
 
     Nothing is drawn of a reward that is unknown, or equal for all responses of the first row.
@@ -96,6 +97,7 @@ def rewards_against_kl(axes: Axes, rows: Sequence[Row], *, root: bool = False) -
       axes: where to draw.
       rows: of a run.
       root: see `draw_overoptimisation`.
+      legend: whether it has one of its own.
     """
     for name, color in (('proxy', CHOSEN), ('gold', REJECTED)):
         known = [row for row in rows if getattr(row, name) is not None]
@@ -105,7 +107,7 @@ def rewards_against_kl(axes: Axes, rows: Sequence[Row], *, root: bool = False) -
         gains = np.array([getattr(row, name) for row in known]) - getattr(known[0], name)
         errors = np.array([getattr(row, f'{name}_error') for row in known])
         _estimates(axes, _distances(known, root), gains / scale, errors / scale, color, name)
-    _finish_kl(axes, root, "gain of reward (first row's std)", 0.0)
+    _finish_kl(axes, root, "gain of reward (first row's std)", 0.0, legend)
 
 
 def wins_against_kl(axes: Axes, rows: Sequence[Row], *, root: bool = False) -> None:
@@ -173,10 +175,11 @@ def _estimates(axes: Axes, x: np.ndarray, values: np.ndarray, errors: np.ndarray
                 linewidth=1.2)
 
 
-def _finish_kl(axes: Axes, root: bool, label: str, level: float) -> None:
+def _finish_kl(axes: Axes, root: bool, label: str, level: float, legend: bool = True) -> None:
     if not axes.has_data():
         return
     axes.axhline(level, color=FAINT, linewidth=0.8, linestyle=':', zorder=0)
     axes.set_xlabel('√ KL (√ nats a response)' if root else 'KL (nats a response)')
     axes.set_ylabel(label)
-    axes.legend(frameon=False, fontsize='small')
+    if legend:
+        axes.legend(frameon=False, fontsize='small')

@@ -341,8 +341,10 @@ def draw_gains(policies: Mapping[str, Sequence[Row]]) -> Figure:
     """
     figure, panels = grid(-(-len(policies) // 3), 3)
     for axes, (title, rows) in zip(panels.flat, policies.items(), strict=False):
-        rewards_against_kl(axes, rows, root=True)
+        rewards_against_kl(axes, rows, root=True, legend=False)
         axes.set_title(title, fontsize='medium')
+    figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, fontsize='small',
+                  loc='outside lower center', ncols=2)
     hide_empty(panels)
     return figure
 

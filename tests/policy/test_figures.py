@@ -50,6 +50,9 @@ def test_rewards_are_gains_in_standard_deviations_of_the_first_row(root):
         np.testing.assert_allclose(lines.get_segments()[0], [[0.0, -reach], [0.0, reach]])
     assert axes.get_xlabel() == (
         '√ KL (√ nats a response)' if root else 'KL (nats a response)')
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ['proxy', 'gold']
+    figures.rewards_against_kl(axes := _axes(), _hacked(), root=root, legend=False)
+    assert axes.get_legend() is None
 
 
 def test_what_is_unknown_is_not_drawn():

@@ -119,13 +119,15 @@ class Statistics:
         return self.cell(lambda seed: paths.fall(
             self._found[arm, seed], self._weights, self._half) / self._std)
 
-    def risen_price(self, arm: Arm) -> dict[str, Any] | None:
-        """What of that fall is a higher price of text that does not count; None: all counts."""
-        if self.curve(arm, self.seeds[0]).price is None:
-            return None
-        return self.cell(lambda seed: paths.fall(
-            self._found[arm, seed], self._weights, self._half,
-            of=-self._found[arm, seed].price) / self._std)
+    def fall_without_price(self, arm: Arm) -> dict[str, Any] | None:
+        """Of what the text that counts is worth, from the peak of gold; None: all counts."""
+
+        def of_seed(seed: int) -> np.ndarray:
+            path = self._found[arm, seed]
+            return paths.fall(path, self._weights, self._half,
+                              of=path.gold + path.price) / self._std
+
+        return None if self.curve(arm, self.seeds[0]).price is None else self.cell(of_seed)
 
     def win_controlled(self, arm: Arm) -> dict[str, Any]:
         """How often its last responses would win at equal length, as far as that is defined."""
@@ -154,7 +156,7 @@ class Statistics:
             'win_controlled': self.win_controlled(arm), 'length': self.cell(last('length')),
             'unread': (None if self.curve(arm, self.seeds[0]).unread is None
                        else self.cell(last('unread'))),
-            'risen_price': self.risen_price(arm)}
+            'fall_without_price': self.fall_without_price(arm)}
         scalar = Arm(arm.algorithm, SCALAR, 'mean')
         if scalar in self.arms and arm != scalar:
             row['over_scalar'] = self.gain(arm, scalar, at='along')
@@ -352,7 +354,7 @@ def format_result(result: Mapping[str, Any]) -> str:
               'over the scalar at equal KL']]
     known = settings['gold'] == GOLD
     beside = [['policy', 'tokens', 'preferred to the reference', 'the same at equal length',
-               *(['characters unread', 'price in the fall'] if known else [])]]
+               *(['characters unread', 'fall without their price'] if known else [])]]
     for row in result['rows']:
         other = row.get('over_scalar')
         lines.append([row['name'], tables.enclosed(row['kl']),
@@ -362,7 +364,7 @@ def format_result(result: Mapping[str, Any]) -> str:
         beside.append([row['name'], *(
             tables.enclosed(row[name]) for name in (
                 'length', 'win', 'win_controlled', *(['unread'] if known else []))), *(
-            [tables.enclosed(row['risen_price'], sign='+')] if known else [])])
+            [tables.enclosed(row['fall_without_price'], sign='+')] if known else [])])
     count = len(settings['seeds'])
     learnt = f'{settings["pairs"]} pairs' if settings['data'] == DEMO else settings['data']
     return '\n'.join([
@@ -385,8 +387,8 @@ def format_result(result: Mapping[str, Any]) -> str:
         'shorter, and no value where all are.' + (
             f' Unread is the share of characters in no sentence that the gold reward knows, '
             f'{reference["unread"]:.3f} of the candidates. These, and sentences that are repeated '
-            'or too many, have a price; the last column is by how much it rose from the peak to '
-            'the end, part of the fall above.' if known else '') + '\n',
+            'or too many, take a price off gold; the last column is how far what counts falls, '
+            'from the same peak.' if known else '') + '\n',
         tables.markdown(beside),
         '\n## By the bounds that the config states\n',
         f'Yes: intervals above {settings["yes.gain"]:g}; no: else, one below '

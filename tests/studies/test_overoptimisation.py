@@ -108,14 +108,14 @@ def test_nothing_is_delayed_that_is_not_seen():
     assert UNSEEN in lines[1]
 
 
-def test_of_a_fall_the_risen_price_is_told():
+def test_a_fall_is_told_without_the_price():
     found = statistics(mean=(0.0, 3.0, 1.0))
-    # A quarter of what gold falls, all of it after the peak.
-    row, cell = found.row(MEAN), found.risen_price(MEAN)
-    assert row['risen_price'] == cell
+    # The price rises by a quarter of what gold falls.
+    row, cell = found.row(MEAN), found.fall_without_price(MEAN)
+    assert row['fall_without_price'] == cell
     for name in ('value', 'low', 'high'):
-        assert cell[name] == pytest.approx(row['fall'][name] / 4.0)
-    assert cell['value'] == pytest.approx(0.25, abs=0.03)
+        assert cell[name] == pytest.approx(0.75 * row['fall'][name])
+    assert cell['value'] == pytest.approx(0.75, abs=0.1)
 
 
 def test_policies_are_compared_along_the_kl():
@@ -252,7 +252,7 @@ def test_a_second_run_trains_nothing_and_finds_the_same(tmp_path, monkeypatch):
     # Two tokens are no sentence of the demo.
     assert 0.5 < of_best['unread']['value'] <= 1.0
     assert 'characters unread' in text
-    assert 'price in the fall' in text
+    assert 'fall without their price' in text
     # Sampled from a policy that has taken a step.
     assert result['rows'][-1]['kl']['value'] != 0.0
     for name in ('overoptimisation', 'gold'):

@@ -1,7 +1,7 @@
 """Asks whether the spreads of trained models know where judges disagree.
 
     qrm disagreement --config=disagreement --workdir=results/disagreement \\
-      --config.runs=results/heads-1 --config.pandalm=testset-v1.json
+      --config.runs=results/heads --config.pandalm=testset-v1.json
 """
 
 from absl import flags

@@ -97,7 +97,7 @@ class Gold(NamedTuple):
     @property
     def price(self) -> float:
         """What all text but the counted takes off the reward that each annotator gives."""
-        return COST * sum(amount.characters for amount in self[3:])
+        return _price(self.repeated, self.surplus, self.unread)
 
 
 def judge(workload: str, response: str) -> Gold:
@@ -130,7 +130,7 @@ def judge(workload: str, response: str) -> Gold:
             attributes.get(sentence.attribute, 0.0) + sentence.strength)
     amounts = (_amount([part for part, _ in counted]), _amount(repeated),
                _amount([part for part, _ in surplus]), _amount(unread))
-    cost = COST * sum(amount.characters for amount in amounts[1:])
+    cost = _price(*amounts[1:])
     # In the order of the text, as the generator adds them up: sums of floats depend on it.
     of_types = zip(*(sentence.rewards for _, sentence in counted), strict=True)
     means = tuple(map(sum, of_types)) or (0.0,) * len(spec.shares)
@@ -198,6 +198,10 @@ def _divide(most: Mapping[str, int], new: Iterable[_Read]) -> tuple[list[_Read],
             own = [one for one in counted if one[1].attribute == attribute]
             surplus += sorted(own, key=lambda one: -one[1].strength)[most[attribute]:]
     return [one for one in counted if one not in surplus] if surplus else counted, surplus
+
+
+def _price(*amounts: Amount) -> float:
+    return COST * sum(amount.characters for amount in amounts)
 
 
 def _amount(parts: Sequence[str]) -> Amount:

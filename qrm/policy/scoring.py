@@ -336,8 +336,8 @@ def _read_gold(workload: str, texts: Sequence[Comparison]) -> Judged:
     found = [golds(workload, map(text_of, row.responses)) for row in texts]
     return Judged(np.array([[one.reward.mean() for one in row] for row in found]),
                   [[one.reward for one in row] for row in found],
-                  *(np.array([[getattr(one, name) for one in row] for row in found])
-                    for name in ('unread_share', 'price')))
+                  unread=np.array([[one.unread_share for one in row] for row in found]),
+                  price=np.array([[one.price for one in row] for row in found]))
 
 
 def _gold_wins(own: Judged, others: Judged) -> np.ndarray:

@@ -125,7 +125,7 @@ class Statistics:
         def of_seed(seed: int) -> np.ndarray:
             path = self._found[arm, seed]
             return paths.fall(path, self._weights, self._half,
-                              of=path.gold + path.price) / self._std
+                              values=path.gold + path.price) / self._std
 
         return None if self.curve(arm, self.seeds[0]).price is None else self.cell(of_seed)
 
@@ -354,7 +354,7 @@ def format_result(result: Mapping[str, Any]) -> str:
               'over the scalar at equal KL']]
     known = settings['gold'] == GOLD
     beside = [['policy', 'tokens', 'preferred to the reference', 'the same at equal length',
-               *(['characters unread', 'fall without their price'] if known else [])]]
+               *(['characters unread', 'fall of what counts'] if known else [])]]
     for row in result['rows']:
         other = row.get('over_scalar')
         lines.append([row['name'], tables.enclosed(row['kl']),
@@ -387,8 +387,8 @@ def format_result(result: Mapping[str, Any]) -> str:
         'shorter, and no value where all are.' + (
             f' Unread is the share of characters in no sentence that the gold reward knows, '
             f'{reference["unread"]:.3f} of the candidates. These, and sentences that are repeated '
-            'or too many, take a price off gold; the last column is how far what counts falls, '
-            'from the same peak.' if known else '') + '\n',
+            'or too many, take a price off gold; the last column is how far what counts falls '
+            'without it, from the same peak.' if known else '') + '\n',
         tables.markdown(beside),
         '\n## By the bounds that the config states\n',
         f'Yes: intervals above {settings["yes.gain"]:g}; no: else, one below '

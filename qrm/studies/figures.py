@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -340,10 +341,13 @@ def draw_gains(policies: Mapping[str, Sequence[Row]]) -> Figure:
       policies: title -> rows, see `policy.figures.rewards_against_kl`.
     """
     figure, panels = grid(-(-len(policies) // 3), 3)
+    drawn: dict[str, Artist] = {}
     for axes, (title, rows) in zip(panels.flat, policies.items(), strict=False):
         rewards_against_kl(axes, rows, root=True, legend=False)
         axes.set_title(title, fontsize='medium')
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), frameon=False, fontsize='small',
+        lines, labels = axes.get_legend_handles_labels()
+        drawn |= dict(zip(labels, lines, strict=True))
+    figure.legend(drawn.values(), drawn, frameon=False, fontsize='small',
                   loc='outside lower center', ncols=2)
     hide_empty(panels)
     return figure

@@ -152,8 +152,8 @@ def peak(path: Curves) -> np.ndarray:
 
 
 def fall(path: Path, weights: np.ndarray, half: np.ndarray, *,
-         of: np.ndarray | None = None) -> np.ndarray:
-    """How far the gold reward falls from its peak to the last evaluation, [B].
+         values: np.ndarray | None = None) -> np.ndarray:
+    """How far the gold reward, or what `values` are, falls from the peak of gold to the end, [B].
 
     The highest of noisy means is too high. So the evaluation of the peak is chosen on one half of
     the prompts and the fall from it is measured on the other, both ways, and the mean is taken; it
@@ -163,7 +163,7 @@ def fall(path: Path, weights: np.ndarray, half: np.ndarray, *,
       path: the path.
       weights: [r, P].
       half: [P] bool, True of one half, the same for all prompts of an opening question.
-      of: [I, P] what falls, from the peak of gold too; None: gold itself.
+      values: [I, P] what falls; None: gold itself.
 
     Raises:
       ValueError: a half is empty.
@@ -172,7 +172,7 @@ def fall(path: Path, weights: np.ndarray, half: np.ndarray, *,
         raise ValueError('one half of the prompts is empty, expected at least two opening '
                          'questions')
     rows = np.concatenate([np.ones((1, weights.shape[1])), weights])
-    values = path.gold if of is None else of
+    values = path.gold if values is None else values
     total = 0.0
     for chosen, measured in ((half, ~half), (~half, half)):
         top = int(path.gold[:, chosen].mean(axis=1).argmax())

@@ -137,16 +137,19 @@ def test_repetition_costs_without_end(workload):
     assert _mean(workload, text * 1000) == pytest.approx(mean - 0.01 * 999 * size)
 
 
-@pytest.mark.parametrize(('text', 'share', 'price'), [
-    ('Sure. zebra', 5 / 10, 0.05), ('zebra', 1.0, 0.05), ('Sure. Sure.', 0.0, 0.05), ('', 0.0, 0.0),
-    ('Sure. Sure. zebra', 5 / 15, 0.1), ('Good question!', 0.0, 0.0)])
-def test_the_share_that_is_not_read_and_the_price_of_what_does_not_count(text, share, price):
+@pytest.mark.parametrize(('text', 'share', 'price', 'counted'), [
+    ('Sure. zebra', 5 / 10, 0.05, 'Sure.'), ('zebra', 1.0, 0.05, ''),
+    ('Sure. Sure.', 0.0, 0.05, 'Sure.'), ('', 0.0, 0.0, ''),
+    ('Sure. Sure. zebra', 5 / 15, 0.1, 'Sure.'), ('Good question!', 0.0, 0.0, 'Good question!'),
+    # The stronger of two that are polite counts.
+    ('Sure. Good question!', 0.0, 0.05, 'Good question!')])
+def test_the_share_that_is_not_read_and_the_price_of_what_does_not_count(
+        text, share, price, counted):
     found = gold.judge('helpful', text)
     assert found.unread_share == pytest.approx(share)
     assert found.price == pytest.approx(price)
-    alone = ' '.join(dict.fromkeys(text.removesuffix('zebra').split(' ')))  # what counts of it
     assert found.reward.mean() == pytest.approx(
-        gold.judge('helpful', alone).reward.mean() - price)
+        gold.judge('helpful', counted).reward.mean() - price)
 
 
 def test_shares_of_characters():

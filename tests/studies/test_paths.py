@@ -110,7 +110,7 @@ def test_a_fall_is_measured_on_the_other_half():
     np.testing.assert_allclose(found, [1.0, 0.5 * (3.0 + 1.0), 0.5 * (1.0 + 3.0)])
     # What else falls, from the peak of gold: (1, 2) and (5, -4).
     other = np.array([[9.0, 9.0, 9.0, 9.0], [3.0, 2.0, 6.0, 1.0], [2.0, 0.0, 1.0, 5.0]])
-    found = paths.fall(path, np.array([[2, 0, 1, 1], [1, 1, 0, 2]]), half, of=other)
+    found = paths.fall(path, np.array([[2, 0, 1, 1], [1, 1, 0, 2]]), half, values=other)
     np.testing.assert_allclose(found, [1.0, 0.5 * (1.0 + 0.5), 0.5 * (1.5 - 4.0)])
     with pytest.raises(ValueError, match='half'):
         paths.fall(path, np.ones((1, 4), int), np.ones(4, bool))

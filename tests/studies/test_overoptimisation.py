@@ -16,7 +16,7 @@ from qrm.policy import language_model, rollouts
 from qrm.policy.rollouts import Answers
 from qrm.rewards import distributions, resampling
 from qrm.rewards.selection import Rule
-from qrm.studies import arms, bench
+from qrm.studies import arms, bench, figures
 from qrm.studies import overoptimisation as study
 from qrm.studies.arms import NO, OPEN, UNSEEN, YES, Arm, Statistics
 from qrm.studies.paths import Path
@@ -24,7 +24,7 @@ from qrm.training import reward_model, workdir
 from qrm.training.schema import ConfigError
 from qrm.training.train import train
 from qrm.training.workdir import WorkdirError
-from tests.helpers import load_config, word_pairs
+from tests.helpers import load_config, policy_row, word_pairs
 
 BOUNDS = ConfigDict({'gain': 0.0, 'matters': 0.2, 'fall': 0.0})
 ANALYSIS = ConfigDict({'bootstrap': 200, 'level': 0.9, 'seed': 0})
@@ -116,6 +116,15 @@ def test_a_fall_is_told_without_the_price():
     for name in ('value', 'low', 'high'):
         assert cell[name] == pytest.approx(0.75 * row['fall'][name])
     assert cell['value'] == pytest.approx(0.75, abs=0.1)
+
+
+def test_panels_share_a_legend_of_all_that_any_draws():
+    policies = {'by a judge': [policy_row(step, gold=None, gold_error=None) for step in (0, 1)],
+                'in the demo': [policy_row(step) for step in (0, 1)]}
+    figure = figures.draw_gains(policies)
+    legend, = figure.legends
+    assert [text.get_text() for text in legend.get_texts()] == ['proxy', 'gold']
+    assert [axes.get_legend() for axes in figure.axes if axes.get_visible()] == [None, None]
 
 
 def test_policies_are_compared_along_the_kl():
@@ -335,7 +344,8 @@ def test_a_reward_model_stands_in_for_the_truth(words, tmp_path, monkeypatch):
     text = study.run(config, str(folder))
     assert text.startswith('# Over-optimisation as another reward model sees it')
     assert f'Gold rewards are those of {words["gold"]}' in text
-    assert not {'unread', 'price'} & set(text.split())  # by a model that reads all
+    assert 'unread' not in text  # by a model that reads all
+    assert 'fall of what counts' not in text
     assert not (folder / 'sft').exists()
     assert len(list((folder / 'features').iterdir())) == 1  # which proxies share
     result = json.loads((folder / 'overoptimisation.json').read_text())

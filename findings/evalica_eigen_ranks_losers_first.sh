@@ -3,7 +3,7 @@
 # large where a system loses. Those of `bradley_terry`, `newman`, `pagerank`, `elo`, `counting` and `average_win_rate` are
 # large where it wins, and neither name, docstring nor README says that one is the other way round.
 #
-# Expected: the best first, as its command prints a table by descending score. Seen, for ten systems of known strengths
+# Expected: the largest score for the best, as its command gives rank 1 to the largest. Seen, for ten systems of known strengths
 # from 0 to 2 and 40 comparisons of each two: rank correlation with the strength -1 for `eigen`, .988 for each of the
 # other six.
 # Who is hurt: whoever ranks reward models, judges or policies by it, or takes several methods for a check of one another:

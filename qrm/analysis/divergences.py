@@ -13,7 +13,8 @@ compared with them.
 
 Conventions shared by all nine:
   - `f(chosen [n], rejected [n], weights [n] or None, clusters [n]) -> float`;
-  - if all rewards present are equal, both samples are the same point and the value is 0;
+  - if all rewards present are equal, or differ by no more than rounding of float32, both samples
+    are the same point and the value is 0;
   - lengths are floored relative to the range of the pooled rewards, so that floors keep the
     invariance to rescaling and a constant sample yields a large finite number, never NaN.
 """
@@ -24,7 +25,7 @@ from typing import NamedTuple
 import numpy as np
 import scipy
 
-from qrm.rewards import resampling
+from qrm.rewards import resampling, statistics
 
 MIN_PAIRS = 10
 NEIGHBOURS = 5
@@ -96,7 +97,7 @@ class Divergence(NamedTuple):
 
 
 class _Pairs(NamedTuple):
-    """Validated pairs of positive weight; `start` and `span` place the pooled rewards."""
+    """Validated pairs of positive weight; `start` and `span`, 0 if constant, place the rewards."""
 
     chosen: np.ndarray
     rejected: np.ndarray
@@ -139,6 +140,8 @@ def _prepare(chosen, rejected, weights, clusters) -> _Pairs:
     span = max(chosen.max(), rejected.max()) - start
     if not np.isfinite(span):
         raise ValueError('the range of the rewards overflows float64')
+    if statistics.is_constant(np.concatenate([chosen, rejected])):
+        span = 0.0
     return _Pairs(chosen, rejected, weights[present].astype(np.float64), clusters[present],
                   float(start), float(span))
 

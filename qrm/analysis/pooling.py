@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from qrm.analysis import divergences
-from qrm.rewards.statistics import moments, normalised
+from qrm.rewards.statistics import is_constant, moments, normalised
 
 
 class Split(NamedTuple):
@@ -43,12 +43,11 @@ def split(chosen: np.ndarray, rejected: np.ndarray, weights: np.ndarray | None,
     total = divergences.gaussian(chosen, rejected, weights, clusters)  # checks them, too
     shares = normalised(weights, len(chosen))
     present = np.concatenate([chosen[shares > 0.0], rejected[shares > 0.0]])
-    span = float(np.ptp(present))
-    if not span:
+    if is_constant(present):
         return Split(0.0, 1.0, 0.0)
     margin, within = moments((chosen - rejected) / 2.0, shares)
     _, between = moments((chosen + rejected) / 2.0, shares)
-    within = max(within, divergences.WIDTH_FLOOR * span)
+    within = max(within, divergences.WIDTH_FLOOR * float(np.ptp(present)))
     inside, share = 2.0 * (margin / within) ** 2, within**2 / (within**2 + between**2)
     return Split(inside, share, total - inside * share)
 

@@ -28,6 +28,8 @@ def test_the_gaussian_estimate_is_split_into_within_and_between_pairs():
         pooling.split(3 * chosen[index], 3 * rejected[index], None, index))
     constant = pooling.split(np.ones(10), np.ones(10), None, clusters)
     assert constant == (0.0, 1.0, 0.0)
+    rounded = 2.5 + np.spacing(np.float32(2.5)) * (np.arange(10) % 2)
+    assert pooling.split(rounded, np.full(10, 2.5), None, clusters) == (0.0, 1.0, 0.0)
 
 
 def test_a_difference_of_splits_is_the_sum_of_its_parts():

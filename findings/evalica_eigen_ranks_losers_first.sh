@@ -15,7 +15,7 @@ folder="$(mktemp -d)"
 trap 'rm -rf "$folder"' EXIT
 cd "$folder"
 python3 -m venv env
-env/bin/pip install --quiet --disable-pip-version-check evalica==0.4.2 numpy==2.3.5 pandas==2.3.3 choix==0.4.1
+env/bin/pip install --quiet --disable-pip-version-check evalica==0.4.2 numpy==2.3.5 pandas==2.3.3
 cat > direction.py <<'PYTHON'
 import importlib.metadata
 import sys

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# scoringrules 0.10.0 (numpy 2.3.5), `crps_ensemble(..., estimator='akr')`, one of seven estimators that its docstring
-# offers for the CRPS of the same empirical distribution: it takes the distances between neighbours in the array for
-# those between all members, so that the score depends on their order. Quantiles, which come in order, have the smallest.
+# scoringrules 0.10.0 (numpy 2.3.5), `crps_ensemble(..., estimator='akr')`, which its docstring offers beside six others as
+# an approximate estimate of the CRPS: it takes the distances between neighbours in the array for those between all
+# members, so that the score depends on their order, which the docstring does not say. Quantiles come in order, and those
+# distances are the smallest that there are.
 #
 # Expected: one number for one set of members, and a score that the true distribution minimises. Seen, for 2,000
 # observations of N(0, 1) and its ten quantiles at the midpoints: .774 in ascending order, where 'nrg', 'qd' and 'int'

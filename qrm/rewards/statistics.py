@@ -15,7 +15,8 @@ import scipy
 
 ECE_BINS = 10
 _KNOTS = 11  # of the broken line that predicts the spread from the reward: its deciles
-# A sample narrower than this share of its size differs by rounding of float32 only.
+# A sample narrower than this share of its size, or a probability this close to 1/2, differs by
+# rounding of float32 only.
 _CONSTANT = 1e-6
 # Keeps the coefficients of separable labels finite; see `length_controlled_accuracy`.
 _RIDGE = 1e-6
@@ -198,11 +199,14 @@ def brier_scores(log_win: np.ndarray, label: np.ndarray) -> np.ndarray:
 def stated_and_observed(log_win: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """([n], [n]) probability of the side that the model prefers: predicted, and as labelled.
 
+    Where it prefers none, but for rounding of float32, both are .5.
+
     Args:
       log_win: [n] log of the predicted probability that the first side is preferred.
       label: [n] labelled probability that it is.
     """
-    win = np.exp(log_win)
+    win = np.exp(np.asarray(log_win, np.float64))
+    win = np.where(np.abs(win - 0.5) <= _CONSTANT, 0.5, win)
     return np.maximum(win, 1.0 - win), 0.5 + np.sign(win - 0.5) * (label - 0.5)
 
 

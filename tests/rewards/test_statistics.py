@@ -146,6 +146,12 @@ def test_calibration_error_of_labels_by_hand():
     assert error([0.5, 1.0], [1, 1]) == pytest.approx(0.0)
     # As labelled, .9 was right .8 of the time, and .6 (of the other side) .3 of the time.
     assert error([0.9, 0.4], [0.8, 0.7]) == pytest.approx(0.5 * 0.1 + 0.5 * 0.3)
+    # A coin in float32, whose half is no half in float64, and its neighbours prefer none.
+    half = np.float32(np.log(0.5))
+    coins = np.array([half, np.nextafter(half, np.float32(0)), np.nextafter(half, np.float32(-1))])
+    assert (np.exp(np.float64(coins)) != 0.5).all()
+    confidence, agreement = statistics.stated_and_observed(coins, np.ones(3))
+    assert confidence.tolist() == agreement.tolist() == [0.5] * 3
     # The first drawn three times.
     assert statistics.calibration_error(np.array([0.9, 0.6]), np.array([0.8, 0.3]))(
         np.array([3, 1])) == pytest.approx(0.75 * 0.1 + 0.25 * 0.3)

@@ -453,7 +453,8 @@ def degenerate_inputs():
         'mostly zeros': (np.where(x > 1.0, x, 0.0), np.where(x < -1.0, x, 0.0)),
         'separable': (x + 100.0, x),
         'outlier': (np.append(x[1:], 1e6), x),
-        'large offset': (1e5 + x, 1e5 + x[::-1]),
+        'offset': (1e5 + x, 1e5 + x[::-1]),
+        'large offset': (1e8 + x, 1e8 + x[::-1]),
     }
 
 

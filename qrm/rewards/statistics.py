@@ -331,6 +331,22 @@ def is_constant(values: np.ndarray) -> bool:
     return bool(np.ptp(values) <= _CONSTANT * np.abs(values).max())
 
 
+def beyond_rounding(spread: np.ndarray, rewards: np.ndarray) -> np.ndarray:
+    """Spreads [m] without what rounding alone makes of them or of their differences.
+
+    They are computed from numbers of the size of the rewards, and known no better: all are 0 where
+    none is more than the rounding of the largest reward, and equal where they differ by no more.
+
+    Args:
+      spread: [m] >= 0.
+      rewards: numbers of the same unit.
+    """
+    rounding = _CONSTANT * np.abs(rewards).max(initial=0.0)
+    if spread.max(initial=0.0) <= rounding:
+        return np.zeros_like(spread)
+    return np.full_like(spread, spread.mean()) if np.ptp(spread) <= rounding else spread
+
+
 def normalised(weights: np.ndarray | None, m: int) -> np.ndarray:
     """Multiplicities as weights [m] of sum 1."""
     if weights is None:

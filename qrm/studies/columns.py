@@ -115,7 +115,7 @@ def _means(j: Judged) -> np.ndarray:
 
 
 def _stds(j: Judged) -> np.ndarray:
-    return j.own.stds.astype(np.float64)
+    return statistics.beyond_rounding(j.own.stds.astype(np.float64), j.own.means)
 
 
 def _lowest(j: Judged) -> np.ndarray:

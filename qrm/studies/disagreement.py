@@ -260,9 +260,9 @@ def _of_head(model: RewardModel, encoded: Sequence[Encoded]) -> Said:
     means, lengths = (values.astype(np.float64).reshape(len(encoded), -1)
                       for values in (p.means, np.log(np.maximum(p.lengths, 1))))
     members = head.read(np.stack(outputs)).members
+    spread = spread_of(*(np.asarray(values, np.float64) for values in (members.mean, members.std)))
     return Said(p.comparison_ids, p.comparison_groups, _first_less_second(means),
-                spread_of(*(np.asarray(values, np.float64) for values in (
-                    members.mean, members.std))), _first_less_second(lengths), p)
+                statistics.beyond_rounding(spread, p.means), _first_less_second(lengths), p)
 
 
 def spread_of(means: np.ndarray, stds: np.ndarray) -> np.ndarray:
@@ -410,8 +410,8 @@ def _of_ratings(name: str, p: Predictions) -> Statistic:
     if slope <= 0.0:
         raise Undefined('ratings do not rise with the reward')
     quantiles = intercept + slope * np.sort(p.quantiles.astype(np.float64), axis=1)
-    return diagnostics.rating_statistics(
-        quantiles, p.taus, rewards, p.stds.astype(np.float64), ratings)[name]
+    spread = statistics.beyond_rounding(p.stds.astype(np.float64), rewards)
+    return diagnostics.rating_statistics(quantiles, p.taus, rewards, spread, ratings)[name]
 
 
 def _of_choices(text: str, panel: Panel, p: Predictions) -> Statistic:

@@ -197,7 +197,11 @@ KEYS: Table = {
     'analysis.seed': Key(0, NOT_NEGATIVE, 'of the resampling, and of shuffled spreads'),
 }
 
+# Of runs that train adapters, and of those that sample.
 _ADAPTERS = {'optimizer': {'learning_rate': 5e-4, 'warmup_fraction': 0.1}}
+_TEXT_ROLLOUTS = _ADAPTERS | {
+    'rollouts': {'prompts': 8, 'samples': 4, 'rows': 32, 'max_new_tokens': 96},
+    'evaluation': {'prompts': 16, 'samples': 4}, 'monitor': {'stop': ()}}
 # For a pretrained chat model of the size of SmolLM2-135M, on two cores.
 TEXT = {
     'data': '', 'reference': '', 'gold': '', 'seeds': (0,),
@@ -210,10 +214,12 @@ TEXT = {
         'train': {'tune': 'head', 'epochs': 5.0, 'checkpoint_every': 5}},
     'runs.dpo': _ADAPTERS | {
         'dpo': {'beta': 0.05}, 'train': {'tune': 'lora', 'batch_size': 16, 'checkpoint_every': 12}},
-    'runs.grpo': _ADAPTERS | {
+    'runs.ppo': _TEXT_ROLLOUTS | {
+        'algorithm': {'beta': 0.0, 'kl_reward': 'k1', 'scale': 'running', 'centre': True,
+                      'truncated': 'keep'},
+        'train': {'tune': 'lora', 'batch_size': 8, 'max_steps': 24, 'checkpoint_every': 8}},
+    'runs.grpo': _TEXT_ROLLOUTS | {
         'algorithm': {'beta': 0.0, 'kl_reward': '', 'kl_loss': 'k2', 'truncated': 'keep'},
-        'rollouts': {'prompts': 8, 'samples': 4, 'rows': 32, 'max_new_tokens': 96},
-        'evaluation': {'prompts': 16, 'samples': 4}, 'monitor': {'stop': ()},
         'train': {'tune': 'lora', 'batch_size': 8, 'max_steps': 18, 'checkpoint_every': 6}},
     'best_of_n.candidates': 16, 'best_of_n.rules': ('cvar:0.2',),
     'online.ppo': (), 'online.grpo': ('scalar mean', 'quantile mean'),

@@ -184,6 +184,23 @@ def test_a_single_number_has_no_spread():
     assert found['accuracy']['value'] == found['per_tau'][0]['accuracy']['value']
 
 
+@pytest.mark.parametrize(('width', 'reason'), [
+    (0.0, 'the spread is 0 everywhere: the model predicts single numbers'),
+    (0.5, 'the spread is constant'),
+])
+def test_rounding_of_large_rewards_is_no_spread(width, reason):
+    p = made(spread='constant')
+    # Quantiles about rewards near 1000, as float32 has them: 6e-5 apart.
+    wide = (1000.0 + p.means[:, None] + width * np.linspace(-1.0, 1.0, 10)).astype(np.float32)
+    noise = np.random.default_rng(0).uniform(0.0, 5e-5, len(wide)).astype(np.float32)
+    found = diagnose(p._replace(quantiles=wide, means=wide.mean(axis=1),
+                                stds=wide.std(axis=1) + noise))['spread']
+    name = 'unexplained_share' if width else 'variation'
+    assert found[name]['reason'] == reason
+    assert found['rank_correlation_with_reward']['reason'] == 'one of the two is constant'
+    assert found['variation']['value'] == (pytest.approx(0.0, abs=1e-12) if width else None)
+
+
 def test_crossings_are_counted_before_sorting():
     p = made()
     crossed = p._replace(quantiles=np.where(

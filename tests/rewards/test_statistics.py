@@ -296,6 +296,20 @@ def test_constant_values_define_no_correlation(values):
         statistics.mean(values)(np.zeros(len(values), int))
 
 
+@pytest.mark.parametrize(('spread', 'rewards', 'expected'), [
+    ([0.0, 1e-7, 3e-8], [1.0, -0.5, 0.2], [0.0, 0.0, 0.0]),  # collapsed
+    ([0.5, 0.50006, 0.49994], [1000.0, 998.0, 999.0], [0.5, 0.5, 0.5]),  # one spread, far from 0
+    ([0.5, 0.503, 0.497], [1000.0, 998.0, 999.0], [0.5, 0.503, 0.497]),
+    ([3e-6, 1e-7, 2e-6], [1.0, -0.5, 0.2], [3e-6, 1e-7, 2e-6]),  # small, but more than rounding
+    ([0.0, 0.0], [0.0, 0.0], [0.0, 0.0]),
+    ([], [], []),
+])
+def test_spreads_without_the_rounding_of_rewards(spread, rewards, expected):
+    found = statistics.beyond_rounding(np.array(spread), np.array(rewards))
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=0.0)
+    assert np.ptp(expected or [0.0]) > 0.0 or len(np.unique(found)) <= 1
+
+
 def test_shares_of_one_and_correlations_stay_within_their_bounds():
     """A sum of weights goes beyond 1 by rounding, a count over a count does not."""
     weights = np.random.default_rng(0).integers(0, 4, (200, 49))

@@ -220,6 +220,20 @@ def test_real_text_needs_what_the_demo_has(changes, message):
         study.check(load_config('optimise', 'text', **given | changes))
 
 
+def test_all_policies_of_real_text_are_adapters():
+    """A config names any algorithm without settings of its own."""
+    config = load_config('optimise', 'text', data='pairs.jsonl', reference='model', gold='judge',
+                         **{f'online.{name}': ('scalar mean',) for name in study.ONLINE})
+    study.check(config)
+    for name in ('dpo', *study.ONLINE):
+        own = {'algorithm.name': name, 'reward.source': 'proxy'} if name in study.ONLINE else {}
+        section = study._build(config, name, own)
+        assert section.train.tune == 'lora'
+        assert section.optimizer.learning_rate == 5e-4
+        if own:
+            assert section.rollouts.max_new_tokens == config.evaluation.max_new_tokens
+
+
 # A tiny study. All answers have one shape, so that little is compiled.
 
 _SIZES = {'vocab_size': 300, 'max_positions': 128, 'hidden_size': 8, 'num_layers': 1,

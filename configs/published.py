@@ -21,8 +21,11 @@ def get_config(arg: str = '') -> ConfigDict:
     return config.build(configs.module('demo').CHANGES | configs.module('paper').CHANGES | {
         'data.max_length': 0,
         'model.sizes.max_positions': 1024,
+        # The authors' schedule, at a rate for models of this size.
+        **configs.module('paper').SCHEDULE,
+        'train.epochs': 4.0,
         'train.row_length': 256,
-        'train.checkpoint_every': 20,
+        'train.checkpoint_every': 20,  # the warm-up ends at 24 of 238 steps
         'train.keep': 100,  # every checkpoint: the spread is followed over training
         'evaluation.checkpoint': 'last',
     }, arg, published.KEYS)

@@ -161,7 +161,7 @@ def draw_spread_over_training(rows: Sequence[Mapping[str, Any]]) -> Figure:
         for i, name in enumerate(dict.fromkeys(row['targets'] for row in rows)):
             own = [row for row in rows if row['targets'] == name]
             axes.plot([row['step'] for row in own],
-                      [row[side] / row['reward_std'] for row in own], marker='o', markersize=4,
+                      [row['relative'][side]['value'] for row in own], marker='o', markersize=4,
                       color=COLORS[i % len(COLORS)], label=name)
         axes.set_title(f'{side} responses', fontsize='medium')
         axes.set_xlabel('step')

@@ -61,14 +61,15 @@ def _columns(lengths: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def outputs(
-    model: RewardModel, dialogues: Sequence[Sequence[Ids]], batch_size: int
+    model: RewardModel, dialogues: Sequence[Sequence[Ids]], batch_size: int, *, last: bool = False
 ) -> list[np.ndarray]:
-    """Raw outputs [2, N] of each pair, read as the quantile model of the paper's code does.
+    """Raw outputs [2, N] of each pair, read as a model of the paper's code does.
 
     Args:
       model: one that appends EOS.
       dialogues: n pairs of dialogues in tokens, no longer than the model has positions.
       batch_size: pairs of a batch.
+      last: read at the last column, as its scalar model does; else as its quantile model.
     """
     eos = model.tokenizer.eos_token_id
     width = max(len(ids) for pair in dialogues for ids in pair)
@@ -81,7 +82,7 @@ def outputs(
         filled = [rows[i % len(rows)] for i in range(2 * batch_size)]
         tokens = np.stack([np.pad(ids, (used - len(ids), width - used), constant_values=eos)
                            for ids in filled])
-        reads = np.sum(tokens != eos, axis=1) - 1
+        reads = np.where(last, used, np.sum(tokens != eos, axis=1)) - 1
         found = np.asarray(_outputs(model.network, model.params, tokens,
                                     padded_mask(tokens != eos, used), reads))
         result += list(found[:len(rows)].reshape(2, len(batch), -1).swapaxes(0, 1))

@@ -9,9 +9,10 @@ each target while it trains. (d) One pair of models, scored at the right token a
 """
 
 import copy
+import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -29,6 +30,7 @@ from qrm.data.tokens import Reading
 from qrm.models import adapters, weights
 from qrm.rewards import metrics, resampling, statistics
 from qrm.rewards.metrics import Predictions
+from qrm.rewards.statistics import Statistic
 from qrm.studies import figures, padded, reproduce
 from qrm.studies.panels import PAPER_FILES
 from qrm.training import config as config_lib
@@ -48,6 +50,8 @@ from qrm.training.schema import (
 from qrm.training.train import read_data, train
 
 BATCH = 4  # pairs of a batch in the authors' scripts
+READS = ('end', 'published')  # at the last token, and as the authors' code reads its models
+SIDES = ('chosen', 'rejected')
 
 # What the loss of the quantile model changes for its spread to be followed.
 TARGETS = {
@@ -112,19 +116,20 @@ def published(config: Any, folder: str) -> str:
     for name, member in followed.items():
         path = _train(member, folder, name)
         spread += [{'targets': name} | row for row in follow(member, path, settings.followed)]
-    table = []
+    table, counts = [], []
     for (workload, head), member in base.items():
         path = _train(member, folder, 'scalar' if head == 'scalar' else 'own_mean')
-        rows = score_both_ways(
+        rows, counted = score_both_ways(
             reward_model.load(path, step=member.evaluation.checkpoint, raw=True),
-            _test_pairs(member, path),
-            pairs.get(workload), workload, settings.draws, settings.seed, member.analysis)
+            _test_pairs(member, path), pairs.get(workload), workload, settings, member.analysis)
         table += [{'workload': workload, 'head': head} | row for row in rows]
+        counts += [{'workload': workload, 'head': head} | row for row in counted]
     result = {
         'reads': {workload: padded.places(of, BATCH)._asdict() for workload, of in sizes.items()},
         'reads_by_batch_and_order': [row for workload, of in sizes.items() for row in read_orders(
             workload, of, settings.orders, settings.seed)],
-        'estimators': estimators, 'spread': spread, 'table': table, 'published': tables.PUBLISHED,
+        'estimators': estimators, 'spread': spread, 'table': table, 'counts': counts,
+        'published': tables.PUBLISHED,
         'settings': {'batch': BATCH, 'pairs': PUBLISHED_PAIRS, 'draws': settings.draws,
                      'seed': settings.seed, 'range': '5% to 95%', 'paper': bool(config.paper),
                      'level': config.analysis.level,
@@ -299,12 +304,13 @@ def _test_pairs(member: Any, path: str) -> list[Encoded]:
             if len(item.responses) == 2 and (item.preference > 0.5).any()]
 
 
-def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
+def follow(member: Any, path: str, count: int) -> list[dict[str, Any]]:
     """The spread of a run's quantiles at each of its checkpoints, on the first test comparisons.
 
     Returns:
       Rows of step, spread of the chosen and of the rejected side (mean over responses of the
-      standard deviation over quantiles) and `reward_std`, in units of reward.
+      standard deviation over quantiles) and `reward_std`, in units of reward, and `relative`, both
+      spreads in standard deviations of the rewards, with intervals over opening questions.
     """
     pairs = _test_pairs(member, path)[:count]
     with Checkpoints(path, read_only=True) as checkpoints:
@@ -314,8 +320,23 @@ def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
         p = _predictions(reward_model.load(path, step=step, raw=True), pairs, 'end')
         chosen, rejected = p.stds[p.pairs].mean(axis=0)
         rows.append({'step': step, 'chosen': float(chosen), 'rejected': float(rejected),
-                     'reward_std': metrics.summarise(p)['reward_std']})
+                     'reward_std': metrics.summarise(p)['reward_std'],
+                     'relative': _with_intervals(dict(zip(
+                         SIDES, map(_relative, p.stds[p.pairs].T, [p] * 2), strict=True)),
+                         p, member.analysis)})
     return rows
+
+
+def _relative(spread: np.ndarray, p: Predictions) -> Statistic:
+    """Mean of spreads [n] of one side over the standard deviation of the rewards of both."""
+    rewards = np.stack(p.rewards, axis=1).astype(np.float64)  # [n, 2]
+
+    def statistic(weights: np.ndarray | None) -> float:
+        share = statistics.normalised(weights, len(spread))
+        _, deviation = statistics.moments(rewards.ravel(), np.repeat(share, 2) / 2.0)
+        return float(share @ spread) / deviation
+
+    return statistic
 
 
 # ---------------------------------------------------------------------------------------------
@@ -324,55 +345,70 @@ def follow(member: Any, path: str, count: int) -> list[dict[str, float]]:
 
 def score_both_ways(
     model: RewardModel, test: Sequence[Encoded], real: Sequence[Comparison] | None,
-    workload: str, draws: int, seed: int, analysis: Any
-) -> list[dict[str, Any]]:
+    workload: str, settings: Any, analysis: Any
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Accuracy, AUC and every definition of one model, at the right token and as published.
 
-    A scalar model is read at the right token in both. Rows are of all test pairs, of random
-    subsets of as many as published, and of the published pairs. Those of subsets have means and 5%
-    to 95% ranges over the subsets; the others values, with intervals of accuracy and AUC.
+    Rows are of all test pairs, of random subsets of as many as published, and of the published
+    pairs. Those of subsets have means and 5% to 95% ranges over the subsets; the others values with
+    intervals over opening questions.
 
     Args:
       model: to score with.
       test: pairs.
       real: the published pairs; None: left out.
       workload: says how many were published.
-      draws: subsets.
-      seed: of the subsets.
+      settings: config section `published`.
       analysis: config section of the intervals.
+
+    Returns:
+      Those rows, and rows of `count` of the same subsets.
     """
     sets = {'test': test}
     if real:
         sets['published'], _ = model.encode(real)
-    rows = []
+    rows, counts = [], []
     for name, pairs in sets.items():
-        for read in ('end',) if model.network.head.name == 'scalar' else ('end', 'published'):
+        for read in READS:
             p = _predictions(model, pairs, read)
             common, (chosen, rejected) = {'pairs': name, 'read': read}, p.rewards
-            rows.append(common | {'n': len(pairs)} | discrimination(p, analysis) | {'kl': {
-                key: {'mean': e.function(chosen, rejected, None, p.groups)}
-                for key, e in divergences.ESTIMATORS.items()}})
+            rows.append(common | {'n': len(pairs)} | measure(p, analysis))
             n = PUBLISHED_PAIRS.get(workload, 0)
             if name == 'test' and 0 < n < len(pairs):
                 rows.append(common | {'n': n} | tables.of_subsets(
-                    chosen, rejected, p.groups, n, draws, seed))
-    return rows
+                    chosen, rejected, p.groups, n, settings.draws, settings.seed))
+                counts += [{'read': read} | row for row in count(
+                    p, n, settings.bins, settings.draws, settings.seed)]
+    return rows, counts
 
 
-def discrimination(p: Predictions, analysis: Any) -> dict[str, dict[str, float]]:
-    """Accuracy and AUC of all pairs, with intervals over opening questions.
+def measure(p: Predictions, analysis: Any) -> dict[str, Any]:
+    """Accuracy, AUC and every definition of all pairs, with intervals over opening questions.
 
     Args:
       p: predictions.
       analysis: config section with `bootstrap`, `level` and `seed`.
 
     Returns:
-      'accuracy' and 'auc', each 'value', 'low' and 'high'.
+      'accuracy', 'auc', each 'value', 'low' and 'high', and 'kl', name -> the same.
     """
-    weights = resampling.cluster_bootstrap_weights(p.groups, analysis.bootstrap, analysis.seed)
     chosen, rejected = p.rewards
     found = {'accuracy': statistics.accuracy(chosen - rejected),
              'auc': statistics.pooled_auc(chosen, rejected)}
+    kl = {name: functools.partial(_divergence, e.function, chosen, rejected, p.groups)
+          for name, e in divergences.ESTIMATORS.items()}
+    return _with_intervals(found, p, analysis) | {'kl': _with_intervals(kl, p, analysis)}
+
+
+def _divergence(function: Callable[..., float], chosen: np.ndarray, rejected: np.ndarray,
+                groups: np.ndarray, weights: np.ndarray | None) -> float:
+    return function(chosen, rejected, weights, groups)
+
+
+def _with_intervals(found: Mapping[str, Statistic], p: Predictions,
+                    analysis: Any) -> dict[str, dict[str, float]]:
+    """Statistics of the pairs of some predictions, with intervals over opening questions."""
+    weights = resampling.cluster_bootstrap_weights(p.groups, analysis.bootstrap, analysis.seed)
     result = {}
     for name, statistic in found.items():
         interval = resampling.bootstrap(statistic, weights, analysis.level)
@@ -380,13 +416,48 @@ def discrimination(p: Predictions, analysis: Any) -> dict[str, dict[str, float]]
     return result
 
 
+def count(p: Predictions, n: int, bins: Sequence[int], draws: int,
+          seed: int) -> list[dict[str, Any]]:
+    """What a histogram with a small constant gives for few pairs, by what is counted.
+
+    The authors' code saves the N quantiles of each response, of which a histogram may have been
+    made in place of their means.
+
+    Args:
+      p: predictions.
+      n: pairs of a subset, drawn as those of `tables.of_subsets`.
+      bins: of each histogram.
+      draws: subsets.
+      seed: of the draws.
+
+    Returns:
+      Rows of counted ('means', or 'quantiles': n N numbers a side), bins, n, mean, low and high (5%
+      and 95%).
+    """
+    rng = np.random.default_rng(seed)
+    sides = p.quantiles[p.pairs]  # [n, 2, N]
+    subsets = [rng.choice(len(sides), n, replace=False) for _ in range(draws)]
+    counted = {'means': np.stack(p.rewards, axis=1)[..., None]}
+    if sides.shape[-1] > 1:
+        counted['quantiles'] = sides
+    rows = []
+    for name, values in counted.items():
+        for number in bins:
+            histogram = divergences.epsilon_histogram(number)
+            drawn = [histogram(*np.moveaxis(values[i], 1, 0).reshape(2, -1), None,
+                               np.repeat(p.groups[i], values.shape[-1])) for i in subsets]
+            rows.append({'counted': name, 'bins': number, 'n': n, **tables.spread_of(drawn)})
+    return rows
+
+
 def _predictions(model: RewardModel, pairs: Sequence[Encoded], read: str) -> Predictions:
     """What a model says of pairs, read at the end of each dialogue or as published."""
     if read == 'end':
         outputs = model.predict(pairs)
     else:
-        outputs = padded.outputs(model, [[np.concatenate([pair.prompt, ids])
-                                          for ids in pair.responses] for pair in pairs], BATCH)
+        outputs = padded.outputs(
+            model, [[np.concatenate([pair.prompt, ids]) for ids in pair.responses]
+                    for pair in pairs], BATCH, last=model.network.head.name == 'scalar')
     return metrics.predictions_of(pairs, outputs, model.network.head, model.loss)
 
 
@@ -418,15 +489,20 @@ def format_result(result: dict[str, Any]) -> str:
         tables.markdown(_estimator_lines(result['estimators'])),
         '\n## (c) What each target does to the spread\n',
         f'{settings["source"]}: standard deviation over quantiles of the chosen and of the '
-        'rejected responses, in standard deviations of the rewards.\n',
+        'rejected responses, in standard deviations of the rewards, with '
+        f'{settings["level"]:.0%} intervals of a bootstrap over opening questions.\n',
         tables.markdown(_spread_lines(result['spread'])),
         '\n## (d) The same models, read at the right token and as published\n',
-        'Of all pairs, accuracy and AUC with '
-        f'{settings["level"]:.0%} intervals of a bootstrap over opening questions; or mean and 5% '
-        'to 95% range of subsets of as many as published.\n' + ('' if settings['paper'] else
+        f'Of all pairs, with {settings["level"]:.0%} intervals of a bootstrap over opening '
+        'questions; or mean and 5% to 95% range of subsets of as many as published. As published '
+        'a scalar model is read at the last column of its padded batch, a quantile model at the '
+        'column of as many tokens as the text has.\n' + ('' if settings['paper'] else
                            '\nThe published pairs are left out: no config.paper.\n'),
         *(part for workload in dict.fromkeys(row['workload'] for row in result['table'])
-          for part in _both_ways(result, workload))]
+          for part in _both_ways(result, workload)),
+        '### Histograms with epsilon 1e-10 by their bins and by what is counted\n',
+        'Mean and 5% to 95% range of the same subsets.\n',
+        tables.markdown(_count_lines(result['counts']))]
     return '\n'.join(parts) + '\n'
 
 
@@ -456,13 +532,23 @@ def _estimator_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 def _spread_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
     names = list(dict.fromkeys(row['targets'] for row in rows))
-    lines = [['step', *(f'{name}, {side}' for name in names for side in ('chosen', 'rejected'))]]
+    lines = [['step', *(f'{name}, {side}' for name in names for side in SIDES)]]
     for step in dict.fromkeys(row['step'] for row in rows):
         own = {row['targets']: row for row in rows if row['step'] == step}
         lines.append([str(step), *(
-            f'{own[name][side] / own[name]["reward_std"]:.3f}' if name in own else '-'
-            for name in names for side in ('chosen', 'rejected'))])
+            tables.enclosed(own[name]['relative'][side]) if name in own else '-'
+            for name in names for side in SIDES)])
     return lines
+
+
+def _count_lines(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """A line for each model, reading and what is counted, a column for each number of bins."""
+    keys = ('workload', 'n', 'head', 'read', 'counted')
+    bins = list(dict.fromkeys(row['bins'] for row in rows))
+    found = {(*(row[key] for key in keys), row['bins']): tables.ranged(row) for row in rows}
+    return [['workload', 'pairs', 'model', 'read', 'counted', *(f'{b} bins' for b in bins)],
+            *([*map(str, line), *(found[*line, b] for b in bins)]
+              for line in dict.fromkeys(key[:-1] for key in found))]
 
 
 def _both_ways(result: dict[str, Any], workload: str) -> list[str]:
@@ -473,9 +559,8 @@ def _both_ways(result: dict[str, Any], workload: str) -> list[str]:
              ['accuracy', *(_estimate(r['accuracy']) for r in rows)],
              ['AUC', *(_estimate(r['auc']) for r in rows)],
              ['published', *(f"{cells[r['head']]:.3f}" if cells else '-' for r in rows)]]
-    lines += [[e.label if e.is_kl else f'(!) {e.label}', *(
-        tables.ranged(r['kl'][name]) if 'low' in r['kl'][name] else f"{r['kl'][name]['mean']:.2f}"
-        for r in rows)] for name, e in divergences.ESTIMATORS.items()]
+    lines += [[e.label if e.is_kl else f'(!) {e.label}', *(_estimate(r['kl'][name]) for r in rows)]
+              for name, e in divergences.ESTIMATORS.items()]
     return [f'### {workload}\n', tables.markdown([list(line) for line in zip(*lines, strict=True)]),
             '']
 

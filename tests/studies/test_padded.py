@@ -36,6 +36,16 @@ def test_outputs_are_those_of_transformers(model):
     assert np.abs(second[0] - padded.outputs(model, [(rows[1], rows[1])], 1)[0][0]).max() > 0.01
 
 
+def test_last_columns_are_those_of_transformers(model):
+    expected = np.load(REFERENCE / 'padded.npz')
+    tokens, at_columns = expected['tokens'], expected['outputs']
+    eos = model.tokenizer.eos_token_id
+    rows = [np.append(row[row != eos], eos) for row in tokens]
+    first, second = padded.outputs(model, [(rows[0], rows[2]), (rows[1], rows[3])], 2, last=True)
+    for i, found in enumerate((first[0], second[0], first[1], second[1])):
+        np.testing.assert_allclose(found, at_columns[i, -1], rtol=2e-5, atol=2e-5)
+
+
 def test_a_last_batch_that_is_short_is_a_batch_of_its_own(model):
     eos = model.tokenizer.eos_token_id
     draw = np.random.default_rng(0)

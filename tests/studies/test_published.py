@@ -51,22 +51,45 @@ def test_orders_of_the_published_pairs():
     assert (last['batch'], last['end']) == (16, 32)
 
 
-def test_discrimination_by_hand():
+def test_measures_by_hand():
     # Two of three pairs are right, and five of nine comparisons of any two sides.
     chosen, rejected = (np.tile(side, 40)[:, None] for side in ([1.0, 3.0, 5.0], [0.0, 2.0, 6.0]))
     analysis = load_config('published', **CHANGES | {'analysis.bootstrap': 400}).analysis
     # Opening questions that are all alike leave nothing to be drawn.
-    alike = published.discrimination(
+    alike = published.measure(
         pair_predictions(chosen, rejected, groups=np.repeat(np.arange(40), 3)), analysis)
     for name, expected in {'accuracy': 2 / 3, 'auc': 5 / 9}.items():
         assert list(alike[name].values()) == pytest.approx([expected] * 3)
+    # Means 3 and 8/3, variances 8/3 and 56/9.
+    gaussian = (np.log(56 / 24) + (8 / 3 + 1 / 9) / (56 / 9) - 1) / 2
+    assert list(alike['kl']['gaussian'].values()) == pytest.approx([gaussian] * 3)
     # With a question for each pair the number of right ones is binomial.
-    own = published.discrimination(pair_predictions(chosen, rejected), analysis)
+    own = published.measure(pair_predictions(chosen, rejected), analysis)
+    assert own['kl']['gaussian']['low'] < gaussian < own['kl']['gaussian']['high']
     right = scipy.stats.binom(120, 2 / 3)
     assert [own['accuracy'][key] for key in ('value', 'low', 'high')] == pytest.approx(
         [2 / 3, right.ppf(0.025) / 120, right.ppf(0.975) / 120], abs=0.02)
     assert own['auc']['value'] == pytest.approx(5 / 9)
     assert own['auc']['low'] < 0.52 < 0.59 < own['auc']['high']
+
+
+def test_histograms_of_means_and_of_all_quantiles():
+    rng = np.random.default_rng(0)
+    # Quantiles that are equal count as often as there are: the shares of bins are the same.
+    equal = [np.repeat(rng.normal(mean, 1.0, (50, 1)), 4, axis=1) for mean in (0.5, 0.0)]
+    means, quantiles = published.count(pair_predictions(*equal), 50, (20,), 30, 0)
+    assert [row['counted'] for row in (means, quantiles)] == ['means', 'quantiles']
+    assert quantiles['mean'] == pytest.approx(means['mean'], rel=1e-5)
+    assert means['low'] == pytest.approx(means['high'])  # a subset of all
+    # Far apart, two of four are not in the other side's bins: log of 1/4 to 1e-10, twice 1/4.
+    apart = [np.tile([0.0, 1.0, 2.0, 3.0], (50, 1)), np.tile([0.0, 1.0, 8.0, 9.0], (50, 1))]
+    rows = published.count(pair_predictions(*apart), 20, (10,), 30, 0)
+    assert rows[1]['n'] == 20
+    assert rows[1]['mean'] == pytest.approx(np.log(0.25 / 1e-10) / 2, rel=1e-6)
+    # The scalar has its reward alone.
+    single = [side[:, :1] for side in equal]
+    rows = published.count(pair_predictions(*single), 12, (5, 9), 2, 0)
+    assert [row['counted'] for row in rows] == ['means'] * 2
 
 
 @pytest.fixture(scope='module')
@@ -96,18 +119,25 @@ def test_a_whole_run(done):
         assert spread['own_mean', 6][side] < 0.3 * spread['free', 6][side]
         assert spread['free', 6][side] > 0.9 * spread['free', 3][side]
         assert spread['own_mean', 6][side] < 0.5 * spread['label', 6][side]
-    # One scalar model at the right token, one quantile model at both; all pairs, and as published.
+        own = spread['own_mean', 6]
+        assert own['relative'][side]['value'] == pytest.approx(own[side] / own['reward_std'])
+        assert own['relative'][side]['low'] < own['relative'][side]['high']
+    # Both models at both places; all pairs, and as many as published.
     assert [(row['head'], row['read'], row['n']) for row in result['table']] == [
-        (head, read, n) for head, read in (
-            ('scalar', 'end'), ('quantile', 'end'), ('quantile', 'published')) for n in (150, 79)]
+        (head, read, n) for head in ('scalar', 'quantile') for read in ('end', 'published')
+        for n in (150, 79)]
     # The same quantile model, read at two places.
     end, elsewhere = (row for row in result['table']
                       if (row['head'], row['n']) == ('quantile', 150))
     assert abs(end['accuracy']['value'] - elsewhere['accuracy']['value']) > 0.02
     assert abs(end['auc']['value'] - elsewhere['auc']['value']) > 0.005
+    assert {(row['head'], row['read'], row['counted'], row['bins']) for row in result['counts']
+            } == {(head, read, counted, bins) for bins in (20, 50) for read in published.READS
+                  for head, counted in (('scalar', 'means'), ('quantile', 'means'),
+                                        ('quantile', 'quantiles'))}
     for row in result['table']:
         assert row['kl'].keys() == divergences.ESTIMATORS.keys()
-        assert ('low' in row['kl']['gaussian']) == (row['n'] == 79)
+        assert row['kl']['gaussian']['low'] < row['kl']['gaussian']['high']
         for name in ('accuracy', 'auc'):
             low, middle, high = (row[name][key] for key in (
                 'low', 'mean' if row['n'] == 79 else 'value', 'high'))

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from qrm.analysis import evaluate
 from qrm.commands import configs
+from qrm.data import templates
 from qrm.policy import dpo, follow, optimise, sft
 from qrm.rewards import losses
 from qrm.rewards.heads import HEADS, HeadConfig
@@ -137,6 +138,21 @@ def test_the_argument_names_workload_and_model(name):
     assert both.models == (('scalar', 'quantile') if name in ('paper', 'published') else
                            ('scalar', 'scalar_centred', 'quantile'))
     assert load_config(name, ',scalar').reproduce.workloads == ('helpful', 'harmless')
+
+
+def test_the_recipe_of_the_papers_code():
+    """As read in min-seong-kim/QR-RLHF, c0f8e59."""
+    config = load_config('paper', 'harmless,quantile')
+    expected = {
+        'head.num_quantiles': 10, 'head.bias': True, 'loss.targets': 'own_mean',
+        'loss.huber_sides': 'chosen', 'loss.huber_weight': 1.0, 'loss.kappa': 1.0,
+        'loss.pair_epsilon': 1e-5, 'optimizer.learning_rate': 2e-6, 'optimizer.b1': 0.9,
+        'optimizer.b2': 0.95, 'optimizer.eps': 1e-6, 'optimizer.schedule': 'inverse_sqrt',
+        'optimizer.warmup_fraction': 0.1, 'optimizer.warmup_floor': 0.1, 'optimizer.clip_norm': 1.0,
+        'train.batch_size': 4, 'train.max_steps': 200_000, 'model.dropout': 0.1,
+        'model.dtype': 'bfloat16', 'model.chat_template': templates.MOSS}
+    given = dict(schema.flatten(config, {}))
+    assert {key: given[key] for key in expected} == expected
 
 
 def test_the_centred_control_is_pulled_towards_0_as_equal_quantiles_are():

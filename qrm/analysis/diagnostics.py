@@ -462,8 +462,9 @@ def exchanged_margins(
 def _prompt(data: _Data, test: Predictions, exchanged: Predictions | None) -> dict[str, Any]:
     """How much of the accuracy depends on the prompt: that with own prompts and with others'.
 
-    'changed_order' is the share of pairs of which the other side is ahead once the prompt is
-    another one.
+    'margin_gain' is by how much the mean margin falls, in standard deviations of the margins with
+    the own prompts. 'changed_order' is the share of pairs of which the other side is ahead once the
+    prompt is another one.
     """
     reason = 'no prompts were exchanged'
     which = own = foreign = np.zeros(0, np.int64)
@@ -475,12 +476,25 @@ def _prompt(data: _Data, test: Predictions, exchanged: Predictions | None) -> di
         'accuracy': mean(before),
         'accuracy_exchanged': mean(after),
         'gain': mean(before - after),
+        'margin_gain': _standardised(own - foreign, own),
         'rank_correlation_of_margins': rank_correlation(own, foreign),
         'changed_order': mean((before != after).astype(np.float64)),
     }
     return {'pairs': len(which)} | {
         name: _of_pairs(data, _unless(reason, statistic), which)
         for name, statistic in statistics.items()}
+
+
+def _standardised(values: np.ndarray, margin: np.ndarray) -> Statistic:
+    """Mean of values [m] in standard deviations of margins [m]."""
+
+    def statistic(weights: np.ndarray | None) -> float:
+        share = normalised(weights, len(values))
+        if is_constant(margin[share > 0.0]):
+            raise Undefined('all margins are equal')
+        return float(share @ values / moments(margin, share)[1])
+
+    return statistic
 
 
 def position(test: Predictions, *, replicates: int, level: float, seed: int) -> dict[str, Any]:

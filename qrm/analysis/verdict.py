@@ -215,9 +215,11 @@ def _says_prompt(diagnosis: Mapping[str, Any]) -> str:
     return (f"{_answer(gain, 0.0)}: with the prompts of {found['pairs']} pairs exchanged for those "
             f"of other opening questions the accuracy is {_format(found['accuracy_exchanged'])} in "
             f"place of {_format(found['accuracy'])}, and the own prompt is worth {_format(gain)} "
-            f'(yes means an interval above 0). The share {_format(found["changed_order"])} of the '
-            f'pairs changes its order; margins keep a rank correlation of '
-            f"{_format(found['rank_correlation_of_margins'])} with what they were.")
+            f'(yes means an interval above 0). The mean margin is lower by '
+            f'{_format(found["margin_gain"])} of its standard deviations. The share '
+            f'{_format(found["changed_order"])} of the pairs changes its order; margins keep a '
+            f"rank correlation of {_format(found['rank_correlation_of_margins'])} with what they "
+            'were.')
 
 
 def _says_position(diagnosis: Mapping[str, Any]) -> str:

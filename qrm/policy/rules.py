@@ -66,7 +66,7 @@ class Rules:
     truncation: float = 0.2
     blanks: float = 0.05
     refusals: float = 0.3
-    stop: tuple[str, ...] = ('over-optimisation', 'kl')
+    stop: tuple[str, ...] = ()
     patience: int = 2
 
     def __post_init__(self):

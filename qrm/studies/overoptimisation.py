@@ -101,7 +101,7 @@ _SIZES = {'vocab_size': 512, 'max_positions': 128, 'hidden_size': 96, 'num_layer
 # Shapes as those of the evaluation, so that little is compiled.
 _ROLLOUTS = {
     'rollouts': {'prompts': 32, 'samples': 4, 'rows': 128, 'max_new_tokens': 48},
-    'evaluation': {'prompts': 32, 'samples': 4}, 'monitor': {'stop': ()},
+    'evaluation': {'prompts': 32, 'samples': 4},
     'optimizer': {'learning_rate': 4e-4}}
 
 KEYS: Table = {
@@ -201,7 +201,7 @@ KEYS: Table = {
 _ADAPTERS = {'optimizer': {'learning_rate': 5e-4, 'warmup_fraction': 0.1}}
 _TEXT_ROLLOUTS = _ADAPTERS | {
     'rollouts': {'prompts': 8, 'samples': 4, 'rows': 32, 'max_new_tokens': 96},
-    'evaluation': {'prompts': 16, 'samples': 4}, 'monitor': {'stop': ()}}
+    'evaluation': {'prompts': 16, 'samples': 4}}
 # For a pretrained chat model of the size of SmolLM2-135M, on two cores.
 TEXT = {
     'data': '', 'reference': '', 'gold': '', 'seeds': (0,),

@@ -463,6 +463,7 @@ def test_prompt():
     same = diagnose(of(own), exchanged=of(own))
     assert same['prompt']['pairs'] == 400
     assert same['prompt']['gain'] == {'value': 0.0, 'low': 0.0, 'high': 0.0}
+    assert same['prompt']['margin_gain'] == {'value': 0.0, 'low': 0.0, 'high': 0.0}
     assert same['prompt']['changed_order']['value'] == 0.0
     assert same['prompt']['rank_correlation_of_margins']['value'] == pytest.approx(1.0)
     text = ' '.join(verdict.verdict(same).split())
@@ -474,6 +475,9 @@ def test_prompt():
     assert found['accuracy']['value'] == pytest.approx(accuracy)
     assert found['accuracy_exchanged']['value'] == pytest.approx(exchanged)
     assert found['gain']['value'] == pytest.approx(accuracy - exchanged)
+    assert found['margin_gain']['value'] == pytest.approx(
+        (own.mean() - coin.mean()) / own.std(), rel=1e-5)
+    assert 0.1 < found['margin_gain']['low'] < found['margin_gain']['high'] < 0.9
     assert found['changed_order']['value'] == pytest.approx(np.mean((own > 0) != (coin > 0)))
     assert found['gain']['low'] > 0.0
     assert abs(found['rank_correlation_of_margins']['value']) < 0.15
@@ -486,6 +490,8 @@ def test_prompt():
     assert found['pairs'] == 100
     assert found['accuracy']['value'] == pytest.approx(np.mean(own[order] > 0))
     assert found['accuracy_exchanged']['value'] == pytest.approx(np.mean(shared[order] > 0))
+    equal = diagnose(of(np.ones(400)), exchanged=of(coin))['prompt']
+    assert equal['margin_gain']['reason'] == 'all margins are equal'
     few = diagnose(of(own), exchanged=pair_predictions(np.ones((5, 1)), np.zeros((5, 1))))
     assert few['prompt']['gain']['reason'] == '5 pairs with another prompt, fewer than 20'
     none = diagnose(of(own))

@@ -149,14 +149,14 @@ def test_a_run_stops_for_what_lasts():
     rows = _run(kl=[0.0, 60.0, 10.0, 60.0, 61.0], length=[50.0, *[500.0] * 4])
 
     def reasons(count, **changes):
-        return [one.rule for one in rules.reasons_to_stop(
-            rows[:count], Rules(kl_growth=1e9) if not changes else Rules(**changes))]
+        return [one.rule for one in rules.reasons_to_stop(rows[:count], Rules(**changes))]
 
-    assert [reasons(count) for count in range(6)] == [[], [], [], [], [], ['kl']]
-    assert reasons(2, patience=1, kl_growth=1e9) == ['kl']
+    stop = ('over-optimisation', 'kl')
+    assert [reasons(count, stop=stop) for count in range(6)] == [[], [], [], [], [], ['kl']]
+    assert reasons(2, patience=1, stop=stop) == ['kl']
     assert reasons(3, stop=('length',)) == ['length']
-    assert reasons(5, stop=()) == []
-    line = rules.reasons_to_stop(rows, Rules())[0].line
+    assert reasons(5) == []  # unasked nothing ends a run
+    line = rules.reasons_to_stop(rows, Rules(stop=stop))[0].line
     assert line.startswith('61 ')
 
 

@@ -19,10 +19,18 @@ from qrm.models.architecture import flat
 from qrm.policy import language_model, optimise, rollouts, runs, scoring
 from qrm.policy.rollouts import Answers, Prompts
 from qrm.rewards import selection
-from qrm.training import initial, interruptions, workdir
+from qrm.rewards.heads import HeadConfig
+from qrm.training import initial, interruptions, reward_model, workdir
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
-from tests.helpers import ROOT, load_config, simulated, write_tokenizer
+from tests.helpers import (
+    ROOT,
+    init,
+    load_config,
+    simulated,
+    small_reward_model,
+    write_tokenizer,
+)
 
 KEYS = {
     'model.sizes.vocab_size': 40, 'model.sizes.max_positions': 32, 'model.sizes.hidden_size': 16,
@@ -283,6 +291,42 @@ def test_best_of_n_trains_nothing_and_has_its_bound(folder, tmp_path, capsys):
     assert rows_of(tmp_path) == rows
     with pytest.raises(DataError, match='the config of a run, expected that of a model'):
         language_model.load(str(tmp_path))
+
+
+@pytest.mark.parametrize(('rule', 'score'), [
+    ('quantile:0.125', lambda atoms: atoms[0]),
+    ('quantile:0.875', lambda atoms: atoms[3]),  # optimistic
+    ('cvar:0.5', lambda atoms: atoms[:2].mean()),
+    ('mean-std:2', lambda atoms: atoms.mean() / 0.5 - 2.0 * atoms.std() / 0.1),
+    ('disagreement:3', lambda members: members.mean() - 3.0 * members.std()),
+    ('sample:7', None),
+])
+def test_every_rule_of_a_reward_model_chooses_among_the_answers_of_a_policy(
+        rule, score, folder, tmp_path, monkeypatch):
+    model = small_reward_model([Comparison('0', 'w1', (' w2', ' w3'), 'w1')])
+    head = HeadConfig('scalar', members=4) if rule.startswith('dis') else (
+        HeadConfig('quantile', num_quantiles=4))
+    network = dataclasses.replace(model.network, head=head)
+    model = dataclasses.replace(model, network=network, params=init(network),
+                                scale=selection.Scale(mean=0.5, std=0.1))
+    monkeypatch.setattr(reward_model, 'load', lambda path, **options: model)
+    optimise.train(config(folder, 'best_of_n', **CHOSEN | {
+        'evaluation.samples': 4, 'reward.source': 'somewhere', 'reward.rule': rule}), str(tmp_path))
+    answers = read_lines(tmp_path / 'responses/0.jsonl')
+    for row in answers:
+        texts = Comparison('0', row['prompt'], tuple(row['responses']), '0')
+        # Four numbers of each answer: quantiles, or the rewards of members.
+        atoms = np.sort(np.concatenate(model.predict(model.encode([texts])[0])))
+        if score:
+            np.testing.assert_allclose(row['rewards'], list(map(score, np.float64(atoms))),
+                                       atol=1e-4)
+        else:
+            assert (atoms[:, 0] - 1e-6 <= row['rewards']).all()
+            assert (row['rewards'] <= atoms[:, -1] + 1e-6).all()
+            assert np.abs(row['rewards'] - atoms.mean(axis=1)).max() > 1e-4
+    last = rows_of(tmp_path)[-1]
+    assert last['proxy'] == pytest.approx(np.mean([max(row['rewards']) for row in answers]))
+    assert (last['disagreement'] is not None) == rule.startswith('dis')
 
 
 def test_two_devices_do_as_one(folder, tmp_path):

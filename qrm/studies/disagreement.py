@@ -55,7 +55,7 @@ KEYS: Table = {
         0.0, NOT_NEGATIVE, 'a rule helps on disputed pairs if the interval of what it gains over '
         "the mean, as a share of judges, is above this"),
 
-    'analysis.bootstrap': Key(1000, Range(20), 'replicates over opening questions and seeds'),
+    'analysis.bootstrap': Key(300, Range(20), 'replicates over opening questions and seeds'),
     'analysis.level': Key(0.95, LEVEL, 'of the intervals'),
     'analysis.seed': Key(0, NOT_NEGATIVE, 'of the resampling, and of the shuffled spread'),
 }
@@ -399,6 +399,18 @@ def _of_graded(name: str, panel: Panel, said: Said) -> Statistic:
     return partial
 
 
+def _spread(p: Predictions) -> np.ndarray:
+    """Standard deviations [R] of responses' rewards.
+
+    Raises:
+      Undefined: there are none.
+    """
+    spread = statistics.beyond_rounding(p.stds.astype(np.float64), p.means)
+    if not spread.any():
+        raise Undefined('the model predicts single numbers')
+    return spread
+
+
 def _of_ratings(name: str, p: Predictions) -> Statistic:
     """A number of `RATED`; quantiles are mapped to ratings by the line that fits rewards best."""
     rewards, ratings = p.means.astype(np.float64), p.ratings.astype(np.float64)
@@ -410,7 +422,8 @@ def _of_ratings(name: str, p: Predictions) -> Statistic:
     if slope <= 0.0:
         raise Undefined('ratings do not rise with the reward')
     quantiles = intercept + slope * np.sort(p.quantiles.astype(np.float64), axis=1)
-    spread = statistics.beyond_rounding(p.stds.astype(np.float64), rewards)
+    # Single numbers have a CRPS, their absolute error, and nothing to be covered.
+    spread = p.stds if name == 'crps' else _spread(p)
     return diagnostics.rating_statistics(quantiles, p.taus, rewards, spread, ratings)[name]
 
 
@@ -419,6 +432,7 @@ def _of_choices(text: str, panel: Panel, p: Predictions) -> Statistic:
     disputed = np.array([panel.disputed[str(i)] for i in p.comparison_ids], np.float64)
     if disputed.sum() < diagnostics.MIN_ITEMS:
         raise Undefined('too few disputed pairs')
+    _spread(p)  # by single numbers every rule chooses as the mean does
     shares = p.ratings.astype(np.float64).reshape(-1, 2)
 
     def won(rule: str) -> np.ndarray:
@@ -456,7 +470,7 @@ def verdict(result: Mapping[str, Any], bounds: Any) -> list[str]:
                 lines.append(f"{panel['name']}, {panel['judges']}: {what}: {answer}: "
                              + ', '.join(models))
         gains = [(row, rule, cell) for row in result['results'][panel['name']]
-                 for rule, cell in row.get('choices', {}).items()]
+                 for rule, cell in row.get('choices', {}).items() if cell['value'] is not None]
         helped = [f"{row['model']} ({row['workload']}) by {rule}" for row, rule, cell in gains
                   if _answer(cell, bounds.gain) == 'yes']
         if gains:

@@ -114,6 +114,10 @@ def test_what_rules_gain_on_disputed_pairs():
     few = pairs(np.arange(60) < 5, np.zeros(60))
     found = disagreement.measure(few, [said(np.ones(60), np.ones(60), predictions=p)], settings)
     assert found['choices']['quantile:0.1']['value'] is None
+    single = p._replace(stds=np.zeros_like(p.stds))
+    found = disagreement.measure(panel, [said(np.ones(60), np.ones(60), predictions=single)],
+                                 settings)
+    assert {cell['value'] for cell in found['choices'].values()} == {None}
     assert selection.scores_of(selection.Rule('mean'), p).tolist() == p.means.tolist()
 
 

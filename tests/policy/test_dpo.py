@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy
 
-from qrm.data.comparisons import DataError
-from qrm.policy import batches, dpo, language_model, runs
+from qrm.data.comparisons import Comparison, DataError
+from qrm.policy import batches, dpo, language_model, rollouts, runs
 from qrm.policy.dpo import DpoConfig, preference_sums
-from qrm.training import interruptions, workdir
+from qrm.policy.rollouts import Answers, Prompts
+from qrm.training import initial, interruptions, workdir
 from qrm.training.checkpoints import Checkpoints
 from qrm.training.schema import ConfigError
 from qrm.training.workdir import WorkdirError
-from tests.helpers import ROOT, TINY_POLICY, load_config, simulated
+from tests.helpers import ROOT, TINY_POLICY, load_config, simulated, write_tokenizer
 from tests.programs import on_policies
 
 OVERRIDES = TINY_POLICY | {'train.max_steps': 6, 'train.checkpoint_every': 3, 'train.tune': 'lora',
@@ -230,3 +232,45 @@ def test_margins_are_no_part_of_ipo(tmp_path):
     path.write_text(''.join(json.dumps(row) + '\n' for row in rows))
     with pytest.raises(DataError, match="1 train comparisons have a margin, which dpo.loss='ipo'"):
         dpo.train(config(**{'dpo.loss': 'ipo', 'data.path': str(path)}), str(tmp_path / 'run'))
+
+
+def log_probs(network, params, prompts, answers):
+    """[P, K] log-probabilities of K answers of two tokens to each prompt."""
+    shape = len(prompts), len(answers)
+    given = Answers(np.broadcast_to(np.array(answers, np.int32), (*shape, 2)),
+                    np.full(shape, 2, np.int32), np.zeros(shape, bool))
+    own = Prompts([Comparison(str(i), '', (), '') for i in range(len(prompts))], prompts)
+    return rollouts.read(
+        network, params, rollouts.dialogues(own, given),
+        rollouts.plan(prompts, shape[1], 2, row_length=64, rows=8), 2,
+        chunk=len(prompts)).log_probs.sum(axis=-1).astype(np.float64)
+
+
+def test_a_run_reaches_the_optimum_of_a_bandit(tmp_path):
+    """Taught by the preferences of rewards r it is pi_ref exp(r / beta), among the answers."""
+    write_tokenizer(tmp_path / 'tokenizer')
+    rewards, beta = np.array([1.0, -0.5, 0.3, -1.0]), 0.5
+    rows = [{'prompt': f'w{i}', 'responses': [f' w{20 + a}', f' w{20 + b}'],
+             'preference': float(scipy.special.expit(rewards[a] - rewards[b]))}
+            for i in range(1, 13) for a in range(4) for b in range(a)]
+    (tmp_path / 'pairs.jsonl').write_text(''.join(json.dumps(row) + '\n' for row in rows))
+    values = config(**{
+        'data.path': str(tmp_path / 'pairs.jsonl'), 'model.tokenizer': str(tmp_path / 'tokenizer'),
+        'model.sizes.vocab_size': 40, 'data.validation_fraction': 0.3, 'dpo.beta': beta,
+        'train.tune': 'all', 'train.batch_size': 64, 'train.rows': 4, 'train.epochs': 1000.0,
+        'train.max_steps': 100, 'train.checkpoint_every': 100, 'optimizer.learning_rate': 0.02})
+    dpo.train(values, str(tmp_path / 'run'))
+    policy = language_model.load_run(str(tmp_path / 'run'), step='last')
+    start = initial.start(values, *runs.describe_network(values))
+    prompts = [np.array(policy.tokenizer(f'w{i}')['input_ids'], np.int32) for i in range(1, 13)]
+    answers = [[20 + a, policy.tokenizer.eos_token_id] for a in range(4)]
+    before, after = (scipy.special.log_softmax(log_probs(*of, prompts, answers), axis=1) for of in (
+        rollouts.reference(start.network, start.trained, start.frozen),
+        (policy.network, policy.params)))
+    best = scipy.special.log_softmax(before + rewards / beta, axis=1)
+
+    def distance(policy):
+        return np.mean(np.sum(np.exp(policy) * (policy - best), axis=1))
+
+    assert distance(before) > 0.5
+    assert distance(after) < 0.01

@@ -496,8 +496,9 @@ def format_result(result: dict[str, Any]) -> str:
         f'Of all pairs, with {settings["level"]:.0%} intervals of a bootstrap over opening '
         'questions; or mean and 5% to 95% range of subsets of as many as published. As published '
         'a scalar model is read at the last column of its padded batch, a quantile model at the '
-        'column of as many tokens as the text has.\n' + ('' if settings['paper'] else
-                           '\nThe published pairs are left out: no config.paper.\n'),
+        'column of as many tokens as the text has. A resample has fewer different pairs, and so '
+        'more empty bins: intervals of (!) histograms may lie above their value.\n',
+        *([] if settings['paper'] else ['The published pairs are left out: no config.paper.\n']),
         *(part for workload in dict.fromkeys(row['workload'] for row in result['table'])
           for part in _both_ways(result, workload)),
         '### Histograms with epsilon 1e-10 by their bins and by what is counted\n',

@@ -4,9 +4,9 @@
 
 Needs no download without `--config.paper`, the folder of the authors' validation files
 (harmless_valid.json and helpful_valid.json of min-seong-kim/QR-RLHF, data/hh-rlhf and data_img);
-with it GPT-2's tokenizer, `--config.published.tokenizer=DIR` if not from the hub. Takes about 5
-minutes on 2 CPU cores. The models are the demo's, with the authors' objective and text; for other
-GPT-2s add `--config.data.path=DIR --config.model.checkpoint=DIR`.
+with it GPT-2's tokenizer, `--config.published.tokenizer=DIR` if not from the hub. Takes about 6
+minutes of processor time. The models are the demo's, with the authors' objective, schedule and
+text; for other GPT-2s add `--config.data.path=DIR --config.model.checkpoint=DIR`.
 """
 
 from ml_collections import ConfigDict

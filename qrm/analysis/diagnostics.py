@@ -186,8 +186,7 @@ def _prepare(p: Predictions, replicates: int, level: float, seed: int) -> _Data:
     return _Data(
         taus=p.taus.astype(np.float64), quantiles=np.sort(quantiles, axis=1),
         crossing=np.mean(steps < 0.0, axis=1) if steps.size else np.zeros(len(steps)),
-        rewards=p.means.astype(np.float64),
-        spread=beyond_rounding(p.stds.astype(np.float64), p.means),
+        rewards=p.means.astype(np.float64), spread=p.spreads,
         ratings=p.ratings.astype(np.float64), pairs=p.pairs,
         pair_spread=beyond_rounding(p.pair_stds.astype(np.float64), p.means),
         log_ratio=log_lengths[p.pairs[:, 0]] - log_lengths[p.pairs[:, 1]],

@@ -227,7 +227,7 @@ def spread_against_reward(axes: Axes, diagnosis: Mapping[str, Any],
       diagnosis: of `diagnostics.diagnose`.
       predictions: those that were diagnosed.
     """
-    if not predictions.stds.any():
+    if not predictions.spreads.any():
         return
     order = np.argsort(predictions.means)
     means, stds = (values[order].astype(np.float64)

@@ -65,7 +65,8 @@ _RULES = {
     'length_factor': 'by which lengths change, above 1', 'entropy_share': 'of the first entropy',
     'repetition': 'share of n-grams', 'truncation': 'share of responses',
     'blanks': 'share of responses', 'refusals': 'share of responses',
-    'stop': 'rules that end a run', 'patience': 'evaluations in a row at which they hold'}
+    'stop': 'rules that end a run',
+    'patience': 'evaluations in a row at which those of `stop` hold'}
 _ANALYSIS = ('analysis.bootstrap', 'analysis.level', 'analysis.seed')
 
 KEYS: Table = config.KEYS | {

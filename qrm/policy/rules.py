@@ -49,7 +49,7 @@ class Rules:
       length_factor: above 1.
       entropy_share: in [0, 1).
       repetition, truncation, blanks, refusals: in [0, 1]; 1: never.
-      stop: names of the rules that end a run.
+      stop: names of the rules that end a run; none: it goes on, and says what is suspect.
       patience: rows in a row at which a rule has to hold to end it.
 
     Raises:

@@ -87,6 +87,11 @@ class Predictions(NamedTuple):
         return means[self.pairs[:, 0]], means[self.pairs[:, 1]]
 
     @property
+    def spreads(self) -> np.ndarray:
+        """[R] float64 standard deviations of responses' rewards, see `beyond_rounding`."""
+        return statistics.beyond_rounding(self.stds.astype(np.float64), self.means)
+
+    @property
     def groups(self) -> np.ndarray:
         """[n] int64, equal for pairs with the same opening question."""
         return self.comparison_groups[self.comparisons[self.pairs[:, 0]]]

@@ -114,10 +114,6 @@ def _means(j: Judged) -> np.ndarray:
     return j.own.means.astype(np.float64)
 
 
-def _stds(j: Judged) -> np.ndarray:
-    return statistics.beyond_rounding(j.own.stds.astype(np.float64), j.own.means)
-
-
 def _lowest(j: Judged) -> np.ndarray:
     return np.sort(j.own.quantiles, axis=1)[:, 0].astype(np.float64)
 
@@ -141,11 +137,11 @@ COLUMNS = {
         _accuracy_where(lambda ratio: np.abs(ratio) <= np.log(diagnostics.LENGTH_RATIO))),
     'own_prompt': Column('added by the own prompt', 'controls', _own_prompt),
     'reward_std': Column('std of rewards', 'spread', lambda j: statistics.deviation(_means(j))),
-    'spread': Column('spread', 'spread', lambda j: statistics.mean(_stds(j))),
+    'spread': Column('spread', 'spread', lambda j: statistics.mean(j.own.spreads)),
     'spread_variation': Column('variation of the spread', 'spread',
-                               lambda j: statistics.variation(_stds(j))),
+                               lambda j: statistics.variation(j.own.spreads)),
     'outer_rank': Column('rank(lowest quantile, reward)', 'spread',
                          lambda j: statistics.rank_correlation(_lowest(j), _means(j))),
     'unexplained': Column('share of the spread beyond the reward', 'spread',
-                          lambda j: statistics.unexplained_share(_stds(j), _means(j))),
+                          lambda j: statistics.unexplained_share(j.own.spreads, _means(j))),
 }

@@ -399,16 +399,10 @@ def _of_graded(name: str, panel: Panel, said: Said) -> Statistic:
     return partial
 
 
-def _spread(p: Predictions) -> np.ndarray:
-    """Standard deviations [R] of responses' rewards.
-
-    Raises:
-      Undefined: there are none.
-    """
-    spread = statistics.beyond_rounding(p.stds.astype(np.float64), p.means)
-    if not spread.any():
+def _needs_spread(p: Predictions) -> None:
+    """Raises `Undefined` of a model that predicts single numbers."""
+    if not p.spreads.any():
         raise Undefined('the model predicts single numbers')
-    return spread
 
 
 def _of_ratings(name: str, p: Predictions) -> Statistic:
@@ -422,9 +416,9 @@ def _of_ratings(name: str, p: Predictions) -> Statistic:
     if slope <= 0.0:
         raise Undefined('ratings do not rise with the reward')
     quantiles = intercept + slope * np.sort(p.quantiles.astype(np.float64), axis=1)
-    # Single numbers have a CRPS, their absolute error, and nothing to be covered.
-    spread = p.stds if name == 'crps' else _spread(p)
-    return diagnostics.rating_statistics(quantiles, p.taus, rewards, spread, ratings)[name]
+    if name != 'crps':  # of single numbers their absolute error
+        _needs_spread(p)
+    return diagnostics.rating_statistics(quantiles, p.taus, rewards, p.spreads, ratings)[name]
 
 
 def _of_choices(text: str, panel: Panel, p: Predictions) -> Statistic:
@@ -432,7 +426,7 @@ def _of_choices(text: str, panel: Panel, p: Predictions) -> Statistic:
     disputed = np.array([panel.disputed[str(i)] for i in p.comparison_ids], np.float64)
     if disputed.sum() < diagnostics.MIN_ITEMS:
         raise Undefined('too few disputed pairs')
-    _spread(p)  # by single numbers every rule chooses as the mean does
+    _needs_spread(p)  # by single numbers every rule chooses as the mean does
     shares = p.ratings.astype(np.float64).reshape(-1, 2)
 
     def won(rule: str) -> np.ndarray:

@@ -9,7 +9,6 @@ each target while it trains. (d) One pair of models, scored at the right token a
 """
 
 import copy
-import functools
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -321,20 +320,22 @@ def follow(member: Any, path: str, count: int) -> list[dict[str, Any]]:
         chosen, rejected = p.stds[p.pairs].mean(axis=0)
         rows.append({'step': step, 'chosen': float(chosen), 'rejected': float(rejected),
                      'reward_std': metrics.summarise(p)['reward_std'],
-                     'relative': _with_intervals(dict(zip(
-                         SIDES, map(_relative, p.stds[p.pairs].T, [p] * 2), strict=True)),
-                         p, member.analysis)})
+                     'relative': _with_intervals(
+                         {side: _relative(p, i) for i, side in enumerate(SIDES)}, p,
+                         member.analysis)})
     return rows
 
 
-def _relative(spread: np.ndarray, p: Predictions) -> Statistic:
-    """Mean of spreads [n] of one side over the standard deviation of the rewards of both."""
-    rewards = np.stack(p.rewards, axis=1).astype(np.float64)  # [n, 2]
+def _relative(p: Predictions, side: int) -> Statistic:
+    """Mean spread of one side of pairs over the standard deviation of the rewards of both."""
+    spread, rewards = p.stds[p.pairs[:, side]], np.stack(p.rewards, axis=1).ravel()
 
     def statistic(weights: np.ndarray | None) -> float:
         share = statistics.normalised(weights, len(spread))
-        _, deviation = statistics.moments(rewards.ravel(), np.repeat(share, 2) / 2.0)
-        return float(share @ spread) / deviation
+        both = np.repeat(share, 2) / 2.0
+        if statistics.is_constant(rewards[both > 0.0]):
+            raise statistics.Undefined('all rewards are equal')
+        return float(share @ spread) / statistics.moments(rewards, both)[1]
 
     return statistic
 
@@ -395,23 +396,28 @@ def measure(p: Predictions, analysis: Any) -> dict[str, Any]:
     chosen, rejected = p.rewards
     found = {'accuracy': statistics.accuracy(chosen - rejected),
              'auc': statistics.pooled_auc(chosen, rejected)}
-    kl = {name: functools.partial(_divergence, e.function, chosen, rejected, p.groups)
-          for name, e in divergences.ESTIMATORS.items()}
+
+    def divergence(function: Callable[..., float]) -> Statistic:
+        return lambda weights: function(chosen, rejected, weights, p.groups)
+
+    kl = {name: divergence(e.function) for name, e in divergences.ESTIMATORS.items()}
     return _with_intervals(found, p, analysis) | {'kl': _with_intervals(kl, p, analysis)}
 
 
-def _divergence(function: Callable[..., float], chosen: np.ndarray, rejected: np.ndarray,
-                groups: np.ndarray, weights: np.ndarray | None) -> float:
-    return function(chosen, rejected, weights, groups)
-
-
 def _with_intervals(found: Mapping[str, Statistic], p: Predictions,
-                    analysis: Any) -> dict[str, dict[str, float]]:
-    """Statistics of the pairs of some predictions, with intervals over opening questions."""
+                    analysis: Any) -> dict[str, dict[str, float | None]]:
+    """Statistics of the pairs of some predictions, with intervals over opening questions.
+
+    Those that are not defined, of a collapsed model, are None.
+    """
     weights = resampling.cluster_bootstrap_weights(p.groups, analysis.bootstrap, analysis.seed)
     result = {}
     for name, statistic in found.items():
-        interval = resampling.bootstrap(statistic, weights, analysis.level)
+        try:
+            interval = resampling.bootstrap(statistic, weights, analysis.level)
+        except statistics.Undefined:
+            result[name] = dict.fromkeys(('value', 'low', 'high'))
+            continue
         result[name] = {'value': interval.value, 'low': interval.low, 'high': interval.high}
     return result
 

@@ -7,8 +7,9 @@ import pytest
 
 from qrm.data import templates
 from qrm.data.comparisons import DataError
+from qrm.rewards.statistics import Undefined
 from qrm.studies import compare, figures, overoptimisation
-from qrm.studies.columns import Judged
+from qrm.studies.columns import COLUMNS, Judged
 from qrm.training import inference, workdir
 from qrm.training.schema import ConfigError
 from tests.helpers import TINY, load_config, pair_predictions
@@ -286,3 +287,12 @@ def test_reads_and_baselines_that_there_are_not(changes, message):
                 config.compare.sections[name] = value
     with pytest.raises(ConfigError, match=message):
         compare.member_configs(config)
+
+
+def test_rounding_of_equal_quantiles_is_no_spread():
+    p = pair_predictions(*np.random.default_rng(0).normal(size=(2, 50, 1)))
+    collapsed = p._replace(stds=np.random.default_rng(1).uniform(0.0, 1e-7, len(p.stds)))
+    for name in ('spread_variation', 'unexplained'):
+        with pytest.raises(Undefined, match='the spread is'):
+            COLUMNS[name].statistic(Judged(collapsed))(None)
+    assert COLUMNS['spread'].statistic(Judged(collapsed))(None) == 0.0

@@ -13,6 +13,7 @@ from qrm.data.comparisons import Comparison, DataError
 from qrm.rewards import selection
 from qrm.rewards.heads import HeadConfig
 from qrm.rewards.losses import LossConfig
+from qrm.rewards.statistics import Undefined
 from qrm.studies import baselines, compare, disagreement
 from qrm.studies.disagreement import Said
 from qrm.studies.panels import Panel
@@ -114,11 +115,37 @@ def test_what_rules_gain_on_disputed_pairs():
     few = pairs(np.arange(60) < 5, np.zeros(60))
     found = disagreement.measure(few, [said(np.ones(60), np.ones(60), predictions=p)], settings)
     assert found['choices']['quantile:0.1']['value'] is None
-    single = p._replace(stds=np.zeros_like(p.stds))
+    single = p._replace(stds=np.full_like(p.stds, 1e-7))  # what rounding makes of equal quantiles
     found = disagreement.measure(panel, [said(np.ones(60), np.ones(60), predictions=single)],
                                  settings)
     assert {cell['value'] for cell in found['choices'].values()} == {None}
     assert selection.scores_of(selection.Rule('mean'), p).tolist() == p.means.tolist()
+
+
+def test_single_numbers_cover_nothing_and_have_an_error():
+    rng = np.random.default_rng(0)
+    rewards = rng.normal(size=(60, 1))
+    p = pair_predictions(rewards[:30], rewards[30:])
+    ratings = (2.0 * p.means + 1.0).astype(np.float32)
+    p = p._replace(ratings=ratings + rng.normal(size=60).astype(np.float32))
+    slope, intercept = np.polyfit(p.means.astype(np.float64), p.ratings.astype(np.float64), 1)
+    error = np.abs(p.ratings - intercept - slope * p.means)
+    assert disagreement._of_ratings('crps', p)(None) == pytest.approx(error.mean(), rel=1e-5)
+    assert disagreement._of_ratings('rank_correlation_of_reward', p)(None) > 0.5
+    for name in ('coverage_error', 'crps_gain', 'rank_correlation_with_error'):
+        with pytest.raises(Undefined, match='single numbers'):
+            disagreement._of_ratings(name, p)
+
+
+def test_rules_without_a_spread_are_not_counted():
+    none = dict.fromkeys(('value', 'low', 'high'))
+    gained = {'value': 0.1, 'low': 0.01, 'high': 0.2}
+    rows = [{'workload': 'helpful', 'model': name, 'choices': {'cvar:0.2': cell}}
+            for name, cell in (('scalar', none), ('quantile', gained))]
+    lines = disagreement.verdict({'panels': [{'name': 'made', 'judges': 'judges'}],
+                                  'results': {'made': rows}}, config().yes)
+    assert lines == ['made: rules that choose better than the mean on disputed pairs: '
+                     'quantile (helpful) by cvar:0.2 (of 1)']
 
 
 def test_answers_are_by_the_bounds_of_the_config():

@@ -153,6 +153,12 @@ def test_the_recipe_of_the_papers_code():
         'model.dtype': 'bfloat16', 'model.chat_template': templates.MOSS}
     given = dict(schema.flatten(config, {}))
     assert {key: given[key] for key in expected} == expected
+    # What explains the table has it, too, at a rate for small models.
+    small = dict(schema.flatten(load_config('published'), {}))
+    other = {key for key in expected if small[key] != expected[key]}
+    assert other == {'optimizer.learning_rate', 'train.batch_size', 'train.max_steps',
+                     'model.dropout', 'model.dtype'}
+    assert small['train.epochs'] == 4.0
 
 
 def test_the_centred_control_is_pulled_towards_0_as_equal_quantiles_are():

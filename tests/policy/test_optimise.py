@@ -261,10 +261,15 @@ def test_the_state_that_goes_on_changes(uninterrupted):
 def test_a_run_ends_where_a_rule_says_so_and_is_left_ended(folder, tmp_path, capsys):
     changes = {'train.checkpoint_every': 2, 'monitor.kl_most': 0.0, 'monitor.patience': 1,
                'monitor.errors': 0.0, 'optimizer.learning_rate': 0.05}
+    # Unasked it goes on, and says what is suspect.
+    optimise.train(config(folder, 'grpo', **changes), str(tmp_path / 'unasked'))
+    assert 'kl:' in capsys.readouterr().out
+    assert [row['step'] for row in rows_of(tmp_path / 'unasked')] == [0, 2, 4, 6, 8]
     for _ in range(2):
-        optimise.train(config(folder, 'grpo', **changes), str(tmp_path))
+        asked = config(folder, 'grpo', **changes | {'monitor.stop': ('kl',)})
+        optimise.train(asked, str(tmp_path / 'asked'))
         assert 'kl:' in capsys.readouterr().out
-        assert [row['step'] for row in rows_of(tmp_path)] == [0, 2]
+        assert [row['step'] for row in rows_of(tmp_path / 'asked')] == [0, 2]
 
 
 @pytest.mark.usefixtures('drawn')

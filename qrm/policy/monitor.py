@@ -375,6 +375,7 @@ def format_rows(rows: Sequence[Row]) -> str:
         'blank': lambda row: f'{row.blank:.1%}',
         'unread': lambda row: '-' if row.unread is None else f'{row.unread:.1%}',
         'predicted std': lambda row: f'{row.predicted_std:.3f}',
+        'disagreement': lambda row: '-' if row.disagreement is None else f'{row.disagreement:.3f}',
         'perplexity': lambda row: f'{row.perplexity:.2f}',
     }
     return tables.markdown([list(columns), *([cell(row) for cell in columns.values()]

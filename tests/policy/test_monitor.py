@@ -250,7 +250,8 @@ def test_checkpoints_that_cannot_be_compared(wins):
 
 
 def test_rows_as_a_table():
-    text = monitor.format_rows([policy_row(0), policy_row(10, gold=None, repeated=0.5)])
+    text = monitor.format_rows([
+        policy_row(0), policy_row(10, gold=None, repeated=0.5, disagreement=0.25)])
     header, _, first, second = (
         [cell.strip() for cell in line.strip('| ').split('|')] for line in text.splitlines())
     assert dict(zip(header, first, strict=True)) | {'step': '0'} == {
@@ -258,6 +259,7 @@ def test_rows_as_a_table():
         'KL (nats)': '5.000 ± 0.300', 'KL a token': '0.0000 ± 0.0000', 'tokens': '50.0 ± 2.0',
         'entropy (nats)': '2.000 ± 0.050', 'repeated': '5.0%', 'distinct-2': '0.000',
         'refused': '10.0%', 'truncated': '2.0%', 'blank': '0.0%', 'predicted std': '0.500',
-        'unread': '-', 'perplexity': '3.00'}
+        'unread': '-', 'disagreement': '-', 'perplexity': '3.00'}
     cells = dict(zip(header, second, strict=True))
     assert (cells['step'], cells['gold'], cells['repeated']) == ('10', '-', '50.0%')
+    assert cells['disagreement'] == '0.250'

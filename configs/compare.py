@@ -3,12 +3,11 @@
     qrm compare --config=compare --workdir=results/compare
 
 trains eleven models with three seeds each on the demo's helpful dialogues: 13 minutes on 2 CPU
-cores. With
-`--config=compare:hh` it takes the data and the backbone of `hh`, from the hub or local folders
-(`--config.data.path`, `--config.model.checkpoint`), and leaves out the model that learns from
-ratings. With `--config=compare:frozen` heads are trained on hidden states of a backbone that stays
-as it is, of 30 blocks such as SmolLM2's, for both workloads; what each reads is chosen on held-out
-pairs, of which there are twice as many; and baselines stand beside them:
+cores. With `--config=compare:hh` it takes the data and the backbone of `hh`, from the hub or local
+folders (`--config.data.path`, `--config.model.checkpoint`), and leaves out the model that learns
+from ratings. With `--config=compare:frozen` heads are trained on hidden states of a backbone that
+stays as it is, of 30 blocks such as SmolLM2's, for both workloads; what each reads is chosen on
+held-out pairs, of which there are twice as many; and baselines stand beside them:
 
     qrm compare --config=compare:frozen --workdir=results/heads --config.data.path=DIR \\
       --config.model.checkpoint=DIR

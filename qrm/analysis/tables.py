@@ -226,16 +226,21 @@ def of_subsets(chosen: np.ndarray, rejected: np.ndarray, clusters: np.ndarray, n
     Returns:
       'accuracy', 'auc' and, by definition, 'kl' in nats: mean and 5% to 95% range over the subsets.
     """
-    rng = np.random.default_rng(seed)
-    subsets = [rng.choice(len(chosen), n, replace=False) for _ in range(draws)]
+    drawn = subsets(len(chosen), n, draws, seed)
     return {
         'accuracy': spread_of([statistics.accuracy(chosen[i] - rejected[i])(None)
-                               for i in subsets]),
-        'auc': spread_of([statistics.pooled_auc(chosen[i], rejected[i])(None) for i in subsets]),
+                               for i in drawn]),
+        'auc': spread_of([statistics.pooled_auc(chosen[i], rejected[i])(None) for i in drawn]),
         'kl': {name: spread_of([e.function(chosen[i], rejected[i], None, clusters[i])
-                                for i in subsets])
+                                for i in drawn])
                for name, e in divergences.ESTIMATORS.items()},
     }
+
+
+def subsets(pairs: int, n: int, draws: int, seed: int) -> list[np.ndarray]:
+    """Indices [n] of some pairs each, drawn without replacement."""
+    rng = np.random.default_rng(seed)
+    return [rng.choice(pairs, n, replace=False) for _ in range(draws)]
 
 
 def spread_of(values: Sequence[float]) -> dict[str, float]:

@@ -431,18 +431,16 @@ def count(p: Predictions, n: int, bins: Sequence[int], draws: int,
 
     Args:
       p: predictions.
-      n: pairs of a subset, drawn as those of `tables.of_subsets`.
+      n: pairs of a subset.
       bins: of each histogram.
-      draws: subsets.
-      seed: of the draws.
+      draws, seed: see `tables.subsets`.
 
     Returns:
       Rows of counted ('means', or 'quantiles': n N numbers a side), bins, n, mean, low and high (5%
       and 95%).
     """
-    rng = np.random.default_rng(seed)
     sides = p.quantiles[p.pairs]  # [n, 2, N]
-    subsets = [rng.choice(len(sides), n, replace=False) for _ in range(draws)]
+    subsets = tables.subsets(len(sides), n, draws, seed)
     counted = {'means': np.stack(p.rewards, axis=1)[..., None]}
     if sides.shape[-1] > 1:
         counted['quantiles'] = sides

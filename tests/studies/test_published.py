@@ -135,6 +135,13 @@ def test_a_whole_run(done):
             } == {(head, read, counted, bins) for bins in (20, 50) for read in published.READS
                   for head, counted in (('scalar', 'means'), ('quantile', 'means'),
                                         ('quantile', 'quantiles'))}
+    # Of the same subsets: means in 50 bins stand in both tables.
+    counted = {(row['head'], row['read']): row['mean'] for row in result['counts']
+               if (row['counted'], row['bins']) == ('means', 50)}
+    for row in result['table']:
+        if row['n'] == 79:
+            assert row['kl']['epsilon_histogram_50']['mean'] == pytest.approx(
+                counted[row['head'], row['read']])
     for row in result['table']:
         assert row['kl'].keys() == divergences.ESTIMATORS.keys()
         assert row['kl']['gaussian']['low'] < row['kl']['gaussian']['high']

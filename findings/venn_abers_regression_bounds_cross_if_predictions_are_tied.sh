@@ -43,7 +43,7 @@ rng = np.random.default_rng(0)
 scores = rng.integers(1, 6, 300).astype(float)
 truths = 2 * scores + rng.normal(size=300)
 values = np.arange(1, 6.0)
-lower, upper, backwards = {}, {}, {}
+lower, upper = {}, {}
 lower['found'], upper['found'] = VennAbers(setting='regression').fit(scores, truths).predict_proba(values)[1].T
 lower['exact'] = exact(scores, truths, truths.min(), values)
 upper['exact'] = exact(scores, truths, truths.max(), values)
